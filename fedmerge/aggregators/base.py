@@ -1,0 +1,90 @@
+"""What an aggregator is: a frozen dataclass whose fields are its hyper-parameters, with one pure method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar, Generic, TypeVar
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+from fedmerge.statistics.base import Statistic
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["Aggregator", "Fold", "check_range"]
+
+Total = TypeVar("Total")
+
+
+class Aggregator(ABC):
+    """Turns many client models into one.
+
+    Subclasses are frozen dataclasses registered with :func:`fedmerge.registry.register`. They see
+    parameters only, in client order, already checked: buffers, bad updates and dtypes are the pipeline's.
+    """
+
+    kind: ClassVar[str] = "aggregator"
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """Statistics that clients must measure after training."""
+    requires_base: ClassVar[bool] = False
+    """Whether the merge is relative to the model that all clients started from."""
+    requires_data: ClassVar[bool] = False
+    """Whether the server needs data of its own."""
+    may_change_width: ClassVar[bool] = False
+    """Whether the merged model may be wider or narrower than the clients'."""
+
+    @abstractmethod
+    def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
+        """Merge `updates` into one state.
+
+        Parameters
+        ----------
+        updates
+            Client updates; may be a stream that can be read once. None of their tensors may be changed.
+        context
+            Base model, round and seed.
+        memory
+            What this method returned as memory last round; empty in the first.
+
+        Returns
+        -------
+        tuple
+            The merged parameters, in any floating dtype, and the memory for the next round.
+        """
+
+
+class Fold(Aggregator, Generic[Total]):
+    """An aggregator that is a sum over clients: the server holds one model however many reply."""
+
+    @abstractmethod
+    def zero(self, context: MergeContext) -> Total:
+        """The empty sum."""
+
+    @abstractmethod
+    def add(self, total: Total, update: ClientUpdate, context: MergeContext) -> Total:
+        """`total` with one more client; may reuse the memory of `total`, never that of `update`."""
+
+    @abstractmethod
+    def finish(self, total: Total, context: MergeContext, memory: State) -> tuple[State, State]:
+        """Merged parameters and memory from the complete sum."""
+
+    def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
+        """Fold the stream of updates, one in memory at a time."""
+        total = self.zero(context)
+        for update in updates:
+            total = self.add(total, update, context)
+        return self.finish(total, context, memory)
+
+
+def check_range(owner: object, name: str, low: float, high: float, *, open_high: bool = False) -> None:
+    """Check that hyper-parameter `name` of a dataclass lies in [low, high], or in [low, high).
+
+    Raises
+    ------
+    InvalidOption
+        It does not.
+    """
+    value = getattr(owner, name)
+    if not (low <= value < high if open_high else low <= value <= high):
+        bracket = ")" if open_high else "]"
+        raise InvalidOption(f"{type(owner).__name__}: {name} must lie in [{low:g}, {high:g}{bracket}, got {value!r}")

@@ -1,0 +1,176 @@
+"""The functions that ``import fedmerge`` offers: merge models at hand, list the methods."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedmerge.errors import BadUpdate, InvalidOption, ModelError
+from fedmerge.pipeline import build_pipeline
+from fedmerge.registry import Entry, entries
+from fedmerge.state import State, module_state
+from fedmerge.statistics import Batches, compute_statistics, statistic
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["MethodInfo", "merge", "methods"]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What there is to know about a method before using it.
+
+    Parameters
+    ----------
+    name, summary, paper
+        How it is called, what it does in a line, where it comes from.
+    needs
+        Statistics that clients send besides their model.
+    options
+        Hyper-parameters with their defaults.
+    requires_base, requires_data, may_change_width
+        Whether it needs the common initial model, needs data on the server, may return another width.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    needs: tuple[str, ...]
+    options: Mapping[str, Any]
+    requires_base: bool
+    requires_data: bool
+    may_change_width: bool
+
+
+def methods() -> Mapping[str, MethodInfo]:
+    """Every registered method by name, those of other installed packages included.
+
+    Examples
+    --------
+    >>> methods()["fednova"].needs
+    ('local_steps',)
+    """
+    return {name: _info(found) for name, found in entries("aggregator").items()}
+
+
+def _info(found: Entry) -> MethodInfo:
+    cls: Any = found.cls
+    return MethodInfo(
+        name=found.name,
+        summary=found.summary,
+        paper=found.paper,
+        needs=tuple(need.name for need in cls.needs),
+        options=found.options,
+        requires_base=cls.requires_base,
+        requires_data=cls.requires_data,
+        may_change_width=cls.may_change_width,
+    )
+
+
+def merge(
+    models: Sequence[nn.Module],
+    method: str = "fedavg",
+    *,
+    weights: Sequence[float] | None = None,
+    base: nn.Module | None = None,
+    statistics: Sequence[Mapping[str, Any]] | None = None,
+    data: Iterable[Any] | None = None,
+    clients: Sequence[Batches] | None = None,
+    example: Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Merge trained models of one architecture into a new one.
+
+    Parameters
+    ----------
+    models
+        Modules of one architecture; none is modified.
+    method
+        A name of :func:`methods`; ``+`` adds server steps, as in ``"fedavg+server_momentum"``.
+    weights
+        One number per model, such as its examples; only their ratios matter. Equal where not given.
+    base
+        The model that all started from, for methods that merge updates (``fednova``, ``fedatt``).
+    statistics
+        One mapping per model, as :func:`~fedmerge.compute_statistics` returns it.
+    data
+        Batches of inputs, or ``(inputs, targets)``, on the server, for methods that use them.
+    clients
+        One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
+    example
+        One batch of inputs, for methods that trace the model.
+    seed
+        Root of the method's random streams, where it has any.
+    options
+        Hyper-parameters of the method.
+
+    Returns
+    -------
+    nn.Module
+        A new module.
+
+    Raises
+    ------
+    UnknownName
+        No such method or option.
+    InvalidOption
+        An option out of range, or something the method needs is not given.
+    BadUpdate
+        A model that cannot be merged with the others: NaN, missing tensor, wrong shape, zero weight.
+
+    Examples
+    --------
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> merged = merge([a, b], "fedavg", weights=[3, 1])
+    >>> bool(((0.75 * a.weight + 0.25 * b.weight) - merged.weight).abs().max() < 1e-6)
+    True
+    """
+    if not models:
+        raise InvalidOption("there is no model to merge: pass at least one")
+    for name, given in (("weights", weights), ("statistics", statistics), ("clients", clients)):
+        if given is not None and len(given) != len(models):
+            raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
+    # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
+    pipeline = build_pipeline(method, {method.split("+", maxsplit=1)[0]: options}, on_bad_update="raise")
+    _, buffers = module_state(models[0])
+    if pipeline.aggregator.requires_data and data is None:
+        raise InvalidOption(f"{method} needs batches on the server: pass data=.")
+    updates = []
+    for i, model in enumerate(models):
+        known = dict(statistics[i]) if statistics is not None else {}
+        given_statistics = _statistics(i, pipeline.needs, known, model, None if clients is None else clients[i])
+        weight = 1.0 if weights is None else float(weights[i])
+        updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
+    context = MergeContext(base=None if base is None else module_state(base)[0], seed=seed, data=data, example=example)
+    result = pipeline.merge(updates, context, buffers=buffers)
+    return _filled(copy.deepcopy(models[0]), result.state)
+
+
+def _statistics(
+    client: int, needs: Sequence[str], known: Mapping[str, Any], model: nn.Module, batches: Batches | None
+) -> dict[str, State]:
+    """The needed statistics of one model, from what was given or else measured."""
+    found = {}
+    for name in needs:
+        if name in known:
+            value = known[name]
+            try:
+                # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
+                found[name] = statistic(name).parse(value if isinstance(value, Mapping) else known)
+            except InvalidOption as error:
+                raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
+        elif batches is not None:
+            found[name] = compute_statistics(model, batches, [name])[name]
+    return found
+
+
+def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ModelError(f"the merged tensors do not fit {type(module).__name__}: {error}") from error
+    return module

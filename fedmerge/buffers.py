@@ -1,0 +1,103 @@
+"""Buffers of many clients into one: running statistics by policy, counters by maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import Layout, State, WeightedSum, accumulator_dtype
+
+__all__ = ["BatchNormPolicy", "BufferFold", "check_policy", "pool_moments"]
+
+BatchNormPolicy = Literal["mean", "pooled", "recalibrate", "local"]
+"""What becomes of batch-norm statistics. ``mean``: weighted mean. ``pooled``: mean and variance of all
+clients' activations taken together, within plus between clients. ``recalibrate``: clients measure the
+merged model afterwards and the server pools what they find. ``local``: never merged."""
+
+_POLICIES = ("mean", "pooled", "recalibrate", "local")
+
+
+def check_policy(policy: str) -> None:
+    """Check the name of a policy.
+
+    Raises
+    ------
+    InvalidOption
+        There is none of that name.
+    """
+    if policy not in _POLICIES:
+        raise InvalidOption(f"batch_norm must be one of {', '.join(_POLICIES)}; got {policy!r}")
+
+
+class BufferFold:
+    """Folds the buffers of a stream of clients; parameters are the aggregator's."""
+
+    def __init__(self, layout: Layout, policy: BatchNormPolicy) -> None:
+        self._layout = layout
+        self._policy = policy
+        self._moments = _PooledMoments() if policy == "pooled" else WeightedSum()
+        self._integers: dict[str, Tensor] = {}
+
+    def add(self, state: State, weight: float) -> None:
+        """Add one client's buffers."""
+        if self._policy != "local":
+            self._moments.add({name: state[name] for name in self._layout.float_buffers}, weight)
+        for name in self._layout.integer_buffers:
+            known = self._integers.get(name)
+            self._integers[name] = state[name].clone() if known is None else torch.maximum(known, state[name])
+
+    def finish(self, base: State | None) -> dict[str, Tensor]:
+        """The merged buffers; under ``local`` those of `base`, where there is one."""
+        if self._policy == "local":
+            kept = base or {}
+            return {**{n: kept[n].clone() for n in self._layout.float_buffers if n in kept}, **self._integers}
+        return {**self._moments.mean(), **self._integers}
+
+
+class _PooledMoments(WeightedSum):
+    """Weighted sums in which a variance goes in as a second moment and comes out as a variance."""
+
+    def add(self, state: State, weight: float) -> None:
+        super().add(_with_second_moments(state, 1.0), weight)
+
+    def mean(self) -> dict[str, Tensor]:
+        return {n: t.clamp_(min=0) if _mean_of(n) else t for n, t in _with_second_moments(super().mean(), -1.0).items()}
+
+
+def _mean_of(name: str) -> str | None:
+    stem, dot, last = name.rpartition(".")
+    return f"{stem}{dot}running_mean" if last == "running_var" else None
+
+
+def _with_second_moments(state: State, sign: float) -> dict[str, Tensor]:
+    """Turn variances into second moments about zero (sign 1) or back (sign -1), in float64."""
+    result = {}
+    for name, tensor in state.items():
+        mean = _mean_of(name)
+        paired = mean is not None and mean in state
+        result[name] = tensor.double() + sign * state[mean].double().square() if paired else tensor.double()  # type: ignore[index]
+    return result
+
+
+def pool_moments(moments: Iterable[tuple[State, float]]) -> dict[str, Tensor]:
+    """Batch-norm statistics of several clients as if their data were one, from ``(statistics, weight)`` pairs.
+
+    Variance is that within clients plus that between them (law of total variance).
+
+    Examples
+    --------
+    >>> one = {"running_mean": torch.tensor([0.0]), "running_var": torch.tensor([1.0])}
+    >>> two = {"running_mean": torch.tensor([2.0]), "running_var": torch.tensor([1.0])}
+    >>> pool_moments([(one, 1), (two, 1)])["running_var"].item()
+    2.0
+    """
+    total = _PooledMoments()
+    dtypes: dict[str, torch.dtype] = {}
+    for state, weight in moments:
+        total.add(state, weight)
+        dtypes.update({name: accumulator_dtype(tensor.dtype) for name, tensor in state.items()})
+    return {name: tensor.to(dtypes[name]) for name, tensor in total.mean().items()}

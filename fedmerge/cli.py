@@ -1,0 +1,167 @@
+"""The ``fedmerge`` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmerge.api import methods as known_methods
+from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.registry import entries
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated learning in which the merge is the subject.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration, see simulations/.")]
+OptionalConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for records and pictures. Default: under runs/.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace records of another configuration.")]
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends with one clear line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    try:
+        app()
+    except FedMergeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def compare(
+    config: OptionalConfig = None,
+    methods: Annotated[str | None, typer.Option(help="Methods, by comma: fedavg,fednova+server_adam.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, ...")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    partition: Annotated[str | None, typer.Option(help="iid, dirichlet, pathological, shard, quantity, natural.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Dirichlet concentration: smaller is more skewed.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Communication rounds.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from 0.")] = None,
+    target: Annotated[float | None, typer.Option(help="Accuracy whose round is reported, such as 0.9.")] = None,
+    workers: Annotated[str | None, typer.Option(help="auto, a number of Ray actors, or ray.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie. Default: $FEDMERGE_DATA.")] = None,
+    out: Out = None,
+    assignments: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare aggregators on one federation: curves, a table and records."""
+    flags = {
+        "methods": None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+        "rounds": rounds,
+        "seeds": None if seeds is None else list(range(seeds)),
+        "target": target,
+        "workers": workers,
+        "device": device,
+        "data": _given(name=dataset, dir=data_dir),
+        "model": _given(name=model),
+        "partition": _given(scheme=partition, clients=clients, alpha=alpha),
+    }
+    _run(_config(config, _given(**flags), assignments), out, overwrite=overwrite)
+
+
+@app.command()
+def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite: Overwrite = False) -> None:
+    """Run one method on one seed, such as the config.toml of a record, again."""
+    settings = _config(config, {}, assignments)
+    if len(settings.methods) != 1 or len(settings.seeds) != 1:
+        raise ConfigError(
+            f"{config} names {len(settings.methods)} methods and {len(settings.seeds)} seeds: "
+            "`fedmerge run` takes one of each; use `fedmerge compare`, or --set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
+        )
+    _run(settings, out, overwrite=overwrite)
+
+
+@app.command()
+def plot(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of comparisons or of runs.")],
+    out: Annotated[Path | None, typer.Option(help="The picture. Default: convergence.png in the first folder.")] = None,
+    target: Annotated[float | None, typer.Option(help="Accuracy to mark.")] = None,
+) -> None:
+    """Draw convergence curves of finished runs."""
+    from fedmerge.plotting import plot_convergence
+
+    typer.echo(plot_convergence(folders, out or folders[0] / "convergence.png", target=target))
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """List the methods, what they need and their options."""
+    known = known_methods()
+    if as_json:
+        typer.echo(json.dumps({name: dataclasses.asdict(info) for name, info in known.items()}, indent=2, default=str))
+        return
+    from fedmerge.report import methods_table, show
+
+    show(methods_table(known, entries("server step")))
+
+
+@app.command()
+def partition(config: OptionalConfig = None, out: Out = None, assignments: Set = None) -> None:
+    """Divide the data as a configuration says, and draw who holds which labels."""
+    from fedmerge.report import partition_table, show
+    from fedmerge.simulation.partitions import save_partition
+
+    settings = _config(config, {}, assignments)
+    folder = out or _default_out(settings)
+    for seed in settings.seeds:
+        counts, names, paths = save_partition(settings, seed, folder)
+        show(partition_table(counts, names, seed))
+        for path in paths:
+            typer.echo(path)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Only what was given: None and empty tables are not."""
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
+    from fedmerge.simulation.config import load_config, make_config, parse_assignment
+
+    file = {} if path is None else load_config(path)
+    return make_config(file, flags, *map(parse_assignment, assignments or []))
+
+
+def _default_out(config: Any) -> Path:
+    split = config.partition.scheme
+    if split in ("dirichlet", "quantity"):
+        split += f"{config.partition.alpha:g}"
+    return Path("runs") / f"{config.data.name}-{config.model.name.replace(':', '.')}-{split}"
+
+
+def _run(config: Any, out: Path | None, *, overwrite: bool) -> None:
+    from fedmerge.report import Progress, show, summary_table
+    from fedmerge.simulation.compare import check_output, compare
+    from fedmerge.simulation.partitions import save_partition
+    from fedmerge.simulation.results import write_results
+
+    folder = out or _default_out(config)
+    if not overwrite:
+        check_output(config, folder)
+    with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
+        runs = compare(config, folder, progress)
+    rows, target, paths = write_results(config, runs, folder)
+    _, _, drawn = save_partition(config, config.seeds[0], folder)
+    show(summary_table(rows, target))
+    for path in [*paths, *drawn]:
+        typer.echo(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""How to divide a data set among clients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fedmerge.errors import InvalidOption, UnknownName
+
+__all__ = ["PartitionSettings", "Scheme"]
+
+Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural"]
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How to divide a data set among clients.
+
+    Parameters
+    ----------
+    scheme : str
+        - `iid`: equal parts, at random.
+        - `dirichlet`: for each class, the clients' shares are a Dirichlet draw (arXiv:1905.12022).
+        - `pathological`: each client has `classes_per_client` classes (arXiv:2102.02079). Client k has class
+          k modulo the number of classes, the others are drawn; a class that nobody has stays unused,
+          which only happens with fewer clients than classes.
+        - `shard`: examples sorted by class and cut into equal shards, dealt at random (arXiv:1602.05629).
+          Examples left over by the division, fewer than there are shards, stay unused.
+        - `quantity`: classes at random, sizes unequal. Each client gets the smallest size that
+          `min_examples` allows, and one Dirichlet draw shares out the rest.
+        - `natural`: the clients that the data set itself names, the first `clients` of them.
+    clients : int or None
+        Number of clients; None, for `natural` only, takes all.
+    alpha : float
+        Concentration of the Dirichlet draw, above 0: the smaller, the more the clients differ.
+        For `dirichlet` and `quantity`.
+    classes_per_client : int
+        Classes that a client has. For `pathological`.
+    shards_per_client : int
+        Shards that a client gets. For `shard`.
+    min_examples : int
+        Fewest training examples (those held out not counted) that a client may have, at least 1.
+    held_out : float
+        Share of each client's examples that it does not train on, rounded to a whole number; in [0, 1).
+        One example at least is left for training.
+    max_examples : int or None
+        Most examples that a client keeps, held-out ones included, chosen at random; None keeps all.
+
+    Raises
+    ------
+    UnknownName
+        For an unknown scheme.
+    InvalidOption
+        For a value out of its range.
+
+    Examples
+    --------
+    >>> PartitionSettings("dirichlet", clients=20, alpha=0.1).held_out
+    0.1
+    >>> PartitionSettings(alpha=0)
+    Traceback (most recent call last):
+    fedmerge.errors.InvalidOption: partition setting alpha=0: must be a finite number above 0.
+    """
+
+    scheme: Scheme = "dirichlet"
+    clients: int | None = 10
+    alpha: float = 0.3
+    classes_per_client: int = 2
+    shards_per_client: int = 2
+    min_examples: int = 1
+    held_out: float = 0.1
+    max_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in get_args(Scheme):
+            raise UnknownName("partition scheme", self.scheme, get_args(Scheme))
+        if self.clients is None and self.scheme != "natural":
+            raise InvalidOption(
+                f"partition setting clients=None: only the scheme 'natural' takes None, not {self.scheme!r}. "
+                "Give a number."
+            )
+        for name in ("clients", "classes_per_client", "shards_per_client", "min_examples", "max_examples"):
+            value = getattr(self, name)
+            if value is not None or name not in ("clients", "max_examples"):
+                _check_count(name, value)
+        if not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
+            raise InvalidOption(f"partition setting alpha={self.alpha!r}: must be a finite number above 0.")
+        if not (_is_number(self.held_out) and 0 <= self.held_out < 1):
+            raise InvalidOption(f"partition setting held_out={self.held_out!r}: must be in [0, 1).")
+        if self.max_examples is not None and self.max_examples < self.fewest_rows:
+            raise InvalidOption(
+                f"partition setting max_examples={self.max_examples}: "
+                f"min_examples={self.min_examples} with held_out={self.held_out} takes {self.fewest_rows}. "
+                "Raise max_examples or lower min_examples."
+            )
+
+    def held_out_of(self, examples: int) -> int:
+        """How many of a client's examples are held out.
+
+        Examples
+        --------
+        >>> [PartitionSettings(held_out=0.5).held_out_of(n) for n in (1, 2, 10)]
+        [0, 1, 5]
+        """
+        return max(0, min(round(self.held_out * examples), examples - 1))
+
+    @property
+    def fewest_rows(self) -> int:
+        """Smallest number of examples of which `min_examples` are left for training."""
+        if self.min_examples == 1:
+            return 1  # one example is always left for training
+        # The answer is near this bound, which rounding may miss by one or two.
+        bound = math.floor((self.min_examples - 0.5) / (1 - self.held_out))
+        examples = max(self.min_examples, bound - 1)
+        while examples - self.held_out_of(examples) < self.min_examples:
+            examples += 1
+        return examples
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidOption(f"partition setting {name}={value!r}: must be an integer of at least 1.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

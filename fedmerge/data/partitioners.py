@@ -1,0 +1,163 @@
+"""Divide the rows of a data set with the partitioners of flwr-datasets.
+
+They work on a table, here of row numbers and labels only: images in it would cost seconds and gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmerge.data.extras import need
+from fedmerge.data.global_rng import untouched_global_rng
+from fedmerge.data.partition_settings import PartitionSettings
+from fedmerge.errors import PartitionError
+
+__all__ = ["REMEDIES", "assign_rows"]
+
+Rows = NDArray[np.int64]
+
+REMEDIES = {
+    "iid": "Use fewer clients or a smaller min_examples.",
+    "dirichlet": "Use a larger alpha, fewer clients, a smaller min_examples or another seed.",
+    "pathological": "Use fewer clients, another classes_per_client, a smaller min_examples or another seed.",
+    "shard": "Use fewer clients, a smaller shards_per_client or a smaller min_examples.",
+    "quantity": "Use fewer clients or a smaller min_examples.",
+    "natural": "Use fewer clients (the first ones of the data set), a smaller min_examples or a smaller held_out.",
+}
+
+
+def assign_rows(
+    examples: int, key: Tensor | None, settings: PartitionSettings, clients: int, generator: np.random.Generator
+) -> list[Rows]:
+    """Give each client its rows, sorted.
+
+    Parameters
+    ----------
+    examples : int
+        Number of rows to divide.
+    key : Tensor or None
+        int64 `[examples]`: what the scheme divides by, which is the label, the natural client, or nothing.
+    settings : PartitionSettings
+        The scheme and its options.
+    clients : int
+        Number of clients to return.
+    generator : numpy.random.Generator
+        Source of every random choice.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each client int64 row numbers; may be empty.
+
+    Raises
+    ------
+    PartitionError
+        Where the partitioner cannot do as the settings ask.
+    DataError
+        Where flwr-datasets is not installed.
+
+    Examples
+    --------
+    >>> settings = PartitionSettings("iid", clients=3)
+    >>> parts = assign_rows(7, None, settings, 3, np.random.default_rng(0))
+    >>> sorted(len(part) for part in parts)
+    [2, 2, 3]
+    """
+    flower = need("flwr_datasets.partitioner", "a partition")
+    datasets = need("datasets", "a partition")
+    # Not every partitioner shuffles: in a shuffled table, even a contiguous block is a random choice.
+    order = generator.permutation(examples)
+    columns = {"row": order} if key is None else {"row": order, "key": key.cpu().numpy()[order]}
+    with untouched_global_rng(), _quiet(datasets):
+        try:
+            partitioner = _partitioner(flower, settings, clients, examples, generator)
+            # As Arrow, a column is read in one go; by default it is read element by element.
+            partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("arrow")
+            found = partitioner.num_partitions
+            positions = _natural_positions(partitioner) if settings.scheme == "natural" else range(found)
+            parts = {
+                client: _rows(partitioner.load_partition(position))
+                for position, client in enumerate(positions)
+                if client < clients
+            }
+        except ValueError as error:
+            raise PartitionError(f"{settings}: {error} {REMEDIES[settings.scheme]}") from error
+    return [parts.get(client, np.empty(0, dtype=np.int64)) for client in range(clients)]
+
+
+def _partitioner(
+    flower: Any, settings: PartitionSettings, clients: int, examples: int, generator: np.random.Generator
+) -> Any:
+    seed = int(generator.integers(2**31))
+    match settings.scheme:
+        case "iid":
+            return flower.IidPartitioner(clients)
+        case "dirichlet":
+            return flower.DirichletPartitioner(
+                clients,
+                "key",
+                alpha=float(settings.alpha),
+                min_partition_size=settings.fewest_rows,
+                self_balancing=False,
+                seed=seed,
+            )
+        case "pathological":
+            return flower.PathologicalPartitioner(
+                clients,
+                "key",
+                num_classes_per_partition=settings.classes_per_client,
+                class_assignment_mode="first-deterministic",
+                seed=seed,
+            )
+        case "shard":
+            return flower.ShardPartitioner(
+                clients, "key", num_shards_per_partition=settings.shards_per_client, seed=seed
+            )
+        case "quantity":
+            return flower.SizePartitioner(_sizes(settings, clients, examples, generator))
+        case "natural":
+            return flower.NaturalIdPartitioner("key")
+
+
+def _sizes(settings: PartitionSettings, clients: int, examples: int, generator: np.random.Generator) -> list[int]:
+    """Sizes that add up to `examples`: the smallest allowed for each client, and a Dirichlet share of the rest."""
+    spare = examples - clients * settings.fewest_rows
+    if spare < 0:
+        raise ValueError(f"{examples} examples are too few for {settings.fewest_rows} at each of {clients} clients.")
+    shares = generator.dirichlet(np.full(clients, float(settings.alpha)))
+    ends = np.rint(np.cumsum(shares) / shares.sum() * spare).astype(np.int64)
+    return [settings.fewest_rows + int(size) for size in np.diff(ends, prepend=0)]
+
+
+def _natural_positions(partitioner: Any) -> list[int]:
+    """The natural client of each partition; a client without rows has none."""
+    names: dict[int, int] = partitioner.partition_id_to_natural_id
+    return [names[position] for position in range(len(names))]
+
+
+def _rows(part: Any) -> Rows:
+    return np.sort(part[:]["row"].to_numpy())
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Silence progress bars, logs and warnings: what matters of them comes back as an error."""
+    showed_bars, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if showed_bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,92 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedmerge.data.dataset import Dataset
+from fedmerge.data.digits import load_digits
+from fedmerge.data.heart_disease import load_heart_disease
+from fedmerge.data.shakespeare import load_shakespeare
+from fedmerge.data.vision import load_cifar10, load_fashion_mnist, load_mnist
+from fedmerge.errors import DataError, UnknownName
+
+__all__ = ["WITH_NATURAL_CLIENTS", "dataset_names", "load_dataset"]
+
+_LOADERS: dict[str, Callable[..., Dataset]] = {
+    "digits": load_digits,
+    "mnist": load_mnist,
+    "fashion_mnist": load_fashion_mnist,
+    "cifar10": load_cifar10,
+    "shakespeare": load_shakespeare,
+    "heart_disease": load_heart_disease,
+}
+WITH_NATURAL_CLIENTS = ("heart_disease", "shakespeare")
+
+
+def dataset_names() -> list[str]:
+    """Names that `load_dataset` knows.
+
+    Examples
+    --------
+    >>> "digits" in dataset_names()
+    True
+    """
+    return list(_LOADERS)
+
+
+def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dataset:
+    """Load a data set into memory.
+
+    Parameters
+    ----------
+    name : str
+        One of `dataset_names()`.
+    data_dir : Path, optional
+        Folder of the data files. By default the environment variable FEDMERGE_DATA, or else
+        `~/.cache/fedmerge`.
+    **options
+        Options of that data set: `shakespeare` takes `sequence_length`, `min_characters`, `max_clients`.
+
+    Raises
+    ------
+    UnknownName
+        For an unknown data set or option.
+    InvalidOption
+        For an option out of its range.
+    DataError
+        Where the folder or its files are missing or unreadable, or a library is not installed.
+
+    Examples
+    --------
+    >>> load_dataset("digits")
+    Dataset('digits', train=1437, test=360, input_shape=(1, 8, 8), num_classes=10, natural_clients=0)
+    """
+    if name not in _LOADERS:
+        raise UnknownName("data set", name, _LOADERS)
+    loader = _LOADERS[name]
+    _, *known = inspect.signature(loader).parameters
+    for option in options:
+        if option not in known:
+            none = "" if known else "It takes none."
+            raise UnknownName(f"option of data set {name!r}:", option, known, none)
+    return loader(_data_folder(data_dir), **options)
+
+
+def _data_folder(data_dir: Path | None) -> Path:
+    """The folder to read from; only the default one may be absent, as a download will make it."""
+    from_environment = os.environ.get("FEDMERGE_DATA")
+    if data_dir is None and not from_environment:
+        return Path.home() / ".cache" / "fedmerge"
+    folder = Path(data_dir or from_environment or "").expanduser()
+    if not folder.is_dir():
+        origin = "FEDMERGE_DATA" if data_dir is None else "data_dir"
+        raise DataError(
+            f"data folder {str(folder)!r} (from {origin}) does not exist or is not a folder. "
+            "Create it, or point --data-dir or FEDMERGE_DATA at the folder that holds the data."
+        )
+    return folder

@@ -1,0 +1,50 @@
+"""Unpack the compressed files of a data set into another folder, leaving theirs as it is."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["has_packed", "unpack"]
+
+
+def has_packed(root: Path, folder: str, files: Iterable[str], archive: str | None) -> bool:
+    """Whether `root` holds the archive, or each file of its subfolder plain or with .gz.
+
+    Examples
+    --------
+    >>> has_packed(Path("nowhere"), "MNIST/raw", ["labels"], archive=None)
+    False
+    """
+    if archive is not None:
+        return (root / archive).is_file()
+    return all((root / folder / name).is_file() or _gz(root / folder / name).is_file() for name in files)
+
+
+def unpack(root: Path, folder: str, files: Iterable[str], archive: str | None, target: Path) -> None:
+    """Write the files that `has_packed` found below `root` to the same subfolder of `target`.
+
+    Raises
+    ------
+    OSError, EOFError, zlib.error, tarfile.TarError
+        Where a file is damaged or `target` cannot be written.
+    """
+    if archive is not None:
+        with tarfile.open(root / archive) as packed:
+            packed.extractall(target, filter="data")
+        return
+    (target / folder).mkdir(parents=True)
+    for name in files:
+        plain = root / folder / name
+        if plain.is_file():
+            shutil.copyfile(plain, target / folder / name)
+            continue
+        with gzip.open(_gz(plain), "rb") as source, (target / folder / name).open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def _gz(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")

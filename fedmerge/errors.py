@@ -1,0 +1,90 @@
+"""The errors that fedmerge raises: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BadUpdate",
+    "ConfigError",
+    "DataError",
+    "FedMergeError",
+    "InvalidOption",
+    "MissingStatistic",
+    "ModelError",
+    "NoUsableUpdates",
+    "PartitionError",
+    "RecordError",
+    "UnknownName",
+    "nearest",
+]
+
+
+class FedMergeError(Exception):
+    """Base of every error that fedmerge raises on purpose."""
+
+
+class BadUpdate(FedMergeError):
+    """One client's update cannot be merged (NaN, missing tensor, wrong shape, no examples)."""
+
+    def __init__(self, client: int | str, reason: str, remedy: str) -> None:
+        super().__init__(f"update of client {client}: {reason}. {remedy}")
+        self.client = client
+        self.reason = reason
+
+
+class NoUsableUpdates(FedMergeError):
+    """Too few updates are left to merge once the bad ones are dropped."""
+
+
+class MissingStatistic(BadUpdate):
+    """An aggregator needs a statistic that the client did not send."""
+
+
+class UnknownName(FedMergeError):
+    """A name (method, data set, model, option, configuration key) that nobody registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        known = sorted(known)
+        guess = nearest(name, known)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        listing = f" Known: {', '.join(known)}." if known else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint}{listing}{' ' + remedy if remedy else ''}")
+        self.kind, self.name = kind, name
+
+
+class InvalidOption(FedMergeError):
+    """A hyper-parameter has a value outside its range or of the wrong type."""
+
+
+class ConfigError(FedMergeError):
+    """A configuration file or command line cannot be used."""
+
+
+class DataError(FedMergeError):
+    """A data set is missing, incomplete or unreadable."""
+
+
+class PartitionError(FedMergeError):
+    """A data set cannot be divided among the clients as asked."""
+
+
+class ModelError(FedMergeError):
+    """A model cannot be built, or does not fit the data or the tensors given."""
+
+
+class RecordError(FedMergeError):
+    """A run record is missing, damaged or would be overwritten."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None where nothing is close.
+
+    Examples
+    --------
+    >>> nearest("fedvag", ["fedavg", "fednova"])
+    'fedavg'
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None

@@ -1,0 +1,229 @@
+"""The road from client updates to the next global model: validate, split buffers, combine, step, join."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedmerge.aggregators.base import Aggregator
+from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
+from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.registry import build, entries
+from fedmerge.server_steps import ServerStep
+from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
+from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.validation import check_update, common_form
+
+__all__ = ["MergeResult", "Pipeline", "build_pipeline"]
+
+log = logging.getLogger("fedmerge")
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge gives: the new state, the memory for next time, and who took part."""
+
+    state: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    accepted: tuple[int, ...]
+    dropped: tuple[BadUpdate, ...]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An aggregator with what surrounds it; a named method is a pipeline with everything at its default.
+
+    Parameters
+    ----------
+    aggregator
+        Combines the clients' parameters.
+    server_steps
+        Taken in order after combining; each keeps its own memory.
+    batch_norm
+        Policy for batch-norm statistics, see :data:`~fedmerge.buffers.BatchNormPolicy`. Under
+        ``"recalibrate"`` the result holds their mean until whoever has data has measured them afresh.
+    on_bad_update
+        ``"drop"`` leaves a bad update out with a warning, ``"raise"`` makes it an error.
+    min_updates
+        Fewest good updates to merge.
+    """
+
+    aggregator: Aggregator
+    server_steps: tuple[ServerStep, ...] = ()
+    batch_norm: BatchNormPolicy = "mean"
+    on_bad_update: Literal["drop", "raise"] = "drop"
+    min_updates: int = 1
+
+    def __post_init__(self) -> None:
+        check_policy(self.batch_norm)
+        if self.on_bad_update not in ("drop", "raise"):
+            raise InvalidOption(f'on_bad_update must be "drop" or "raise", got {self.on_bad_update!r}')
+        if self.min_updates < 1:
+            raise InvalidOption(f"min_updates must be at least 1, got {self.min_updates!r}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the statistics that clients must measure after training."""
+        return tuple(statistic.name for statistic in self.aggregator.needs)
+
+    def merge(
+        self,
+        updates: Iterable[ClientUpdate | BadUpdate],
+        context: MergeContext,
+        memory: State | None = None,
+        *,
+        buffers: Collection[str] | None = None,
+    ) -> MergeResult:
+        """Merge client updates into the next global state.
+
+        Parameters
+        ----------
+        updates
+            A sequence, which is sorted by client first, or a stream, which must come in client order and
+            is read once, one model in memory at a time. What could not even be decoded comes as a BadUpdate.
+        context
+            Base model, round, seed.
+        memory
+            ``MergeResult.memory`` of the round before.
+        buffers
+            Names of the model's buffers, where its module is at hand; otherwise they are told by name.
+
+        Raises
+        ------
+        NoUsableUpdates
+            Fewer than ``min_updates`` good updates.
+        BadUpdate
+            A bad update, under ``on_bad_update="raise"``.
+        """
+        memory = memory or {}
+        if isinstance(updates, Sequence):
+            updates = sorted(updates, key=lambda update: update.client)
+        reference = context.base
+        if reference is None:
+            updates = list(updates)
+            readable = [update for update in updates if isinstance(update, ClientUpdate)]
+            if not readable:
+                raise NoUsableUpdates("there is no update to merge")
+            reference = common_form(readable)
+        layout = Layout.of(reference, buffers)
+        stream = _Stream(self, updates, reference, BufferFold(layout, self.batch_norm), layout)
+        base = None if context.base is None else {name: context.base[name] for name in layout.parameters}
+
+        merged, own = self.aggregator.merge(iter(stream), replace(context, base=base), prefixed("aggregator", memory))
+        next_memory = with_prefix("aggregator", own)
+        for i, step in enumerate(self.server_steps):
+            if base is None:
+                raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
+            merged, own = step.step(base, merged, prefixed(f"step{i}", memory))
+            next_memory |= with_prefix(f"step{i}", own)
+        _check_finite(merged, self.aggregator)
+        state = cast_like({**merged, **stream.buffers.finish(context.base)}, reference)
+        return MergeResult(
+            {name: state[name] for name in reference if name in state},
+            next_memory,
+            tuple(stream.accepted),
+            tuple(stream.dropped),
+        )
+
+
+class _Stream:
+    """Hands good updates on, parameters only, and keeps their buffers, names and the reasons of bad ones."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        updates: Iterable[ClientUpdate | BadUpdate],
+        reference: State,
+        buffers: BufferFold,
+        layout: Layout,
+    ) -> None:
+        self._pipeline, self._updates, self._reference, self._layout = pipeline, updates, reference, layout
+        self.buffers = buffers
+        self.accepted: list[int] = []
+        self.dropped: list[BadUpdate] = []
+
+    def __iter__(self) -> Iterator[ClientUpdate]:
+        aggregator = self._pipeline.aggregator
+        for update in self._updates:
+            if isinstance(update, BadUpdate):
+                self._drop(update)
+                continue
+            try:
+                check_update(update, self._reference, same_shapes=not aggregator.may_change_width)
+                statistics = {s.name: _parsed(update, s.name, s.parse) for s in aggregator.needs}
+            except BadUpdate as bad:
+                self._drop(bad)
+                continue
+            self.buffers.add(update.state, update.weight)
+            self.accepted.append(update.client)
+            parameters = {name: update.state[name] for name in self._layout.parameters}
+            yield replace(update, state=parameters, statistics={**update.statistics, **statistics})
+        if len(self.accepted) < self._pipeline.min_updates:
+            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
+            raise NoUsableUpdates(
+                f"{len(self.accepted)} usable updates, at least {self._pipeline.min_updates} wanted ({reasons})"
+            )
+
+    def _drop(self, bad: BadUpdate) -> None:
+        if self._pipeline.on_bad_update == "raise":
+            raise bad
+        log.warning("dropped: %s", bad)
+        self.dropped.append(bad)
+
+
+def _parsed(update: ClientUpdate, name: str, parse: Any) -> State:
+    try:
+        parsed: State = parse(update.statistic(name))
+    except InvalidOption as error:
+        raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
+    return parsed
+
+
+def _check_finite(merged: State, aggregator: Aggregator) -> None:
+    for name, tensor in merged.items():
+        if not torch.isfinite(tensor).all():
+            raise FedMergeError(
+                f"{type(aggregator).__name__} gave NaN or infinite values in {name!r} from finite updates: "
+                "lower its step sizes, or the clients' learning rate"
+            )
+
+
+def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
+    """Make a pipeline from a method's name, such as ``"fedavg"`` or ``"fednova+server_adam"``.
+
+    Parameters
+    ----------
+    method
+        An aggregator, then any server steps, joined by ``+``.
+    options
+        Hyper-parameters by part: ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
+    settings
+        Further fields of :class:`Pipeline`.
+
+    Raises
+    ------
+    UnknownName
+        A part, or an option of one, that does not exist.
+    InvalidOption
+        An option with a wrong value.
+
+    Examples
+    --------
+    >>> build_pipeline("fedavg+server_momentum").server_steps
+    (ServerMomentum(momentum=0.9, learning_rate=1.0),)
+    """
+    options = options or {}
+    name, *steps = method.split("+")
+    for step in steps:
+        if step not in entries("server step"):
+            raise UnknownName("server step", step, entries("server step"), f"In {method!r}.")
+    return Pipeline(
+        build("aggregator", name, options.get(name, {})),
+        tuple(build("server step", step, options.get(step, {})) for step in steps),
+        **settings,
+    )

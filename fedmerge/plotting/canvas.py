@@ -1,0 +1,79 @@
+"""A blank figure and how it reaches the disk: the only place that loads matplotlib."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.plotting.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["blank", "picture_path", "save"]
+
+SETTINGS = {
+    "font.size": 8.5,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "svg.hashsalt": "fedmerge",
+}
+# Per format, the entries that name a date or a program version: without them, same records give same bytes.
+NO_STAMP = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+DPI = 200
+
+
+@contextmanager
+def blank(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of so many inches; draw and save it within the block, where our settings hold.
+
+    It belongs to no pyplot state: it needs no display, and nothing of it outlives the block.
+
+    Raises
+    ------
+    RecordError
+        matplotlib is not installed.
+    """
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise RecordError('figures need matplotlib: pip install "fedmerge[sim]"') from error
+    with matplotlib.rc_context(SETTINGS):
+        yield figures.Figure(figsize=(width, height), layout="constrained")
+
+
+def picture_path(out: Path, name: str) -> Path:
+    """The file that `out` stands for: itself, or `name` in it where it is a folder.
+
+    Raises
+    ------
+    InvalidOption
+        The file is not a .png, .pdf or .svg.
+    """
+    out = Path(out)
+    file = out / name if out.is_dir() else out
+    if file.suffix.lower() not in NO_STAMP:
+        raise InvalidOption(
+            f"cannot draw to {file}: name a folder that exists, or a file that ends in {', '.join(NO_STAMP)}."
+        )
+    return file
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure in one step, without a time stamp, and return `path`."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, metadata=NO_STAMP[path.suffix.lower()])
+    return path

@@ -1,0 +1,121 @@
+"""The numbers behind the convergence figure: means over seeds, confidence bands, axis limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.plotting.runs import Run, by_method
+
+__all__ = ["Curve", "accuracy_limits", "curves", "half_width"]
+
+Floats = NDArray[np.float64]
+
+MEGABYTE = 1e6
+BAND_ROOM = 0.15  # of the range of the means: how far a band may widen the axis at either end
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's mean over seeds: accuracy in percent against three costs, which start at zero."""
+
+    method: str
+    seeds: int
+    accuracy: Floats
+    half_width: Floats | None  # of the confidence band; None for a single seed
+    rounds: Floats
+    megabytes: Floats
+    seconds: Floats
+
+
+def curves(runs: Sequence[Run], confidence: float = 0.95) -> list[Curve]:
+    """One curve per method, best final accuracy first.
+
+    A curve has the rounds that every seed of its method evaluated, so that no point is a mean over
+    fewer seeds than its neighbours (a curve would jump where a seed ends).
+
+    Raises
+    ------
+    InvalidOption
+        `confidence` is not in (0, 1).
+    RecordError
+        No round of a method was evaluated with every seed.
+    """
+    if not 0 < confidence < 1:
+        raise InvalidOption(f"confidence lies in (0, 1), not {confidence}. For 95 % write 0.95.")
+    drawn = [_curve(method, group, confidence) for method, group in by_method(runs).items()]
+    return sorted(drawn, key=lambda curve: -curve.accuracy[-1])
+
+
+def half_width(values: Floats, confidence: float) -> Floats | None:
+    """Half the confidence interval of the mean over axis 0 (seeds): t * s / sqrt(n).
+
+    s is the sample standard deviation and t the quantile of Student's distribution with n - 1 degrees of
+    freedom; None where n = 1.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    t = float(stdtrit(n - 1, 0.5 + confidence / 2))
+    width: Floats = t * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return width
+
+
+def accuracy_limits(drawn: Sequence[Curve], target: float | None) -> tuple[float, float]:
+    """Limits of the accuracy axis in percent: every mean and the target in view, with a little air.
+
+    Bands may widen the axis, but only so far: two seeds give a t of 12.7, and a band of such a width would
+    press all curves flat.
+    """
+    means = np.concatenate([curve.accuracy for curve in drawn])
+    wanted = means if target is None else np.append(means, 100 * target)
+    low, high = float(wanted.min()), float(wanted.max())
+    span = max(high - low, 5.0)
+    ends = [
+        (np.min(curve.accuracy - curve.half_width), np.max(curve.accuracy + curve.half_width))
+        for curve in drawn
+        if curve.half_width is not None
+    ]
+    bottom = min([low, *(max(float(end[0]), low - BAND_ROOM * span, 0.0) for end in ends)])
+    top = max([high, *(min(float(end[1]), high + BAND_ROOM * span, 100.0) for end in ends)])
+    return bottom - 0.04 * span, top + 0.04 * span
+
+
+def _curve(method: str, runs: Sequence[Run], confidence: float) -> Curve:
+    rounds = sorted(set.intersection(*(_evaluated(run) for run in runs)))
+    if not rounds:
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise RecordError(
+            f"{method}: no round was evaluated with every seed ({seeds}), so there is no curve to draw. "
+            f"See {runs[0].folder}; evaluate the same rounds with every seed, or leave the method out."
+        )
+    accuracy = 100 * _stack(runs, rounds, ("test_accuracy",), cumulative=False)
+    return Curve(
+        method=method,
+        seeds=len(runs),
+        accuracy=accuracy.mean(axis=0),
+        half_width=half_width(accuracy, confidence),
+        rounds=np.array(rounds, dtype=np.float64),
+        megabytes=_stack(runs, rounds, ("bytes_down", "bytes_up")).mean(axis=0) / MEGABYTE,
+        seconds=_stack(runs, rounds, ("seconds_train", "seconds_merge")).mean(axis=0),
+    )
+
+
+def _evaluated(run: Run) -> set[int]:
+    return {row["round"] for row in run.rows if row["test_accuracy"] is not None}
+
+
+def _stack(runs: Sequence[Run], rounds: Sequence[int], keys: Sequence[str], cumulative: bool = True) -> Floats:
+    """[seeds, rounds]: the sum of `keys` in each round of `rounds`, or the running total up to it."""
+    wanted, table = set(rounds), []
+    for run in runs:
+        # Rounds without an evaluation cost bytes and seconds too: total over all rows, then pick.
+        picked = [index for index, row in enumerate(run.rows) if row["round"] in wanted]
+        values = np.array([sum(row[key] or 0 for key in keys) for row in run.rows], dtype=np.float64)
+        table.append((values.cumsum() if cumulative else values)[picked])
+    return np.stack(table)

@@ -1,0 +1,154 @@
+"""The table of a comparison: one row per method, from run records. Needs no matplotlib."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from fedmerge.errors import InvalidOption
+from fedmerge.plotting.files import replacing
+from fedmerge.plotting.runs import Run, by_method, read_runs
+
+__all__ = ["check_target", "summarise", "write_summary"]
+
+MEGABYTE = 1e6
+COLUMNS = (
+    "method",
+    "seeds",
+    "final_accuracy_mean",
+    "final_accuracy_std",
+    "best_accuracy_mean",
+    "best_accuracy_std",
+    "rounds_to_target",
+    "reached",
+    "megabytes_up",
+    "megabytes_down",
+    "seconds",
+    "seconds_merge",
+    "parameters",
+    "clients_failed",
+)
+
+
+def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str, Any]]:
+    """Summarise each method over its seeds.
+
+    Parameters
+    ----------
+    folders
+        Run folders or comparison folders, as for `read_runs`.
+    target
+        A test accuracy in (0, 1] to reach, or None.
+
+    Returns
+    -------
+    list of dict
+        Best final accuracy first (equal ones in order of appearance), with the keys
+
+        - `method`, `seeds` (how many)
+        - `final_accuracy_mean`, `final_accuracy_std`: of the last evaluated round; the sample standard
+          deviation is None for one seed
+        - `best_accuracy_mean`, `best_accuracy_std`: of each seed's best round
+        - `rounds_to_target`: mean over the seeds that reached the target, None where none did;
+          `reached`: how many did, None without a target
+        - `megabytes_up`, `megabytes_down`: totals of a run, mean over seeds (MB = 10^6 bytes)
+        - `seconds`: training + merging + evaluating; `seconds_merge`: merging alone; totals, mean over seeds
+        - `parameters`: of the last model (a mean where methods grow a different width with each seed)
+        - `clients_failed`: sum over rounds and seeds
+
+    Raises
+    ------
+    RecordError
+        As `read_runs`.
+    InvalidOption
+        `target` is not in (0, 1].
+
+    Examples
+    --------
+    >>> rows = summarise([Path("runs/digits")], target=0.9)  # doctest: +SKIP
+    >>> rows[0]["method"], rows[0]["rounds_to_target"]  # doctest: +SKIP
+    ('fednova', 12.5)
+    """
+    check_target(target)
+    rows = [_row(method, runs, target) for method, runs in by_method(read_runs(folders)).items()]
+    return sorted(rows, key=lambda row: _descending(row["final_accuracy_mean"]))
+
+
+def write_summary(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write the rows of `summarise` as CSV (None as an empty cell) and return `path`.
+
+    Raises
+    ------
+    RecordError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> write_summary(summarise([Path("runs/digits")], target=None), Path("summary.csv"))  # doctest: +SKIP
+    """
+    path = Path(path)
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def check_target(target: float | None) -> None:
+    """Refuse a target accuracy outside (0, 1]: 90 is a likely slip for 0.9."""
+    if target is not None and not 0 < target <= 1:
+        raise InvalidOption(f"target is an accuracy in (0, 1], not {target}. For 90 % write 0.9.")
+
+
+def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, Any]:
+    evaluated = [_evaluated(run) for run in runs]
+    final = [accuracies[-1][1] for accuracies in evaluated if accuracies]
+    best = [max(accuracy for _, accuracy in accuracies) for accuracies in evaluated if accuracies]
+    reached = [] if target is None else _rounds_to(target, evaluated)
+    values = (
+        method,
+        len(runs),
+        *_mean_and_std(final),
+        *_mean_and_std(best),
+        fmean(reached) if reached else None,
+        None if target is None else len(reached),
+        fmean(_total(run, "bytes_up") / MEGABYTE for run in runs),
+        fmean(_total(run, "bytes_down") / MEGABYTE for run in runs),
+        fmean(_total(run, "seconds_train", "seconds_merge", "seconds_evaluate") for run in runs),
+        fmean(_total(run, "seconds_merge") for run in runs),
+        _whole(fmean(run.rows[-1]["parameters"] for run in runs)),
+        sum(row["clients_failed"] for run in runs for row in run.rows),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _evaluated(run: Run) -> list[tuple[int, float]]:
+    """Round and accuracy of the rounds that were evaluated."""
+    return [(row["round"], row["test_accuracy"]) for row in run.rows if row["test_accuracy"] is not None]
+
+
+def _rounds_to(target: float, evaluated: Sequence[Sequence[tuple[int, float]]]) -> list[int]:
+    """The first round at or above the target, of each seed that got there."""
+    hits = [[number for number, accuracy in one if accuracy >= target] for one in evaluated]
+    return [rounds[0] for rounds in hits if rounds]
+
+
+def _total(run: Run, *keys: str) -> float:
+    return float(sum(row[key] for row in run.rows for key in keys))
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    mean = fmean(values) if values else None
+    return mean, stdev(values) if len(values) > 1 else None
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+def _descending(accuracy: float | None) -> float:
+    """A sort key: high accuracies first, methods that were never evaluated last."""
+    return float("inf") if accuracy is None else -accuracy

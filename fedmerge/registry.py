@@ -1,0 +1,143 @@
+"""Names of methods: one decorator registers a class, and the whole folder is found by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedmerge.errors import FedMergeError, InvalidOption, UnknownName
+
+__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "register"]
+
+ENTRY_POINTS = "fedmerge.aggregators"
+"""Entry-point group under which other packages offer modules that register methods."""
+
+Registered = TypeVar("Registered", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered class: its name, its paper, and what its docstring and fields say."""
+
+    name: str
+    kind: str
+    paper: str
+    cls: type
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Hyper-parameters with their defaults."""
+        return {field.name: field.default for field in dataclasses.fields(self.cls)}
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered]:
+    """Register a frozen dataclass, an aggregator or a server step, under `name`.
+
+    Parameters
+    ----------
+    name
+        Lower case, as people will type it.
+    paper
+        Where the method comes from, such as ``"arXiv:1602.05629"``.
+
+    Raises
+    ------
+    FedMergeError
+        The class is no frozen dataclass, or the name is taken.
+    """
+
+    def decorate(cls: Registered) -> Registered:
+        params = getattr(cls, "__dataclass_params__", None)
+        if params is None or not params.frozen:
+            raise FedMergeError(f"{cls.__qualname__}: put @dataclass(frozen=True) below @register({name!r})")
+        known = _ENTRIES.get(name)
+        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+            raise FedMergeError(f"method name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
+        _ENTRIES[name] = Entry(name, cls.kind, paper, cls)  # type: ignore[attr-defined]
+        return cls
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    """Import what registers: our own folder, and what other installed packages announce."""
+    package = importlib.import_module("fedmerge.aggregators")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    importlib.import_module("fedmerge.server_steps")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            raise FedMergeError(
+                f"entry point {point.name!r} ({point.value}) of group {ENTRY_POINTS!r} fails to load: {error!r}; "
+                "mend or uninstall the package that brings it"
+            ) from error
+
+
+def entries(kind: str) -> Mapping[str, Entry]:
+    """Everything registered of one kind, by name: ``"aggregator"`` or ``"server step"``."""
+    _discover()
+    return {name: found for name, found in sorted(_ENTRIES.items()) if found.kind == kind}
+
+
+def entry(kind: str, name: str) -> Entry:
+    """One registered class.
+
+    Raises
+    ------
+    UnknownName
+        Nothing of that name and kind is registered.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise UnknownName("method" if kind == "aggregator" else kind, name, known)
+    return known[name]
+
+
+def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Make the registered class with checked options; text such as ``"0.5"`` becomes what the field wants.
+
+    Raises
+    ------
+    UnknownName
+        No such method, or no such option of it.
+    InvalidOption
+        An option of the wrong type or outside its range.
+
+    Examples
+    --------
+    >>> build("aggregator", "fedatt", {"step_size": "1.0"}).step_size
+    1.0
+    """
+    found = entry(kind, name)
+    hints = get_type_hints(found.cls)
+    checked = {}
+    for key, value in options.items():
+        if key not in found.options:
+            raise UnknownName(f"option of {name}", key, found.options)
+        try:
+            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
+            checked[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            reasons = "; ".join(sorted({detail["msg"] for detail in error.errors()}))
+            raise InvalidOption(f"{name}: option {key} = {value!r} is not valid: {reasons}") from error
+    return found.cls(**checked)

@@ -1,0 +1,214 @@
+"""Configuration of a comparison: one TOML file, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedmerge.buffers import BatchNormPolicy
+from fedmerge.data.partition_settings import PartitionSettings
+from fedmerge.errors import ConfigError, RecordError, UnknownName
+from fedmerge.models import model_options
+from fedmerge.pipeline import build_pipeline
+from fedmerge.records import read_toml
+from fedmerge.registry import build, entries
+from fedmerge.training.local import LocalTraining
+
+__all__ = ["Config", "DataSettings", "ModelSettings", "load_config", "make_config", "parse_assignment"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Section):
+    """Which data set, and where it lies."""
+
+    name: str = "digits"
+    dir: Path | None = None
+    options: dict[str, Any] = {}
+
+
+class ModelSettings(_Section):
+    """Which model: a name or ``module:factory``, and its widths."""
+
+    name: str = "mlp"
+    options: dict[str, Any] = {}
+
+
+class Config(_Section):
+    """Everything that a comparison depends on.
+
+    ``methods`` may hold names of :func:`fedmerge.methods`, with server steps added by ``+``, and
+    ``module:Strategy`` for any Flower strategy; ``options`` has a table per part. ``workers`` and
+    ``threads`` change how fast it runs, not what comes out.
+    """
+
+    methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
+    options: dict[str, dict[str, Any]] = {}
+    rounds: Annotated[int, Field(ge=1)] = 10
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    data: DataSettings = DataSettings()
+    partition: PartitionSettings = PartitionSettings()
+    model: ModelSettings = ModelSettings()
+    training: LocalTraining = LocalTraining()
+    fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_norm: BatchNormPolicy = "mean"
+    on_bad_update: Literal["drop", "raise"] = "drop"
+    evaluate_clients: bool = True
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    workers: int | str = "auto"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    def resolved(self, method: str, seed: int) -> dict[str, Any]:
+        """The configuration of one run, every default written out; loading it gives that run again."""
+        settings = self.model_dump(mode="json")
+        settings["methods"], settings["seeds"] = [method], [seed]
+        settings["options"] = _resolved_options(method, self.options)
+        settings["model"]["options"] = {**_known_defaults(self.model.name), **settings["model"]["options"]}
+        return settings
+
+
+def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    if ":" in method:
+        return {method: dict(options.get(method, {}))} if method in options else {}
+    pipeline = build_pipeline(method, options)
+    parts = zip(method.split("+"), (pipeline.aggregator, *pipeline.server_steps), strict=True)
+    values = {
+        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
+        for name, part in parts
+    }
+    return {name: fields for name, fields in values.items() if fields}
+
+
+def _known_defaults(model: str) -> dict[str, Any]:
+    if ":" in model:
+        return {}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in model_options(model).items()}
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a configuration file as nested settings, for :func:`make_config`.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
+    try:
+        return read_toml(path)
+    except RecordError as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_config(*layers: Mapping[str, Any]) -> Config:
+    """Check nested settings, later layers over earlier ones.
+
+    Raises
+    ------
+    UnknownName
+        A key, method or option that does not exist; it names the nearest that does.
+    ConfigError, InvalidOption
+        A value of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> make_config({"rounds": 5}, {"training": {"epochs": 2}}).training.epochs
+    2
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        _check_keys(layer, Config, "")
+        settings = _merged(settings, layer)
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("configuration: " + "; ".join(faults)) from error
+    _check_methods(config)
+    return config
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Nested settings from ``a.b=value``; the value is read as TOML, or else as text.
+
+    Raises
+    ------
+    ConfigError
+        There is no ``=``.
+
+    Examples
+    --------
+    >>> parse_assignment("training.epochs=2")
+    {'training': {'epochs': 2}}
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set wants key=value, got {text!r}")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    settings: dict[str, Any] = parsed
+    return settings
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        known = result.get(key)
+        result[key] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _check_keys(settings: Mapping[str, Any], kind: type, path: str) -> None:
+    """Name the nearest known key for one that no section has."""
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in _fields(kind)}
+    for key, value in settings.items():
+        if key not in hints:
+            raise UnknownName("configuration key", path + key, [path + name for name in hints])
+        section = _section(hints[key])
+        if section is not None and isinstance(value, Mapping):
+            _check_keys(value, section, f"{path}{key}.")
+
+
+def _fields(kind: Any) -> Iterable[str]:
+    if issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _section(hint: Any) -> type | None:
+    candidates = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in candidates:
+        if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
+            return kind
+    return None
+
+
+def _check_methods(config: Config) -> None:
+    if not config.methods:
+        raise ConfigError("methods is empty: name at least one, such as fedavg")
+    for kind in ("methods", "seeds"):
+        values = getattr(config, kind)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{kind} names one twice: {list(values)}")
+    for method in config.methods:
+        if ":" not in method:
+            build_pipeline(method, config.options)
+    known = {name: kind for kind in ("aggregator", "server step") for name in entries(kind)}
+    for part, options in config.options.items():
+        if ":" in part:
+            continue
+        if part not in known:
+            raise UnknownName("method in options", part, known)
+        build(known[part], part, options)

@@ -1,0 +1,197 @@
+"""One seed of a configuration: its data, clients, model and strategies, the same in every setting."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
+from fedmerge.errors import ConfigError
+from fedmerge.models import build_model
+from fedmerge.pipeline import build_pipeline
+from fedmerge.seeding import integer_seed
+from fedmerge.simulation.config import Config
+from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.training.local import evaluate
+
+__all__ = ["Experiment"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What it takes to make the data of an experiment anew, in whichever process."""
+
+    name: str
+    folder: Path | None
+    options: str
+    partition: PartitionSettings
+    seed: int
+
+
+# One entry each: a process works on one experiment at a time, and data sets are large.
+@lru_cache(maxsize=1)
+def _dataset(name: str, folder: Path | None, options: str) -> Dataset:
+    return load_dataset(name, folder, **json.loads(options))
+
+
+@lru_cache(maxsize=1)
+def _partition(source: _Source) -> Partition:
+    return make_partition(
+        _dataset(source.name, source.folder, source.options),
+        source.partition,
+        integer_seed(source.seed, "partition"),
+    )
+
+
+@dataclass(frozen=True)
+class _DataFn:
+    """Gives a client its examples; travels to workers as settings, not as tensors."""
+
+    source: _Source
+
+    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
+        partition = _partition(self.source)
+        if num_partitions != len(partition.train):
+            raise ConfigError(
+                f"the federation has {num_partitions} nodes, the partition {len(partition.train)} clients: "
+                "make them equal"
+            )
+        return partition.client_data(_dataset(self.source.name, self.source.folder, self.source.options), partition_id)
+
+
+@dataclass(frozen=True)
+class _ModelFn:
+    """Makes the initial model; travels to workers as settings."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    seed: int
+    options: str
+
+    def __call__(self) -> nn.Module:
+        return build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **json.loads(self.options))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that the methods of a comparison share for one seed.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    seed
+        Root of partition, initialisation, sampling and batches.
+
+    Raises
+    ------
+    DataError, PartitionError, ModelError, UnknownName
+        From its properties, where the configuration asks for what cannot be had.
+    """
+
+    config: Config
+    seed: int
+
+    @property
+    def _source(self) -> _Source:
+        data = self.config.data
+        return _Source(data.name, data.dir, json.dumps(data.options), self.config.partition, self.seed)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set, loaded once in a process."""
+        return _dataset(self._source.name, self._source.folder, self._source.options)
+
+    @property
+    def partition(self) -> Partition:
+        """Who holds which training examples."""
+        return _partition(self._source)
+
+    @property
+    def num_clients(self) -> int:
+        """Clients in the federation."""
+        return len(self.partition.train)
+
+    @property
+    def model_fn(self) -> _ModelFn:
+        """Makes the initial model, the same every time."""
+        model = self.config.model
+        return _ModelFn(
+            model.name,
+            self.dataset.input_shape,
+            self.dataset.num_classes,
+            integer_seed(self.seed, "initialisation"),
+            json.dumps(model.options),
+        )
+
+    def client_app(self) -> ClientApp:
+        """The client side, small to pickle: workers make their data from the settings."""
+        return client_app(
+            self.model_fn, _DataFn(self._source), training=self.config.training, device=self.config.device
+        )
+
+    def initial_arrays(self) -> ArrayRecord:
+        """The initial global model."""
+        return to_arrays(self.model_fn().state_dict())
+
+    def strategy(self, method: str) -> Strategy:
+        """The server side for one method.
+
+        Raises
+        ------
+        ConfigError
+            A ``module:Strategy`` that cannot be imported or made.
+        """
+        held_out = self.config.evaluate_clients and any(len(rows) for rows in self.partition.held_out)
+        flower: dict[str, Any] = {
+            "fraction_train": self.config.fraction_train,
+            "fraction_evaluate": self.config.fraction_train if held_out else 0.0,
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1,
+            "min_available_nodes": self.num_clients,
+        }
+        if ":" in method:
+            return _foreign_strategy(method, {**flower, **self.config.options.get(method, {})})
+        pipeline = build_pipeline(
+            method,
+            self.config.options,
+            batch_norm=self.config.batch_norm,
+            on_bad_update=self.config.on_bad_update,
+        )
+        return MergeStrategy(pipeline, model_fn=self.model_fn, seed=self.seed, **flower)
+
+    def test(self, arrays: ArrayRecord) -> tuple[float, float]:
+        """Loss and accuracy of a global model on the test set."""
+        model = self._judge
+        model.load_state_dict(from_arrays(arrays))
+        return evaluate(model, self.dataset.test_x, self.dataset.test_y)
+
+    @cached_property
+    def _judge(self) -> nn.Module:
+        device = self.config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return self.model_fn().to(device)
+
+
+def _foreign_strategy(path: str, keywords: dict[str, Any]) -> Strategy:
+    """A Flower strategy that is not ours, by ``module:Class``."""
+    module, _, name = path.partition(":")
+    try:
+        strategy = getattr(importlib.import_module(module), name)(**keywords)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"method {path!r}: cannot make a Flower strategy of it: {error}") from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"method {path!r} is no flwr.serverapp.strategy.Strategy")
+    return strategy

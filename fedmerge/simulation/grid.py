@@ -1,0 +1,170 @@
+"""A Flower Grid whose nodes are virtual clients: any Flower strategy runs on it, unmodified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedmerge.errors import ConfigError
+from fedmerge.simulation.flower_task import become_server_task, new_run, stamp
+from fedmerge.simulation.ray_workers import RayWorkers
+from fedmerge.simulation.workers import InProcess, Job, Workers
+
+__all__ = ["SimulationGrid", "make_workers", "parse_workers"]
+
+_FIRST_NODE = 2  # Flower's server is node 1
+
+
+class SimulationGrid(Grid):
+    """Virtual clients behind Flower's Grid interface, without SuperLink, sockets or sleeping.
+
+    Node ``partition + 2`` is the client with ``partition-id`` `partition`. What a client keeps in its
+    ``Context.state`` is there in its next message. A client that raises gives one error reply, whose reason
+    is the traceback.
+
+    Parameters
+    ----------
+    client_app
+        Any Flower ClientApp, such as :func:`fedmerge.strategies.client_app` makes.
+    num_clients
+        Number of virtual clients.
+    workers
+        1 or ``"auto"`` runs clients in this process, a larger number on so many Ray actors, ``"ray"`` on one
+        actor per CPU of the cluster that RAY_ADDRESS names, or of this machine. GPUs are shared among actors.
+        Workers made before, by :func:`make_workers`, serve one grid after the other and are not closed here.
+    run_config
+        What clients find in ``Context.run_config``.
+
+    Raises
+    ------
+    ConfigError
+        No clients, workers that cannot be understood, or Ray is not installed.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> with SimulationGrid(ClientApp(), num_clients=3) as grid:
+    ...     list(grid.get_node_ids())
+    [2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        *,
+        workers: int | Literal["auto", "ray"] | Workers = "auto",
+        run_config: UserConfig | None = None,
+    ) -> None:
+        if num_clients < 1:
+            raise ConfigError(f"a federation needs at least one client, got {num_clients}")
+        become_server_task()
+        self._owned = not isinstance(workers, Workers)
+        self._workers = workers if isinstance(workers, Workers) else make_workers(workers)
+        self._workers.use(client_app)
+        self._run: Any = new_run()
+        self._num_clients = num_clients
+        self._run_config: UserConfig = run_config or {}
+        # Only clients that were called have a context: known clients cost nothing.
+        self._contexts: dict[int, Context] = {}
+        self._replies: dict[str, Message] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, if they were started here."""
+        if self._owned:
+            self._workers.close()
+
+    def set_run(self, run: Any) -> None:
+        """Set the run that :attr:`run` shows."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message; Flower asks for this deprecated method, ``Message(...)`` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of all nodes."""
+        return range(_FIRST_NODE, _FIRST_NODE + self._num_clients)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the clients that `messages` are for; their replies wait to be pulled."""
+        jobs = []
+        for message in messages:
+            stamp(message)
+            jobs.append(Job(message, self._context(message.metadata.dst_node_id)))
+        for job, (reply, context) in zip(jobs, self._workers.run(jobs), strict=True):
+            self._contexts[job.message.metadata.dst_node_id] = context
+            self._replies[job.message.metadata.message_id] = reply
+        return [job.message.metadata.message_id for job in jobs]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Take the replies to the messages with these ids."""
+        return [self._replies.pop(identity) for identity in list(message_ids) if identity in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run the clients and return their replies, in the order of `messages`; nothing here can time out."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _context(self, node: int) -> Context:
+        if node not in self.get_node_ids():
+            raise ConfigError(f"there is no node {node}: nodes are {_FIRST_NODE} to {self._num_clients + 1}")
+        if node not in self._contexts:
+            config: UserConfig = {"partition-id": node - _FIRST_NODE, "num-partitions": self._num_clients}
+            self._contexts[node] = Context(
+                run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config=dict(self._run_config)
+            )
+        return self._contexts[node]
+
+
+def parse_workers(workers: int | str) -> int | Literal["auto", "ray"]:
+    """Understand what a person wrote for workers.
+
+    Raises
+    ------
+    ConfigError
+        Neither a positive number nor ``auto`` or ``ray``.
+
+    Examples
+    --------
+    >>> parse_workers("2")
+    2
+    """
+    if workers == "auto":
+        return "auto"
+    if workers == "ray":
+        return "ray"
+    try:
+        number = int(workers)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"workers must be a number of at least 1, auto or ray; got {workers!r}")
+    return number
+
+
+def make_workers(workers: int | str) -> Workers:
+    """Start the workers that were asked for; see :class:`SimulationGrid`."""
+    wanted = parse_workers(workers)
+    if wanted in ("auto", 1):
+        return InProcess()
+    return RayWorkers(wanted if isinstance(wanted, int) else None)

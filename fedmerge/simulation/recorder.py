@@ -1,0 +1,140 @@
+"""Turns each round of any Flower strategy into one row of the run record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedmerge.errors import NoUsableUpdates
+from fedmerge.records import RunRecord
+from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
+from fedmerge.simulation.experiment import Experiment
+from fedmerge.strategies import MergeStrategy, from_arrays
+
+__all__ = ["Recorder"]
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Serves as ``evaluate_fn`` of ``Strategy.start``: tests the model, writes the row, saves a checkpoint.
+
+    Parameters
+    ----------
+    method, experiment
+        What runs.
+    strategy
+        Any Flower strategy; its aggregation is timed.
+    grid
+        Keeps account of exchanges.
+    record
+        Where rows go.
+    on_row
+        Called with every row, to show progress.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        experiment: Experiment,
+        *,
+        strategy: Strategy,
+        grid: MeasuredGrid,
+        record: RunRecord,
+        on_row: Callable[[Row], None],
+    ) -> None:
+        self._method, self._experiment, self._strategy = method, experiment, strategy
+        self._grid, self._record, self._on_row = grid, record, on_row
+        self._merge_seconds = 0.0
+        self._train_metrics: MetricRecord | None = None
+        self._client_metrics: MetricRecord | None = None
+        setattr(strategy, "aggregate_train", self._timed(strategy.aggregate_train))  # noqa: B010 - a method
+        setattr(strategy, "aggregate_evaluate", self._noted(strategy.aggregate_evaluate))  # noqa: B010
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Record round `server_round`, which ended with the global model `arrays`."""
+        started = time.perf_counter()
+        loss, accuracy = self._experiment.test(arrays)
+        evaluating = time.perf_counter() - started
+        row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
+        self._record.append(row)
+        memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
+        self._record.checkpoint(server_round, from_arrays(arrays), memory)
+        self._on_row(row)
+        return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
+
+    def _row(self, round: int, loss: float, accuracy: float, evaluating: float, parameters: int) -> Row:
+        exchanges = self._grid.take()
+        training = [e for e in exchanges if e.kind != "evaluate"]
+        evaluation = [e for e in exchanges if e.kind == "evaluate"]
+        report = self._strategy.last_report if isinstance(self._strategy, MergeStrategy) else None
+        dropped = report.dropped if report is not None and report.round == round else ()
+        trained = [e for e in training if e.kind == "train"]
+        failures = [failure for e in exchanges for failure in e.failures]
+        ok = sum(e.ok for e in trained) - len(dropped)
+        row = {
+            "method": self._method,
+            "seed": self._experiment.seed,
+            "round": round,
+            "test_loss": loss,
+            "test_accuracy": accuracy,
+            "train_loss": _metric(self._train_metrics, "train_loss"),
+            "client_accuracy": _metric(self._client_metrics, "eval_acc"),
+            "clients_ok": ok,
+            "clients_failed": sum(len(e.failures) for e in trained) + len(dropped),
+            # Evaluation can be switched off without changing the result, so its traffic stands apart.
+            "bytes_down": sum(e.bytes_down for e in training),
+            "bytes_up": sum(e.bytes_up for e in training),
+            "bytes_evaluate": sum(e.bytes_down + e.bytes_up for e in evaluation),
+            "seconds_train": _seconds(training),
+            "seconds_merge": self._merge_seconds - _seconds([e for e in training if e.kind == "query"]),
+            "seconds_evaluate": evaluating + _seconds(evaluation),
+            "parameters": parameters,
+            "failures": [{"node": failure.node, "reason": failure.reason} for failure in failures],
+            "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
+        }
+        self._merge_seconds, self._train_metrics, self._client_metrics = 0.0, None, None
+        if trained and ok == 0:
+            reason = failures[0].reason.partition("\n")[0] if failures else "none replied"
+            raise NoUsableUpdates(f"{self._method}: all clients failed in round {round}; the first: {reason}")
+        return row
+
+    def _timed(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+        def aggregate_train(server_round: int, replies: Iterable[Message]) -> Any:
+            started = time.perf_counter()
+            arrays, self._train_metrics = aggregate(server_round, replies)
+            self._merge_seconds = time.perf_counter() - started
+            return arrays, self._train_metrics
+
+        return aggregate_train
+
+    def _noted(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+        def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> Any:
+            self._client_metrics = aggregate(server_round, replies)
+            return self._client_metrics
+
+        return aggregate_evaluate
+
+
+def _metric(metrics: MetricRecord | None, name: str) -> float | None:
+    value = None if metrics is None else metrics.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _seconds(exchanges: Iterable[Exchange]) -> float:
+    return sum(exchange.seconds for exchange in exchanges)
+
+
+def _count(arrays: ArrayRecord) -> int:
+    """Numbers in the model as it travels, buffers included."""
+    total = 0
+    for array in arrays.values():
+        size = 1
+        for length in array.shape:
+            size *= length
+        total += size
+    return total

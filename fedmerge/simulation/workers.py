@@ -1,0 +1,102 @@
+"""Who runs the clients: this process, or Ray actors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from flwr.app import Array, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedmerge.simulation.flower_task import error_reply
+from fedmerge.training.local import LocalTraining, train
+
+__all__ = ["InProcess", "Job", "Outcome", "Workers", "content_bytes", "handle", "warm_up"]
+
+
+class Job(NamedTuple):
+    """One message for one client, with what that client remembers."""
+
+    message: Message
+    context: Context
+
+
+class Outcome(NamedTuple):
+    """A client's reply, and what it remembers from now on."""
+
+    reply: Message
+    context: Context
+
+
+class Workers(ABC):
+    """Runs jobs; a client that fails gives an error reply and never stops the others."""
+
+    @abstractmethod
+    def use(self, app: ClientApp) -> None:
+        """Answer messages with `app` from now on."""
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Outcomes in the order of `jobs`."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to free
+        """Free what the workers hold."""
+
+
+class InProcess(Workers):
+    """Runs clients one after the other in this process."""
+
+    def __init__(self) -> None:
+        warm_up()
+
+    def use(self, app: ClientApp) -> None:
+        """Answer messages with `app` from now on."""
+        self._app = app
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Run each job when its outcome is asked for."""
+        for job in jobs:
+            yield handle(self._app, job)
+
+
+def warm_up() -> None:
+    """Take one training step, so that what torch imports at the first one is not counted as a client's time."""
+    layer = nn.Linear(1, 1)
+    train(layer, torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), LocalTraining(), seed=0, client=0, round=0)
+
+
+def handle(app: ClientApp, job: Job) -> Outcome:
+    """Answer one message; the sender's records stay as they are whatever the client does to its own."""
+    message, context = job
+    original = message.content
+    message.content = _copied(original)
+    try:
+        return Outcome(app(message, context), context)
+    except Exception as error:
+        return Outcome(error_reply(message, context, error), context)
+    finally:
+        message.content = original
+
+
+def _copied(content: RecordDict) -> RecordDict:
+    """A copy that shares the tensors' bytes, which nobody changes in place."""
+    copy = RecordDict()
+    for key, record in content.items():
+        copy[key] = record.copy()
+    return copy
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of tensors and numbers in a message, without Flower's own framing."""
+    return sum(_value_bytes(value) for record in content.values() for value in record.values())
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, Array):
+        return len(value.data)
+    if isinstance(value, str | bytes):
+        return len(value)
+    return sum(map(_value_bytes, value)) if isinstance(value, list) else 8

@@ -1,0 +1,111 @@
+"""State: named tensors, and the one place that knows parameters from buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Layout",
+    "State",
+    "WeightedSum",
+    "accumulator_dtype",
+    "cast_like",
+    "module_state",
+    "prefixed",
+    "with_prefix",
+]
+
+State = Mapping[str, Tensor]
+
+# What batch norm calls its running statistics: all that is left of a model's buffers once a state has
+# travelled as bare names, so it is the fallback where no module can be asked.
+_NORM_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors of a state are parameters, float buffers and integer buffers.
+
+    Aggregators see parameters only; nobody but this class knows what ``num_batches_tracked`` is.
+    """
+
+    parameters: tuple[str, ...]
+    float_buffers: tuple[str, ...]
+    integer_buffers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, state: State, buffers: Collection[str] | None = None) -> Layout:
+        """Sort the names of `state`; `buffers` are the buffers' names, where a module is at hand to tell.
+
+        Examples
+        --------
+        >>> Layout.of(nn.BatchNorm1d(2).state_dict()).integer_buffers
+        ('num_batches_tracked',)
+        """
+
+        def is_number(name: str) -> bool:
+            return state[name].is_floating_point() or state[name].is_complex()
+
+        def is_buffer(name: str) -> bool:
+            if buffers is not None:
+                return name in buffers
+            return name.rpartition(".")[2] in _NORM_STATISTICS
+
+        return cls(
+            parameters=tuple(n for n in state if is_number(n) and not is_buffer(n)),
+            float_buffers=tuple(n for n in state if is_number(n) and is_buffer(n)),
+            integer_buffers=tuple(n for n in state if not is_number(n)),
+        )
+
+
+def module_state(module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """A module's detached ``state_dict`` and the names in it that are buffers."""
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    return state, frozenset(name for name, _ in module.named_buffers() if name in state)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type to sum `dtype` in: float32 or better."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def cast_like(state: State, like: State) -> dict[str, Tensor]:
+    """`state` with the dtype and device of `like`, tensor by tensor."""
+    return {name: tensor.to(like[name]) for name, tensor in state.items()}
+
+
+def with_prefix(prefix: str, state: State) -> dict[str, Tensor]:
+    """`state` with every name moved below `prefix`."""
+    return {f"{prefix}/{name}": tensor for name, tensor in state.items()}
+
+
+def prefixed(prefix: str, state: State) -> dict[str, Tensor]:
+    """The part of `state` below `prefix`, names as they were before :func:`with_prefix`."""
+    start = f"{prefix}/"
+    return {name[len(start) :]: tensor for name, tensor in state.items() if name.startswith(start)}
+
+
+@dataclass
+class WeightedSum:
+    """A running ``sum_i w_i theta_i`` and ``sum_i w_i``: one model of memory however many are added."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    weight: float = 0.0
+
+    def add(self, state: State, weight: float) -> None:
+        """Add ``weight * state``."""
+        for name, tensor in state.items():
+            total = self.tensors.get(name)
+            if total is None:
+                self.tensors[name] = tensor.to(accumulator_dtype(tensor.dtype), copy=True).mul_(weight)
+            else:
+                total.add_(tensor, alpha=weight)
+        self.weight += weight
+
+    def mean(self) -> dict[str, Tensor]:
+        """``sum_i w_i theta_i / sum_i w_i``; uses the sums up, so call it once."""
+        return {name: total.div_(self.weight) for name, total in self.tensors.items()}

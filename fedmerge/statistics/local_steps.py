@@ -1,0 +1,69 @@
+"""How many optimiser steps a client took, and with which constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+from fedmerge.statistics.base import Batches, Statistic
+from fedmerge.training.report import TrainingReport
+
+__all__ = ["LocalSteps"]
+
+_CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
+
+
+@dataclass(frozen=True)
+class LocalSteps(Statistic):
+    """Local steps tau_i with momentum rho, learning rate eta and proximal mu: float64 scalars.
+
+    The value has the keys ``local_steps``, ``momentum``, ``learning_rate`` and ``proximal_mu``; the last
+    three are 0 where they are not given.
+
+    Examples
+    --------
+    >>> LocalSteps().parse({"local_steps": 12, "momentum": 0.9})["momentum"].item()
+    0.9
+    """
+
+    name: ClassVar[str] = "local_steps"
+
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Read the steps off the training report; no pass over the data."""
+        if report is None:
+            raise InvalidOption(
+                "local_steps belong to a training run and cannot be measured on a finished model: "
+                'pass them by hand, as {"local_steps": 120, "momentum": 0.9}.'
+            )
+        constants = {name: getattr(report, name) for name in _CONSTANTS}
+        return self.parse({"local_steps": report.steps, **constants})
+
+    def parse(self, value: Mapping[str, Any]) -> State:
+        """Read steps and constants; `value` may hold other keys too, as a client's metrics do.
+
+        Raises
+        ------
+        InvalidOption
+            No ``local_steps``, fewer than one step, or a constant outside its range.
+        """
+        numbers = {"local_steps": math.nan, **dict.fromkeys(_CONSTANTS, 0.0)}
+        for name, default in list(numbers.items()):
+            try:
+                numbers[name] = float(value.get(name, default))
+            except (TypeError, ValueError) as error:
+                raise InvalidOption(f"local_steps: {name} must be a number, got {value[name]!r}") from error
+        if not 1 <= numbers["local_steps"] < math.inf:
+            raise InvalidOption(f"local_steps must be at least 1, got {value.get('local_steps')!r}")
+        if not 0 <= numbers["momentum"] < 1:
+            raise InvalidOption(f"local_steps: momentum must lie in [0, 1), got {numbers['momentum']}")
+        for name in ("learning_rate", "proximal_mu"):
+            if not 0 <= numbers[name] < math.inf:
+                raise InvalidOption(f"local_steps: {name} must be finite and not negative, got {numbers[name]}")
+        return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}

@@ -1,0 +1,194 @@
+"""The client side: a Flower ClientApp that trains, evaluates and measures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedmerge.data.client_data import ClientData
+from fedmerge.errors import ConfigError, InvalidOption, ModelError
+from fedmerge.state import State
+from fedmerge.statistics import statistic
+from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, statistics_records, to_arrays
+from fedmerge.training.local import LocalTraining, batches, evaluate, train
+from fedmerge.training.report import TrainingReport
+
+__all__ = ["client_app"]
+
+_LOCAL_BUFFERS = "fedmerge.buffers"
+
+
+def client_app(
+    model_fn: Callable[[], nn.Module],
+    data_fn: Callable[[int, int], ClientData],
+    *,
+    training: LocalTraining | None = None,
+    device: str = "auto",
+) -> ClientApp:
+    """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
+
+    It trains on ``train``, judges the model on the client's held-out examples on ``evaluate``, and measures
+    statistics of the model it is sent on ``query`` (``query.statistics``). To a strategy that asks for no
+    statistics it replies just as any ClientApp: one ArrayRecord, one MetricRecord with ``num-examples``.
+
+    Parameters
+    ----------
+    model_fn
+        Makes the model; its initial values do not matter, for every message brings them.
+    data_fn
+        ``data_fn(partition_id, num_partitions)`` gives the client's examples.
+    training
+        How to train; a message's ConfigRecord overrides its fields, with ``-`` for ``_``
+        (``proximal-mu``, as Flower's FedProx sends it).
+    device
+        ``"auto"`` takes a GPU where the process has one.
+
+    Returns
+    -------
+    ClientApp
+        Metrics of its replies: ``num-examples``, ``train_loss``; ``eval_loss``, ``eval_acc``.
+
+    Examples
+    --------
+    >>> rows = torch.randn(10, 4), torch.zeros(10, dtype=torch.long)
+    >>> app = client_app(lambda: nn.Linear(4, 2), lambda partition, total: ClientData(*rows, *rows))
+    >>> type(app).__name__
+    'ClientApp'
+    """
+    client = _Client(model_fn, data_fn, training or LocalTraining(), device)
+    app = ClientApp()
+    app.train()(client.train)
+    app.evaluate()(client.evaluate)
+    app.query()(client.query)
+    app.query("statistics")(client.query)
+    return app
+
+
+@dataclass
+class _Client:
+    """The three handlers; holds nothing of any one client, for a process serves many."""
+
+    model_fn: Callable[[], nn.Module]
+    data_fn: Callable[[int, int], ClientData]
+    training: LocalTraining
+    device: str
+
+    @cached_property
+    def _template(self) -> nn.Module:
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return self.model_fn().to(device)
+
+    def train(self, message: Message, context: Context) -> Message:
+        model, config = self._receive(message, context)
+        partition, data = self._data(context)
+        settings = _overridden(self.training, config)
+        report = train(
+            model,
+            data.train_x,
+            data.train_y,
+            settings,
+            seed=_integer(config, "seed", 0),
+            client=partition,
+            round=_integer(config, "server-round", 0),
+        )
+        if config.get("batch-norm") == "local":
+            buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+            context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
+        reply = RecordDict({"arrays": to_arrays(model.state_dict())})
+        reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), "train_loss": report.loss})
+        return self._send(message, partition, reply, self._measure(config, model, data, report))
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        model, _ = self._receive(message, context)
+        partition, data = self._data(context)
+        examples = len(data.held_out_x)
+        loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
+        metrics = MetricRecord({"num-examples": examples, "eval_loss": loss, "eval_acc": accuracy})
+        return self._send(message, partition, RecordDict({"metrics": metrics}), {})
+
+    def query(self, message: Message, context: Context) -> Message:
+        model, config = self._receive(message, context)
+        partition, data = self._data(context)
+        metrics = MetricRecord({"num-examples": len(data.train_x)})
+        measured = self._measure(config, model, data, None)
+        return self._send(message, partition, RecordDict({"metrics": metrics}), measured)
+
+    def _receive(self, message: Message, context: Context) -> tuple[nn.Module, ConfigRecord]:
+        """The model as it was sent, and the message's configuration."""
+        arrays = next(iter(message.content.array_records.values()), None)
+        if arrays is None:
+            raise ModelError(f"the {message.metadata.message_type} message brings no ArrayRecord with a model")
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        state: State = from_arrays(arrays)
+        if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
+            state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
+        model = copy.deepcopy(self._template)
+        try:
+            model.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise ModelError(
+                f"the model sent does not fit the {type(model).__name__} that model_fn makes: {error}"
+            ) from error
+        return model, config
+
+    def _data(self, context: Context) -> tuple[int, ClientData]:
+        try:
+            partition, total = (int(context.node_config[key]) for key in (PARTITION_KEY, "num-partitions"))
+        except KeyError as error:
+            raise ConfigError(
+                f"node configuration lacks {error}: start the SuperNode with "
+                '--node-config "partition-id=0 num-partitions=2"'
+            ) from error
+        return partition, self.data_fn(partition, total)
+
+    def _measure(
+        self, config: ConfigRecord, model: nn.Module, data: ClientData, report: TrainingReport | None
+    ) -> dict[str, State]:
+        measured: dict[str, State] = {}
+        device = next(model.parameters()).device
+        for name in _strings(config, "needs"):
+            loader = batches(data.train_x, data.train_y, device=device)
+            measured[name] = statistic(name).measure(model, loader, report)
+        return measured
+
+    @staticmethod
+    def _send(message: Message, partition: int, reply: RecordDict, statistics: dict[str, State]) -> Message:
+        for key, record in statistics_records(statistics).items():
+            reply[key] = record
+        reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: partition})
+        return Message(reply, reply_to=message)
+
+
+def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:
+    """`training` with the fields that the message sets."""
+    fields = {field.name: field for field in dataclasses.fields(LocalTraining)}
+    given = {key.replace("-", "_"): value for key, value in config.items()}
+    changes = {name: value for name, value in given.items() if name in fields}
+    try:
+        return dataclasses.replace(training, **changes)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidOption(f"the message's training settings {changes} have a wrong type: {error}") from error
+
+
+def _integer(config: ConfigRecord, key: str, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"the message's {key!r} must be an integer, got {value!r}")
+    return value
+
+
+def _strings(config: ConfigRecord, key: str) -> list[str]:
+    value = config.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
+    return [str(item) for item in value]

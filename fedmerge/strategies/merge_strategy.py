@@ -1,0 +1,248 @@
+"""Any aggregator as a Flower strategy."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from torch import Tensor, nn
+
+from fedmerge.buffers import BatchNormPolicy, pool_moments
+from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, UnknownName
+from fedmerge.pipeline import MergeResult, Pipeline, build_pipeline
+from fedmerge.registry import entry
+from fedmerge.state import State, cast_like, module_state
+from fedmerge.strategies.sampling import sample_nodes
+from fedmerge.strategies.wire import (
+    decode_update,
+    from_arrays,
+    reply_order,
+    statistics_from_reply,
+    to_arrays,
+)
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["MergeReport", "MergeStrategy"]
+
+log = logging.getLogger("fedmerge")
+
+MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Who took part in the last merge: client numbers, and those left out with the reason."""
+
+    round: int
+    accepted: tuple[int, ...]
+    dropped: tuple[BadUpdate, ...]
+
+
+class MergeStrategy(FlowerFedAvg):
+    """A Flower strategy that merges with any method of :func:`fedmerge.methods`.
+
+    It speaks Flower's message API and takes replies of a stock ClientApp (one ArrayRecord, ``num-examples``);
+    methods that need statistics ask for them in the ConfigRecord and find them as further records of the
+    reply, as :func:`~fedmerge.strategies.client_app` sends them. Replies are merged in client order, dtypes
+    and integer buffers are kept, bad updates are dropped with a warning.
+
+    Parameters
+    ----------
+    method
+        Name of a method, such as ``"fednova"`` or ``"fedavg+server_adam"``, or a ready pipeline.
+    model_fn
+        Makes the model; only methods that have to know the architecture need it.
+    seed
+        Root of client sampling, of the method's random streams and of what clients draw.
+    batch_norm, on_bad_update, min_updates
+        See :class:`~fedmerge.pipeline.Pipeline`.
+    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes, \
+weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        As in ``flwr.serverapp.strategy.FedAvg``.
+    options
+        Hyper-parameters of the method.
+
+    Raises
+    ------
+    UnknownName, InvalidOption
+        The method, or an option of it, does not exist or has a wrong value.
+
+    Examples
+    --------
+    >>> MergeStrategy("fedatt", fraction_train=0.5, step_size=1.0).pipeline.aggregator
+    FedAtt(step_size=1.0, norm='spectral', noise=0.0)
+    """
+
+    def __init__(
+        self,
+        method: str | Pipeline = "fedavg",
+        *,
+        model_fn: Callable[[], nn.Module] | None = None,
+        seed: int = 0,
+        batch_norm: BatchNormPolicy = "mean",
+        on_bad_update: str = "drop",
+        min_updates: int = 1,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: MetricsAggregation | None = None,
+        evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
+            weighted_by_key=weighted_by_key,
+            arrayrecord_key=arrayrecord_key,
+            configrecord_key=configrecord_key,
+            train_metrics_aggr_fn=train_metrics_aggr_fn,
+            evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
+        )
+        if isinstance(method, Pipeline):
+            if options:
+                raise InvalidOption(f"options {sorted(options)} go into the pipeline that was passed as method")
+            self.pipeline = method
+        else:
+            _check_keywords(method, options)
+            self.pipeline = build_pipeline(
+                method,
+                {method.split("+", maxsplit=1)[0]: options},
+                batch_norm=batch_norm,
+                on_bad_update=on_bad_update,
+                min_updates=min_updates,
+            )
+        self.seed = seed
+        self.memory: dict[str, Tensor] = {}
+        """What the method remembers between rounds: part of a checkpoint."""
+        self.last_report: MergeReport | None = None
+        self._buffers = None if model_fn is None else module_state(model_fn())[1]
+        self._base: State | None = None
+        self._grid: Grid | None = None
+
+    def summary(self) -> None:
+        """Log what merges, then Flower's own settings."""
+        log.info("merge: %s", self.pipeline)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model, and ask for what the method needs."""
+        self._base, self._grid = from_arrays(arrays), grid
+        if self.fraction_train == 0.0:
+            return []
+        # The caller's own seed, if it set one, is the root of what clients draw.
+        config.setdefault("seed", self.seed)
+        config["server-round"] = server_round
+        if self.pipeline.needs:
+            config["needs"] = list(self.pipeline.needs)
+        if self.pipeline.batch_norm == "local":
+            config["batch-norm"] = "local"
+        nodes = sample_nodes(
+            grid,
+            self.fraction_train,
+            self.min_train_nodes,
+            self.min_available_nodes,
+            seed=self.seed,
+            purpose="sampling",
+            round=server_round,
+        )
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._construct_messages(record, nodes, "train")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the replies into the next global model.
+
+        Raises
+        ------
+        NoUsableUpdates
+            Clients replied, but too few with an update that can be merged.
+        """
+        valid = reply_order(message for message in replies if not message.has_error())
+        if not valid:
+            return None, None
+        context = MergeContext(base=self._base, round=server_round, seed=self.seed)
+        result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
+        taken = set(result.accepted)
+        accepted = [message for client, message in valid if client in taken]
+        if self.pipeline.batch_norm == "recalibrate":
+            self._recalibrate(server_round, result, [message.metadata.src_node_id for message in accepted])
+        self.memory = result.memory
+        self.last_report = MergeReport(server_round, result.accepted, result.dropped)
+        metrics = self.train_metrics_aggr_fn([message.content for message in accepted], self.weighted_by_key)
+        return to_arrays(result.state), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the merged model to those who judge it on their held-out examples."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        config["server-round"] = server_round
+        if self.pipeline.batch_norm == "local":
+            config["batch-norm"] = "local"
+        nodes = sample_nodes(
+            grid,
+            self.fraction_evaluate,
+            self.min_evaluate_nodes,
+            self.min_available_nodes,
+            seed=self.seed,
+            purpose="evaluation sampling",
+            round=server_round,
+        )
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._construct_messages(record, nodes, "evaluate")
+
+    def _decoded(self, replies: list[tuple[int, Message]]) -> Iterator[ClientUpdate | BadUpdate]:
+        """Decode one reply at a time, so that a fold never holds more than one."""
+        for client, message in replies:
+            try:
+                yield decode_update(client, message.content, self.arrayrecord_key, self.weighted_by_key)
+            except BadUpdate as bad:
+                yield bad
+
+    def _recalibrate(self, server_round: int, result: MergeResult, nodes: list[int]) -> None:
+        """Have the clients measure the merged model's batch norms, and pool what they find into `result`."""
+        if self._grid is None:
+            raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
+        started = time.perf_counter()
+        config = ConfigRecord({"server-round": server_round, "needs": ["batch_norm"]})
+        record = RecordDict({self.arrayrecord_key: to_arrays(result.state), self.configrecord_key: config})
+        messages = self._construct_messages(record, nodes, "query.statistics")
+        replies = reply_order(m for m in self._grid.send_and_receive(messages) if not m.has_error())
+        measured = []
+        for _, message in replies:
+            metrics = next(iter(message.content.metric_records.values()))
+            moments = statistics_from_reply(message.content, None).get("batch_norm", {})
+            measured.append((moments, float(metrics[self.weighted_by_key])))  # type: ignore[arg-type]
+        if not measured:
+            log.warning("no client could recalibrate batch norm in round %d: its statistics are averages", server_round)
+            return
+        pooled = {name: t for name, t in pool_moments(measured).items() if name in result.state}
+        result.state.update(cast_like(pooled, result.state))
+        log.debug("recalibrated batch norm on %d clients in %.2f s", len(measured), time.perf_counter() - started)
+
+
+def _check_keywords(method: str, options: dict[str, Any]) -> None:
+    """Name the nearest keyword for a misspelt one, be it Flower's or the method's."""
+    own = entry("aggregator", method.split("+", maxsplit=1)[0]).options
+    flower = MergeStrategy.__init__.__kwdefaults__ or {}
+    for name in options:
+        if name not in own:
+            raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower])

@@ -1,0 +1,126 @@
+"""Between Flower's records and our tensors: no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedmerge.errors import BadUpdate
+from fedmerge.state import State
+from fedmerge.update import ClientUpdate
+
+__all__ = [
+    "CLIENT_KEY",
+    "PARTITION_KEY",
+    "decode_update",
+    "from_arrays",
+    "reply_order",
+    "statistics_from_reply",
+    "statistics_records",
+    "to_arrays",
+]
+
+CLIENT_KEY = "client"
+"""Record of a reply that tells who sent it."""
+PARTITION_KEY = "partition-id"
+_STATISTIC = "statistics."
+_BFLOAT16 = "bfloat16"
+
+
+def to_arrays(state: State) -> ArrayRecord:
+    """Encode named tensors; bfloat16, which NumPy lacks, travels as its 16 bits under its own dtype name."""
+    return ArrayRecord({name: _to_array(tensor) for name, tensor in state.items()})
+
+
+def _to_array(tensor: Tensor) -> Array:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype != torch.bfloat16:
+        return Array(tensor.numpy())
+    bits = Array(tensor.view(torch.uint16).numpy())
+    return Array(dtype=_BFLOAT16, shape=bits.shape, stype=bits.stype, data=bits.data)
+
+
+def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """Decode named tensors; every one owns its memory."""
+    return {name: _from_array(array) for name, array in record.items()}
+
+
+def _from_array(array: Array) -> Tensor:
+    # A 0-d array comes back as a NumPy scalar from some strategies; asarray keeps it an array.
+    tensor = torch.from_numpy(np.asarray(array.numpy()))
+    return tensor.view(torch.bfloat16) if array.dtype == _BFLOAT16 else tensor
+
+
+def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
+    """One extra record per statistic, for a client's reply."""
+    return {f"{_STATISTIC}{name}": to_arrays(value) for name, value in statistics.items()}
+
+
+def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> dict[str, State]:
+    """The statistics of a reply.
+
+    A client may also report scalars such as ``local_steps`` and ``momentum`` among its metrics: each
+    metric name offers the whole record under that name, for the statistic to pick what it knows.
+    """
+    found: dict[str, State] = {}
+    if metrics is not None:
+        scalars = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items() if isinstance(v, int | float)}
+        found.update(dict.fromkeys(scalars, scalars))
+    for key, record in content.array_records.items():
+        if key.startswith(_STATISTIC):
+            found[key[len(_STATISTIC) :]] = from_arrays(record)
+    return found
+
+
+def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
+    """Replies with their clients' numbers, in client order.
+
+    A client's number is its partition where it tells it, which is the same in every setting; otherwise
+    its node, which Flower draws at random in each run.
+    """
+    return sorted(((_client(m), m) for m in replies), key=lambda pair: (pair[0], pair[1].metadata.src_node_id))
+
+
+def _client(message: Message) -> int:
+    if message.has_content():
+        told = message.content.config_records.get(CLIENT_KEY, ConfigRecord()).get(PARTITION_KEY)
+        if isinstance(told, int) and not isinstance(told, bool):
+            return told
+    return int(message.metadata.src_node_id)
+
+
+def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key: str) -> ClientUpdate:
+    """Decode one reply: what a stock Flower ClientApp sends is enough, statistics come on top.
+
+    Raises
+    ------
+    BadUpdate
+        The reply has no model or no weight.
+    """
+    arrays = content.array_records.get(arrays_key)
+    if arrays is None:
+        models = [record for key, record in content.array_records.items() if not key.startswith(_STATISTIC)]
+        if len(models) != 1:
+            raise BadUpdate(
+                client,
+                f"its reply has {len(models)} candidates for the model and none is called {arrays_key!r}",
+                f'Reply with RecordDict({{"{arrays_key}": ArrayRecord(...), ...}}).',
+            )
+        arrays = models[0]
+    metrics = next(iter(content.metric_records.values()), None)
+    weight = None if metrics is None else metrics.get(weight_key)
+    if not isinstance(weight, int | float):
+        raise BadUpdate(
+            client,
+            f"its reply has no single number {weight_key!r} among its metrics",
+            f'Reply with a MetricRecord({{"{weight_key}": number of examples}}).',
+        )
+    try:
+        state = from_arrays(arrays)
+    except (TypeError, ValueError, RuntimeError, EOFError) as error:
+        raise BadUpdate(client, f"its arrays cannot be decoded ({error})", "Send NumPy arrays of numbers.") from error
+    return ClientUpdate(client, state, float(weight), statistics_from_reply(content, metrics))

@@ -1,0 +1,174 @@
+"""Local training and evaluation of one client, for any model: the serial path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmerge.data.batches import batch_indices
+from fedmerge.errors import InvalidOption
+from fedmerge.seeding import generator, integer_seed
+from fedmerge.training.report import TrainingReport
+
+__all__ = ["LocalTraining", "batches", "evaluate", "train"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains.
+
+    Parameters
+    ----------
+    optimizer
+        ``"sgd"`` or ``"adam"``; fresh in every round.
+    learning_rate, momentum, weight_decay
+        As in ``torch.optim``; momentum is SGD's.
+    proximal_mu
+        Weight of the proximal term ``mu / 2 ||theta - theta_0||^2`` (FedProx, arXiv 1812.06127).
+    epochs, steps
+        Passes over the client's examples, or a number of batches; one epoch where neither is given.
+    batch_size
+        Examples per batch.
+    clip_norm
+        Largest gradient norm; None does not clip.
+    """
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal_mu: float = 0.0
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 32
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        def demand(valid: bool, name: str, want: str) -> None:
+            if not valid:
+                raise InvalidOption(f"training.{name} must be {want}, got {getattr(self, name)!r}")
+
+        demand(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
+        demand(0 < self.learning_rate < math.inf, "learning_rate", "positive")
+        demand(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        demand(0 <= self.weight_decay < math.inf, "weight_decay", "zero or more")
+        demand(0 <= self.proximal_mu < math.inf, "proximal_mu", "zero or more")
+        demand(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
+        demand(self.steps is None or self.steps >= 1, "steps", "at least 1")
+        demand(self.epochs is None or self.steps is None, "steps", "left out where epochs are given")
+        demand(self.batch_size >= 1, "batch_size", "at least 1")
+        demand(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or left out")
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+def train(
+    model: nn.Module, x: Tensor, y: Tensor, settings: LocalTraining, *, seed: int, client: int, round: int
+) -> TrainingReport:
+    """Train `model` in place on one client's examples.
+
+    Parameters
+    ----------
+    model
+        The model sent out this round; its parameters on entry are theta_0 of the proximal term.
+    x, y
+        Inputs [n, ...] and labels [n] or [n, T].
+    seed, client, round
+        Name the random stream of batches and dropout: the same three give the same result anywhere.
+
+    Raises
+    ------
+    InvalidOption
+        There are no examples.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> x, y = torch.randn(10, 2), torch.zeros(10, dtype=torch.long)
+    >>> train(model, x, y, LocalTraining(batch_size=4), seed=0, client=0, round=1).steps
+    3
+    """
+    if len(x) == 0:
+        raise InvalidOption(f"client {client} has no examples to train on")
+    device = next(model.parameters()).device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
+    optimizer = settings.make_optimizer(parameters)
+    order = batch_indices(
+        len(x),
+        settings.batch_size,
+        epochs=None if settings.steps is not None else settings.epochs or 1,
+        steps=settings.steps,
+        generator=generator(seed, "batches", client, round),
+    )
+    steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(integer_seed(seed, "dropout", client, round))
+        for rows in order:
+            index = torch.from_numpy(rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss = _loss(model(x[index].to(device)), y[index].to(device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            for parameter, origin in zip(parameters, start, strict=False):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - origin, alpha=settings.proximal_mu)
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+            total += loss.detach() * len(rows)
+            steps, examples = steps + 1, examples + len(rows)
+    # Adam's steps are no linear recursion in the gradients, so its constants do not describe them.
+    linear = settings.optimizer == "sgd"
+    return TrainingReport(
+        steps=steps,
+        loss=float(total) / examples,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum if linear else 0.0,
+        proximal_mu=settings.proximal_mu if linear else 0.0,
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of `model` over all labels of ``y``.
+
+    Examples
+    --------
+    >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0]]), torch.tensor([0]))[1]
+    1.0
+    """
+    parameter = next(model.parameters(), None)
+    device = x.device if parameter is None else parameter.device
+    model.eval()
+    loss = hits = torch.zeros((), dtype=torch.float64, device=device)
+    for inputs, target in batches(x, y, batch_size, device):
+        logits = model(inputs)
+        loss = loss + _loss(logits, target).double() * target.numel()
+        hits = hits + (logits.argmax(-1) == target).sum()
+    return float(loss) / y.numel(), float(hits) / y.numel()
+
+
+def batches(
+    x: Tensor, y: Tensor, batch_size: int = 512, device: torch.device | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All examples in order, `batch_size` at a time, on `device`."""
+    for inputs, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+        yield inputs.to(device), labels.to(device)
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with classes on the last axis, whatever axes come before."""
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten())

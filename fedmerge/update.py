@@ -1,0 +1,97 @@
+"""What a client sends, and what a merge knows besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption, MissingStatistic
+from fedmerge.seeding import torch_generator
+from fedmerge.state import State
+
+__all__ = ["ClientUpdate", "MergeContext"]
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's model after local training.
+
+    Parameters
+    ----------
+    client
+        Stable identity; updates are merged in its order.
+    state
+        The trained tensors, under ``state_dict`` names.
+    weight
+        Number of examples; only the ratios between clients matter.
+    statistics
+        What the client measured, by statistic name; see :mod:`fedmerge.statistics`.
+    """
+
+    client: int
+    state: State
+    weight: float = 1.0
+    statistics: Mapping[str, State] = field(default_factory=dict)
+
+    def statistic(self, name: str) -> State:
+        """The measured statistic called `name`.
+
+        Raises
+        ------
+        MissingStatistic
+            The client did not send it.
+        """
+        if name not in self.statistics:
+            raise MissingStatistic(
+                self.client,
+                f"statistic {name!r} is missing",
+                "Clients made by fedmerge.strategies.client_app send it; fedmerge.merge takes it as statistics=.",
+            )
+        return self.statistics[name]
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """What a merge may use besides the updates.
+
+    Parameters
+    ----------
+    base
+        The model sent out this round, from which all clients started (theta_0).
+    round
+        Number of the round, from 1.
+    seed
+        Root of every random stream of this merge.
+    data
+        Batches on the server, for methods that use them.
+    example
+        One batch of inputs, for methods that trace the model.
+    """
+
+    base: State | None = None
+    round: int = 1
+    seed: int = 0
+    data: Iterable[Any] | None = None
+    example: Tensor | None = None
+
+    def required_base(self, method: str) -> State:
+        """`base`, or an error that tells how to give one.
+
+        Raises
+        ------
+        InvalidOption
+            There is no base.
+        """
+        if self.base is None:
+            raise InvalidOption(
+                f"{method} works on updates relative to the model all clients started from: pass base=."
+            )
+        return self.base
+
+    def torch_generator(self, purpose: str) -> torch.Generator:
+        """A random stream of this round for one purpose."""
+        return torch_generator(self.seed, purpose, self.round)

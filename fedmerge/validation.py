@@ -1,0 +1,86 @@
+"""Checks on a client's update before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from fedmerge.errors import BadUpdate
+from fedmerge.state import State
+from fedmerge.update import ClientUpdate
+
+__all__ = ["check_update", "common_form"]
+
+
+def common_form(updates: Sequence[ClientUpdate]) -> State:
+    """The state whose names and shapes most updates share: what to hold the others against without a base."""
+    forms = Counter(_form(update.state) for update in updates)
+    usual = forms.most_common(1)[0][0]
+    return next(update.state for update in updates if _form(update.state) == usual)
+
+
+def _form(state: State) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(sorted((name, tuple(tensor.shape)) for name, tensor in state.items()))
+
+
+def check_update(update: ClientUpdate, reference: State, *, same_shapes: bool = True) -> None:
+    """Check one update against a state with the right names, shapes and kinds of numbers.
+
+    Parameters
+    ----------
+    same_shapes
+        False for methods that merge models of unequal width.
+
+    Raises
+    ------
+    BadUpdate
+        No examples, a missing or unknown tensor, a wrong shape or kind of number, NaN or infinity.
+    """
+    client, state = update.client, update.state
+    if not (math.isfinite(update.weight) and update.weight > 0):
+        raise BadUpdate(
+            client,
+            f"its weight (number of examples) is {update.weight!r}",
+            "Send a positive number of examples.",
+        )
+    missing = [name for name in reference if name not in state]
+    unknown = [name for name in state if name not in reference]
+    if missing or unknown:
+        listed = [f"tensor {n!r} is missing" for n in missing[:3]] + [
+            f"tensor {n!r} is not in the model" for n in unknown[:3]
+        ]
+        more = len(missing) + len(unknown) - len(listed)
+        raise BadUpdate(
+            client,
+            "; ".join(listed) + (f"; and {more} more" if more else ""),
+            "All clients must train the model that the server sent.",
+        )
+    for name, tensor in state.items():
+        want = reference[name]
+        if same_shapes and tensor.shape != want.shape:
+            raise BadUpdate(
+                client,
+                f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(want.shape)}",
+                "All clients must train the model that the server sent.",
+            )
+        if _is_float(tensor) != _is_float(want):
+            raise BadUpdate(
+                client,
+                f"tensor {name!r} is {tensor.dtype}, the model has {want.dtype}",
+                "Send tensors as the model has them.",
+            )
+        # A finite sum proves all entries finite in one pass; only an infinite one needs a closer look.
+        if _is_float(tensor) and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise BadUpdate(
+                client,
+                f"tensor {name!r} has {bad} of {tensor.numel()} entries NaN or infinite",
+                "Its training diverged: lower the learning rate or clip gradients.",
+            )
+
+
+def _is_float(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
