@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.data.extras import need
-from fedmerge.data.global_rng import untouched_global_rng
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import PartitionError
 
@@ -37,7 +36,7 @@ REMEDIES = {
 def assign_rows(
     examples: int, key: Tensor | None, settings: PartitionSettings, clients: int, generator: np.random.Generator
 ) -> list[Rows]:
-    """Give each client its rows, sorted.
+    """Give each client its rows.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ def assign_rows(
     # Not every partitioner shuffles: in a shuffled table, even a contiguous block is a random choice.
     order = generator.permutation(examples)
     columns = {"row": order} if key is None else {"row": order, "key": key.cpu().numpy()[order]}
-    with untouched_global_rng(), _quiet(datasets):
+    with _quiet(datasets):
         try:
             partitioner = _partitioner(flower, settings, clients, examples, generator)
             # As Arrow, a column is read in one go; by default it is read element by element.
@@ -144,7 +143,8 @@ def _natural_positions(partitioner: Any) -> list[int]:
 
 
 def _rows(part: Any) -> Rows:
-    return np.sort(part[:]["row"].to_numpy())
+    rows: Rows = part[:]["row"].to_numpy()
+    return rows
 
 
 @contextmanager

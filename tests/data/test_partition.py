@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,9 @@ def label_shares(partition, dataset):
 
 
 @every_scheme
-def test_same_seed_same_partition_other_seed_another(settings, digits):
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_same_seed_same_partition_other_seed_another(settings, held_out, digits):
+    settings = replace(settings, held_out=held_out)
     partition = make_partition(digits, settings, seed=5)
     assert same(partition, make_partition(digits, settings, seed=5))
     assert not same(partition, make_partition(digits, settings, seed=6))
@@ -64,9 +67,7 @@ def test_rows_are_sorted_int64_and_clients_named(settings, digits):
 @every_scheme
 @pytest.mark.parametrize("held_out", [0.0, 0.1, 0.5])
 def test_held_out_share_of_each_client(settings, held_out, digits):
-    partition = make_partition(
-        digits, PartitionSettings(settings.scheme, alpha=settings.alpha, held_out=held_out), seed=1
-    )
+    partition = make_partition(digits, replace(settings, held_out=held_out), seed=1)
     for train, tested in zip(partition.train, partition.held_out, strict=True):
         assert len(train) >= 1
         assert len(tested) == min(round(held_out * (len(train) + len(tested))), len(train) + len(tested) - 1)
@@ -98,6 +99,22 @@ def test_nothing_is_printed_and_the_bars_of_others_stay(settings, digits, capfd)
     make_partition(digits, settings, seed=0)
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
+
+
+def test_natural_clients_and_repeated_draws_are_quiet_too(text_set, digits, capfd, recwarn):
+    make_partition(text_set, PartitionSettings("natural", clients=None), seed=0)
+    with pytest.raises(PartitionError):
+        make_partition(digits, PartitionSettings(clients=50, alpha=0.01, min_examples=20), seed=0)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "quantity"])
+def test_another_seed_draws_other_shares(scheme, digits):
+    def sizes(seed):
+        return sorted(len(rows) for rows in make_partition(digits, PartitionSettings(scheme), seed).train)
+
+    assert sizes(0) != sizes(1)
 
 
 def test_iid_is_even_and_representative(digits):
@@ -158,7 +175,8 @@ def test_quantity_keeps_min_examples_however_uneven(alpha, digits):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_dirichlet_on_digits_works_with_min_examples(seed, digits):
-    partition = make_partition(digits, PartitionSettings(min_examples=10), seed)
+    # Seeds 0 and 4 need more than one draw.
+    partition = make_partition(digits, PartitionSettings(alpha=0.1, min_examples=10), seed)
     assert min(len(rows) for rows in partition.train) >= 10
 
 

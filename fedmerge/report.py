@@ -1,0 +1,124 @@
+"""What the command shows on a terminal: tables and progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from torch import Tensor
+
+from fedmerge.api import MethodInfo
+from fedmerge.registry import Entry
+
+__all__ = ["Progress", "methods_table", "partition_table", "show", "summary_table"]
+
+
+def show(table: Table) -> None:
+    """Print a table; a log file gets lines long enough for it."""
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+class Progress:
+    """A bar over all rounds of all runs; one line a round where the output is no terminal."""
+
+    def __init__(self, rounds: int, runs: int) -> None:
+        self._rounds, self._runs = rounds, runs
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._task = self._bars.add_task("starting", total=rounds * runs)
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Show one more round."""
+        text = f"{row['method']} seed {row['seed']} round {row['round']}/{self._rounds}"
+        text += f"  test {100 * row['test_accuracy']:.2f} %"
+        if row["clients_failed"]:
+            text += f"  {row['clients_failed']} of {row['clients_ok'] + row['clients_failed']} clients failed"
+        if self._bars is None or self._task is None:
+            loss = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
+            print(f"{text}{loss}", flush=True)
+        else:
+            self._bars.update(self._task, description=text, advance=1 if row["round"] else 0)
+
+
+def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Table:
+    """The table of a comparison, best method first."""
+    table = Table(title="Test accuracy in %, mean and standard deviation over seeds", title_justify="left")
+    reach = "rounds to target" if target is None else f"rounds to {100 * target:g} %"
+    for name in ("method", "seeds", "final", "best", reach, "MB up", "MB down", "seconds", "clients failed"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            str(row["seeds"]),
+            _percent(row["final_accuracy_mean"], row["final_accuracy_std"]),
+            _percent(row["best_accuracy_mean"], row["best_accuracy_std"]),
+            _rounds(row),
+            f"{row['megabytes_up']:.2f}",
+            f"{row['megabytes_down']:.2f}",
+            f"{row['seconds']:.1f}",
+            str(row["clients_failed"]),
+        )
+    return table
+
+
+def _percent(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def _rounds(row: Mapping[str, Any]) -> str:
+    if row["rounds_to_target"] is None:
+        return "not reached"
+    partly = "" if row["reached"] == row["seeds"] else f" ({row['reached']} of {row['seeds']} seeds)"
+    return f"{row['rounds_to_target']:.1f}{partly}"
+
+
+def methods_table(methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry]) -> Table:
+    """Methods and server steps with what they need and their options."""
+    table = Table(title="Methods; add server steps with +, as in fedavg+server_adam", title_justify="left")
+    for name in ("name", "what it does", "paper", "clients send besides", "options"):
+        table.add_column(name, overflow="fold")
+    for info in methods.values():
+        needs = [*info.needs, *(["(server data)"] if info.requires_data else [])]
+        table.add_row(info.name, info.summary, info.paper, ", ".join(needs) or "nothing", _options(info.options))
+    for step in steps.values():
+        table.add_row(f"+{step.name}", step.summary, step.paper, "nothing", _options(step.options))
+    return table
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "none"
+
+
+def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:
+    """Examples of every client, and its commonest label."""
+    table = Table(title=f"Training examples by client, seed {seed}", title_justify="left")
+    for name in ("client", "examples", "labels", "commonest label"):
+        table.add_column(name, justify="left" if name == "client" else "right")
+    for client, row in enumerate(counts):
+        total, most = int(row.sum()), int(row.argmax())
+        name = names[client] if client < len(names) else str(client)
+        share = 100 * int(row[most]) / total if total else 0
+        table.add_row(name, str(total), str(int((row > 0).sum())), f"{most} ({share:.0f} %)")
+    return table

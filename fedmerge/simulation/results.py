@@ -1,0 +1,33 @@
+"""Table and curves of a finished comparison."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from fedmerge.plotting import plot_convergence, summarise, write_summary
+from fedmerge.simulation.config import Config
+
+__all__ = ["write_results"]
+
+
+def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dict[str, Any]], float | None, list[Path]]:
+    """Write ``summary.csv`` and ``convergence.png``.
+
+    Without a target in the configuration it is 95 % of the best final accuracy, in whole percents, so that
+    every comparison says how soon each method gets near the best one.
+
+    Returns
+    -------
+    tuple
+        The rows of the summary, the target used, the files.
+    """
+    target = config.target
+    if target is None:
+        finals = [row["final_accuracy_mean"] for row in summarise(runs, target=None)]
+        known = [accuracy for accuracy in finals if accuracy]
+        target = max(math.floor(95 * max(known)) / 100, 0.01) if known else None
+    rows = summarise(runs, target=target)
+    table = write_summary(rows, out / "summary.csv")
+    return rows, target, [table, plot_convergence(runs, out / "convergence.png", target=target)]
