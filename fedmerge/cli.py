@@ -48,9 +48,7 @@ def compare(
     dataset: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, ...")] = None,
     model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="iid, dirichlet, shard, natural, ...")
-    ] = None,
+    partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shard, natural, ...")] = None,
     alpha: Annotated[float | None, typer.Option(help="Dirichlet concentration: smaller is more skewed.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Communication rounds.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from 0.")] = None,
@@ -84,7 +82,8 @@ def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite:
     if len(settings.methods) != 1 or len(settings.seeds) != 1:
         raise ConfigError(
             f"{config} names {len(settings.methods)} methods and {len(settings.seeds)} seeds: "
-            "`fedmerge run` takes one of each; use `fedmerge compare`, or --set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
+            "`fedmerge run` takes one of each; use `fedmerge compare`, or narrow it down: "
+            "--set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
         )
     _run(settings, out, overwrite=overwrite)
 

@@ -21,6 +21,7 @@ from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
+from fedmerge.training.device import choose_device
 
 __all__ = ["check_output", "compare", "run_folder", "run_on_grid"]
 
@@ -88,6 +89,7 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> list[Pa
     FedMergeError
         Before anything is written, if the data, partition, model or a strategy cannot be made.
     """
+    choose_device(config.device)
     experiments = [Experiment(config, seed) for seed in config.seeds]
     for experiment in experiments:
         experiment.initial_arrays()

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
@@ -22,6 +21,7 @@ from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.training.device import choose_device
 from fedmerge.training.local import evaluate
 
 __all__ = ["Experiment"]
@@ -179,10 +179,7 @@ class Experiment:
 
     @cached_property
     def _judge(self) -> nn.Module:
-        device = self.config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return self.model_fn().to(device)
+        return self.model_fn().to(choose_device(self.config.device))
 
 
 def _foreign_strategy(path: str, keywords: dict[str, Any]) -> Strategy:

@@ -34,7 +34,7 @@ def save_partition(config: Config, seed: int, out: Path) -> tuple[Tensor, tuple[
         shown.numpy(),
         out / f"partition{suffix}.png",
         class_names=dataset.class_names if dataset.train_y.ndim == 1 else (),
-        client_names=partition.client_names,
+        client_names=partition.client_names if dataset.client_names else (),
         title=title,
     )
     return counts, partition.client_names, [tensors, picture]

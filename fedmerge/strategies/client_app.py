@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -18,6 +17,7 @@ from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.state import State
 from fedmerge.statistics import statistic
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, statistics_records, to_arrays
+from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
 
@@ -58,6 +58,7 @@ def client_app(
 
     Examples
     --------
+    >>> import torch
     >>> rows = torch.randn(10, 4), torch.zeros(10, dtype=torch.long)
     >>> app = client_app(lambda: nn.Linear(4, 2), lambda partition, total: ClientData(*rows, *rows))
     >>> type(app).__name__
@@ -83,10 +84,7 @@ class _Client:
 
     @cached_property
     def _template(self) -> nn.Module:
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return self.model_fn().to(device)
+        return self.model_fn().to(choose_device(self.device))
 
     def train(self, message: Message, context: Context) -> Message:
         model, config = self._receive(message, context)

@@ -1,0 +1,52 @@
+# Everything a person or CI does with a checkout. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types study figures wheel clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fedmerge needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Install one and name it: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## Make .venv and install fedmerge with everything (demo, test and check do it too)
+
+demo: $(STAMP) ## Compare the methods on a small non-IID federation: table, curves, records
+	$(BIN)/fedmerge compare simulations/demo.toml --out runs/demo
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest -n 2 -m 'not study'
+
+check: lint types test ## Lint, format check, types and tests: what CI asks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)
+	$(BIN)/python -m pytest -m study
+
+figures: $(STAMP) ## Draw the README's pictures anew
+	$(BIN)/python plots/convergence.py
+
+wheel: $(STAMP) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove what was built; records under runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

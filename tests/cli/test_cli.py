@@ -1,0 +1,153 @@
+"""The command, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedmerge import cli
+
+SMALL = ["--rounds", "1", "--clients", "3", "--model", "logistic", "--methods", "fedavg"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Every command runs in a folder of its own, with no data folder named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDMERGE_DATA", raising=False)
+    return tmp_path
+
+
+def fedmerge(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of one command."""
+    monkeypatch.setattr(sys, "argv", ["fedmerge", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    captured = capsys.readouterr()
+    return done.value.code or 0, captured.out, captured.err
+
+
+def test_compare_leaves_table_pictures_and_records(monkeypatch, capsys, tmp_path):
+    code, out, _ = fedmerge(monkeypatch, capsys, "compare", *SMALL, "--seeds", 2, "--out", "o")
+    assert code == 0
+    assert "fedavg seed 1 round 1/1" in out
+    names = {path.name for path in (tmp_path / "o").iterdir()}
+    assert names == {
+        "summary.csv", "convergence.png", "partition.png", "partition.safetensors", "fedavg-seed0", "fedavg-seed1",
+    }  # fmt: skip
+    assert all(f"o/{name}" in out for name in ("summary.csv", "convergence.png", "partition.png"))
+
+
+def test_compare_again_replaces_equal_records_and_refuses_others(monkeypatch, capsys):
+    command = ("compare", *SMALL, "--out", "o")
+    assert fedmerge(monkeypatch, capsys, *command)[0] == 0
+    assert fedmerge(monkeypatch, capsys, *command)[0] == 0
+    code, _, err = fedmerge(monkeypatch, capsys, *command, "--alpha", 5)
+    assert code == 2
+    assert "--overwrite" in err
+    assert fedmerge(monkeypatch, capsys, *command, "--alpha", 5, "--overwrite")[0] == 0
+
+
+def test_default_folder_lies_under_runs(monkeypatch, capsys, tmp_path):
+    assert fedmerge(monkeypatch, capsys, "compare", *SMALL)[0] == 0
+    assert (tmp_path / "runs" / "digits-logistic-dirichlet0.3" / "summary.csv").exists()
+
+
+def test_run_repeats_a_record(monkeypatch, capsys, tmp_path):
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "a")
+    assert fedmerge(monkeypatch, capsys, "run", "a/fedavg-seed0/config.toml", "--out", "b")[0] == 0
+
+    def accuracies(folder):
+        lines = (tmp_path / folder / "fedavg-seed0" / "rounds.jsonl").read_text().splitlines()
+        return [json.loads(line)["test_loss"] for line in lines]
+
+    assert accuracies("a") == accuracies("b")
+
+
+def test_run_wants_one_method_and_one_seed(monkeypatch, capsys, tmp_path):
+    (tmp_path / "c.toml").write_text('methods = ["fedavg", "fedatt"]\n')
+    code, _, err = fedmerge(monkeypatch, capsys, "run", "c.toml")
+    assert code == 2
+    assert "2 methods" in err
+
+
+def test_plot_draws_finished_runs(monkeypatch, capsys, tmp_path):
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "a")
+    code, out, _ = fedmerge(monkeypatch, capsys, "plot", "a", "--out", "again.png", "--target", 0.5)
+    assert code == 0
+    assert (tmp_path / "again.png").stat().st_size > 10_000
+    assert "again.png" in out
+
+
+def test_partition_shows_and_saves(monkeypatch, capsys, tmp_path):
+    code, out, _ = fedmerge(monkeypatch, capsys, "partition", "--out", "p", "--set", "partition.clients=4")
+    assert code == 0
+    assert "commonest label" in out
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"partition.png", "partition.safetensors"}
+
+
+def test_methods_lists_what_there_is(monkeypatch, capsys):
+    code, out, _ = fedmerge(monkeypatch, capsys, "methods", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert listed["fednova"]["needs"] == ["local_steps"]
+    assert listed["fedatt"]["options"]["step_size"] == 1.2
+    code, out, _ = fedmerge(monkeypatch, capsys, "methods")
+    assert "+server_adam" in out
+
+
+MISTAKES = {
+    "unknown method": (["compare", "--methods", "fedvag"], "Did you mean 'fedavg'"),
+    "unknown step": (["compare", "--methods", "fedavg+adam"], "server_adam"),
+    "unknown data set": (["compare", "--dataset", "minst"], "mnist"),
+    "unknown model": (["compare", "--model", "lenett"], "lenet"),
+    "unknown key": (["compare", "--set", "training.epoch=1"], "Did you mean 'training.epochs'"),
+    "unknown option": (["compare", "--set", "options.fedatt.norms=1"], "Did you mean 'norm'"),
+    "option of a wrong type": (["compare", "--set", "options.fednova.server_momentum=high"], "server_momentum"),
+    "missing data folder": (["compare", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
+    "missing file": (["compare", "nowhere.toml"], "nowhere.toml"),
+    "corrupt TOML": (["compare", "corrupt.toml"], "corrupt.toml is not valid TOML"),
+    "unknown key in TOML": (["compare", "key.toml"], "Did you mean 'rounds'"),
+    "client without examples": (["compare", "--clients", "700", "--alpha", "0.01"], "client"),
+    "more clients than examples": (["compare", "--clients", "99999"], "clients"),
+    "user's model is missing": (["compare", "--model", "nowhere:net"], "nowhere"),
+    "no such strategy": (["compare", "--methods", "nowhere:Strategy"], "nowhere:Strategy"),
+    "target in percent": (["compare", "--target", "90"], "target"),
+    "workers": (["compare", "--workers", "many"], "workers"),
+    "device": (["compare", "--device", "tpu9"], "device"),
+    "assignment": (["compare", "--set", "rounds"], "key=value"),
+    "nothing to plot": (["plot", "nowhere"], "nowhere"),
+    "all clients diverge": (
+        ["compare", *SMALL, "--set", "training.learning_rate=1e38", "--set", "training.momentum=0.9"],
+        "NaN or infinite",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_with_one_clear_line_and_no_record(mistake, monkeypatch, capsys, tmp_path):
+    (tmp_path / "corrupt.toml").write_text("rounds = = 3\n")
+    (tmp_path / "key.toml").write_text("round = 3\n")
+    arguments, words = MISTAKES[mistake]
+    code, _, err = fedmerge(monkeypatch, capsys, *arguments)
+    line = err.strip().splitlines()[-1]
+    assert code == 2
+    assert line.startswith("error: ")
+    assert words in line
+    assert "Traceback" not in err
+    finished = [path for path in tmp_path.rglob("*") if path.is_dir() and path.name.endswith("-seed0")]
+    assert not finished
+
+
+def test_help_is_quick_to_reach():
+    """Help must not wait for torch's, Flower's or matplotlib's import of the simulation."""
+    code = (
+        "import sys; sys.argv=['fedmerge','compare','--help'];from fedmerge.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'flwr','ray','matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"

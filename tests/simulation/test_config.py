@@ -1,0 +1,90 @@
+"""Configurations: what is accepted, and what is said of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
+from fedmerge.records import read_toml, write_toml
+from fedmerge.simulation.config import load_config, make_config, parse_assignment
+
+
+def test_later_layers_win_and_keep_the_rest():
+    config = make_config({"training": {"epochs": 3, "learning_rate": 0.5}}, {"training": {"learning_rate": 0.1}})
+    assert (config.training.epochs, config.training.learning_rate) == (3, 0.1)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fednova", "fedatt", "fedavg+server_adam"])
+def test_a_resolved_configuration_is_complete_and_gives_itself_again(method, tmp_path):
+    config = make_config({"methods": ["fedavg", method] if method != "fedavg" else ["fedavg"], "seeds": [0, 4]})
+    resolved = config.resolved(method, 4)
+    write_toml(tmp_path / "config.toml", resolved)
+    again = make_config(load_config(tmp_path / "config.toml"))
+    assert again.methods == (method,)
+    assert again.seeds == (4,)
+    assert again.resolved(method, 4) == resolved
+    written = read_toml(tmp_path / "config.toml")
+    assert written["training"]["learning_rate"] == config.training.learning_rate
+    assert written["model"]["options"]["hidden"] == [100]
+    if method == "fedatt":
+        assert written["options"]["fedatt"]["norm"] == "spectral"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"round": 3}, UnknownName, "Did you mean 'rounds'"),
+        ({"training": {"learning_rat": 1}}, UnknownName, "Did you mean 'training.learning_rate'"),
+        ({"partition": {"alhpa": 1}}, UnknownName, "Did you mean 'partition.alpha'"),
+        ({"data": {"nam": "digits"}}, UnknownName, "Did you mean 'data.name'"),
+        ({"rounds": 0}, ConfigError, "rounds = 0"),
+        ({"rounds": "many"}, ConfigError, "rounds = 'many'"),
+        ({"training": {"learning_rate": -1}}, InvalidOption, "training.learning_rate must be positive, got -1"),
+        ({"training": {"steps": 2, "epochs": 2}}, InvalidOption, "training.steps"),
+        ({"partition": {"alpha": 0}}, InvalidOption, "alpha"),
+        ({"methods": []}, ConfigError, "methods is empty"),
+        ({"methods": ["fedavg", "fedavg"]}, ConfigError, "twice"),
+        ({"seeds": []}, ConfigError, "seeds"),
+        ({"methods": ["fedvag"]}, UnknownName, "Did you mean 'fedavg'"),
+        ({"methods": ["fedavg+adam"]}, UnknownName, "server_adam"),
+        ({"options": {"fedat": {}}}, UnknownName, "Did you mean 'fedatt'"),
+        ({"options": {"fedatt": {"norms": 1}}}, UnknownName, "Did you mean 'norm'"),
+        ({"options": {"fedatt": {"norm": "l1"}}}, InvalidOption, "spectral"),
+        ({"fraction_train": 0}, ConfigError, "fraction_train"),
+    ],
+)
+def test_mistakes_are_named(settings, kind, words):
+    with pytest.raises(kind) as caught:
+        make_config(settings)
+    assert words in str(caught.value)
+    assert isinstance(caught.value, FedMergeError)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("rounds=3", {"rounds": 3}),
+        ("training.learning_rate=0.5", {"training": {"learning_rate": 0.5}}),
+        ("model.name=lenet", {"model": {"name": "lenet"}}),
+        ("options.fedatt.norm=frobenius", {"options": {"fedatt": {"norm": "frobenius"}}}),
+        ("seeds=[1, 2]", {"seeds": [1, 2]}),
+        ("data.dir=a=b", {"data": {"dir": "a=b"}}),
+    ],
+)
+def test_assignments(text, want):
+    assert parse_assignment(text) == want
+
+
+@pytest.mark.parametrize("text", ["rounds", "=3"])
+def test_assignments_without_key_or_value(text):
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_assignment(text)
+
+
+def test_files_that_are_missing_or_no_toml(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("rounds = [1,\nx")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML.*line 2"):
+        load_config(broken)
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
