@@ -17,7 +17,7 @@ from fedmerge.data.client_data import ClientData
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.partition import Partition, make_partition
 from fedmerge.data.partition_settings import PartitionSettings
-from fedmerge.data.sources import dataset_names, load_dataset
+from fedmerge.data.sources import dataset_names, load_dataset, suggested_settings
 
 __all__ = [
     "ClientData",
@@ -27,4 +27,5 @@ __all__ = [
     "dataset_names",
     "load_dataset",
     "make_partition",
+    "suggested_settings",
 ]

@@ -10,6 +10,8 @@ from fedmerge.errors import InvalidOption, UnknownName
 
 __all__ = ["PartitionSettings", "Scheme"]
 
+_USUAL_CLIENTS = 10
+
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural"]
 
 
@@ -31,7 +33,7 @@ class PartitionSettings:
           `min_examples` allows, and one Dirichlet draw shares out the rest.
         - `natural`: the clients that the data set itself names, the first `clients` of them.
     clients : int or None
-        Number of clients; None, for `natural` only, takes all.
+        Number of clients; None takes all that `natural` has, and 10 for the other schemes.
     alpha : float
         Concentration of the Dirichlet draw, above 0: the smaller, the more the clients differ.
         For `dirichlet` and `quantity`.
@@ -64,7 +66,7 @@ class PartitionSettings:
     """
 
     scheme: Scheme = "dirichlet"
-    clients: int | None = 10
+    clients: int | None = None
     alpha: float = 0.3
     classes_per_client: int = 2
     shards_per_client: int = 2
@@ -76,10 +78,7 @@ class PartitionSettings:
         if self.scheme not in get_args(Scheme):
             raise UnknownName("partition scheme", self.scheme, get_args(Scheme))
         if self.clients is None and self.scheme != "natural":
-            raise InvalidOption(
-                f"partition setting clients=None: only the scheme 'natural' takes None, not {self.scheme!r}. "
-                "Give a number."
-            )
+            object.__setattr__(self, "clients", _USUAL_CLIENTS)
         for name in ("clients", "classes_per_client", "shards_per_client", "min_examples", "max_examples"):
             value = getattr(self, name)
             if value is not None or name not in ("clients", "max_examples"):

@@ -15,7 +15,7 @@ from fedmerge.data.shakespeare import load_shakespeare
 from fedmerge.data.vision import load_cifar10, load_fashion_mnist, load_mnist
 from fedmerge.errors import DataError, UnknownName
 
-__all__ = ["WITH_NATURAL_CLIENTS", "dataset_names", "load_dataset"]
+__all__ = ["WITH_NATURAL_CLIENTS", "dataset_names", "load_dataset", "suggested_settings"]
 
 _LOADERS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
@@ -26,6 +26,24 @@ _LOADERS: dict[str, Callable[..., Dataset]] = {
     "heart_disease": load_heart_disease,
 }
 WITH_NATURAL_CLIENTS = ("heart_disease", "shakespeare")
+
+
+# How data sets that come with clients of their own are usually divided, and which model fits their inputs.
+_SUGGESTED: dict[str, dict[str, dict[str, Any]]] = {
+    "shakespeare": {"partition": {"scheme": "natural", "clients": 20}, "model": {"name": "char_lstm"}},
+    "heart_disease": {"partition": {"scheme": "natural"}, "model": {"name": "logistic"}},
+}
+
+
+def suggested_settings(name: str) -> dict[str, dict[str, Any]]:
+    """Settings of partition and model that suit a data set better than the general defaults.
+
+    Examples
+    --------
+    >>> suggested_settings("heart_disease")["partition"]["scheme"]
+    'natural'
+    """
+    return _SUGGESTED.get(name, {})
 
 
 def dataset_names() -> list[str]:

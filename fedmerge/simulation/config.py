@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
+from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName
 from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline
@@ -109,7 +110,7 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def make_config(*layers: Mapping[str, Any]) -> Config:
-    """Check nested settings, later layers over earlier ones.
+    """Check nested settings, later layers over earlier ones, all over what suits the data set.
 
     Raises
     ------
@@ -123,10 +124,11 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     >>> make_config({"rounds": 5}, {"training": {"epochs": 2}}).training.epochs
     2
     """
-    settings: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for layer in layers:
         _check_keys(layer, Config, "")
-        settings = _merged(settings, layer)
+        given = _merged(given, layer)
+    settings = _merged(_suggested(given), given)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
@@ -160,6 +162,15 @@ def parse_assignment(text: str) -> dict[str, Any]:
         parsed = {part: parsed}
     settings: dict[str, Any] = parsed
     return settings
+
+
+def _suggested(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What suits the data set, for settings that are not given."""
+    data = given.get("data")
+    suggested = dict(suggested_settings(data.get("name", ""))) if isinstance(data, Mapping) else {}
+    if {"scheme", "alpha"} & set(given.get("partition", {})):
+        suggested.pop("partition", None)  # who chooses a division gets it whole
+    return suggested
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

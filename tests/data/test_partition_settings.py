@@ -39,10 +39,9 @@ def test_held_out_must_be_a_share(value):
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet", "pathological", "shard", "quantity"])
-def test_only_natural_takes_all_clients(scheme):
-    with pytest.raises(InvalidOption, match="clients=None"):
-        PartitionSettings(scheme, clients=None)
-    assert PartitionSettings("natural", clients=None).clients is None
+def test_without_a_number_natural_takes_all_clients_and_others_ten(scheme):
+    assert PartitionSettings(scheme).clients == 10
+    assert PartitionSettings("natural").clients is None
 
 
 def test_max_examples_must_leave_room_for_min_examples():

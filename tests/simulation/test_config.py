@@ -30,6 +30,13 @@ def test_a_resolved_configuration_is_complete_and_gives_itself_again(method, tmp
         assert written["options"]["fedatt"]["norm"] == "spectral"
 
 
+def test_data_sets_with_clients_of_their_own_are_divided_among_them():
+    natural = make_config({"data": {"name": "heart_disease"}})
+    assert (natural.partition.scheme, natural.partition.clients, natural.model.name) == ("natural", None, "logistic")
+    chosen = make_config({"data": {"name": "heart_disease"}}, {"partition": {"alpha": 0.5}, "model": {"name": "mlp"}})
+    assert (chosen.partition.scheme, chosen.partition.clients, chosen.model.name) == ("dirichlet", 10, "mlp")
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
