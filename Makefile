@@ -42,7 +42,7 @@ types: $(STAMP)
 study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)
 	$(BIN)/python -m pytest -m study
 
-figures: $(STAMP) ## Draw the README's pictures anew
+figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py
 
 wheel: $(STAMP) ## Build the wheel into dist/

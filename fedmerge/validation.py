@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def check_update(update: ClientUpdate, reference: State, *, same_shapes: bool = 
                 "Send tensors as the model has them.",
             )
         # A finite sum proves all entries finite in one pass; only an infinite one needs a closer look.
-        if _is_float(tensor) and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        if _is_float(tensor) and not cmath.isfinite(tensor.sum().item()) and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise BadUpdate(
                 client,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.errors import BadUpdate
@@ -29,6 +33,7 @@ CLIENT_KEY = "client"
 PARTITION_KEY = "partition-id"
 _STATISTIC = "statistics."
 _BFLOAT16 = "bfloat16"
+_NPY_1_0 = b"\x93NUMPY\x01\x00"
 
 
 def to_arrays(state: State) -> ArrayRecord:
@@ -50,9 +55,24 @@ def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def _from_array(array: Array) -> Tensor:
-    # A 0-d array comes back as a NumPy scalar from some strategies; asarray keeps it an array.
-    tensor = torch.from_numpy(np.asarray(array.numpy()))
+    tensor = torch.from_numpy(_numpy(array))
     return tensor.view(torch.bfloat16) if array.dtype == _BFLOAT16 else tensor
+
+
+def _numpy(array: Array) -> NDArray[Any]:
+    """The array, copied once out of its npy bytes; ``Array.numpy()`` copies twice and parses every header."""
+    data = array.data
+    if array.stype != "numpy.ndarray" or data[:8] != _NPY_1_0:
+        return np.asarray(array.numpy())
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, column_major, dtype = _npy_header(data[8:start])
+    flat = np.frombuffer(data, dtype, offset=start)
+    return flat.reshape(shape, order="F" if column_major else "C").copy()
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
 
 
 def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
