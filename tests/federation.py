@@ -12,7 +12,7 @@ from fedmerge.strategies import client_app, to_arrays
 from fedmerge.training import LocalTraining
 
 CLIENTS = 3
-TRAINING = LocalTraining(learning_rate=0.1, batch_size=4)
+TRAINING = LocalTraining(learning_rate=0.1, momentum=0.0, epochs=1, batch_size=4)
 
 
 def tiny_model() -> nn.Module:

@@ -10,7 +10,7 @@ from flwr.app import Context, Error, Message, Metadata, RecordDict
 
 from fedmerge.errors import FedMergeError
 
-__all__ = ["become_server_task", "error_reply", "new_run", "rebuild", "stamp"]
+__all__ = ["become_server_task", "error_reply", "from_node", "new_run", "rebuild", "stamp"]
 
 _TESTED = ("1.41", "1.42")
 _CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -55,6 +55,12 @@ def stamp(message: Message) -> None:
 def rebuild(metadata: Metadata, content: RecordDict) -> Message:
     """A message from its two halves, which travel apart so that equal contents travel once."""
     return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def from_node(message: Message, node: int) -> Message:
+    """The same message, shown as coming from another node."""
+    message.metadata.__dict__["_src_node_id"] = node
+    return message
 
 
 def error_reply(message: Message, context: Context, error: BaseException) -> Message:

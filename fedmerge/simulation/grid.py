@@ -15,9 +15,9 @@ from fedmerge.simulation.flower_task import become_server_task, new_run, stamp
 from fedmerge.simulation.ray_workers import RayWorkers
 from fedmerge.simulation.workers import InProcess, Job, Workers
 
-__all__ = ["SimulationGrid", "make_workers", "parse_workers"]
+__all__ = ["FIRST_NODE", "SimulationGrid", "make_workers", "parse_workers"]
 
-_FIRST_NODE = 2  # Flower's server is node 1
+FIRST_NODE = 2  # Flower's server is node 1
 
 
 class SimulationGrid(Grid):
@@ -104,7 +104,7 @@ class SimulationGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of all nodes."""
-        return range(_FIRST_NODE, _FIRST_NODE + self._num_clients)
+        return range(FIRST_NODE, FIRST_NODE + self._num_clients)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the clients that `messages` are for; their replies wait to be pulled."""
@@ -127,9 +127,9 @@ class SimulationGrid(Grid):
 
     def _context(self, node: int) -> Context:
         if node not in self.get_node_ids():
-            raise ConfigError(f"there is no node {node}: nodes are {_FIRST_NODE} to {self._num_clients + 1}")
+            raise ConfigError(f"there is no node {node}: nodes are {FIRST_NODE} to {self._num_clients + 1}")
         if node not in self._contexts:
-            config: UserConfig = {"partition-id": node - _FIRST_NODE, "num-partitions": self._num_clients}
+            config: UserConfig = {"partition-id": node - FIRST_NODE, "num-partitions": self._num_clients}
             self._contexts[node] = Context(
                 run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config=dict(self._run_config)
             )

@@ -36,7 +36,8 @@ def client_app(
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
     It trains on ``train``, judges the model on the client's held-out examples on ``evaluate``, and measures
-    statistics of the model it is sent on ``query`` (``query.statistics``). To a strategy that asks for no
+    statistics of the model it is sent on ``query`` (``query.statistics``); ``query.partition`` asks only which
+    partition it holds. To a strategy that asks for no
     statistics it replies just as any ClientApp: one ArrayRecord, one MetricRecord with ``num-examples``.
 
     Parameters
@@ -70,6 +71,7 @@ def client_app(
     app.evaluate()(client.evaluate)
     app.query()(client.query)
     app.query("statistics")(client.query)
+    app.query("partition")(client.partition)
     return app
 
 
@@ -121,6 +123,10 @@ class _Client:
         measured = self._measure(config, model, data, None)
         return self._send(message, partition, RecordDict({"metrics": metrics}), measured)
 
+    def partition(self, message: Message, context: Context) -> Message:
+        partition, _ = _node(context)
+        return self._send(message, partition, RecordDict(), {})
+
     def _receive(self, message: Message, context: Context) -> tuple[nn.Module, ConfigRecord]:
         """The model as it was sent, and the message's configuration."""
         arrays = next(iter(message.content.array_records.values()), None)
@@ -140,13 +146,7 @@ class _Client:
         return model, config
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
-        try:
-            partition, total = (int(context.node_config[key]) for key in (PARTITION_KEY, "num-partitions"))
-        except KeyError as error:
-            raise ConfigError(
-                f"node configuration lacks {error}: start the SuperNode with "
-                '--node-config "partition-id=0 num-partitions=2"'
-            ) from error
+        partition, total = _node(context)
         return partition, self.data_fn(partition, total)
 
     def _measure(
@@ -165,6 +165,17 @@ class _Client:
             reply[key] = record
         reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: partition})
         return Message(reply, reply_to=message)
+
+
+def _node(context: Context) -> tuple[int, int]:
+    """Which partition this node holds, of how many."""
+    try:
+        return int(context.node_config[PARTITION_KEY]), int(context.node_config["num-partitions"])
+    except KeyError as error:
+        raise ConfigError(
+            f"node configuration lacks {error}: start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=2"'
+        ) from error
 
 
 def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:

@@ -22,6 +22,7 @@ __all__ = [
     "PARTITION_KEY",
     "decode_update",
     "from_arrays",
+    "partition_of",
     "reply_order",
     "statistics_from_reply",
     "statistics_records",
@@ -106,11 +107,16 @@ def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
 
 
 def _client(message: Message) -> int:
-    if message.has_content():
-        told = message.content.config_records.get(CLIENT_KEY, ConfigRecord()).get(PARTITION_KEY)
-        if isinstance(told, int) and not isinstance(told, bool):
-            return told
-    return int(message.metadata.src_node_id)
+    partition = partition_of(message)
+    return int(message.metadata.src_node_id) if partition is None else partition
+
+
+def partition_of(reply: Message) -> int | None:
+    """The partition that the sender of a reply names, if it does."""
+    if not reply.has_content():
+        return None
+    told = reply.content.config_records.get(CLIENT_KEY, ConfigRecord()).get(PARTITION_KEY)
+    return told if isinstance(told, int) and not isinstance(told, bool) else None
 
 
 def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key: str) -> ClientUpdate:

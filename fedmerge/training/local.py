@@ -19,6 +19,9 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["LocalTraining", "batches", "evaluate", "train"]
 
 
+_USUAL_EPOCHS = 2
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains.
@@ -32,7 +35,7 @@ class LocalTraining:
     proximal_mu
         Weight of the proximal term ``mu / 2 ||theta - theta_0||^2`` (FedProx, arXiv 1812.06127).
     epochs, steps
-        Passes over the client's examples, or a number of batches; one epoch where neither is given.
+        Passes over the client's examples, or a number of batches; two epochs where neither is given.
     batch_size
         Examples per batch.
     clip_norm
@@ -40,8 +43,8 @@ class LocalTraining:
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.05
-    momentum: float = 0.0
+    learning_rate: float = 0.01
+    momentum: float = 0.9
     weight_decay: float = 0.0
     proximal_mu: float = 0.0
     epochs: int | None = None
@@ -97,7 +100,7 @@ def train(
     --------
     >>> model = nn.Linear(2, 2)
     >>> x, y = torch.randn(10, 2), torch.zeros(10, dtype=torch.long)
-    >>> train(model, x, y, LocalTraining(batch_size=4), seed=0, client=0, round=1).steps
+    >>> train(model, x, y, LocalTraining(epochs=1, batch_size=4), seed=0, client=0, round=1).steps
     3
     """
     if len(x) == 0:
@@ -109,7 +112,7 @@ def train(
     order = batch_indices(
         len(x),
         settings.batch_size,
-        epochs=None if settings.steps is not None else settings.epochs or 1,
+        epochs=None if settings.steps is not None else settings.epochs or _USUAL_EPOCHS,
         steps=settings.steps,
         generator=generator(seed, "batches", client, round),
     )

@@ -1,0 +1,1 @@
+"""A run of fedmerge as a Flower app."""

@@ -1,0 +1,26 @@
+"""The server side: one run of the experiment on Flower's grid, recorded as `fedmerge run` records it."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmerge.errors import ConfigError
+from fedmerge.simulation.compare import run_on_grid
+from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmergeapp.experiment import experiment
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    out = Path(str(context.run_config["out"]))
+    if not out.is_absolute():
+        # The server's own folder is the daemon's, where nobody would look for a record.
+        raise ConfigError(
+            f"run-config out must be an absolute path, got {str(out)!r}: --run-config \"out='/some/folder'\""
+        )
+    configured = experiment(context.run_config)
+    numbered = NumberedGrid(grid, configured.num_clients)
+    print(run_on_grid(configured, str(context.run_config["method"]), numbered, out, print))

@@ -1,0 +1,75 @@
+"""The Flower app, run by `flwr run` on Flower's own simulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmerge.records import read_checkpoint
+from fedmerge.simulation import compare, load_config, make_config
+
+SCRIPT = Path(__file__).parents[2] / "simulations" / "run_flower_app.py"
+CONFIG = """
+rounds = 2
+fraction_train = 0.7
+batch_norm = "recalibrate"
+[partition]
+clients = 3
+[model]
+name = "resnet8"
+options = {width = 2}
+[training]
+steps = 2
+"""
+
+
+def run_script(scratch, *arguments):
+    """Run the script with its Flower home below `scratch`, so that what it starts can be told by that."""
+    command = [sys.executable, SCRIPT, *arguments]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+def rows(folder):
+    parsed = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in parsed]
+
+
+@pytest.mark.slow
+def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp_path):
+    (tmp_path / "small.toml").write_text(CONFIG)
+    done = run_script(tmp_path, tmp_path / "small.toml", "--method", "fednova", "--out", tmp_path / "flower")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fednova"]})
+    (here,) = compare(config, tmp_path / "here", lambda row: None)
+    flower = tmp_path / "flower" / "fednova-seed0"
+    assert rows(flower) == rows(here)
+    ours, theirs = read_checkpoint(here)[1], read_checkpoint(flower)[1]
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-8)
+    running = subprocess.run(["ps", "axeww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    assert "TMPDIR" in running or "PATH=" in running  # ps shows environments at all
+    assert f"FLWR_HOME={tmp_path}" not in running
+    assert not list(tmp_path.glob("flower-*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("rounds = 1", ["--method", "fedvag"], "Did you mean 'fedavg'"),
+        ("round = 1", [], "Did you mean 'rounds'"),
+        ("rounds = = 1", [], "not valid TOML"),
+    ],
+)
+def test_mistakes_end_before_anything_starts(tmp_path, text, arguments, words):
+    (tmp_path / "bad.toml").write_text(text)
+    done = run_script(tmp_path, tmp_path / "bad.toml", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
