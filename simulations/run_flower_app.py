@@ -28,6 +28,7 @@ from fedmerge.simulation.compare import check_output, run_folder
 
 APP = Path(__file__).parent / "flower-app"
 ENDED = "finished"
+NOT_SUBMITTED = "not submitted"
 
 
 def main() -> int:
@@ -108,25 +109,26 @@ def _run(flwr: str, home: Path, environment: dict[str, str], arguments: argparse
         return done.stdout + ("" if done.returncode == 0 else done.stderr)
 
     print(ask(*command), flush=True)
-    deadline, status = time.monotonic() + arguments.timeout, "not submitted"
+    deadline, status, identity = time.monotonic() + arguments.timeout, NOT_SUBMITTED, ""
     while time.monotonic() < deadline:
-        status = _status(ask(flwr, "list", "--format", "json"))
-        if status.startswith(ENDED) or status == "not submitted":
+        status, identity = _only_run(ask(flwr, "list", "--format", "json"))
+        if status.startswith(ENDED) or status == NOT_SUBMITTED:
             break
         time.sleep(1)
     if status != "finished:completed":
         log = home / "local-superlink" / "superlink.log"
-        for text in (log.read_text(errors="replace") if log.exists() else "", ask(flwr, "log", "1", "--show")):
+        for text in (log.read_text(errors="replace") if log.exists() else "", ask(flwr, "log", identity, "--show")):
             print("\n".join(text.splitlines()[-40:]), file=sys.stderr)
     return status
 
 
-def _status(listing: str) -> str:
+def _only_run(listing: str) -> tuple[str, str]:
+    """Status and id of the run; this Flower home has had no other."""
     try:
-        runs = json.loads(listing[listing.index("{") :])["runs"]
-    except (ValueError, KeyError):
-        return "not submitted"
-    return str(runs[0]["status"]) if runs else "not submitted"
+        run = json.loads(listing[listing.index("{") :])["runs"][0]
+    except (ValueError, KeyError, IndexError):
+        return NOT_SUBMITTED, ""
+    return str(run["status"]), str(run["run-id"])
 
 
 def _end(home: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ steps = 2
 """
 
 
+@pytest.fixture
+def scratch():
+    """A folder with a short path: Ray's sockets lie below it, and a socket's path has at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="fm") as folder:
+        yield Path(folder)
+
+
 def run_script(scratch, *arguments):
     """Run the script with its Flower home below `scratch`, so that what it starts can be told by that."""
     command = [sys.executable, SCRIPT, *arguments]
@@ -42,9 +50,9 @@ def rows(folder):
 
 
 @pytest.mark.slow
-def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp_path):
+def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp_path, scratch):
     (tmp_path / "small.toml").write_text(CONFIG)
-    done = run_script(tmp_path, tmp_path / "small.toml", "--method", "fednova", "--out", tmp_path / "flower")
+    done = run_script(scratch, tmp_path / "small.toml", "--method", "fednova", "--out", tmp_path / "flower")
     assert done.returncode == 0, done.stdout + done.stderr
     config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fednova"]})
     (here,) = compare(config, tmp_path / "here", lambda row: None)
@@ -55,8 +63,8 @@ def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-8)
     running = subprocess.run(["ps", "axeww", "-o", "command="], capture_output=True, text=True, check=True).stdout
     assert "TMPDIR" in running or "PATH=" in running  # ps shows environments at all
-    assert f"FLWR_HOME={tmp_path}" not in running
-    assert not list(tmp_path.glob("flower-*"))
+    assert f"FLWR_HOME={scratch}" not in running
+    assert not list(scratch.glob("flower-*"))
 
 
 @pytest.mark.parametrize(
