@@ -91,11 +91,12 @@ class FedAtt(Fold[_Total]):
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:
         """Step towards the attentive mean, with noise where asked for."""
         base = context.required_base("fedatt")
-        generator = context.torch_generator("fedatt noise") if self.noise else None
         merged = {}
         for name, attention in total.tensors.items():
             merged[name] = base[name] + attention.total.mul_(self.step_size / attention.weight)
-            if generator is not None:
+            if self.noise:
+                # A stream per tensor: the order of names, which a checkpoint may change, must not matter.
+                generator = context.torch_generator(f"fedatt noise {name}")
                 noise = torch.randn(merged[name].shape, generator=generator, dtype=merged[name].dtype)
                 merged[name] += self.noise * noise.to(merged[name].device)
         return merged, {}

@@ -1,0 +1,59 @@
+"""One row per method: whoever registers a method adds a row here, and gets every law of test_contract.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmerge.pipeline import Pipeline, build_pipeline
+from fedmerge.state import State
+from fedmerge.statistics import LocalSteps
+
+Statistics = Mapping[str, State]
+
+
+def no_statistics(client: int) -> Statistics:
+    """For methods that need none."""
+    return {}
+
+
+def unequal_steps(client: int) -> Statistics:
+    """Clients that took different numbers of steps."""
+    return {"local_steps": LocalSteps().parse({"local_steps": 3 + 2 * client, "momentum": 0.9})}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with options, what its clients measure, and the laws it is excused from, each with the reason."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    statistics: Callable[[int], Statistics] = no_statistics
+    excused: Mapping[str, str] = field(default_factory=dict)
+
+    def pipeline(self, **settings: Any) -> Pipeline:
+        """The row's pipeline."""
+        return build_pipeline(self.method, {self.method.split("+")[0]: self.options}, **settings)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.method}({options})"
+
+
+EXTRAPOLATES = {"copies": "a step size above 1 goes beyond the clients by design"}
+ADAPTS = {"copies": "Adam takes normalised steps, whatever the size of the update"}
+DIFFERENT_STEPS = {"copies": "equal models that took different steps did not move equally per step"}
+
+ROWS = (
+    Row("fedavg"),
+    Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
+    Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS),
+    Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, DIFFERENT_STEPS),
+    Row("fedatt", excused=EXTRAPOLATES),
+    Row("fedatt", {"step_size": 1.0}),
+    Row("fedatt", {"step_size": 1.0, "norm": "frobenius"}),
+    Row("fedatt", {"noise": 0.01}, excused={"copies": "noise is added by design"}),
+    Row("fedavg+server_momentum"),
+    Row("fedavg+server_adam", excused=ADAPTS),
+)

@@ -1,0 +1,61 @@
+"""Server momentum and server Adam against NumPy over three rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedmerge import ClientUpdate, InvalidOption, MergeContext
+from fedmerge.pipeline import build_pipeline
+from fedmerge.server_steps import ServerAdam, ServerMomentum
+
+TARGETS = [np.array([1.0, -2.0, 0.1]), np.array([0.5, 3.0, 0.0]), np.array([2.0, 2.0, -1.0])]
+
+
+def trajectory(method, options):
+    pipeline, state, memory = build_pipeline(method, options), {"w": torch.zeros(3, dtype=torch.float64)}, {}
+    for target in TARGETS:
+        result = pipeline.merge([ClientUpdate(0, {"w": torch.tensor(target)})], MergeContext(base=state), memory)
+        state, memory = result.state, result.memory
+        yield state["w"].numpy()
+
+
+def test_momentum():
+    x, v = np.zeros(3), np.zeros(3)
+    options = {"server_momentum": {"momentum": 0.7, "learning_rate": 0.5}}
+    for target, got in zip(TARGETS, trajectory("fedavg+server_momentum", options), strict=True):
+        v = 0.7 * v + (target - x)
+        x = x + 0.5 * v
+        np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+def test_adam():
+    x, m, tau = np.zeros(3), np.zeros(3), 0.05
+    v = np.full(3, tau**2)
+    options = {"server_adam": {"learning_rate": 0.3, "beta1": 0.8, "beta2": 0.95, "tau": tau}}
+    for target, got in zip(TARGETS, trajectory("fedavg+server_adam", options), strict=True):
+        delta = target - x
+        m = 0.8 * m + 0.2 * delta
+        v = 0.95 * v + 0.05 * delta**2
+        x = x + 0.3 * m / (np.sqrt(v) + tau)
+        np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+def test_steps_are_taken_in_the_order_given_and_keep_apart_what_they_remember():
+    pipeline = build_pipeline("fedavg+server_adam+server_momentum")
+    first = pipeline.merge([ClientUpdate(0, {"w": torch.ones(2)})], MergeContext(base={"w": torch.zeros(2)}))
+    assert set(first.memory) == {"step0/m/w", "step0/v/w", "step1/w"}
+
+
+def test_a_step_needs_a_base():
+    with pytest.raises(InvalidOption, match="base="):
+        build_pipeline("fedavg+server_momentum").merge([ClientUpdate(0, {"w": torch.ones(2)})], MergeContext())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ServerMomentum(1.0), lambda: ServerAdam(beta1=1.0), lambda: ServerAdam(tau=0)]
+)
+def test_options_out_of_range(make):
+    with pytest.raises(InvalidOption, match=r"must lie in"):
+        make()
