@@ -156,12 +156,17 @@ def _run(config: Any, out: Path | None, *, overwrite: bool) -> None:
     if not overwrite:
         check_output(config, folder)
     with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
-        runs = compare(config, folder, progress)
-    rows, target, paths = write_results(config, runs, folder)
-    _, _, drawn = save_partition(config, config.seeds[0], folder)
-    show(summary_table(rows, target))
-    for path in [*paths, *drawn]:
-        typer.echo(path)
+        runs, failed = compare(config, folder, progress)
+    if runs:
+        rows, target, paths = write_results(config, runs, folder)
+        _, _, drawn = save_partition(config, config.seeds[0], folder)
+        show(summary_table(rows, target))
+        for path in [*paths, *drawn]:
+            typer.echo(path)
+    for run in failed:
+        typer.echo(f"error: {run.folder.name} failed: {run.error}", err=True)
+    if failed:
+        raise typer.Exit(2)
 
 
 if __name__ == "__main__":

@@ -78,11 +78,10 @@ def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered
 
 @functools.cache
 def _discover() -> None:
-    """Import what registers: our own folder, and what other installed packages announce."""
+    """Import what registers: the folder of aggregators, and what other installed packages announce."""
     package = importlib.import_module("fedmerge.aggregators")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    importlib.import_module("fedmerge.server_steps")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()

@@ -11,6 +11,7 @@ exit code (which is 0 even for a failed run), and ends the daemons with everythi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ import time
 from pathlib import Path
 
 from fedmerge.errors import FedMergeError
-from fedmerge.simulation import Experiment, load_config, make_config
+from fedmerge.records import write_toml
+from fedmerge.simulation import Config, Experiment, load_config, make_config
 from fedmerge.simulation.compare import check_output, run_folder
 
 APP = Path(__file__).parent / "flower-app"
@@ -33,23 +35,24 @@ NOT_SUBMITTED = "not submitted"
 
 def main() -> int:
     arguments = _arguments()
+    # Ended by a CI system or a service manager, it still ends its daemons: `finally` runs on an exception only.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        layers = [load_config(arguments.config), {"methods": [arguments.method], "seeds": [arguments.seed]}]
-        config = make_config(*layers)
+        config = _config(arguments)
         check_output(config, arguments.out)
         clients = Experiment(config, arguments.seed).num_clients
     except FedMergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     flwr = shutil.which("flwr", path=_path())
-    if flwr is None:
-        print('error: the flwr command is missing: pip install "fedmerge[sim]"', file=sys.stderr)
+    if flwr is None or importlib.util.find_spec("ray") is None:
+        print('error: Flower\'s simulation is missing: pip install "fedmerge[sim]"', file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="flower-") as scratch:
         home = Path(scratch)
         environment = _environment(home)
         try:
-            status = _run(flwr, home, environment, arguments, clients)
+            status = _run(flwr, home, environment, config, arguments.out, clients, arguments.timeout)
         finally:
             _end(home)
     record = run_folder(arguments.out, arguments.method, arguments.seed)
@@ -70,6 +73,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _config(arguments: argparse.Namespace) -> Config:
+    """The configuration of this one run; its data folder absolute, for the daemons work in another folder."""
+    layers = [load_config(arguments.config), {"methods": [arguments.method], "seeds": [arguments.seed]}]
+    folder = make_config(*layers).data.dir
+    if folder is not None:
+        layers.append({"data": {"dir": str(folder.expanduser().absolute())}})
+    return make_config(*layers)
+
+
 def _path() -> str:
     """Where to find Flower's commands, which call each other by name: beside this Python first."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -80,7 +92,9 @@ def _environment(home: Path) -> dict[str, str]:
         for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
         ports = first.getsockname()[1], second.getsockname()[1]
+    data = os.environ.get("FEDMERGE_DATA")
     return os.environ | {
+        **({"FEDMERGE_DATA": str(Path(data).expanduser().absolute())} if data else {}),
         "PATH": _path(),
         "FLWR_HOME": str(home),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[0]),
@@ -92,43 +106,45 @@ def _environment(home: Path) -> dict[str, str]:
     }
 
 
-def _run(flwr: str, home: Path, environment: dict[str, str], arguments: argparse.Namespace, clients: int) -> str:
-    """Submit the app, follow its log, and return the status that the run ended with."""
+def _run(
+    flwr: str, home: Path, environment: dict[str, str], config: Config, out: Path, clients: int, timeout: float
+) -> str:
+    """Submit the app, show its log while it runs, and return the status that it ended with."""
     # The daemons start in an empty folder: what lies in their folder comes before the app's own code.
     neutral = home / "neutral"
     neutral.mkdir()
     app = home / "flower-app"
     shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
-    values = {"config": str(arguments.config), "method": arguments.method, "out": str(arguments.out)}
-    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items()) + f" seed={arguments.seed}"
+    settings = home / "fedmerge.toml"
+    write_toml(settings, config.model_dump(mode="json"))
+    values = {"config": str(settings), "method": config.methods[0], "out": str(out), "seed": config.seeds[0]}
+    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
     simulation = f"num-supernodes={clients} client-resources-num-cpus=1"
-    command = [flwr, "run", str(app), "--run-config", run_config, "--federation-config", simulation]
-
-    def ask(*command: str) -> str:
-        done = subprocess.run(command, cwd=neutral, env=environment, capture_output=True, text=True, check=False)
-        return done.stdout + ("" if done.returncode == 0 else done.stderr)
-
-    print(ask(*command), flush=True)
-    deadline, status, identity = time.monotonic() + arguments.timeout, NOT_SUBMITTED, ""
-    while time.monotonic() < deadline:
-        status, identity = _only_run(ask(flwr, "list", "--format", "json"))
-        if status.startswith(ENDED) or status == NOT_SUBMITTED:
-            break
+    command = [flwr, "run", str(app), "--run-config", run_config, "--federation-config", simulation, "--stream"]
+    deadline = time.monotonic() + timeout
+    try:
+        subprocess.run(command, cwd=neutral, env=environment, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return f"still running after {timeout:g} s"
+    # The log ends a moment before the run does.
+    status = _status(flwr, neutral, environment)
+    while not status.startswith(ENDED) and status != NOT_SUBMITTED and time.monotonic() < deadline:
         time.sleep(1)
-    if status != "finished:completed":
-        log = home / "local-superlink" / "superlink.log"
-        for text in (log.read_text(errors="replace") if log.exists() else "", ask(flwr, "log", identity, "--show")):
-            print("\n".join(text.splitlines()[-40:]), file=sys.stderr)
+        status = _status(flwr, neutral, environment)
+    log = home / "local-superlink" / "superlink.log"
+    if status == NOT_SUBMITTED and log.exists():
+        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
     return status
 
 
-def _only_run(listing: str) -> tuple[str, str]:
-    """Status and id of the run; this Flower home has had no other."""
+def _status(flwr: str, neutral: Path, environment: dict[str, str]) -> str:
+    """Status of the run: this Flower home has had no other."""
+    command = [flwr, "list", "--format", "json"]
+    listing = subprocess.run(command, cwd=neutral, env=environment, capture_output=True, text=True, check=False).stdout
     try:
-        run = json.loads(listing[listing.index("{") :])["runs"][0]
+        return str(json.loads(listing[listing.index("{") :])["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):
-        return NOT_SUBMITTED, ""
-    return str(run["status"]), str(run["run-id"])
+        return NOT_SUBMITTED
 
 
 def _end(home: Path) -> None:

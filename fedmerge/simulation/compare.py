@@ -6,14 +6,15 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from fedmerge.errors import RecordError
+from fedmerge.errors import FedMergeError, RecordError
 from fedmerge.records import RunRecord, read_toml
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
@@ -23,7 +24,7 @@ from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
 from fedmerge.training.device import choose_device
 
-__all__ = ["check_output", "compare", "run_folder", "run_on_grid"]
+__all__ = ["FailedRun", "Outcome", "check_output", "compare", "run_folder", "run_on_grid"]
 
 # These change how fast a run is, not what comes out, so a record may differ in them.
 _HOW = ("workers", "threads")
@@ -67,7 +68,22 @@ def _comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> list[Path]:
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that ended before its last round, and why; its rows so far stand in ``<folder>.partial``."""
+
+    folder: Path
+    error: FedMergeError
+
+
+class Outcome(NamedTuple):
+    """Folders of the finished runs, and the runs that failed."""
+
+    runs: list[Path]
+    failed: list[FailedRun]
+
+
+def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome:
     """Run the whole comparison; methods share partition, initial model and batches of a seed.
 
     Parameters
@@ -81,8 +97,8 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> list[Pa
 
     Returns
     -------
-    list of Path
-        The folders of the runs.
+    Outcome
+        The folders of finished runs, and those that failed: a method that diverges does not stop the others.
 
     Raises
     ------
@@ -95,17 +111,20 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> list[Pa
         experiment.initial_arrays()
         for method in config.methods:
             experiment.strategy(method)
-    folders = []
+    outcome = Outcome([], [])
     with _quiet(config.threads):
         workers = make_workers(config.workers)
         try:
             for experiment in experiments:
                 for method in config.methods:
                     grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
-                    folders.append(run_on_grid(experiment, method, grid, out, on_row))
+                    try:
+                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row))
+                    except FedMergeError as error:
+                        outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
         finally:
             workers.close()
-    return folders
+    return outcome
 
 
 def run_on_grid(experiment: Experiment, method: str, grid: Grid, out: Path, on_row: Callable[[Row], None]) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmerge.simulation.workers import content_bytes
+from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.wire import reply_order
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
@@ -36,11 +36,11 @@ class Exchange:
     seconds: float
 
 
-class MeasuredGrid(Grid):
+class MeasuredGrid(WrappedGrid):
     """Passes everything on to another grid and keeps account; works on Flower's own grids too."""
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self.exchanges: list[Exchange] = []
 
     def take(self) -> list[Exchange]:
@@ -69,33 +69,6 @@ class MeasuredGrid(Grid):
                 )
             )
         return replies
-
-    def set_run(self, run: Any) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The inner grid's run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Pass on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Pass on."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on; only :meth:`send_and_receive` is measured."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
-        return self._grid.pull_messages(message_ids)
 
 
 def _total_bytes(contents: Iterable[RecordDict]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,12 +10,13 @@ from flwr.serverapp import Grid
 from fedmerge.errors import ConfigError
 from fedmerge.simulation.flower_task import from_node
 from fedmerge.simulation.grid import FIRST_NODE
+from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.wire import partition_of
 
 __all__ = ["NumberedGrid"]
 
 
-class NumberedGrid(Grid):
+class NumberedGrid(WrappedGrid):
     """Shows node ``partition + 2`` for the client with that partition, whatever id Flower drew for it.
 
     Flower's simulation gives nodes random ids in every run. This asks every node once which partition it
@@ -31,7 +31,7 @@ class NumberedGrid(Grid):
     """
 
     def __init__(self, grid: Grid, num_clients: int) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._num_clients = num_clients
         self._node_of: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
@@ -65,21 +65,6 @@ class NumberedGrid(Grid):
         self._number_of = {node: number for number, node in self._node_of.items()}
         if len(self._node_of) < self._num_clients:
             raise ConfigError(f"{self._num_clients} nodes hold only {len(self._node_of)} different partitions")
-
-    def set_run(self, run: Any) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The inner grid's run."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Pass on; the message's number is translated when it is sent."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not translated: only whole exchanges are."""

@@ -38,7 +38,8 @@ def ignore(_row):
 
 def test_every_run_leaves_a_whole_record(tmp_path):
     seen = []
-    folders = compare(make_config(BASE), tmp_path, seen.append)
+    folders, failed = compare(make_config(BASE), tmp_path, seen.append)
+    assert not failed
     assert sorted(f.name for f in folders) == ["fedavg-seed0", "fedavg-seed1", "fednova-seed0", "fednova-seed1"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f.name for f in folders)
     for folder in folders:
@@ -58,7 +59,7 @@ def test_every_run_leaves_a_whole_record(tmp_path):
 
 def test_the_same_command_twice_gives_the_same_rows_but_for_times(tmp_path):
     config = make_config(BASE, {"seeds": [0]})
-    one, two = (compare(config, tmp_path / name, ignore) for name in ("a", "b"))
+    one, two = (compare(config, tmp_path / name, ignore).runs for name in ("a", "b"))
     for first, second in zip(one, two, strict=True):
         assert rows(first, times=False) == rows(second, times=False)
         assert (first / "partition.safetensors").read_bytes() == (second / "partition.safetensors").read_bytes()
@@ -81,8 +82,8 @@ def test_methods_share_clients_and_start_and_seeds_do_not(tmp_path):
 def test_a_record_is_a_configuration_that_gives_itself_again(tmp_path):
     from fedmerge.simulation import load_config
 
-    (folder, *_) = compare(make_config(BASE, {"seeds": [3]}), tmp_path / "a", ignore)
-    again = compare(make_config(load_config(folder / "config.toml")), tmp_path / "b", ignore)
+    (folder, *_) = compare(make_config(BASE, {"seeds": [3]}), tmp_path / "a", ignore).runs
+    again = compare(make_config(load_config(folder / "config.toml")), tmp_path / "b", ignore).runs
     assert [f.name for f in again] == ["fedavg-seed3"]
     assert rows(again[0], times=False) == rows(folder, times=False)
 
@@ -90,7 +91,7 @@ def test_a_record_is_a_configuration_that_gives_itself_again(tmp_path):
 def test_a_foreign_flower_strategy_takes_part_and_equals_ours(tmp_path):
     name = "flwr.serverapp.strategy:FedAvg"
     config = make_config(BASE, {"methods": ["fedavg", name], "seeds": [0]})
-    ours, theirs = (rows(folder) for folder in compare(config, tmp_path, ignore))
+    ours, theirs = (rows(folder) for folder in compare(config, tmp_path, ignore).runs)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
         assert mine["bytes_up"] == other["bytes_up"]
@@ -98,14 +99,14 @@ def test_a_foreign_flower_strategy_takes_part_and_equals_ours(tmp_path):
 
 def test_partial_participation_and_no_client_evaluation(tmp_path):
     config = make_config(BASE, {"fraction_train": 0.5, "evaluate_clients": False, "seeds": [0], "methods": ["fedavg"]})
-    (folder,) = compare(config, tmp_path, ignore)
+    (folder,) = compare(config, tmp_path, ignore).runs
     assert [row["clients_ok"] for row in rows(folder)] == [0, 2, 2]
     assert all(row["client_accuracy"] is None and row["bytes_evaluate"] == 0 for row in rows(folder))
 
 
 def test_a_record_of_another_configuration_is_not_replaced(tmp_path):
     config = make_config(BASE, {"seeds": [0], "methods": ["fedavg"]})
-    (folder,) = compare(config, tmp_path, ignore)
+    (folder,) = compare(config, tmp_path, ignore).runs
     before = (folder / "rounds.jsonl").read_bytes()
     check_output(config, tmp_path)
     check_output(make_config(BASE, {"seeds": [0], "methods": ["fedavg"], "workers": 2, "threads": 2}), tmp_path)
@@ -125,8 +126,9 @@ def test_a_run_in_which_every_client_diverges_ends_with_the_reason(tmp_path):
     config = make_config(
         BASE, {"training": {"learning_rate": 1e38, "momentum": 0.9}, "seeds": [0], "methods": ["fedavg"]}
     )
-    with pytest.raises(NoUsableUpdates, match="NaN or infinite"):
-        compare(config, tmp_path, ignore)
+    (failed,) = compare(config, tmp_path, ignore).failed
+    assert isinstance(failed.error, NoUsableUpdates)
+    assert "NaN or infinite" in str(failed.error)
     assert [p.name for p in tmp_path.iterdir()] == ["fedavg-seed0.partial"]
     assert [row["round"] for row in rows(tmp_path / "fedavg-seed0.partial")] == [0]
 
@@ -143,7 +145,7 @@ def test_a_failing_client_is_in_the_record(tmp_path, monkeypatch):
         return original(self, dataset, client)
 
     monkeypatch.setattr(Partition, "client_data", broken)
-    (folder,) = compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore)
+    (folder,) = compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore).runs
     last = rows(folder)[-1]
     assert (last["clients_ok"], last["clients_failed"]) == (3, 1)
     assert any("cable pulled" in f["reason"] and "Traceback" in f["reason"] for f in last["failures"])
@@ -156,10 +158,17 @@ def test_all_clients_failing_ends_the_run(tmp_path, monkeypatch):
         raise OSError("cable pulled")
 
     monkeypatch.setattr(Partition, "client_data", broken)
-    with pytest.raises(
-        NoUsableUpdates, match=r"all clients failed in round 1; the first: client 0: OSError: cable pulled"
-    ):
-        compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore)
+    (failed,) = compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore).failed
+    assert str(failed.error) == "fedavg: all clients failed in round 1; the first: client 0: OSError: cable pulled"
+
+
+def test_a_method_that_fails_does_not_stop_the_others(tmp_path):
+    wild = {"server_momentum": {"learning_rate": 1e38}}
+    methods = ["fedavg+server_momentum", "fedavg"]
+    config = make_config(BASE, {"methods": methods, "options": wild, "seeds": [0]})
+    runs, failed = compare(config, tmp_path, ignore)
+    assert [folder.name for folder in runs] == ["fedavg-seed0"]
+    assert [run.folder.name for run in failed] == ["fedavg+server_momentum-seed0"]
 
 
 def test_global_generators_are_left_alone(tmp_path):
@@ -196,8 +205,8 @@ def test_checkpoints_are_whole_or_refused(tmp_path):
 
 @pytest.mark.slow
 def test_two_ray_workers_give_the_same_record(tmp_path):
-    one = compare(make_config(BASE), tmp_path / "here", ignore)
-    two = compare(make_config(BASE, {"workers": 2}), tmp_path / "ray", ignore)
+    one = compare(make_config(BASE), tmp_path / "here", ignore).runs
+    two = compare(make_config(BASE, {"workers": 2}), tmp_path / "ray", ignore).runs
     for first, second in zip(one, two, strict=True):
         a, b = read_checkpoint(first)[1], read_checkpoint(second)[1]
         for name in a:

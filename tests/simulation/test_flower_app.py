@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,22 +50,56 @@ def rows(folder):
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in parsed]
 
 
+def running():
+    """Command and environment of every process."""
+    return subprocess.run(["ps", "axeww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+
+
+def assert_nothing_left(scratch):
+    shown = running()
+    assert "PATH=" in shown  # ps shows environments at all
+    assert f"FLWR_HOME={scratch}" not in shown
+    assert not list(scratch.glob("flower-*"))
+
+
 @pytest.mark.slow
 def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp_path, scratch):
     (tmp_path / "small.toml").write_text(CONFIG)
     done = run_script(scratch, tmp_path / "small.toml", "--method", "fednova", "--out", tmp_path / "flower")
     assert done.returncode == 0, done.stdout + done.stderr
     config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fednova"]})
-    (here,) = compare(config, tmp_path / "here", lambda row: None)
+    (here,) = compare(config, tmp_path / "here", lambda row: None).runs
     flower = tmp_path / "flower" / "fednova-seed0"
     assert rows(flower) == rows(here)
     ours, theirs = read_checkpoint(here)[1], read_checkpoint(flower)[1]
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-8)
-    running = subprocess.run(["ps", "axeww", "-o", "command="], capture_output=True, text=True, check=True).stdout
-    assert "TMPDIR" in running or "PATH=" in running  # ps shows environments at all
-    assert f"FLWR_HOME={scratch}" not in running
-    assert not list(scratch.glob("flower-*"))
+    assert_nothing_left(scratch)
+
+
+@pytest.mark.slow
+def test_a_server_that_raises_fails_the_script_with_the_reason(tmp_path, scratch):
+    """`flwr run` itself exits with 0 then."""
+    (tmp_path / "small.toml").write_text(CONFIG)
+    (tmp_path / "file").touch()
+    done = run_script(scratch, tmp_path / "small.toml", "--out", tmp_path / "file")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NotADirectoryError" in done.stdout
+    assert "the run ended as 'finished:failed'" in done.stderr
+    assert_nothing_left(scratch)
+
+
+@pytest.mark.slow
+def test_ended_from_outside_it_ends_its_daemons(tmp_path, scratch):
+    (tmp_path / "small.toml").write_text(CONFIG)
+    command = [sys.executable, SCRIPT, tmp_path / "small.toml", "--out", tmp_path / "out"]
+    environment = os.environ | {"TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert any("Successfully started run" in line for line in process.stdout)
+        assert f"FLWR_HOME={scratch}" in running()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert_nothing_left(scratch)
 
 
 @pytest.mark.parametrize(
