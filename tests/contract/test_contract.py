@@ -230,13 +230,16 @@ def test_the_flower_strategy_gives_what_the_pipeline_gives(row):
         ClientUpdate(u.client, {n: t for n, t in u.state.items() if n in start}, u.weight, u.statistics)
         for u in updates(row)
     ]
-    want = row.pipeline().merge(sent, MergeContext(base=start, round=1, seed=0)).state
-    strategy = MergeStrategy(row.pipeline(), fraction_evaluate=0.0)
-    strategy.configure_train(1, initial(), ConfigRecord(), SimulationGrid(tiny_app(), CLIENTS))
     metrics = [{k: float(v) for s in u.statistics.values() for k, v in s.items()} for u in sent]
-    replies = [reply(10 + u.client, u.state, u.weight, **m) for u, m in zip(sent, metrics, strict=True)]
-    arrays, _ = strategy.aggregate_train(1, replies)
-    assert same(from_arrays(arrays), want)
+    strategy, arrays, memory = MergeStrategy(row.pipeline(), fraction_evaluate=0.0), initial(), {}
+    grid = SimulationGrid(tiny_app(), CLIENTS)
+    for number in (1, 2):
+        want = row.pipeline().merge(sent, MergeContext(base=start, round=number, seed=0), memory)
+        strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        replies = [reply(10 + u.client, u.state, u.weight, **m) for u, m in zip(sent, metrics, strict=True)]
+        arrays, _ = strategy.aggregate_train(number, replies)
+        assert same(from_arrays(arrays), want.state)
+        start, memory = want.state, want.memory
 
 
 @every_method

@@ -74,6 +74,8 @@ def failing_app():
         seen = context.state.get("seen", MetricRecord({"n": 0}))["n"] + 1
         context.state["seen"] = MetricRecord({"n": seen})
         arrays = message.content["arrays"]
+        if len(arrays) != len(initial()):
+            raise RuntimeError("another client has emptied my message")
         arrays.to_torch_state_dict(keep_input=False)  # empties the record, as a client may
         content = RecordDict({"arrays": initial(), "metrics": MetricRecord({"num-examples": 1, "seen": seen})})
         return Message(content, reply_to=message)
