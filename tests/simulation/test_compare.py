@@ -151,6 +151,39 @@ def test_a_failing_client_is_in_the_record(tmp_path, monkeypatch):
     assert any("cable pulled" in f["reason"] and "Traceback" in f["reason"] for f in last["failures"])
 
 
+def test_a_client_whose_training_diverges_is_in_the_record(tmp_path, monkeypatch):
+    """Client 1's inputs are NaN, hence its model: left out, listed, and counted as failed."""
+    from fedmerge.data import ClientData, Partition
+
+    original = Partition.client_data
+
+    def poisoned(self, dataset, client):
+        data = original(self, dataset, client)
+        if client != 1:
+            return data
+        return ClientData(data.train_x * float("nan"), data.train_y, data.held_out_x, data.held_out_y)
+
+    monkeypatch.setattr(Partition, "client_data", poisoned)
+    (folder,) = compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore).runs
+    last = rows(folder)[-1]
+    assert (last["clients_ok"], last["clients_failed"]) == (3, 1)
+    assert [bad["client"] for bad in last["dropped"]] == [1]
+    assert "NaN" in last["dropped"][0]["reason"]
+    assert last["train_loss"] is not None
+
+
+def test_foreign_strategies_that_sample_from_the_global_generator_are_repeatable(tmp_path):
+    import random
+
+    name = "flwr.serverapp.strategy:FedAvg"
+    config = make_config(BASE, {"methods": [name], "seeds": [0], "fraction_train": 0.5, "rounds": 4})
+    random.seed(1)
+    (one,) = compare(config, tmp_path / "a", ignore).runs
+    random.seed(2)
+    (two,) = compare(config, tmp_path / "b", ignore).runs
+    assert rows(one, times=False) == rows(two, times=False)
+
+
 def test_all_clients_failing_ends_the_run(tmp_path, monkeypatch):
     from fedmerge.data import Partition
 
