@@ -46,13 +46,15 @@ class NumberedGrid(WrappedGrid):
         return sorted(self._node_of)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Translate, send, and translate the replies back."""
+        """Translate, send, translate the replies back, and return them in the order of their numbers."""
         sent = []
         for message in messages:
             message.metadata.dst_node_id = self._node_of[message.metadata.dst_node_id]
             sent.append(message)
         replies = self._grid.send_and_receive(sent, timeout=timeout)
-        return [from_node(reply, self._number_of[reply.metadata.src_node_id]) for reply in replies]
+        back = [from_node(reply, self._number_of[reply.metadata.src_node_id]) for reply in replies]
+        # Flower hands replies over as they arrive, and not every strategy or metric is indifferent to that.
+        return sorted(back, key=lambda reply: reply.metadata.src_node_id)
 
     def _ask(self, nodes: list[int]) -> None:
         asked = [Message(RecordDict(), dst_node_id=node, message_type="query.partition") for node in nodes]

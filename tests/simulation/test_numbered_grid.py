@@ -45,6 +45,17 @@ def test_a_seed_samples_the_same_clients_under_drawn_ids(batch_norm):
     assert len(stable[1]) == 2
 
 
+def test_replies_come_in_the_order_of_partitions_however_they_arrive():
+    class Shuffled(DrawnGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return list(super().send_and_receive(messages))[::-1]
+
+    grid = NumberedGrid(Shuffled(tiny_app(), CLIENTS), CLIENTS)
+    nodes = list(grid.get_node_ids())
+    sent = [Message(_empty(), dst_node_id=node, message_type="query.partition") for node in nodes]
+    assert [reply.metadata.src_node_id for reply in grid.send_and_receive(sent)] == nodes == [2, 3, 4]
+
+
 def test_waits_for_all_nodes():
     assert NumberedGrid(DrawnGrid(tiny_app(), CLIENTS), CLIENTS + 1).get_node_ids() == []
 
