@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from fedmerge.strategies.wire import (
     reply_order,
     statistics_from_reply,
     to_arrays,
+    weight_of,
 )
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -209,6 +209,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._construct_messages(record, nodes, "evaluate")
 
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average what clients found on their held-out examples; those that hold none do not count."""
+        counted = [m for m in replies if m.has_error() or weight_of(m.content, self.weighted_by_key) != 0]
+        return super().aggregate_evaluate(server_round, counted)
+
     def _decoded(self, replies: list[tuple[int, Message]]) -> Iterator[ClientUpdate | BadUpdate]:
         """Decode one reply at a time, so that a fold never holds more than one."""
         for client, message in replies:
@@ -221,22 +226,27 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """Have the clients measure the merged model's batch norms, and pool what they find into `result`."""
         if self._grid is None:
             raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
-        started = time.perf_counter()
         config = ConfigRecord({"server-round": server_round, "needs": ["batch_norm"]})
         record = RecordDict({self.arrayrecord_key: to_arrays(result.state), self.configrecord_key: config})
         messages = self._construct_messages(record, nodes, "query.statistics")
         replies = reply_order(m for m in self._grid.send_and_receive(messages) if not m.has_error())
         measured = []
-        for _, message in replies:
-            metrics = next(iter(message.content.metric_records.values()))
+        for client, message in replies:
+            weight = weight_of(message.content, self.weighted_by_key)
             moments = statistics_from_reply(message.content, None).get("batch_norm", {})
-            measured.append((moments, float(metrics[self.weighted_by_key])))  # type: ignore[arg-type]
+            if weight is None or weight <= 0 or not _fits(moments, result.state):
+                log.warning("client %d: its batch-norm statistics cannot be used and are left out", client)
+                continue
+            measured.append((moments, weight))
         if not measured:
             log.warning("no client could recalibrate batch norm in round %d: its statistics are averages", server_round)
             return
-        pooled = {name: t for name, t in pool_moments(measured).items() if name in result.state}
-        result.state.update(cast_like(pooled, result.state))
-        log.debug("recalibrated batch norm on %d clients in %.2f s", len(measured), time.perf_counter() - started)
+        result.state.update(cast_like(pool_moments(measured), result.state))
+
+
+def _fits(moments: State, model: State) -> bool:
+    """Whether measured moments are finite and belong to the model."""
+    return all(n in model and t.shape == model[n].shape and bool(t.isfinite().all()) for n, t in moments.items())
 
 
 def _check_keywords(method: str, options: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "statistics_from_reply",
     "statistics_records",
     "to_arrays",
+    "weight_of",
 ]
 
 CLIENT_KEY = "client"
@@ -119,6 +120,13 @@ def partition_of(reply: Message) -> int | None:
     return told if isinstance(told, int) and not isinstance(told, bool) else None
 
 
+def weight_of(content: RecordDict, key: str) -> float | None:
+    """The number of examples that a reply's metrics name, if they do."""
+    metrics = next(iter(content.metric_records.values()), None)
+    weight = None if metrics is None else metrics.get(key)
+    return float(weight) if isinstance(weight, int | float) else None
+
+
 def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key: str) -> ClientUpdate:
     """Decode one reply: what a stock Flower ClientApp sends is enough, statistics come on top.
 
@@ -138,8 +146,8 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
             )
         arrays = models[0]
     metrics = next(iter(content.metric_records.values()), None)
-    weight = None if metrics is None else metrics.get(weight_key)
-    if not isinstance(weight, int | float):
+    weight = weight_of(content, weight_key)
+    if weight is None:
         raise BadUpdate(
             client,
             f"its reply has no single number {weight_key!r} among its metrics",
@@ -149,4 +157,4 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
         state = from_arrays(arrays)
     except (TypeError, ValueError, RuntimeError, EOFError) as error:
         raise BadUpdate(client, f"its arrays cannot be decoded ({error})", "Send NumPy arrays of numbers.") from error
-    return ClientUpdate(client, state, float(weight), statistics_from_reply(content, metrics))
+    return ClientUpdate(client, state, weight, statistics_from_reply(content, metrics))

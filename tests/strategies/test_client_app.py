@@ -10,7 +10,7 @@ from fedmerge.data import ClientData
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, MergeStrategy, client_app, from_arrays
 from fedmerge.training import evaluate
-from tests.federation import CLIENTS, initial, tiny_app, tiny_data, tiny_model
+from tests.federation import CLIENTS, TRAINING, initial, tiny_app, tiny_data, tiny_model
 
 
 def ask(kind, config=None, *, app=None, node=2, arrays=None, grid=None):
@@ -123,6 +123,46 @@ def test_recalibrated_batch_norm_is_that_of_the_pooled_data():
     torch.testing.assert_close(merged[1].running_mean, hidden.mean(0), rtol=1e-4, atol=1e-5)
     # Unbiased within clients, so equal to the pooled variance up to the factor n / (n - 1).
     torch.testing.assert_close(merged[1].running_var, hidden.var(0), rtol=0.1, atol=1e-3)
+
+
+def test_recalibration_leaves_out_what_cannot_be_used(monkeypatch, caplog):
+    """Client 1 measures NaN: the others' statistics are pooled, and the log says who was left out."""
+    from fedmerge.statistics import BatchNormMoments
+
+    original = BatchNormMoments.measure
+
+    def measure(self, model, batches, report):
+        examples = list(batches)
+        found = original(self, model, examples, report)
+        is_client_1 = len(examples[0][0]) == 12
+        return {name: tensor * float("nan") for name, tensor in found.items()} if is_client_1 else found
+
+    def finals(broken):
+        with monkeypatch.context() as patch, SimulationGrid(tiny_app(), CLIENTS) as grid:
+            if broken:
+                patch.setattr(BatchNormMoments, "measure", measure)
+            strategy = MergeStrategy("fedavg", batch_norm="recalibrate", fraction_evaluate=0.0)
+            return from_arrays(strategy.start(grid, initial(), num_rounds=1).arrays)
+
+    whole, partial = finals(broken=False), finals(broken=True)
+    assert torch.isfinite(partial["1.running_mean"]).all()
+    assert not torch.equal(whole["1.running_mean"], partial["1.running_mean"])
+    assert "client 1: its batch-norm statistics cannot be used" in caplog.text
+
+
+def test_clients_without_held_out_examples_do_not_count_in_evaluation():
+    def data(partition, total):
+        full = tiny_data(partition, total)
+        if partition == 0:
+            return full
+        return ClientData(full.train_x, full.train_y, full.held_out_x[:0], full.held_out_y[:0])
+
+    for strategy in (FedAvg(), FedAvg(fraction_evaluate=0.4, min_evaluate_nodes=1, seed=1)):
+        with SimulationGrid(client_app(tiny_model, data, training=TRAINING), CLIENTS) as grid:
+            result = strategy.start(grid, initial(), num_rounds=3)
+        metrics = list(result.evaluate_metrics_clientapp.values())
+        assert all(0 < metric["eval_loss"] < 10 for metric in metrics)
+        assert metrics
 
 
 def test_flowers_fedavg_runs_on_our_clients():
