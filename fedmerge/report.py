@@ -112,13 +112,14 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:
-    """Examples of every client, and its commonest label."""
+    """Examples of every client, and its commonest label where examples have one each."""
     table = Table(title=f"Training examples by client, seed {seed}", title_justify="left")
-    for name in ("client", "examples", "labels", "commonest label"):
-        table.add_column(name, justify="left" if name == "client" else "right")
+    labelled = counts.shape[1] > 1
+    for column in ("client", "examples", *(("labels", "commonest label") if labelled else ())):
+        table.add_column(column, justify="left" if column == "client" else "right")
     for client, row in enumerate(counts):
         total, most = int(row.sum()), int(row.argmax())
-        name = names[client] if client < len(names) else str(client)
         share = 100 * int(row[most]) / total if total else 0
-        table.add_row(name, str(total), str(int((row > 0).sum())), f"{most} ({share:.0f} %)")
+        labels = (str(int((row > 0).sum())), f"{most} ({share:.0f} %)") if labelled else ()
+        table.add_row(names[client], str(total), *labels)
     return table

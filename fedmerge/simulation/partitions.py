@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedmerge.plotting import plot_partition
@@ -20,20 +21,24 @@ def save_partition(config: Config, seed: int, out: Path) -> tuple[Tensor, tuple[
     Returns
     -------
     tuple
-        Training examples by client and class, int64 [clients, classes]; the clients' names; the files.
+        Training examples by client and class, int64 [clients, classes], or by client alone, [clients, 1], where
+        an example has many labels; the clients' names; the files.
     """
     experiment = Experiment(config, seed)
     dataset, partition = experiment.dataset, experiment.partition
-    counts = partition.label_counts(dataset.train_y, dataset.num_classes)
+    one_label = dataset.train_y.ndim == 1
+    if one_label:
+        counts = partition.label_counts(dataset.train_y, dataset.num_classes)
+    else:
+        counts = torch.tensor([[len(rows)] for rows in partition.train])
     suffix = "" if seed == config.seeds[0] else f"-seed{seed}"
     tensors = out / f"partition{suffix}.safetensors"
     write_tensors(tensors, partition.to_tensors())
-    shown = counts if dataset.train_y.ndim == 1 else counts.sum(1, keepdim=True)
     title = f"{dataset.name}, {config.partition.scheme}, seed {seed}"
     picture = plot_partition(
-        shown.numpy(),
+        counts.numpy(),
         out / f"partition{suffix}.png",
-        class_names=dataset.class_names if dataset.train_y.ndim == 1 else (),
+        class_names=dataset.class_names if one_label else (),
         client_names=partition.client_names if dataset.client_names else (),
         title=title,
     )
