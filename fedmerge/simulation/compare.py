@@ -108,7 +108,7 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome
     choose_device(config.device)
     experiments = [Experiment(config, seed) for seed in config.seeds]
     for experiment in experiments:
-        experiment.initial_arrays()
+        experiment.check_model()
         for method in config.methods:
             experiment.strategy(method)
     outcome = Outcome([], [])

@@ -9,13 +9,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
-from fedmerge.errors import ConfigError
+from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models import build_model
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
@@ -134,6 +135,26 @@ class Experiment:
             integer_seed(self.seed, "initialisation"),
             json.dumps(model.options),
         )
+
+    def check_model(self) -> None:
+        """Make sure that the model takes the data, before anything runs.
+
+        Raises
+        ------
+        ModelError
+            It does not, or gives something else than a score per class.
+        """
+        x, y = self.dataset.train_x[:2], self.dataset.train_y[:2]
+        classes, name = self.dataset.num_classes, self.config.model.name
+        where = f"model {name!r} on data set {self.dataset.name!r}"
+        try:
+            with torch.no_grad():
+                shape = tuple(self.model_fn().eval()(x).shape)
+        except Exception as error:
+            raise ModelError(f"{where}: it cannot take a batch of shape {list(x.shape)}: {error}") from error
+        if shape[:-1] != tuple(y.shape) or shape[-1] < classes:
+            wanted = [*y.shape, classes]
+            raise ModelError(f"{where}: it returns shape {list(shape)}, wanted are logits of shape {wanted}")
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""

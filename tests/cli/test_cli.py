@@ -114,6 +114,11 @@ MISTAKES = {
     "client without examples": (["compare", "--clients", "700", "--alpha", "0.01"], "client"),
     "more clients than examples": (["compare", "--clients", "99999"], "clients"),
     "user's model is missing": (["compare", "--model", "nowhere:net"], "nowhere"),
+    "user's model does not fit": (
+        ["compare", "--model", "its_models:wants_three"],
+        "cannot take a batch of shape [2, 1, 8, 8]",
+    ),
+    "user's model has too few classes": (["compare", "--model", "its_models:two_classes"], "logits of shape [2, 10]"),
     "no such strategy": (["compare", "--methods", "nowhere:Strategy"], "nowhere:Strategy"),
     "target in percent": (["compare", "--target", "90"], "target"),
     "workers": (["compare", "--workers", "many"], "workers"),
@@ -131,6 +136,12 @@ MISTAKES = {
 def test_mistakes_end_with_one_clear_line_and_no_record(mistake, monkeypatch, capsys, tmp_path):
     (tmp_path / "corrupt.toml").write_text("rounds = = 3\n")
     (tmp_path / "key.toml").write_text("round = 3\n")
+    (tmp_path / "its_models.py").write_text(
+        "from torch import nn\n"
+        "def wants_three(): return nn.Conv2d(3, 8, 3)\n"
+        "def two_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     arguments, words = MISTAKES[mistake]
     code, _, err = fedmerge(monkeypatch, capsys, *arguments)
     line = err.strip().splitlines()[-1]
