@@ -90,7 +90,7 @@ def assign_rows(
         except ValueError as error:
             raise PartitionError(
                 f"{settings}: found no division that gives each of the {clients} clients at least "
-                f"min_examples={settings.min_examples} for training and keeps to the scheme ({str(error).rstrip('.')}). "
+                f"min_examples={settings.min_examples} for training ({str(error).rstrip('.')}). "
                 f"{REMEDIES[settings.scheme]}"
             ) from error
     return [parts.get(client, np.empty(0, dtype=np.int64)) for client in range(clients)]
