@@ -159,4 +159,6 @@ def test_ray_gives_what_this_process_gives():
     here, ray = (from_arrays(result.arrays) for result in results)
     for name in here:
         np.testing.assert_allclose(here[name].numpy(), ray[name].numpy(), rtol=1e-5, atol=1e-7)
-    assert results[0].evaluate_metrics_clientapp == results[1].evaluate_metrics_clientapp
+    for number, metrics in results[0].evaluate_metrics_clientapp.items():
+        # Another process may round the last float32 digit of a loss differently.
+        assert dict(results[1].evaluate_metrics_clientapp[number]) == pytest.approx(dict(metrics), rel=1e-6)
