@@ -30,8 +30,11 @@ class BadUpdate(FedMergeError):
 
     def __init__(self, client: int | str, reason: str, remedy: str) -> None:
         super().__init__(f"update of client {client}: {reason}. {remedy}")
-        self.client = client
-        self.reason = reason
+        self.client, self.reason, self.remedy = client, reason, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[int | str, str, str]]:
+        # Between processes an exception is made anew from its arguments, which are not its message.
+        return type(self), (self.client, self.reason, self.remedy)
 
 
 class NoUsableUpdates(FedMergeError):
@@ -51,7 +54,10 @@ class UnknownName(FedMergeError):
         hint = f" Did you mean {guess!r}?" if guess else ""
         listing = f" Known: {', '.join(known)}." if known else ""
         super().__init__(f"unknown {kind} {name!r}.{hint}{listing}{' ' + remedy if remedy else ''}")
-        self.kind, self.name = kind, name
+        self.kind, self.name, self.known, self.remedy = kind, name, known, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str], str]]:
+        return type(self), (self.kind, self.name, self.known, self.remedy)
 
 
 class InvalidOption(FedMergeError):

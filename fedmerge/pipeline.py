@@ -121,8 +121,8 @@ class Pipeline:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
             merged, own = step.step(base, merged, prefixed(f"step{i}", memory))
             next_memory |= with_prefix(f"step{i}", own)
-        _check_finite(merged, self.aggregator)
         state = cast_like({**merged, **stream.buffers.finish(context.base)}, reference)
+        _check_finite({name: state[name] for name in merged}, self.aggregator)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,

@@ -68,7 +68,7 @@ def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered
         if params is None or not params.frozen:
             raise FedMergeError(f"{cls.__qualname__}: put @dataclass(frozen=True) below @register({name!r})")
         known = _ENTRIES.get(name)
-        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise FedMergeError(f"method name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
         _ENTRIES[name] = Entry(name, cls.kind, paper, cls)  # type: ignore[attr-defined]
         return cls

@@ -13,6 +13,7 @@ from fedmerge.registry import register
 from fedmerge.server_steps import ServerMomentum
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.statistics import LocalSteps, Statistic
+from fedmerge.statistics.local_steps import check_proximal
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["FedNova", "step_norm"]
@@ -116,18 +117,13 @@ def step_norm(steps: Mapping[str, float]) -> float:
     """
     tau, rho = int(steps["local_steps"]), steps["momentum"]
     decay = steps["learning_rate"] * steps["proximal_mu"]
-    if steps["proximal_mu"] > 0 and steps["learning_rate"] == 0:
-        raise InvalidOption("local_steps: a proximal term (proximal_mu) needs the learning_rate beside it")
-    if decay >= 1:
-        raise InvalidOption(
-            f"local_steps: learning_rate * proximal_mu = {decay:g} must stay below 1, or steps overshoot; lower either"
-        )
+    check_proximal(steps)
     if decay == 0 and rho == 0:
         return float(tau)
-    if decay == 0:
-        return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
     if rho == 0:
-        return (1 - (1 - decay) ** tau) / decay
+        return -math.expm1(tau * math.log1p(-decay)) / decay
+    if decay == 0 and 1 - rho > 1e-4:  # nearer to 1 the closed form cancels
+        return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
     position, velocity, norm = 0.0, 0.0, 0.0
     for step in range(tau):
         velocity = rho * velocity - decay * position + (1.0 if step == 0 else 0.0)

@@ -43,8 +43,13 @@ class BatchNormMoments(Statistic):
             # Only the batch norms see training mode: dropout would disturb what they measure.
             layer.train()
             layer.reset_running_stats()
-            layer.momentum = None
+        seen = 0
         for inputs, _ in batches:
+            if len(inputs) == 1 and seen:
+                continue  # a single example has no variance
+            seen += len(inputs)
+            for layer in layers.values():
+                layer.momentum = len(inputs) / seen  # the cumulative average over examples
             probe(inputs)
         moments: dict[str, torch.Tensor] = {}
         for name, layer in layers.items():

@@ -15,8 +15,9 @@ from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["LocalSteps"]
+__all__ = ["LocalSteps", "check_proximal"]
 
+_MOST_STEPS = 10_000_000  # more is a mistake, or an attack on whoever adds the steps up
 _CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
 
 
@@ -59,11 +60,31 @@ class LocalSteps(Statistic):
                 numbers[name] = float(value.get(name, default))
             except (TypeError, ValueError) as error:
                 raise InvalidOption(f"local_steps: {name} must be a number, got {value[name]!r}") from error
-        if not 1 <= numbers["local_steps"] < math.inf:
-            raise InvalidOption(f"local_steps must be at least 1, got {value.get('local_steps')!r}")
+        if not 1 <= numbers["local_steps"] <= _MOST_STEPS:
+            raise InvalidOption(
+                f"local_steps must be at least 1 and at most {_MOST_STEPS}, got {value.get('local_steps')!r}"
+            )
         if not 0 <= numbers["momentum"] < 1:
             raise InvalidOption(f"local_steps: momentum must lie in [0, 1), got {numbers['momentum']}")
         for name in ("learning_rate", "proximal_mu"):
             if not 0 <= numbers[name] < math.inf:
                 raise InvalidOption(f"local_steps: {name} must be finite and not negative, got {numbers[name]}")
+        check_proximal(numbers)
         return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+
+
+def check_proximal(steps: Mapping[str, float]) -> None:
+    """Check that a proximal term has a learning rate beside it and is not overshot by a step.
+
+    Raises
+    ------
+    InvalidOption
+        It has none, or ``eta mu >= 1``.
+    """
+    decay = steps["learning_rate"] * steps["proximal_mu"]
+    if steps["proximal_mu"] > 0 and steps["learning_rate"] == 0:
+        raise InvalidOption("local_steps: a proximal term (proximal_mu) needs the learning_rate beside it")
+    if decay >= 1:
+        raise InvalidOption(
+            f"local_steps: learning_rate * proximal_mu = {decay:g} must stay below 1, or steps overshoot; lower either"
+        )

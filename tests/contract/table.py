@@ -25,12 +25,16 @@ def unequal_steps(client: int) -> Statistics:
 
 @dataclass(frozen=True)
 class Row:
-    """A method with options, what its clients measure, and the laws it is excused from, each with the reason."""
+    """A method with options, what its clients measure, and the laws it is excused from, each with the reason.
+
+    ``remembers`` says whether it keeps memory between rounds.
+    """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     statistics: Callable[[int], Statistics] = no_statistics
     excused: Mapping[str, str] = field(default_factory=dict)
+    remembers: bool = False
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """The row's pipeline."""
@@ -41,19 +45,26 @@ class Row:
         return f"{self.method}({options})"
 
 
-EXTRAPOLATES = {"copies": "a step size above 1 goes beyond the clients by design"}
-ADAPTS = {"copies": "Adam takes normalised steps, whatever the size of the update"}
+EXTRAPOLATES = dict.fromkeys(("copies", "one client"), "a step size above 1 goes beyond the clients by design")
+ADAPTS = dict.fromkeys(("copies", "one client"), "Adam takes normalised steps, whatever the size of the update")
 DIFFERENT_STEPS = {"copies": "equal models that took different steps did not move equally per step"}
+STEPS_FOR_NORMS = DIFFERENT_STEPS | {"one client": "with momentum the norm exceeds the steps that it is scaled by"}
+NOISY = EXTRAPOLATES | {
+    "still": "noise is added by design",
+    "rows": "noise is drawn for places, which it does not follow",
+    "rounding": "noise is drawn in the type of the sum",
+}
 
 ROWS = (
     Row("fedavg"),
     Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
-    Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS),
-    Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, DIFFERENT_STEPS),
+    Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS, remembers=True),
+    Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, STEPS_FOR_NORMS),
     Row("fedatt", excused=EXTRAPOLATES),
     Row("fedatt", {"step_size": 1.0}),
     Row("fedatt", {"step_size": 1.0, "norm": "frobenius"}),
-    Row("fedatt", {"noise": 0.01}, excused={"copies": "noise is added by design"}),
-    Row("fedavg+server_momentum"),
-    Row("fedavg+server_adam", excused=ADAPTS),
+    Row("fedatt", {"noise": 0.01}, excused=NOISY),
+    Row("fedavg+server_momentum", remembers=True),
+    Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
+    Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),
 )

@@ -47,10 +47,13 @@ def merged(policy):
     return build_pipeline("fedavg", batch_norm=policy).merge(updates(), MergeContext(base=base())).state
 
 
-def test_mean_is_the_weighted_mean_of_both():
+@pytest.mark.parametrize("policy", ["mean", "recalibrate"])
+def test_mean_is_the_weighted_mean_of_both_and_what_recalibration_starts_from(policy):
     weights = torch.tensor(SIZES) / sum(SIZES)
-    want = sum(w * x.var(0, correction=0) for w, x in zip(weights, activations(), strict=True))
-    torch.testing.assert_close(merged("mean")["bn.running_var"], want)
+    mean = sum(w * x.mean(0) for w, x in zip(weights, activations(), strict=True))
+    variance = sum(w * x.var(0, correction=0) for w, x in zip(weights, activations(), strict=True))
+    torch.testing.assert_close(merged(policy)["bn.running_mean"], mean)
+    torch.testing.assert_close(merged(policy)["bn.running_var"], variance)
 
 
 def test_pooled_is_what_all_activations_together_have():
@@ -60,8 +63,9 @@ def test_pooled_is_what_all_activations_together_have():
 
 
 def test_pooled_variance_never_falls_below_zero():
-    one = {"running_mean": torch.tensor([1e4]), "running_var": torch.tensor([0.0])}
-    pooled = pool_moments([(one, 1), (one, 2)])
+    # Without a floor, rounding makes -9e-13 of this mean and these weights.
+    one = {"running_mean": torch.tensor([78.39754486083984]), "running_var": torch.tensor([0.0])}
+    pooled = pool_moments([(one, 89), (one, 53), (one, 36)])
     assert pooled["running_var"].item() >= 0
     assert pooled["running_var"].dtype == torch.float32
 
@@ -76,6 +80,16 @@ def test_local_keeps_what_the_server_had():
 def test_counters_are_the_largest_and_stay_integers(policy):
     counter = merged(policy)["bn.num_batches_tracked"]
     assert (counter.item(), counter.dtype, counter.shape) == (20, torch.int64, ())
+
+
+def test_counters_of_every_kind_are_the_largest_element_by_element():
+    kinds = {"small": torch.int8, "table": torch.int32, "seen": torch.bool}
+    rows = [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    sent = [ClientUpdate(i, {n: torch.tensor(row, dtype=kinds[n]) for n in kinds}) for i, row in enumerate(rows)]
+    state = build_pipeline("fedavg").merge(sent, MergeContext()).state
+    for name, kind in kinds.items():
+        assert state[name].tolist() == [1, 0, 1]
+        assert state[name].dtype == kind
 
 
 def test_unknown_policy():
@@ -95,6 +109,37 @@ def test_measured_moments_are_those_of_the_data_and_the_model_is_left_alone():
     assert model.training
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     assert model[2].momentum == 0.1
+
+
+def test_moments_are_averaged_over_batches_whatever_the_model_had_before():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    model[0].running_mean.fill_(50.0)
+    model[0].num_batches_tracked.fill_(100)
+    batches = [torch.randn(16, 3, generator=torch.Generator().manual_seed(i)) + i for i in range(3)]
+    moments = compute_statistics(model, [(x, None) for x in batches], ["batch_norm"])["batch_norm"]
+    torch.testing.assert_close(moments["0.running_mean"], torch.cat(batches).mean(0))
+    torch.testing.assert_close(moments["0.running_var"], torch.stack([x.var(0) for x in batches]).mean(0))
+
+
+def test_the_last_batch_counts_by_its_examples():
+    x = torch.cat([torch.zeros(8, 1), torch.full((2, 1), 10.0)])
+    moments = compute_statistics(nn.BatchNorm1d(1), [(x[:8], None), (x[8:], None)], ["batch_norm"])["batch_norm"]
+    assert moments["running_mean"].item() == pytest.approx(x.mean().item())
+
+
+def test_a_last_batch_of_one_example_can_be_measured():
+    x = torch.arange(9.0).unsqueeze(1)
+    moments = compute_statistics(nn.BatchNorm1d(1), [(x[:8], None), (x[8:], None)], ["batch_norm"])["batch_norm"]
+    assert torch.isfinite(moments["running_var"]).all()
+
+
+def test_a_norm_at_the_top_and_one_that_keeps_no_statistics():
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    top = compute_statistics(nn.BatchNorm1d(2), [(x, None)], ["batch_norm"])["batch_norm"]
+    torch.testing.assert_close(top["running_mean"], x.mean(0))
+    assert compute_statistics(nn.BatchNorm1d(2, track_running_stats=False), [(x, None)], ["batch_norm"]) == {
+        "batch_norm": {}
+    }
 
 
 def test_a_model_without_batch_norm_measures_nothing():

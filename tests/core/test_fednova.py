@@ -10,6 +10,7 @@ from torch import nn
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.aggregators.fednova import FedNova, step_norm
+from fedmerge.pipeline import build_pipeline
 from fedmerge.statistics import LocalSteps
 from fedmerge.training import LocalTraining, train
 
@@ -33,7 +34,7 @@ def coefficients(tau, rho, mu):
     return np.array(moved)
 
 
-KINDS = {"plain": (0.0, 0.0), "momentum": (0.9, 0.0), "proximal": (0.0, 2.0), "both": (0.5, 2.0)}
+KINDS = {"plain": (0.0, 0.0), "momentum": (0.9, 0.0), "proximal": (0.0, 2.0), "both": (0.5, 2.0), "swings": (0.9, 8.0)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,6 +43,22 @@ def test_the_norm_is_that_of_the_recursion(kind, tau):
     rho, mu = KINDS[kind]
     want = np.abs(coefficients(tau, rho, mu)).sum()
     assert step_norm(steps(tau, rho, mu)) == pytest.approx(want, rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_is_that_of_torchs_own_optimiser(kind):
+    """The coefficients of torch's SGD on a linear loss with a proximal term: d position / d gradient of step k."""
+    (rho, mu), tau = KINDS[kind], 12
+    gradients = torch.eye(tau, dtype=torch.float64)  # client k meets a unit gradient in step k alone
+    position = torch.zeros(tau, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([position], lr=ETA, momentum=rho)
+    for gradient in gradients:
+        optimiser.zero_grad()
+        (gradient @ position + 0.5 * mu * position.square().sum()).backward()
+        optimiser.step()
+    moved = -position.detach().numpy() / ETA
+    np.testing.assert_allclose(moved, coefficients(tau, rho, mu), rtol=1e-9, atol=1e-12)
+    assert step_norm(steps(tau, rho, mu)) == pytest.approx(np.abs(moved).sum(), rel=1e-9)
 
 
 def test_the_norm_of_the_authors_counters():
@@ -161,6 +178,24 @@ def test_impossible_statistics_are_refused(known, words):
 def test_proximal_terms_that_have_no_norm(known, words):
     with pytest.raises(InvalidOption, match=words):
         step_norm(known)
+
+
+@pytest.mark.parametrize(
+    ("rho", "mu", "want"), [(1 - 1e-9, 0.0, 55.0), (0.0, 1e-15, 10.0)], ids=["momentum to 1", "proximal to 0"]
+)
+def test_the_norm_has_its_limits(rho, mu, want):
+    assert step_norm(steps(10, rho, mu)) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("known", [{"proximal_mu": 1.0}, {"proximal_mu": 20.0, "learning_rate": ETA}])
+def test_a_client_whose_proximal_term_has_no_norm_is_a_bad_update(known):
+    updates = [
+        ClientUpdate(0, {"w": torch.ones(2)}, 1, {"local_steps": {"local_steps": 4}}),
+        ClientUpdate(1, {"w": torch.ones(2)}, 1, {"local_steps": {"local_steps": 4, **known}}),
+    ]
+    result = build_pipeline("fednova").merge(updates, MergeContext(base={"w": torch.zeros(2)}))
+    assert result.accepted == (0,)
+    assert [bad.client for bad in result.dropped] == [1]
 
 
 @pytest.mark.parametrize("options", [{"tau_eff": "sum"}, {"tau_eff": -1.0}, {"server_momentum": 1.0}])

@@ -77,6 +77,29 @@ def test_a_name_can_be_taken_once(open_registry):
                 return {}, {}
 
 
+def test_a_name_is_taken_even_for_a_class_called_the_same(open_registry):
+    class FedAvg(Aggregator):
+        def merge(self, updates, context, memory):
+            return {}, {}
+
+    FedAvg.__qualname__, FedAvg.__module__ = "FedAvg", "its_package"
+    with pytest.raises(FedMergeError, match="taken"):
+        register("fedavg")(dataclass(frozen=True)(FedAvg))
+
+
+def test_the_same_class_may_be_registered_again(open_registry):
+    found = entry("aggregator", "fedavg")
+    assert register("fedavg", paper=found.paper)(found.cls) is found.cls
+    assert entry("aggregator", "fedavg") == found
+
+
+def test_other_packages_methods_are_looked_for_once(open_registry, monkeypatch):
+    asked = []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **selection: asked.append(selection) or ())
+    fedmerge.methods(), fedmerge.methods()
+    assert asked == [{"group": "fedmerge.aggregators"}]
+
+
 @pytest.mark.parametrize("decorate", [lambda cls: cls, dataclass])
 def test_only_frozen_dataclasses_register(open_registry, decorate):
     class Loose:

@@ -48,6 +48,21 @@ def test_steps_are_taken_in_the_order_given_and_keep_apart_what_they_remember():
     assert set(first.memory) == {"step0/m/w", "step0/v/w", "step1/w"}
 
 
+@pytest.mark.parametrize("step", [ServerMomentum(), ServerAdam()])
+def test_a_step_leaves_its_inputs(step):
+    base, merged = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    _, memory = step.step(base, merged, {})
+    before = {name: t.clone() for name, t in memory.items()}
+    step.step(base, merged, memory)
+    assert base["w"].tolist() == [0, 0]
+    assert merged["w"].tolist() == [1, 1]
+    assert all(torch.equal(before[name], t) for name, t in memory.items())
+
+
+def test_without_momentum_nothing_changes():
+    assert ServerMomentum(0.0).step({"w": torch.ones(2)}, {"w": torch.full((2,), 3.0)}, {})[0]["w"].tolist() == [3, 3]
+
+
 def test_a_step_needs_a_base():
     with pytest.raises(InvalidOption, match="base="):
         build_pipeline("fedavg+server_momentum").merge([ClientUpdate(0, {"w": torch.ones(2)})], MergeContext())

@@ -1,0 +1,18 @@
+"""What ``import fedmerge`` brings along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HEAVY = {"flwr", "ray", "matplotlib", "torchvision", "sklearn", "flwr_datasets", "datasets", "typer"}
+
+
+def test_the_core_imports_nothing_of_deployment_simulation_or_plotting():
+    code = (
+        "import sys, fedmerge, fedmerge.training, fedmerge.pipeline; fedmerge.methods(); "
+        f"print(sorted({HEAVY} & set(sys.modules)), fedmerge.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] ")
