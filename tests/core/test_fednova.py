@@ -157,6 +157,8 @@ def test_local_training_is_the_recursion_that_the_norm_assumes(kind):
     ("known", "words"),
     [
         ({"local_steps": 0}, "at least 1"),
+        ({"local_steps": 1e18}, "at most"),  # adding that many up would never end
+        ({"local_steps": float("nan")}, "at least 1"),
         ({"momentum": 0.9}, "at least 1"),
         ({"local_steps": 3, "momentum": 1.0}, "momentum"),
         ({"local_steps": 3, "learning_rate": -1}, "learning_rate"),
