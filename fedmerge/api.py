@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError
 from fedmerge.pipeline import build_pipeline
-from fedmerge.registry import Entry, entries
+from fedmerge.registry import Entry, build, entries
 from fedmerge.state import State, module_state
 from fedmerge.statistics import Batches, compute_statistics, statistic
 from fedmerge.update import ClientUpdate, MergeContext
@@ -28,7 +29,7 @@ class MethodInfo:
     name, summary, paper
         How it is called, what it does in a line, where it comes from.
     needs
-        Statistics that clients send besides their model.
+        Statistics that clients send besides their model, under the default options.
     options
         Hyper-parameters with their defaults.
     requires_base, requires_data, may_change_width
@@ -58,11 +59,12 @@ def methods() -> Mapping[str, MethodInfo]:
 
 def _info(found: Entry) -> MethodInfo:
     cls: Any = found.cls
+    default: Aggregator = build("aggregator", found.name, {})
     return MethodInfo(
         name=found.name,
         summary=found.summary,
         paper=found.paper,
-        needs=tuple(need.name for need in cls.needs),
+        needs=tuple(need.name for need in default.needs),
         options=found.options,
         requires_base=cls.requires_base,
         requires_data=cls.requires_data,
@@ -145,7 +147,13 @@ def merge(
         given_statistics = _statistics(i, pipeline.needs, known, model, None if clients is None else clients[i])
         weight = 1.0 if weights is None else float(weights[i])
         updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
-    context = MergeContext(base=None if base is None else module_state(base)[0], seed=seed, data=data, example=example)
+    context = MergeContext(
+        base=None if base is None else module_state(base)[0],
+        seed=seed,
+        data=data,
+        example=example,
+        model_fn=lambda: copy.deepcopy(models[0]),
+    )
     result = pipeline.merge(updates, context, buffers=buffers)
     return _filled(copy.deepcopy(models[0]), result.state)
 

@@ -16,6 +16,7 @@ from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpd
 from fedmerge.registry import build, entries
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
+from fedmerge.statistics import Statistic
 from fedmerge.update import ClientUpdate, MergeContext
 from fedmerge.validation import check_update, common_form
 
@@ -155,7 +156,7 @@ class _Stream:
                 continue
             try:
                 check_update(update, self._reference, same_shapes=not aggregator.may_change_width)
-                statistics = {s.name: _parsed(update, s.name, s.parse) for s in aggregator.needs}
+                statistics = {s.name: _parsed(update, s) for s in aggregator.needs}
             except BadUpdate as bad:
                 self._drop(bad)
                 continue
@@ -176,9 +177,10 @@ class _Stream:
         self.dropped.append(bad)
 
 
-def _parsed(update: ClientUpdate, name: str, parse: Any) -> State:
+def _parsed(update: ClientUpdate, statistic: Statistic) -> State:
     try:
-        parsed: State = parse(update.statistic(name))
+        parsed = statistic.parse(update.statistic(statistic.name))
+        statistic.check(parsed, update.state)
     except InvalidOption as error:
         raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
     return parsed

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
+from fedmerge.training.local import evaluate
 
 __all__ = ["ClientUpdate", "MergeContext"]
 
@@ -70,6 +71,8 @@ class MergeContext:
         Batches on the server, for methods that use them.
     example
         One batch of inputs, for methods that trace the model.
+    model_fn
+        Makes a module of the architecture, for methods that have to run it.
     """
 
     base: State | None = None
@@ -77,6 +80,7 @@ class MergeContext:
     seed: int = 0
     data: Iterable[Any] | None = None
     example: Tensor | None = None
+    model_fn: Callable[[], nn.Module] | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.
@@ -95,3 +99,34 @@ class MergeContext:
     def torch_generator(self, purpose: str) -> torch.Generator:
         """A random stream of this round for one purpose."""
         return torch_generator(self.seed, purpose, self.round)
+
+    def module(self, state: State, method: str) -> nn.Module:
+        """A module with the parameters of `state`; its buffers are those that ``model_fn`` gives.
+
+        Raises
+        ------
+        InvalidOption
+            There is no ``model_fn``.
+        """
+        if self.model_fn is None:
+            raise InvalidOption(f"{method} has to run the model: pass model_fn=.")
+        module = self.model_fn()
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(state[name])
+        return module
+
+    def accuracy(self, state: State, method: str) -> float:
+        """Accuracy of the model with these parameters on the server's data.
+
+        Raises
+        ------
+        InvalidOption
+            There are no data with labels, or no ``model_fn``.
+        """
+        pairs = list(self.data or ())
+        if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
+        module = self.module(state, method)
+        seen = [(len(x), evaluate(module, x, y)[1]) for x, y in pairs]
+        return sum(n * accuracy for n, accuracy in seen) / sum(n for n, _ in seen)

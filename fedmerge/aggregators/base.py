@@ -24,14 +24,17 @@ class Aggregator(ABC):
     """
 
     kind: ClassVar[str] = "aggregator"
-    needs: ClassVar[tuple[Statistic, ...]] = ()
-    """Statistics that clients must measure after training."""
     requires_base: ClassVar[bool] = False
     """Whether the merge is relative to the model that all clients started from."""
     requires_data: ClassVar[bool] = False
     """Whether the server needs data of its own."""
     may_change_width: ClassVar[bool] = False
     """Whether the merged model may be wider or narrower than the clients'."""
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Statistics that clients must measure after training."""
+        return ()
 
     @abstractmethod
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:

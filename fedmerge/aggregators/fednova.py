@@ -50,7 +50,6 @@ class FedNova(Fold[_Total]):
     tau_eff: float | Literal["mean_norm", "mean_steps"] = "mean_norm"
     server_momentum: float = 0.0
 
-    needs: ClassVar[tuple[Statistic, ...]] = (LocalSteps(),)
     requires_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -62,6 +61,11 @@ class FedNova(Fold[_Total]):
                 )
         else:
             check_range(self, "tau_eff", 0.0, math.inf, open_high=True)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Local steps, with the constants of the local optimiser."""
+        return (LocalSteps(),)
 
     def zero(self, context: MergeContext) -> _Total:
         """No client yet."""

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fedmerge.errors import UnknownName
-from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments
+from fedmerge.statistics.class_counts import ClassCounts
+from fedmerge.statistics.fisher_diag import FisherDiag
+from fedmerge.statistics.fisher_kfac import FisherKfac
+from fedmerge.statistics.gram import Gram
+from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 
-__all__ = ["BatchNormMoments", "Batches", "LocalSteps", "Statistic", "compute_statistics", "statistic"]
+__all__ = [
+    "BatchNormMoments",
+    "Batches",
+    "ClassCounts",
+    "FisherDiag",
+    "FisherKfac",
+    "Gram",
+    "LocalSteps",
+    "Statistic",
+    "compute_statistics",
+    "statistic",
+]
 
-_KINDS: Mapping[str, type[Statistic]] = {kind.name: kind for kind in (LocalSteps, BatchNormMoments)}
+_KINDS: Mapping[str, type[Statistic]] = {
+    kind.name: kind for kind in (LocalSteps, BatchNormMoments, ClassCounts, FisherDiag, FisherKfac, Gram)
+}
 
 
 def statistic(name: str) -> Statistic:
@@ -31,7 +49,9 @@ def statistic(name: str) -> Statistic:
     return _KINDS[name]()
 
 
-def compute_statistics(model: nn.Module, loader: Batches, names: Iterable[str]) -> dict[str, Any]:
+def compute_statistics(
+    model: nn.Module, loader: Batches, names: Iterable[str | Statistic], *, loss: Loss | None = None
+) -> dict[str, Any]:
     """Measure statistics of a finished model, for :func:`fedmerge.merge` without a federation.
 
     Parameters
@@ -41,7 +61,10 @@ def compute_statistics(model: nn.Module, loader: Batches, names: Iterable[str]) 
     loader
         Batches ``(inputs, targets)`` of the client's examples; read once per statistic.
     names
-        Statistics to measure.
+        Statistics to measure: names, or statistics with settings, such as ``Gram(layers=("fc*",))``.
+    loss
+        What the model was trained with, for Fisher information: cross-entropy where not given, squared error
+        (``F.mse_loss``), or any ``loss(outputs, targets)``, whose empirical Fisher is then taken.
 
     Returns
     -------
@@ -53,7 +76,7 @@ def compute_statistics(model: nn.Module, loader: Batches, names: Iterable[str]) 
     UnknownName
         A name that is no statistic.
     InvalidOption
-        A statistic that only a training run can tell (``local_steps``).
+        A statistic that only a training run can tell (``local_steps``), or no examples.
 
     Examples
     --------
@@ -63,8 +86,12 @@ def compute_statistics(model: nn.Module, loader: Batches, names: Iterable[str]) 
     >>> sorted(compute_statistics(model, [batch], ["batch_norm"])["batch_norm"])
     ['1.running_mean', '1.running_var']
     """
-    return {name: _measure(name, model, loader) for name in names}
+    chosen = [statistic(name) if isinstance(name, str) else name for name in names]
+    return {kind.name: _with_loss(kind, loss).measure(model, loader, None) for kind in chosen}
 
 
-def _measure(name: str, model: nn.Module, loader: Batches) -> State:
-    return statistic(name).measure(model, loader, None)
+def _with_loss(kind: Statistic, loss: Loss | None) -> Statistic:
+    if loss is None or not isinstance(kind, FisherDiag | FisherKfac):
+        return kind
+    estimator = kind.estimator if is_likelihood(loss) else "empirical"
+    return replace(kind, loss=loss, estimator=estimator)

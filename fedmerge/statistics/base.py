@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +15,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["Batches", "Statistic"]
+__all__ = ["Batches", "LayerStatistic", "Statistic"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -46,3 +48,66 @@ class Statistic(ABC):
             return {name: torch.as_tensor(item) for name, item in value.items()}
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(f"statistic {self.name!r}: want names and tensors, got {value!r} ({error})") from error
+
+    def check(self, value: State, state: State) -> None:
+        """Make sure that a parsed value is finite and belongs to the model with these parameters.
+
+        Raises
+        ------
+        InvalidOption
+            It is not, or does not.
+        """
+        for name, tensor in value.items():
+            if not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise InvalidOption(
+                    f"statistic {self.name!r}: {name!r} has {bad} of {tensor.numel()} entries NaN or infinite"
+                )
+
+
+@dataclass(frozen=True)
+class LayerStatistic(Statistic):
+    """A statistic that is measured layer by layer over a client's examples.
+
+    Parameters
+    ----------
+    layers
+        Patterns of parameter names, with ``*`` for anything; a bare layer name such as ``"fc1"`` means all of
+        its parameters. Everything where not given.
+    examples
+        At most so many examples, the first that the loader gives.
+    """
+
+    layers: tuple[str, ...] | None = None
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:  # a list where it was read from JSON or TOML
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if self.examples is not None and self.examples < 1:
+            raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples}")
+
+    def selects(self, name: str) -> bool:
+        """Whether the parameter called `name` is to be measured."""
+        if self.layers is None:
+            return True
+        return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in self.layers)
+
+    def limited(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first ``examples`` of `batches`.
+
+        Raises
+        ------
+        InvalidOption
+            There are none.
+        """
+        seen = 0
+        for inputs, targets in batches:
+            end = None if self.examples is None else self.examples - seen
+            if len(inputs):
+                yield inputs[:end], targets[:end]
+            seen += len(inputs)
+            if self.examples is not None and seen >= self.examples:
+                break
+        if not seen:
+            raise InvalidOption(f"statistic {self.name!r}: there are no examples to measure on")

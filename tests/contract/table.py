@@ -9,18 +9,34 @@ from typing import Any
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State
 from fedmerge.statistics import LocalSteps
+from tests.random_statistics import random_diagonal, random_grams, random_kfac
 
 Statistics = Mapping[str, State]
 
 
-def no_statistics(client: int) -> Statistics:
+def no_statistics(client: int, state: State) -> Statistics:
     """For methods that need none."""
     return {}
 
 
-def unequal_steps(client: int) -> Statistics:
+def unequal_steps(client: int, state: State) -> Statistics:
     """Clients that took different numbers of steps."""
     return {"local_steps": LocalSteps().parse({"local_steps": 3 + 2 * client, "momentum": 0.9})}
+
+
+def diagonals(client: int, state: State) -> Statistics:
+    """Diagonal Fishers."""
+    return {"fisher_diag": random_diagonal(state, client)}
+
+
+def factors(client: int, state: State) -> Statistics:
+    """Kronecker factors of the weights; what has none is averaged."""
+    return {"fisher_kfac": random_kfac(state, client)}
+
+
+def grams(client: int, state: State) -> Statistics:
+    """Gram matrices of the inputs."""
+    return {"gram": random_grams(state, client)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Row:
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
-    statistics: Callable[[int], Statistics] = no_statistics
+    statistics: Callable[[int, State], Statistics] = no_statistics
     excused: Mapping[str, str] = field(default_factory=dict)
     remembers: bool = False
 
@@ -55,6 +71,8 @@ NOISY = EXTRAPOLATES | {
     "rounding": "noise is drawn in the type of the sum",
 }
 
+OWN_ROWS = {"rows": "the Fishers of this table are drawn for places, and do not move with the rows"}
+
 ROWS = (
     Row("fedavg"),
     Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
@@ -64,6 +82,13 @@ ROWS = (
     Row("fedatt", {"step_size": 1.0}),
     Row("fedatt", {"step_size": 1.0, "norm": "frobenius"}),
     Row("fedatt", {"noise": 0.01}, excused=NOISY),
+    Row("fisher", statistics=diagonals, excused=OWN_ROWS),
+    Row("fisher", {"damping": 0.1, "normalize": 1.0}, diagonals, OWN_ROWS),
+    Row("fedfisher", {"variant": "diag"}, diagonals, OWN_ROWS),
+    Row("fedfisher", {"variant": "kfac"}, factors, OWN_ROWS),
+    Row("fedfisher", {"variant": "kfac", "damping": 0.0, "normalize": 0.0}, factors, OWN_ROWS),
+    Row("regmean", statistics=grams),
+    Row("regmean", {"shrinkage": 1.0, "ridge": 0.0, "ridge_convolution": 0.0}, grams),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),

@@ -14,6 +14,7 @@ from fedmerge import BadUpdate, ClientUpdate, MergeContext, NoUsableUpdates
 from fedmerge.records import RunRecord, read_checkpoint
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import MergeStrategy, from_arrays
+from fedmerge.strategies.wire import statistics_records
 from tests.contract.table import ROWS
 from tests.federation import CLIENTS, initial, noisy_states, reply, tiny_app, tiny_model
 
@@ -43,7 +44,7 @@ def updates(row, dtype=torch.float32, weights=WEIGHTS):
     for client, state in enumerate(noisy_states(len(weights))):
         cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
         cast |= {"temperature": torch.tensor(1.5 + client, dtype=dtype), "seen": torch.tensor([client == 0, False])}
-        result.append(ClientUpdate(client, cast, weights[client], row.statistics(client)))
+        result.append(ClientUpdate(client, cast, weights[client], row.statistics(client, cast)))
     return result
 
 
@@ -132,7 +133,7 @@ def test_reordering_the_rows_of_all_alike_reorders_the_result_alike(row, shapes,
         return {n: t[order[n]] if n in order else t for n, t in state.items()}
 
     def result(change):
-        given_updates = [ClientUpdate(i, change(s), 1.0 + i, row.statistics(i)) for i, s in enumerate(sent)]
+        given_updates = [ClientUpdate(i, change(s), 1.0 + i, row.statistics(i, s)) for i, s in enumerate(sent)]
         return merged(row, given_updates, start=change(start)).state
 
     plain, other = result(dict), result(reordered)
@@ -188,7 +189,9 @@ def test_half_precision_costs_one_rounding_of_the_result(row, dtype):
     sent = [(3 * torch.randn(16, 8, generator=generator)).to(dtype) for _ in WEIGHTS]
 
     def result(kind):
-        given_updates = [ClientUpdate(i, {"w": w.to(kind)}, WEIGHTS[i], row.statistics(i)) for i, w in enumerate(sent)]
+        given_updates = [
+            ClientUpdate(i, {"w": w.to(kind)}, WEIGHTS[i], row.statistics(i, {"w": w})) for i, w in enumerate(sent)
+        ]
         return merged(row, given_updates, start={"w": start["w"].to(kind)}).state["w"].double()
 
     got, want = result(dtype), result(torch.float64)
@@ -270,7 +273,11 @@ def module(state):
 
 def modules(row):
     """Models at hand, and the keywords that the row's method takes besides."""
-    keywords = {"base": tiny_model(), "statistics": [row.statistics(i) for i in range(CLIENTS)], **row.options}
+    keywords = {
+        "base": tiny_model(),
+        "statistics": [row.statistics(i, tiny_model().state_dict()) for i in range(CLIENTS)],
+        **row.options,
+    }
     return [module(state) for state in noisy_states()], {"weights": list(WEIGHTS), **keywords}
 
 
@@ -312,7 +319,7 @@ def test_nothing_usable_is_an_error_that_says_why(row):
 def test_missing_statistics_are_named(row):
     needs = row.pipeline().needs
     if not needs:
-        assert not row.statistics(0)
+        assert not row.statistics(0, base())
         return
     bare = [ClientUpdate(u.client, u.state, u.weight) for u in updates(row)]
     with pytest.raises(NoUsableUpdates, match=f"statistic '{needs[0]}' is missing"):
@@ -351,17 +358,17 @@ def test_a_stream_gives_what_a_list_gives(row):
 @law("strategy")
 def test_the_flower_strategy_gives_what_the_pipeline_gives(row):
     start = {name: t for name, t in base().items() if name in tiny_model().state_dict()}
-    sent = [
-        ClientUpdate(u.client, {n: t for n, t in u.state.items() if n in start}, u.weight, u.statistics)
-        for u in updates(row)
-    ]
-    metrics = [{k: float(v) for s in u.statistics.values() for k, v in s.items()} for u in sent]
+    states = [{n: t for n, t in u.state.items() if n in start} for u in updates(row)]
+    sent = [ClientUpdate(i, s, WEIGHTS[i], row.statistics(i, s)) for i, s in enumerate(states)]
+    metrics = [{k: float(v) for k, v in u.statistics.get("local_steps", {}).items()} for u in sent]
+    extra = [statistics_records({k: v for k, v in u.statistics.items() if k != "local_steps"}) for u in sent]
     strategy, arrays, memory = MergeStrategy(row.pipeline(), fraction_evaluate=0.0), initial(), {}
     grid = SimulationGrid(tiny_app(), CLIENTS)
     for number in (1, 2):
         want = row.pipeline().merge(sent, MergeContext(base=start, round=number, seed=0), memory)
         strategy.configure_train(number, arrays, ConfigRecord(), grid)
-        replies = [reply(10 + u.client, u.state, u.weight, **m) for u, m in zip(sent, metrics, strict=True)]
+        given_replies = zip(sent, metrics, extra, strict=True)
+        replies = [reply(10 + u.client, u.state, u.weight, extra=e, **m) for u, m, e in given_replies]
         arrays, _ = strategy.aggregate_train(number, replies)
         assert same(from_arrays(arrays), want.state)
         start, memory = want.state, want.memory
@@ -415,7 +422,7 @@ def test_two_rounds_on_a_grid_give_what_the_pipeline_gives_by_hand(row):
 def test_merges_modules_at_hand(row):
     models, keywords = modules(row)
     result = fedmerge.merge(models, row.method, seed=3, **keywords)
-    sent = [ClientUpdate(i, s, WEIGHTS[i], row.statistics(i)) for i, s in enumerate(noisy_states())]
+    sent = [ClientUpdate(i, s, WEIGHTS[i], row.statistics(i, s)) for i, s in enumerate(noisy_states())]
     want = row.pipeline().merge(sent, MergeContext(base=tiny_model().state_dict(), seed=3)).state
     assert same(result.state_dict(), want)
     assert all(same(model.state_dict(), state) for model, state in zip(models, noisy_states(), strict=True))

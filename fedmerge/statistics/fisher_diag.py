@@ -1,0 +1,109 @@
+"""Diagonal of the Fisher information of a client's model on its own examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.seeding import torch_generator
+from fedmerge.state import State
+from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.labels import Estimator, Loss, output_gradients
+from fedmerge.statistics.per_example import add_squares
+from fedmerge.statistics.squared_gradients import SquaredGradients
+from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.training.report import TrainingReport
+
+__all__ = ["FisherDiag", "check_diagonal"]
+
+
+@dataclass(frozen=True)
+class FisherDiag(LayerStatistic):
+    """``F_j = E_x sum_c p(c|x) (d log p(c|x) / d theta_j)^2``, one number per parameter under its name.
+
+    The square is of each example's own gradient: that of a batch's sum is another thing. Linear layers,
+    convolutions and LSTMs are measured in closed form from their inputs and output gradients, everything
+    else (norms, embeddings, attention, free parameters) through ``torch.func``. Per example, so that a
+    client's share is ``n_i F_i``. Takes as many bytes as the parameters that it covers, in float32 (float64
+    for a model in float64).
+
+    Parameters
+    ----------
+    layers, examples
+        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+    estimator, loss
+        Whose labels: see :func:`~fedmerge.statistics.labels.output_gradients`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 3)
+    >>> value = FisherDiag().measure(model, [(torch.randn(8, 2), torch.zeros(8, dtype=torch.long))], None)
+    >>> value["weight"].shape
+    torch.Size([3, 2])
+    """
+
+    name: ClassVar[str] = "fisher_diag"
+
+    estimator: Estimator = "auto"
+    loss: Loss | None = None
+
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Measure in one pass over the examples, in evaluation mode, on a copy."""
+        generator = torch_generator(0, "sampled labels")
+        total: dict[str, Tensor] = {}
+        probed: Probe | None = None
+        count = 0
+        for inputs, targets in self.limited(batches):
+            if probed is None:
+                probed = probe(model, inputs, self.selects)
+                total = {
+                    n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters() if self.selects(n)
+                }
+            for x, y in pieces(probed, inputs, targets):
+                self._add(total, probed, x, y, generator)
+            count += len(inputs)
+        return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
+
+    def _add(self, total: dict[str, Tensor], probed: Probe, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        with torch.enable_grad():
+            outputs, tapped = probed.forward(x)
+        squares = [SquaredGradients.of(layer, taps) for layer, taps in zip(probed.layers, tapped, strict=True)]
+        vectors = []
+        for vector in output_gradients(outputs, y, self.estimator, self.loss, generator):
+            for sums, gradients in zip(squares, probed.gradients(outputs, tapped, vector), strict=True):
+                sums.add(gradients)
+            vectors.append(vector)
+        for sums in squares:
+            for name, value in sums.layer.matrix.scatter(sums.total()).items():
+                total[name] += value
+        if probed.others:
+            add_squares(total, probed.model, probed.others, x, torch.stack(vectors))
+
+    def check(self, value: State, state: State) -> None:
+        """Finite, not negative, and of the parameters' shapes."""
+        super().check(value, state)
+        for name, tensor in value.items():
+            check_diagonal(self.name, name, tensor, state)
+
+
+def check_diagonal(statistic: str, name: str, tensor: Tensor, state: State) -> None:
+    """Check one tensor of squares against the parameter that it belongs to.
+
+    Raises
+    ------
+    InvalidOption
+        There is no such parameter, its shape is another, or an entry is negative.
+    """
+    if name not in state:
+        raise InvalidOption(f"statistic {statistic!r}: the model has no parameter {name!r}")
+    if tensor.shape != state[name].shape:
+        raise InvalidOption(
+            f"statistic {statistic!r}: {name!r} has shape {list(tensor.shape)}, "
+            f"the parameter has {list(state[name].shape)}"
+        )
+    if bool((tensor < 0).any()):
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} has negative entries, and squares have none")

@@ -1,0 +1,103 @@
+"""Kronecker-factored Fisher information of a client's model on its own examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.seeding import torch_generator
+from fedmerge.state import State
+from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.fisher_diag import check_diagonal
+from fedmerge.statistics.labels import Estimator, Loss, output_gradients
+from fedmerge.statistics.layer_sums import LayerSums, factor
+from fedmerge.statistics.per_example import add_squares
+from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.training.report import TrainingReport
+from fedmerge.weights import check_factor
+
+__all__ = ["FisherKfac"]
+
+
+@dataclass(frozen=True)
+class FisherKfac(LayerStatistic):
+    """Factors A and G of every matrix layer, with ``F ~ A (x) G`` for its weight with the bias as last column.
+
+    Martens and Grosse 2015 (arXiv 1503.05671) for linear layers, Grosse and Martens 2016 (arXiv 1602.01407)
+    for convolutions. With rows a_t of inputs (unfolded patches, a final 1 where there is a bias) and g_t of
+    gradients by the outputs, t over the T positions of an example (1 for a linear layer on plain inputs,
+    steps for an LSTM, whose ``weight_ih`` and ``weight_hh`` are two layers):
+
+    ``A = E_x sum_t a_t a_t^T``, under ``<weight>.A``, [d, d], or [groups, d, d] for a grouped convolution;
+    ``G = E_x E_c (1/T) sum_t g_t g_t^T``, under ``<weight>.G``, [out, out] or [groups, out / groups, ...].
+
+    The Fisher times a matrix V is then ``G V A``. On one example of a linear layer it is exact. Parameters
+    that belong to no such layer (norms, embeddings, attention) come with their diagonal under ``<name>.diag``,
+    as :class:`~fedmerge.statistics.FisherDiag` measures it. Takes ``4 (d^2 + out^2)`` bytes a layer.
+
+    Parameters
+    ----------
+    layers, examples
+        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+    estimator, loss
+        Whose labels: see :func:`~fedmerge.statistics.labels.output_gradients`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 3)
+    >>> value = FisherKfac().measure(model, [(torch.randn(8, 2), torch.zeros(8, dtype=torch.long))], None)
+    >>> value["weight.A"].shape, value["weight.G"].shape
+    (torch.Size([3, 3]), torch.Size([3, 3]))
+    """
+
+    name: ClassVar[str] = "fisher_kfac"
+
+    estimator: Estimator = "auto"
+    loss: Loss | None = None
+
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Measure in one pass over the examples, in evaluation mode, on a copy."""
+        generator = torch_generator(0, "sampled labels")
+        probed: Probe | None = None
+        inner, outer = LayerSums(), LayerSums()
+        diagonals: dict[str, Tensor] = {}
+        count = 0
+        for inputs, targets in self.limited(batches):
+            if probed is None:
+                probed = probe(model, inputs, self.selects)
+                shapes = dict(model.named_parameters())
+                diagonals = {name: torch.zeros_like(shapes[name], dtype=torch.float64) for name in probed.others}
+            for x, y in pieces(probed, inputs, targets):
+                with torch.enable_grad():
+                    outputs, tapped = probed.forward(x)
+                inner.add_inputs(probed.layers, tapped)
+                vectors = []
+                for vector in output_gradients(outputs, y, self.estimator, self.loss, generator):
+                    outer.add_gradients(probed.layers, probed.gradients(outputs, tapped, vector))
+                    vectors.append(vector)
+                if diagonals:
+                    add_squares(diagonals, probed.model, probed.others, x, torch.stack(vectors))
+            count += len(inputs)
+        means = {f"{name}.A": factor(total / count) for name, total in inner.grams.items()}
+        means |= {f"{name}.G": factor(total / inner.positions[name]) for name, total in outer.grams.items()}
+        means |= {f"{name}.diag": total / count for name, total in diagonals.items()}
+        return {name: value.to(stored_dtype(model)) for name, value in means.items()}
+
+    def check(self, value: State, state: State) -> None:
+        """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""
+        super().check(value, state)
+        for name, tensor in value.items():
+            parameter, _, part = name.rpartition(".")
+            if part == "diag":
+                check_diagonal(self.name, parameter, tensor, state)
+            elif part in ("A", "G"):
+                check_factor(self.name, parameter, part, tensor, state)
+                other = f"{parameter}.{'G' if part == 'A' else 'A'}"
+                if other not in value:
+                    raise InvalidOption(f"statistic {self.name!r}: {name!r} is there, {other!r} is missing")
+            else:
+                raise InvalidOption(f"statistic {self.name!r}: {name!r} ends in none of .A, .G and .diag")

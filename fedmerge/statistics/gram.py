@@ -1,0 +1,64 @@
+"""Gram matrices of the inputs of every linear layer and convolution of a client's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.layer_sums import LayerSums, factor
+from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.training.report import TrainingReport
+from fedmerge.weights import check_factor
+
+__all__ = ["Gram"]
+
+
+@dataclass(frozen=True)
+class Gram(LayerStatistic):
+    """``mean a a^T`` over examples and positions, with rows a of inputs, under the weight's name.
+
+    Rows are those of :class:`~fedmerge.statistics.FisherKfac`: unfolded patches of a convolution, the steps
+    of an LSTM, a final 1 where the layer has a bias. Shape [d, d], or [groups, d, d] for a grouped
+    convolution: ``4 d^2`` bytes a layer. Layers that are no matrix (norms, embeddings, attention) have none.
+
+    Parameters
+    ----------
+    layers, examples
+        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 3, bias=False)
+    >>> Gram().measure(model, [(torch.eye(2), torch.zeros(2))], None)["weight"]
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.5000]])
+    """
+
+    name: ClassVar[str] = "gram"
+
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Measure in one forward pass over the examples, in evaluation mode, on a copy."""
+        probed: Probe | None = None
+        sums = LayerSums()
+        for inputs, targets in self.limited(batches):
+            probed = probed or probe(model, inputs, self.selects)
+            for x, _ in pieces(probed, inputs, targets):
+                with torch.no_grad():
+                    _, tapped = probed.forward(x)
+                sums.add_inputs(probed.layers, tapped)
+        means = {name: factor(total / sums.positions[name]) for name, total in sums.grams.items()}
+        return {name: value.to(stored_dtype(model)) for name, value in means.items()}
+
+    def check(self, value: State, state: State) -> None:
+        """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""
+        super().check(value, state)
+        for name, tensor in value.items():
+            check_factor(self.name, name, "A", tensor, state)
+            if not tensor.numel():
+                raise InvalidOption(f"statistic {self.name!r}: {name!r} is empty")

@@ -1,0 +1,142 @@
+"""Taps: what goes into each matrix layer in a forward pass, and the gradients at what comes out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
+from fedmerge.statistics.unrolled import unroll
+
+__all__ = ["Probe", "Tapped", "pieces", "probe", "stored_dtype"]
+
+
+@dataclass
+class Tapped:
+    """Inputs and outputs of one layer, one pair per call: recurrent layers are called many times."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A copy of a model in evaluation mode, with taps on its matrix layers.
+
+    ``layers`` are those that a tap serves; ``others`` the parameters that none serves, with their names in
+    ``model``, whose recurrent layers are written out.
+    """
+
+    model: nn.Module
+    layers: tuple[MatrixLayer, ...]
+    others: Mapping[str, str]
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tapped]]:
+        """Outputs of the model, and what each layer of ``layers`` saw."""
+        with _taps(self.layers) as tapped:
+            outputs = self.model(inputs)
+        return outputs, tapped
+
+    def gradients(self, outputs: Tensor, tapped: Sequence[Tapped], vector: Tensor) -> list[list[Tensor]]:
+        """``J^T vector`` at the outputs of every call of every layer; the graph is kept for the next vector."""
+        flat = [output for taps in tapped for output in taps.outputs]
+        found = torch.autograd.grad(outputs, flat, vector, retain_graph=True, allow_unused=True)
+        grads = iter(g if g is not None else torch.zeros_like(o) for g, o in zip(found, flat, strict=True))
+        return [[next(grads) for _ in taps.outputs] for taps in tapped]
+
+
+@contextmanager
+def _taps(layers: Sequence[MatrixLayer]) -> Iterator[list[Tapped]]:
+    tapped = [Tapped() for _ in layers]
+    handles = [
+        layer.module.register_forward_hook(_tap(taps), with_kwargs=True)
+        for layer, taps in zip(layers, tapped, strict=True)
+    ]
+    try:
+        yield tapped
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tap(taps: Tapped) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        inputs = args[0] if args else kwargs["input"]
+        if not output.requires_grad:
+            output = output.requires_grad_()
+        taps.inputs.append(inputs.detach())
+        taps.outputs.append(output)
+        return output.clone()  # what follows may work in place
+
+    return hook
+
+
+def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool]) -> Probe:
+    """Make a probe of `model`, and find out on `example` which layers its taps serve.
+
+    A layer is served where the gradient of its parameters is what the taps say: not where a model calls
+    it in a way that hooks do not see, or uses its weight elsewhere too.
+    """
+    copied = copy.deepcopy(model).eval()
+    every = tuple(name for name, _ in copied.named_parameters() if selects(name))
+    for parameter in copied.parameters():
+        parameter.requires_grad_()
+    names = {id(parameter): name for name, parameter in copied.named_parameters()}
+    unroll(copied)
+    layers = tuple(matrix_layers(copied, names, selects))
+    trial = Probe(copied, layers, {})
+    served = _served(trial, example)
+    taken = {name for layer in served for name in layer.matrix.names}
+    new_names = {names[id(parameter)]: name for name, parameter in copied.named_parameters()}
+    return Probe(copied, served, {name: new_names[name] for name in every if name not in taken})
+
+
+def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer, ...]:
+    """Layers whose tapped gradient of the first of two examples is the one that autograd finds."""
+    example = example[:2]
+    with torch.enable_grad():
+        outputs, tapped = trial.forward(example)
+        vector = torch.zeros_like(outputs)
+        vector[0] = torch.linspace(1, 2, vector[0].numel()).to(outputs).view_as(vector[0])
+        found = trial.gradients(outputs, tapped, vector)
+        served = []
+        for layer, taps, gradients in zip(trial.layers, tapped, found, strict=True):
+            wanted = torch.autograd.grad(outputs, layer.parameters, vector, retain_graph=True, allow_unused=True)
+            if any(len(x) != len(example) for x in taps.inputs) or not taps.inputs:
+                continue
+            got = layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0])
+            pairs = zip(got.values(), wanted, strict=True)
+            if all(other is not None and _close(one, other) for one, other in pairs):
+                served.append(layer)
+    return tuple(served)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= 1e-3 * other.norm())
+
+
+_BUDGET = 1 << 24  # numbers in the largest temporary of a pass
+
+
+def pieces(probed: Probe, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch in pieces whose unfolded inputs and per-example gradients stay within bounded memory."""
+    with torch.no_grad():
+        _, tapped = probed.forward(inputs[:1])
+    largest = 1
+    for layer, taps in zip(probed.layers, tapped, strict=True):
+        out, columns = layer.matrix.rows, layer.matrix.columns
+        positions = sum(layer.output_rows(o).shape[2] for o in taps.outputs)
+        largest = max(largest, layer.matrix.groups * columns * max(positions, out))
+    step = max(1, _BUDGET // largest)
+    yield from zip(torch.split(inputs, step), torch.split(targets, step), strict=True)
+
+
+def stored_dtype(model: nn.Module) -> torch.dtype:
+    """What sums, kept in float64, are sent as: float32, or the model's own dtype where that is wider."""
+    return torch.promote_types(next(model.parameters()).dtype, torch.float32)

@@ -1,0 +1,116 @@
+"""Weights as matrices: a layer's weight, and its bias as a last column, in the form that curvature speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+
+__all__ = ["WeightMatrix", "bias_of", "check_factor"]
+
+
+@dataclass(frozen=True)
+class WeightMatrix:
+    """One weight, its bias if there is one, and the matrix that the two make.
+
+    A weight [out, in, ...] is ``groups`` matrices [out / groups, d] on rows of length d: in for a linear
+    layer, (in / groups) * kernel for a convolution, plus 1 with a bias.
+
+    Parameters
+    ----------
+    weight, bias
+        Names of the parameters.
+    shape
+        Of the weight.
+    groups
+        More than 1 only for grouped convolutions.
+
+    Examples
+    --------
+    >>> matrix = WeightMatrix("fc.weight", "fc.bias", (3, 2))
+    >>> matrix.gather({"fc.weight": torch.zeros(3, 2), "fc.bias": torch.ones(3)})[0, 0]
+    tensor([0., 0., 1.])
+    """
+
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    groups: int = 1
+
+    @classmethod
+    def measured_by(cls, weight: str, factor: Tensor, state: State) -> WeightMatrix:
+        """The matrix of `weight` in `state` that an input factor [d, d] or [groups, d, d] belongs to."""
+        shape = tuple(state[weight].shape)
+        with_bias = factor.shape[-1] != state[weight][0].numel()
+        return cls(weight, bias_of(weight) if with_bias else None, shape, len(factor) if factor.ndim == 3 else 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters that the matrix holds."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def rows(self) -> int:
+        """Outputs of one group."""
+        return self.shape[0] // self.groups
+
+    @property
+    def columns(self) -> int:
+        """Length d of the rows that it is applied to."""
+        return torch.Size(self.shape[1:]).numel() + (self.bias is not None)
+
+    def gather(self, state: State) -> Tensor:
+        """The matrix [groups, out / groups, d] out of a state, in float32 or better."""
+        weight = state[self.weight].reshape(self.shape[0], -1)
+        if self.bias is not None:
+            weight = torch.cat([weight, state[self.bias].reshape(-1, 1).to(weight)], 1)
+        return weight.reshape(self.groups, self.rows, self.columns)
+
+    def scatter(self, matrix: Tensor) -> dict[str, Tensor]:
+        """A matrix [groups, out / groups, d] as parameters: the inverse of :meth:`gather`."""
+        flat = matrix.reshape(self.shape[0], self.columns)
+        if self.bias is None:
+            return {self.weight: flat.reshape(self.shape)}
+        return {self.weight: flat[:, :-1].reshape(self.shape), self.bias: flat[:, -1].clone()}
+
+
+def bias_of(weight: str) -> str:
+    """The name of the bias beside a weight, as torch names both.
+
+    Examples
+    --------
+    >>> bias_of("fc.weight"), bias_of("lstm.weight_ih_l0")
+    ('fc.bias', 'lstm.bias_ih_l0')
+    """
+    layer, dot, name = weight.rpartition(".")
+    return f"{layer}{dot}{name.replace('weight', 'bias', 1)}"
+
+
+def check_factor(statistic: str, weight: str, side: str, factor: Tensor, state: State) -> None:
+    """Check one factor, of inputs (side ``"A"``) or of outputs (``"G"``), against the weight that it belongs to.
+
+    Raises
+    ------
+    InvalidOption
+        There is no such weight, the size fits neither it nor it with its bias, or the factor is no Gram matrix.
+    """
+    if weight not in state or state[weight].ndim < 2:
+        raise InvalidOption(f"statistic {statistic!r}: the model has no weight matrix {weight!r}")
+    shape = state[weight].shape
+    groups = len(factor) if factor.ndim == 3 else 1
+    wanted = shape[1:].numel()
+    sizes = {shape[0] // groups} if side == "G" else {wanted, wanted + 1} if bias_of(weight) in state else {wanted}
+    if factor.ndim not in (2, 3) or factor.shape[-1] != factor.shape[-2] or factor.shape[-1] not in sizes:
+        raise InvalidOption(
+            f"statistic {statistic!r}: factor {side} of {weight!r} has shape {list(factor.shape)}, "
+            f"the weight [{', '.join(map(str, shape))}] wants a square one of {' or '.join(map(str, sorted(sizes)))}"
+        )
+    scale = factor.abs().max() if factor.numel() else torch.zeros(())
+    if bool((factor.diagonal(dim1=-2, dim2=-1) < -1e-6 * scale).any()):
+        raise InvalidOption(f"statistic {statistic!r}: factor {side} of {weight!r} has a negative diagonal")
+    if bool((factor - factor.transpose(-1, -2)).abs().max() > 1e-3 * scale):
+        raise InvalidOption(f"statistic {statistic!r}: factor {side} of {weight!r} is not symmetric")
