@@ -14,7 +14,7 @@ from fedmerge.errors import BadUpdate, InvalidOption, ModelError
 from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import Entry, build, entries
 from fedmerge.state import State, module_state
-from fedmerge.statistics import Batches, compute_statistics, statistic
+from fedmerge.statistics import Batches, Statistic, compute_statistics
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["MethodInfo", "merge", "methods"]
@@ -144,7 +144,7 @@ def merge(
     updates = []
     for i, model in enumerate(models):
         known = dict(statistics[i]) if statistics is not None else {}
-        given_statistics = _statistics(i, pipeline.needs, known, model, None if clients is None else clients[i])
+        given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
         weight = 1.0 if weights is None else float(weights[i])
         updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
     context = MergeContext(
@@ -159,20 +159,21 @@ def merge(
 
 
 def _statistics(
-    client: int, needs: Sequence[str], known: Mapping[str, Any], model: nn.Module, batches: Batches | None
+    client: int, needs: Sequence[Statistic], known: Mapping[str, Any], model: nn.Module, batches: Batches | None
 ) -> dict[str, State]:
     """The needed statistics of one model, from what was given or else measured."""
     found = {}
-    for name in needs:
+    for kind in needs:
+        name = kind.name
         if name in known:
             value = known[name]
             try:
                 # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
-                found[name] = statistic(name).parse(value if isinstance(value, Mapping) else known)
+                found[name] = kind.parse(value if isinstance(value, Mapping) else known)
             except InvalidOption as error:
                 raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
         elif batches is not None:
-            found[name] = compute_statistics(model, batches, [name])[name]
+            found[name] = compute_statistics(model, batches, [kind])[name]
     return found
 
 

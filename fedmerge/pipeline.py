@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpd
 from fedmerge.registry import build, entries
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
-from fedmerge.statistics import Statistic
+from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext
 from fedmerge.validation import check_update, common_form
 
@@ -52,6 +52,8 @@ class Pipeline:
         ``"drop"`` leaves a bad update out with a warning, ``"raise"`` makes it an error.
     min_updates
         Fewest good updates to merge.
+    statistics
+        How clients measure and send what the aggregator needs.
     """
 
     aggregator: Aggregator
@@ -59,6 +61,7 @@ class Pipeline:
     batch_norm: BatchNormPolicy = "mean"
     on_bad_update: Literal["drop", "raise"] = "drop"
     min_updates: int = 1
+    statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -70,7 +73,12 @@ class Pipeline:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the statistics that clients must measure after training."""
-        return tuple(statistic.name for statistic in self.aggregator.needs)
+        return tuple(statistic.name for statistic in self.measured)
+
+    @property
+    def measured(self) -> tuple[Statistic, ...]:
+        """The statistics themselves, as clients are to measure them."""
+        return tuple(self.statistics.applied(statistic) for statistic in self.aggregator.needs)
 
     def merge(
         self,

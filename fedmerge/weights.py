@@ -63,6 +63,11 @@ class WeightMatrix:
         """Length d of the rows that it is applied to."""
         return torch.Size(self.shape[1:]).numel() + (self.bias is not None)
 
+    @property
+    def is_convolution(self) -> bool:
+        """Whether rows are patches of an input rather than whole inputs."""
+        return len(self.shape) > 2
+
     def gather(self, state: State) -> Tensor:
         """The matrix [groups, out / groups, d] out of a state, in float32 or better."""
         weight = state[self.weight].reshape(self.shape[0], -1)

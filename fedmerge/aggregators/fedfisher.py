@@ -138,6 +138,9 @@ class FedFisher(Aggregator):
         solution = curvature.solve(
             curvature.terms(moves), torch.zeros_like(start), tolerance=self.tolerance, max_steps=max_steps
         )
+        if not solution.definite:
+            log.warning("fedfisher: the factors of %r are not positive semidefinite: averaged instead", layer)
+            return matrix.scatter(start)
         if solution.residual > 1e-2 and max_steps == self.max_steps:
             log.warning(
                 "fedfisher: layer %r is not solved after %d steps (residual %.1e): raise damping or max_steps",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.statistics import Gram, Statistic
@@ -56,16 +58,22 @@ class RegMean(Fold[_Total]):
         In units of the mean of the summed Gram's diagonal, at least 0, for linear layers.
     ridge_convolution
         The same for convolutions, whose overlapping patches determine less than their number suggests.
+    normalize
+        Which Grams are divided by their trace, so that only examples weigh clients and not how large their
+        activations grew: those of ``"convolution"``, ``"all"`` or ``"none"``, which is the paper.
     """
 
-    shrinkage: float = 0.9
+    shrinkage: float = 0.95
     ridge: float = 1e-3
-    ridge_convolution: float = 1.0
+    ridge_convolution: float = 3.0
+    normalize: Literal["convolution", "all", "none"] = "convolution"
 
     def __post_init__(self) -> None:
         check_range(self, "shrinkage", 0.0, 1.0)
         check_range(self, "ridge", 0.0, float("inf"), open_high=True)
         check_range(self, "ridge_convolution", 0.0, float("inf"), open_high=True)
+        if self.normalize not in ("convolution", "all", "none"):
+            raise InvalidOption(f'RegMean: normalize must be "convolution", "all" or "none", got {self.normalize!r}')
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -84,6 +92,9 @@ class RegMean(Fold[_Total]):
             matrix = WeightMatrix.measured_by(name, gram, update.state)
             full = gram.double().reshape(matrix.groups, matrix.columns, matrix.columns)
             diagonal = torch.diag_embed(full.diagonal(dim1=-2, dim2=-1))
+            if self.normalize == "all" or (self.normalize == "convolution" and matrix.is_convolution):
+                trace = float(diagonal.sum())
+                full, diagonal = (g / trace if trace > 0 else g for g in (full, diagonal))
             share = update.weight * (self.shrinkage * full + (1 - self.shrinkage) * diagonal)
             product = matrix.gather(update.state).double() @ share
             known = total.layers.get(name)
@@ -102,8 +113,8 @@ class RegMean(Fold[_Total]):
             if layer.clients < total.clients:
                 log.warning("regmean: the Gram of %r is not the same for all clients: averaged instead", name)
                 continue
-            convolution = len(layer.matrix.shape) > 2
-            merged.update(_solved(layer, merged, self.ridge_convolution if convolution else self.ridge))
+            ridge = self.ridge_convolution if layer.matrix.is_convolution else self.ridge
+            merged.update(_solved(layer, merged, ridge))
         return merged, {}
 
 

@@ -13,11 +13,15 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class Solution(NamedTuple):
-    """Where the iteration ended: the solution, its steps, and the residual's norm over that of the start."""
+    """Where the iteration ended: the solution, its steps, and the residual's norm over that of the start.
+
+    ``definite`` is False where a direction of negative curvature was met: then there is no minimum.
+    """
 
     x: Tensor
     steps: int
     residual: float
+    definite: bool = True
 
 
 def conjugate_gradients(
@@ -63,8 +67,10 @@ def conjugate_gradients(
     while step < max_steps and size > tolerance * first and rz > 0:
         image = apply(direction)
         curvature = float((direction * image).sum())
-        if curvature <= 0:  # a null direction, or one that rounding made so
-            break
+        if curvature <= 0:
+            # Up to rounding a null direction, in which there is nothing to gain.
+            definite = curvature >= -1e-9 * float(direction.norm()) * float(image.norm())
+            return Solution(x, step, size / first, definite)
         x += (rz / curvature) * direction
         residual -= (rz / curvature) * image
         z = precondition(residual)

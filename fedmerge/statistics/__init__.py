@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from fedmerge.errors import UnknownName
+from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments
 from fedmerge.statistics.class_counts import ClassCounts
@@ -17,6 +18,7 @@ from fedmerge.statistics.fisher_kfac import FisherKfac
 from fedmerge.statistics.gram import Gram
 from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
+from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
     "BatchNormMoments",
@@ -27,6 +29,7 @@ __all__ = [
     "Gram",
     "LocalSteps",
     "Statistic",
+    "StatisticsSettings",
     "compute_statistics",
     "statistic",
 ]
@@ -36,17 +39,27 @@ _KINDS: Mapping[str, type[Statistic]] = {
 }
 
 
-def statistic(name: str) -> Statistic:
-    """The statistic called `name`, with its default settings.
+def statistic(name: str, settings: str = "{}") -> Statistic:
+    """The statistic called `name`, with the fields that `settings` (JSON) sets and defaults for the rest.
 
     Raises
     ------
     UnknownName
         There is none of that name.
+    InvalidOption
+        Settings that it does not have.
+
+    Examples
+    --------
+    >>> statistic("gram", '{"examples": 100}').examples
+    100
     """
     if name not in _KINDS:
         raise UnknownName("statistic", name, _KINDS)
-    return _KINDS[name]()
+    try:
+        return _KINDS[name](**json.loads(settings))
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
 
 
 def compute_statistics(

@@ -48,4 +48,4 @@ def add_squares(
             rows = slice(start, start + step)
             found = vmap(squares, in_dims=(0, 1), randomness="different")(inputs[rows], vectors[:, rows])
             for name, own in names.items():
-                total[name] += found[own].double().sum(0)
+                total[name] += found[own].detach().double().sum(0)

@@ -15,8 +15,8 @@ from torch import nn
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.state import State
-from fedmerge.statistics import statistic
-from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, statistics_records, to_arrays
+from fedmerge.strategies.measure import add_statistics
+from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, to_arrays
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
@@ -106,7 +106,8 @@ class _Client:
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
         reply = RecordDict({"arrays": to_arrays(model.state_dict())})
         reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), "train_loss": report.loss})
-        return self._send(message, partition, reply, self._measure(config, model, data, report))
+        self._measure(reply, message, model, data, report)
+        return self._send(message, partition, reply)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         model, _ = self._receive(message, context)
@@ -114,18 +115,18 @@ class _Client:
         examples = len(data.held_out_x)
         loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
         metrics = MetricRecord({"num-examples": examples, "eval_loss": loss, "eval_acc": accuracy})
-        return self._send(message, partition, RecordDict({"metrics": metrics}), {})
+        return self._send(message, partition, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:
-        model, config = self._receive(message, context)
+        model, _ = self._receive(message, context)
         partition, data = self._data(context)
-        metrics = MetricRecord({"num-examples": len(data.train_x)})
-        measured = self._measure(config, model, data, None)
-        return self._send(message, partition, RecordDict({"metrics": metrics}), measured)
+        reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data.train_x)})})
+        self._measure(reply, message, model, data, None)
+        return self._send(message, partition, reply)
 
     def partition(self, message: Message, context: Context) -> Message:
         partition, _ = _node(context)
-        return self._send(message, partition, RecordDict(), {})
+        return self._send(message, partition, RecordDict())
 
     def _receive(self, message: Message, context: Context) -> tuple[nn.Module, ConfigRecord]:
         """The model as it was sent, and the message's configuration."""
@@ -149,20 +150,16 @@ class _Client:
         partition, total = _node(context)
         return partition, self.data_fn(partition, total)
 
+    @staticmethod
     def _measure(
-        self, config: ConfigRecord, model: nn.Module, data: ClientData, report: TrainingReport | None
-    ) -> dict[str, State]:
-        measured: dict[str, State] = {}
-        device = next(model.parameters()).device
-        for name in _strings(config, "needs"):
-            loader = batches(data.train_x, data.train_y, device=device)
-            measured[name] = statistic(name).measure(model, loader, report)
-        return measured
+        reply: RecordDict, message: Message, model: nn.Module, data: ClientData, report: TrainingReport | None
+    ) -> None:
+        # A list, for every statistic reads it from the start; its tensors are views of the client's own.
+        loader = list(batches(data.train_x, data.train_y, device=next(model.parameters()).device))
+        add_statistics(reply, message, model, loader, report)
 
     @staticmethod
-    def _send(message: Message, partition: int, reply: RecordDict, statistics: dict[str, State]) -> Message:
-        for key, record in statistics_records(statistics).items():
-            reply[key] = record
+    def _send(message: Message, partition: int, reply: RecordDict) -> Message:
         reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: partition})
         return Message(reply, reply_to=message)
 
@@ -194,10 +191,3 @@ def _integer(config: ConfigRecord, key: str, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"the message's {key!r} must be an integer, got {value!r}")
     return value
-
-
-def _strings(config: ConfigRecord, key: str) -> list[str]:
-    value = config.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
-    return [str(item) for item in value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, UnknownName
 from fedmerge.pipeline import MergeResult, Pipeline, build_pipeline
 from fedmerge.registry import entry
 from fedmerge.state import State, cast_like, module_state
+from fedmerge.statistics import StatisticsSettings
+from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.wire import (
     decode_update,
@@ -60,8 +63,10 @@ class MergeStrategy(FlowerFedAvg):
         Makes the model; only methods that have to know the architecture need it.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
-    batch_norm, on_bad_update, min_updates
-        See :class:`~fedmerge.pipeline.Pipeline`.
+    batch_norm, on_bad_update, min_updates, statistics
+        See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``.
+    data
+        Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes, \
 weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in ``flwr.serverapp.strategy.FedAvg``.
@@ -88,6 +93,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         batch_norm: BatchNormPolicy = "mean",
         on_bad_update: str = "drop",
         min_updates: int = 1,
+        statistics: StatisticsSettings | Mapping[str, Any] | None = None,
+        data: Iterable[Any] | None = None,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -124,11 +131,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 batch_norm=batch_norm,
                 on_bad_update=on_bad_update,
                 min_updates=min_updates,
+                statistics=_settings(statistics),
             )
         self.seed = seed
         self.memory: dict[str, Tensor] = {}
         """What the method remembers between rounds: part of a checkpoint."""
         self.last_report: MergeReport | None = None
+        self._model_fn, self._data = model_fn, data
         self._buffers = None if model_fn is None else module_state(model_fn())[1]
         self._base: State | None = None
         self._grid: Grid | None = None
@@ -148,8 +157,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         # The caller's own seed, if it set one, is the root of what clients draw.
         config.setdefault("seed", self.seed)
         config["server-round"] = server_round
-        if self.pipeline.needs:
-            config["needs"] = list(self.pipeline.needs)
+        for key, value in request_of(self.pipeline).items():
+            config[key] = value
         if self.pipeline.batch_norm == "local":
             config["batch-norm"] = "local"
         nodes = sample_nodes(
@@ -177,7 +186,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         valid = reply_order(message for message in replies if not message.has_error())
         if not valid:
             return None, None
-        context = MergeContext(base=self._base, round=server_round, seed=self.seed)
+        context = MergeContext(
+            base=self._base, round=server_round, seed=self.seed, data=self._data, model_fn=self._model_fn
+        )
         result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
         taken = set(result.accepted)
         accepted = [message for client, message in valid if client in taken]
@@ -247,6 +258,16 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
 def _fits(moments: State, model: State) -> bool:
     """Whether measured moments are finite and belong to the model."""
     return all(n in model and t.shape == model[n].shape and bool(t.isfinite().all()) for n, t in moments.items())
+
+
+def _settings(given: StatisticsSettings | Mapping[str, Any] | None) -> StatisticsSettings:
+    if given is None or isinstance(given, StatisticsSettings):
+        return given or StatisticsSettings()
+    known = [field.name for field in dataclasses.fields(StatisticsSettings)]
+    for name in given:
+        if name not in known:
+            raise UnknownName("setting of statistics", name, known)
+    return StatisticsSettings(**given)
 
 
 def _check_keywords(method: str, options: dict[str, Any]) -> None:

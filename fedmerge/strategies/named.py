@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fedmerge.strategies.merge_strategy import MergeStrategy
 
-__all__ = ["FedAtt", "FedAvg", "FedNova"]
+__all__ = ["FedAtt", "FedAvg", "FedFisher", "FedNova"]
 
 
 class _Named(MergeStrategy):
@@ -38,6 +38,18 @@ class FedNova(_Named):
     """
 
     method = "fednova"
+
+
+class FedFisher(_Named):
+    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedfisher.FedFisher`; its options are keywords too.
+
+    Examples
+    --------
+    >>> FedFisher(variant="diag").pipeline.needs
+    ('fisher_diag',)
+    """
+
+    method = "fedfisher"
 
 
 class FedAtt(_Named):

@@ -13,8 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate
+from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.state import State
+from fedmerge.statistics.compression import decode
 from fedmerge.update import ClientUpdate
 
 __all__ = [
@@ -94,7 +95,7 @@ def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> 
         found.update(dict.fromkeys(scalars, scalars))
     for key, record in content.array_records.items():
         if key.startswith(_STATISTIC):
-            found[key[len(_STATISTIC) :]] = from_arrays(record)
+            found[key[len(_STATISTIC) :]] = decode(from_arrays(record))
     return found
 
 
@@ -154,7 +155,6 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
             f'Reply with a MetricRecord({{"{weight_key}": number of examples}}).',
         )
     try:
-        state = from_arrays(arrays)
-    except (TypeError, ValueError, RuntimeError, EOFError) as error:
+        return ClientUpdate(client, from_arrays(arrays), weight, statistics_from_reply(content, metrics))
+    except (TypeError, ValueError, RuntimeError, EOFError, InvalidOption) as error:
         raise BadUpdate(client, f"its arrays cannot be decoded ({error})", "Send NumPy arrays of numbers.") from error
-    return ClientUpdate(client, state, weight, statistics_from_reply(content, metrics))

@@ -88,7 +88,7 @@ ROWS = (
     Row("fedfisher", {"variant": "kfac"}, factors, OWN_ROWS),
     Row("fedfisher", {"variant": "kfac", "damping": 0.0, "normalize": 0.0}, factors, OWN_ROWS),
     Row("regmean", statistics=grams),
-    Row("regmean", {"shrinkage": 1.0, "ridge": 0.0, "ridge_convolution": 0.0}, grams),
+    Row("regmean", {"shrinkage": 1.0, "ridge": 0.0, "ridge_convolution": 0.0, "normalize": "none"}, grams),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),

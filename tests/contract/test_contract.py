@@ -13,6 +13,7 @@ import fedmerge
 from fedmerge import BadUpdate, ClientUpdate, MergeContext, NoUsableUpdates
 from fedmerge.records import RunRecord, read_checkpoint
 from fedmerge.simulation import SimulationGrid
+from fedmerge.statistics.compression import decode
 from fedmerge.strategies import MergeStrategy, from_arrays
 from fedmerge.strategies.wire import statistics_records
 from tests.contract.table import ROWS
@@ -391,7 +392,8 @@ class Listening(MergeStrategy):
 def read(message):
     """A reply as a client update, by Flower's own decoding."""
     arrays = message.content.array_records
-    statistics = {key.removeprefix("statistics."): arrays[key].to_torch_state_dict() for key in arrays if "." in key}
+    found = {key.removeprefix("statistics."): arrays[key].to_torch_state_dict() for key in arrays if "." in key}
+    statistics = {name: decode(sent) for name, sent in found.items()}
     client = message.content.config_records["client"]["partition-id"]
     examples = message.content.metric_records["metrics"]["num-examples"]
     return ClientUpdate(client, arrays["arrays"].to_torch_state_dict(), examples, statistics)

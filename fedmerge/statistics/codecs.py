@@ -1,0 +1,119 @@
+"""How one tensor of a statistic is written in fewer bytes, and read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "spectrum", "truncated"]
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues [groups, d], largest first, and eigenvectors [groups, d, d] as columns."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+def is_symmetric(tensor: Tensor) -> bool:
+    """Whether a tensor is a symmetric matrix [d, d], or several [groups, d, d]."""
+    if tensor.ndim not in (2, 3) or tensor.shape[-1] != tensor.shape[-2] or not tensor.is_floating_point():
+        return False
+    return tensor.numel() > 0 and bool((tensor - tensor.transpose(-1, -2)).abs().max() <= 1e-5 * tensor.abs().max())
+
+
+def encode(tensor: Tensor, level: str) -> dict[str, Tensor]:
+    """Parts of a tensor by name, ``""`` for the tensor itself, at level none, float16 or int8.
+
+    The last is for tensors that are no symmetric matrices: for these there is :func:`truncated`.
+    """
+    if is_symmetric(tensor) and level != "int8":
+        return _symmetric(tensor, level)
+    if level == "none" or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        return {"": tensor}
+    peak = tensor.abs().max().reshape(1).float() if tensor.numel() else torch.zeros(1)
+    scaled = tensor.float() / peak.clamp_min(1e-38)
+    if bool((tensor < 0).any()):
+        return {"linear": (scaled * 127).round().to(torch.int8) if level == "int8" else scaled.half(), "peak": peak}
+    if level == "float16":
+        return {"root2": scaled.sqrt().half(), "peak": peak}
+    return {"root4": (scaled.sqrt().sqrt() * 255).round().to(torch.uint8), "peak": peak}
+
+
+def _symmetric(tensor: Tensor, level: str) -> dict[str, Tensor]:
+    matrix = tensor if tensor.ndim == 3 else tensor[None]
+    finite = bool(torch.isfinite(matrix).all())
+    if level == "none" or not finite:
+        return {"upper": _upper(matrix), "ndim": torch.tensor(tensor.ndim)}
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).float()
+    scale = diagonal.clamp_min(0).sqrt()
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    correlation = (_upper(matrix.float() * inverse[..., :, None] * inverse[..., None, :], 1)).clamp(-1, 1)
+    return {"correlation": correlation.half(), "diagonal": diagonal, "ndim": torch.tensor(tensor.ndim)}
+
+
+def _upper(matrix: Tensor, offset: int = 0) -> Tensor:
+    rows, columns = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], offset)
+    return matrix[..., rows, columns]
+
+
+def _from_upper(packed: Tensor, size: int, offset: int = 0) -> Tensor:
+    rows, columns = torch.triu_indices(size, size, offset)
+    matrix = packed.new_zeros(*packed.shape[:-1], size, size)
+    matrix[..., rows, columns] = packed
+    matrix[..., columns, rows] = packed
+    return matrix
+
+
+def spectrum(tensor: Tensor) -> Spectrum:
+    """Eigenvalues and eigenvectors of a symmetric tensor."""
+    values, vectors = torch.linalg.eigh(tensor.double() if tensor.ndim == 3 else tensor[None].double())
+    return Spectrum(values.flip(-1), vectors.flip(-1))
+
+
+def truncated(tensor: Tensor, found: Spectrum, rank: int) -> dict[str, Tensor]:
+    """``sum_k s_k v_k v_k^T`` of the largest eigenvalues, v_k in 8 bits, and the diagonal of what is left."""
+    matrix = tensor.double() if tensor.ndim == 3 else tensor[None].double()
+    vectors = found.vectors[..., :rank] * found.values[..., None, :rank].clamp_min(0).sqrt()
+    peaks = vectors.abs().amax(-2).float() if rank else vectors.new_zeros(len(vectors), 0).float()
+    written = (vectors / peaks.double().clamp_min(1e-300)[..., None, :] * 127).round().to(torch.int8)
+    read = _columns(written, peaks).double()
+    left = (matrix - read @ read.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1).clamp_min(0).float()
+    return {"vectors": written, "peaks": peaks, "left": left, "ndim": torch.tensor(tensor.ndim)}
+
+
+def _columns(written: Tensor, peaks: Tensor) -> Tensor:
+    return written.float() / 127 * peaks[..., None, :]
+
+
+def decode(parts: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that :func:`encode` or :func:`truncated` wrote as `parts`."""
+    if "peak" in parts:
+        peak = parts["peak"]
+        if "linear" in parts:
+            written = parts["linear"]
+            return peak * (written.float() / 127 if written.dtype == torch.int8 else written.float())
+        if "root2" in parts:
+            return peak * parts["root2"].float().square()
+        return peak * (parts["root4"].float() / 255).square().square()
+    if "vectors" in parts:
+        columns = _columns(parts["vectors"], parts["peaks"])
+        matrix = columns @ columns.transpose(-1, -2) + torch.diag_embed(parts["left"])
+    elif "correlation" in parts:
+        matrix = _from_correlation(parts["correlation"], parts["diagonal"])
+    else:
+        packed = parts["upper"]
+        size = (math.isqrt(8 * packed.shape[-1] + 1) - 1) // 2
+        matrix = _from_upper(packed, size)
+    return matrix[0] if int(parts["ndim"]) == 2 else matrix
+
+
+def _from_correlation(packed: Tensor, diagonal: Tensor) -> Tensor:
+    size = diagonal.shape[-1]
+    correlation = _from_upper(packed.float(), size, 1)
+    scale = diagonal.clamp_min(0).sqrt()
+    return correlation * scale[..., :, None] * scale[..., None, :] + torch.diag_embed(diagonal)

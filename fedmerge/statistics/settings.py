@@ -1,0 +1,90 @@
+"""What clients are asked to measure, as it is set in a configuration and written into a message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+from fedmerge.statistics.base import LayerStatistic, Statistic
+from fedmerge.statistics.compression import Compression, encode, state_bytes
+
+__all__ = ["StatisticsSettings", "compressed", "to_settings"]
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """How clients measure and send what an aggregator needs.
+
+    Parameters
+    ----------
+    examples
+        At most so many examples per client; all where not given.
+    layers
+        Patterns of parameter names, such as ``"fc*"``; what is not measured is averaged. All where not given.
+    compression
+        See :func:`~fedmerge.statistics.compression.encode`.
+    budget
+        Bytes of all statistics together, in units of the model's size in float32: 1 keeps an upload at twice
+        the model. A larger one allows more; ``compression="none"`` heeds none.
+
+    Raises
+    ------
+    InvalidOption
+        A value out of range.
+    """
+
+    examples: int | None = None
+    layers: tuple[str, ...] | None = None
+    compression: Compression = "auto"
+    budget: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.examples is not None and self.examples < 1:
+            raise InvalidOption(f"statistics: examples must be at least 1, got {self.examples}")
+        if self.compression not in get_args(Compression):
+            raise InvalidOption(f"statistics: compression must be of {get_args(Compression)}, got {self.compression!r}")
+        if not self.budget > 0:
+            raise InvalidOption(f"statistics: budget must be positive, got {self.budget!r}")
+
+    def applied(self, statistic: Statistic) -> Statistic:
+        """`statistic` with these restrictions, where it has none of its own."""
+        if not isinstance(statistic, LayerStatistic):
+            return statistic
+        return dataclasses.replace(
+            statistic, examples=statistic.examples or self.examples, layers=statistic.layers or self.layers
+        )
+
+
+def to_settings(statistic: Statistic) -> str:
+    """The fields of a statistic that are not at their defaults, as JSON."""
+    default = type(statistic)()
+    names = [field.name for field in dataclasses.fields(statistic)]  # type: ignore[arg-type]
+    return json.dumps({n: getattr(statistic, n) for n in names if getattr(statistic, n) != getattr(default, n)})
+
+
+def compressed(
+    values: Sequence[tuple[str, State]], model: State, compression: Compression, budget: float
+) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """Encode all statistics of a client within one budget; also the largest error among them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sent, error = compressed([("gram", {"w": torch.eye(8)})], {"w": torch.zeros(8, 8)}, "auto", 1.0)
+    >>> error
+    0.0
+    """
+    left = int(budget * 4 * sum(tensor.numel() for tensor in model.values()))
+    sent, worst = {}, 0.0
+    for name, value in sorted(values, key=lambda pair: state_bytes(pair[1])):
+        sent[name], error = encode(value, compression, left)
+        left -= state_bytes(sent[name])
+        worst = max(worst, error)
+    return sent, worst

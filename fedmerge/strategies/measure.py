@@ -1,0 +1,94 @@
+"""The one line by which any Flower ClientApp sends what our strategies ask for."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import get_args
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import nn
+
+from fedmerge.errors import ConfigError
+from fedmerge.pipeline import Pipeline
+from fedmerge.statistics import Batches, statistic
+from fedmerge.statistics.base import LayerStatistic
+from fedmerge.statistics.compression import Compression
+from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
+from fedmerge.strategies.wire import statistics_records
+from fedmerge.training.report import TrainingReport
+
+__all__ = ["ERROR_KEY", "add_statistics", "request_of"]
+
+_Entry = str | float | list[str]
+
+ERROR_KEY = "statistics-error"
+"""Metric of a reply: the largest relative error that compression made."""
+
+
+def add_statistics(
+    reply: RecordDict, message: Message, model: nn.Module, batches: Batches, report: TrainingReport | None = None
+) -> None:
+    """Measure what the message asks for and add it to a reply; nothing happens where it asks for nothing.
+
+    The one line that a ClientApp of one's own needs for methods such as FedFisher, after its training::
+
+        add_statistics(reply, message, model, trainloader)
+
+    Parameters
+    ----------
+    reply
+        Gets a record per statistic.
+    message
+        The message that is answered: its ConfigRecord names statistics under ``needs``.
+    model
+        After training; left as it is.
+    batches
+        Pairs ``(inputs, targets)`` of the client's examples, on the model's device.
+    report
+        What training did, for ``local_steps``.
+
+    Raises
+    ------
+    UnknownName, InvalidOption
+        A statistic that this version does not know, or that cannot be measured on this model.
+    ConfigError
+        A configuration that cannot be read.
+    """
+    config = next(iter(message.content.config_records.values()), ConfigRecord())
+    names = _strings(config, "needs")
+    if not names:
+        return
+    wanted = [statistic(n, s) for n, s in zip_longest(names, _strings(config, "needs-settings"), fillvalue="{}")]
+    compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
+    if compression not in get_args(Compression) or not isinstance(budget, int | float):
+        raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
+    values = [(kind.name, kind.measure(model, batches, report)) for kind in wanted]
+    sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
+    for key, record in statistics_records(sent).items():
+        reply[key] = record
+    metrics = next(iter(reply.metric_records.values()), None)
+    if metrics is not None and any(isinstance(kind, LayerStatistic) for kind in wanted):
+        metrics[ERROR_KEY] = error
+
+
+def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
+    """Entries of a ConfigRecord that ask clients for what a pipeline needs; none where it needs nothing."""
+    if not pipeline.needs:
+        return {}
+    request: dict[str, _Entry] = {"needs": list(pipeline.needs)}
+    settings = [to_settings(kind) for kind in pipeline.measured]
+    if any(text != "{}" for text in settings):
+        request["needs-settings"] = settings
+    default = StatisticsSettings()
+    if pipeline.statistics.compression != default.compression:
+        request["statistics-compression"] = pipeline.statistics.compression
+    if pipeline.statistics.budget != default.budget:
+        request["statistics-budget"] = pipeline.statistics.budget
+    return request
+
+
+def _strings(config: ConfigRecord, key: str) -> list[str]:
+    value = config.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
+    return [str(item) for item in value]
