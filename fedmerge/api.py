@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError
+from fedmerge.method_names import parse_method
 from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import Entry, build, entries
 from fedmerge.state import State, module_state
@@ -137,7 +138,7 @@ def merge(
         if given is not None and len(given) != len(models):
             raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
     # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
-    pipeline = build_pipeline(method, {method.split("+", maxsplit=1)[0]: options}, on_bad_update="raise")
+    pipeline = build_pipeline(method, {parse_method(method)[0].name: options}, on_bad_update="raise")
     _, buffers = module_state(models[0])
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")

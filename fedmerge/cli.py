@@ -7,12 +7,13 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fedmerge.api import methods as known_methods
 from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.method_names import split_methods
 from fedmerge.registry import entries
 
 __all__ = ["app", "main"]
@@ -44,7 +45,9 @@ def main() -> None:
 @app.command()
 def compare(
     config: OptionalConfig = None,
-    methods: Annotated[str | None, typer.Option(help="Methods, by comma: fedavg,fednova+server_adam.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, by comma: fedavg,fedfisher(variant=diag),fednova+server_adam.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, ...")] = None,
     model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
@@ -62,7 +65,7 @@ def compare(
 ) -> None:
     """Compare aggregators on one federation: curves, a table and records."""
     flags = {
-        "methods": None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+        "methods": None if methods is None else split_methods(methods),
         "rounds": rounds,
         "seeds": None if seeds is None else list(range(seeds)),
         "target": target,
@@ -91,13 +94,17 @@ def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite:
 @app.command()
 def plot(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of comparisons or of runs.")],
-    out: Annotated[Path | None, typer.Option(help="The picture. Default: convergence.png in the first folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture; else <kind>.png in the first folder.")] = None,
     target: Annotated[float | None, typer.Option(help="Accuracy to mark.")] = None,
+    kind: Annotated[
+        Literal["convergence", "traffic"], typer.Option(help="Against rounds and seconds, or against bytes sent.")
+    ] = "convergence",
 ) -> None:
-    """Draw convergence curves of finished runs."""
-    from fedmerge.plotting import plot_convergence
+    """Draw curves of finished runs."""
+    from fedmerge.plotting import plot_convergence, plot_traffic
 
-    typer.echo(plot_convergence(folders, out or folders[0] / "convergence.png", target=target))
+    path = out or folders[0] / f"{kind}.png"
+    typer.echo(plot_traffic(folders, path) if kind == "traffic" else plot_convergence(folders, path, target=target))
 
 
 @app.command()

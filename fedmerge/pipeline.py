@@ -13,6 +13,7 @@ from torch import Tensor
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
@@ -209,9 +210,11 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     Parameters
     ----------
     method
-        An aggregator, then any server steps, joined by ``+``.
+        An aggregator, then any server steps, joined by ``+``; options may stand behind each in parentheses,
+        as in ``"fedfisher(variant=diag)"``.
     options
-        Hyper-parameters by part: ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
+        Hyper-parameters by part, which those in parentheses override:
+        ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
     settings
         Further fields of :class:`Pipeline`.
 
@@ -228,12 +231,12 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     (ServerMomentum(momentum=0.9, learning_rate=1.0),)
     """
     options = options or {}
-    name, *steps = method.split("+")
+    first, *steps = parse_method(method)
     for step in steps:
-        if step not in entries("server step"):
-            raise UnknownName("server step", step, entries("server step"), f"In {method!r}.")
+        if step.name not in entries("server step"):
+            raise UnknownName("server step", step.name, entries("server step"), f"In {method!r}.")
     return Pipeline(
-        build("aggregator", name, options.get(name, {})),
-        tuple(build("server step", step, options.get(step, {})) for step in steps),
+        build("aggregator", first.name, {**options.get(first.name, {}), **first.options}),
+        tuple(build("server step", step.name, {**options.get(step.name, {}), **step.options}) for step in steps),
         **settings,
     )

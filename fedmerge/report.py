@@ -67,6 +67,10 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     for name in ("method", "seeds", "final", "best", reach, "MB up", "MB down", "seconds", "clients failed"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
+        if row["parameters"] is None:  # a reference, no method
+            final = _percent(row["final_accuracy_mean"], row["final_accuracy_std"])
+            table.add_row(row["method"], str(row["seeds"]), final, *["-"] * 6)
+            continue
         table.add_row(
             row["method"],
             str(row["seeds"]),

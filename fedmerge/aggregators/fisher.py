@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import torch
 
 from fedmerge.aggregators.base import Fold, check_range
 from fedmerge.curvature.diagonal import DiagonalSum
@@ -54,7 +53,7 @@ class Fisher(Fold[DiagonalSum]):
     def add(self, total: DiagonalSum, update: ClientUpdate, context: MergeContext) -> DiagonalSum:
         """Add one client's parameters, times its Fisher and its examples."""
         information = update.statistic("fisher_diag")
-        norm = torch.stack([f.double().square().sum() for f in information.values()]).sum().sqrt().item()
+        norm = math.sqrt(sum(float(f.double().square().sum()) for f in information.values()))
         total.add(update.state, information, update.weight, norm**-self.normalize if norm > 0 else 1.0)
         return total
 

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.plotting.runs import Run, by_method
 
-__all__ = ["Curve", "accuracy_limits", "curves", "half_width"]
+__all__ = ["Curve", "accuracy_limits", "curves", "half_width", "uploads"]
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +104,16 @@ def _curve(method: str, runs: Sequence[Run], confidence: float) -> Curve:
         megabytes=_stack(runs, rounds, ("bytes_down", "bytes_up")).mean(axis=0) / MEGABYTE,
         seconds=_stack(runs, rounds, ("seconds_train", "seconds_merge")).mean(axis=0),
     )
+
+
+def uploads(runs: Sequence[Run], drawn: Sequence[Curve]) -> dict[str, Floats]:
+    """Megabytes that clients had sent by each round of each curve, mean over seeds."""
+    groups = by_method(runs)
+    return {
+        curve.method: _stack(groups[curve.method], [int(r) for r in curve.rounds], ("bytes_up",)).mean(axis=0)
+        / MEGABYTE
+        for curve in drawn
+    }
 
 
 def _evaluated(run: Run) -> set[int]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from fedmerge.errors import InvalidOption
 from fedmerge.plotting.files import replacing
+from fedmerge.plotting.references import references
 from fedmerge.plotting.runs import Run, by_method, read_runs
 
-__all__ = ["check_target", "summarise", "write_summary"]
+__all__ = ["check_target", "summarise", "summarise_references", "write_summary"]
 
 MEGABYTE = 1e6
 COLUMNS = (
@@ -75,6 +76,26 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
     check_target(target)
     rows = [_row(method, runs, target) for method, runs in by_method(read_runs(folders)).items()]
     return sorted(rows, key=lambda row: _descending(row["final_accuracy_mean"]))
+
+
+def summarise_references(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the clients' own models reached, in rows with the keys of `summarise`, None but for the accuracy.
+
+    A comparison has such rows where its configuration set ``references``; names stand in parentheses, for
+    they are no methods.
+
+    Raises
+    ------
+    RecordError
+        As `read_runs`.
+    """
+    found = references(read_runs(folders))
+    return [
+        dict.fromkeys(COLUMNS)
+        | {"method": f"({name})", "seeds": len(accuracies)}
+        | dict(zip(("final_accuracy_mean", "final_accuracy_std"), _mean_and_std(accuracies), strict=True))
+        for name, accuracies in found.items()
+    ]
 
 
 def write_summary(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:

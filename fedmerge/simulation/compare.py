@@ -32,7 +32,8 @@ _HOW = ("workers", "threads")
 
 def run_folder(out: Path, method: str, seed: int) -> Path:
     """Where the record of one run stands."""
-    return out / f"{method.replace(':', '.')}-seed{seed}"
+    name = method.translate({ord(":"): ".", ord("("): "-", ord(","): "-", ord(")"): None})
+    return out / f"{name}-seed{seed}"
 
 
 def check_output(config: Config, out: Path) -> None:
@@ -130,7 +131,7 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome
 def run_on_grid(experiment: Experiment, method: str, grid: Grid, out: Path, on_row: Callable[[Row], None]) -> Path:
     """Run one method on any grid, Flower's own included, and return the folder of its record."""
     config = experiment.config
-    measured = MeasuredGrid(grid)
+    measured = MeasuredGrid(grid, keep_trained=config.references)
     strategy = experiment.strategy(method)
     record = RunRecord(run_folder(out, method, experiment.seed), config.resolved(method, experiment.seed))
     record.write_partition(experiment.partition.to_tensors())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,10 +14,12 @@ from fedmerge.buffers import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName
+from fedmerge.method_names import parse_method, parse_value
 from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline
 from fedmerge.records import read_toml
 from fedmerge.registry import build, entries
+from fedmerge.statistics import StatisticsSettings
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["Config", "DataSettings", "ModelSettings", "load_config", "make_config", "parse_assignment"]
@@ -46,9 +47,11 @@ class ModelSettings(_Section):
 class Config(_Section):
     """Everything that a comparison depends on.
 
-    ``methods`` may hold names of :func:`fedmerge.methods`, with server steps added by ``+``, and
-    ``module:Strategy`` for any Flower strategy; ``options`` has a table per part. ``workers`` and
-    ``threads`` change how fast it runs, not what comes out.
+    ``methods`` may hold names of :func:`fedmerge.methods`, with server steps added by ``+`` and options in
+    parentheses (``fedfisher(variant=diag)``), and ``module:Strategy`` for any Flower strategy; ``options`` has
+    a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
+    and the best alone. ``statistics`` says how clients measure what methods need. ``workers`` and ``threads``
+    change how fast it runs, not what comes out.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -63,7 +66,9 @@ class Config(_Section):
     batch_norm: BatchNormPolicy = "mean"
     on_bad_update: Literal["drop", "raise"] = "drop"
     evaluate_clients: bool = True
+    statistics: StatisticsSettings = StatisticsSettings()
     target: Annotated[float, Field(gt=0, le=1)] | None = None
+    references: bool = False
     workers: int | str = "auto"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
@@ -81,10 +86,10 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     if ":" in method:
         return {method: dict(options.get(method, {}))} if method in options else {}
     pipeline = build_pipeline(method, options)
-    parts = zip(method.split("+"), (pipeline.aggregator, *pipeline.server_steps), strict=True)
+    parts = zip(parse_method(method), (pipeline.aggregator, *pipeline.server_steps), strict=True)
     values = {
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
-        for name, part in parts
+        for (name, _), part in parts
     }
     return {name: fields for name, fields in values.items() if fields}
 
@@ -154,10 +159,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set wants key=value, got {text!r}")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
+    parsed = parse_value(value)
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     settings: dict[str, Any] = parsed

@@ -37,11 +37,16 @@ class Exchange:
 
 
 class MeasuredGrid(WrappedGrid):
-    """Passes everything on to another grid and keeps account; works on Flower's own grids too."""
+    """Passes everything on to another grid and keeps account; works on Flower's own grids too.
 
-    def __init__(self, grid: Grid) -> None:
+    With `keep_trained` the replies of the last training exchange stay in ``trained``.
+    """
+
+    def __init__(self, grid: Grid, *, keep_trained: bool = False) -> None:
         super().__init__(grid)
+        self._keep_trained = keep_trained
         self.exchanges: list[Exchange] = []
+        self.trained: list[Message] = []
 
     def take(self) -> list[Exchange]:
         """Exchanges since the last call."""
@@ -54,6 +59,8 @@ class MeasuredGrid(WrappedGrid):
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
         seconds = time.perf_counter() - started
+        if self._keep_trained and sent and sent[0].metadata.message_type == "train":
+            self.trained = replies
         if sent:
             failed = [m for _, m in reply_order(replies) if m.has_error()]
             self.exchanges.append(

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import ConfigError, ModelError
@@ -21,9 +21,10 @@ from fedmerge.models import build_model
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
+from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.training.device import choose_device
-from fedmerge.training.local import evaluate
+from fedmerge.training.local import batches, evaluate
 
 __all__ = ["Experiment"]
 
@@ -189,6 +190,7 @@ class Experiment:
             self.config.options,
             batch_norm=self.config.batch_norm,
             on_bad_update=self.config.on_bad_update,
+            statistics=self.config.statistics,
         )
         return MergeStrategy(pipeline, model_fn=self.model_fn, seed=self.seed, **flower)
 
@@ -197,6 +199,14 @@ class Experiment:
         model = self._judge
         model.load_state_dict(from_arrays(arrays))
         return evaluate(model, self.dataset.test_x, self.dataset.test_y)
+
+    @torch.no_grad()
+    def probabilities(self, state: State) -> Tensor:
+        """Class probabilities [examples, ..., classes] of a model on the test inputs."""
+        model = self._judge.eval()
+        model.load_state_dict(dict(state))
+        pieces = batches(self.dataset.test_x, self.dataset.test_y, device=next(model.parameters()).device)
+        return torch.cat([model(inputs).softmax(-1).cpu() for inputs, _ in pieces])
 
     @cached_property
     def _judge(self) -> nn.Module:

@@ -13,7 +13,9 @@ from fedmerge.errors import NoUsableUpdates
 from fedmerge.records import RunRecord
 from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.references import reference_accuracies
 from fedmerge.strategies import MergeStrategy, from_arrays
+from fedmerge.strategies.measure import ERROR_KEY
 
 __all__ = ["Recorder"]
 
@@ -94,6 +96,9 @@ class Recorder:
             "seconds_merge": self._merge_seconds - _seconds([e for e in training if e.kind == "query"]),
             "seconds_evaluate": evaluating + _seconds(evaluation),
             "parameters": parameters,
+            # In the first round all methods have the same client models.
+            "references": self._references() if round == 1 and self._experiment.config.references else {},
+            "statistics_error": _metric(self._train_metrics, ERROR_KEY),
             "failures": [{"node": failure.node, "reason": failure.reason} for failure in failures],
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
         }
@@ -102,6 +107,9 @@ class Recorder:
             reason = failures[0].reason.partition("\n")[0] if failures else "none replied"
             raise NoUsableUpdates(f"{self._method}: all clients failed in round {round}; the first: {reason}")
         return row
+
+    def _references(self) -> dict[str, float]:
+        return reference_accuracies(self._experiment, self._grid.trained)
 
     def _timed(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Iterable[Message]) -> Any:

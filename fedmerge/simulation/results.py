@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedmerge.plotting import plot_convergence, summarise, write_summary
+from fedmerge.plotting import plot_convergence, plot_traffic, summarise, summarise_references, write_summary
 from fedmerge.simulation.config import Config
 
 __all__ = ["write_results"]
 
 
 def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dict[str, Any]], float | None, list[Path]]:
-    """Write ``summary.csv`` and ``convergence.png``.
+    """Write ``summary.csv``, ``convergence.png`` and ``traffic.png``.
 
     Without a target in the configuration it is 95 % of the best final accuracy, in whole percents, so that
     every comparison says how soon each method gets near the best one.
@@ -28,6 +28,6 @@ def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dic
         finals = [row["final_accuracy_mean"] for row in summarise(runs, target=None)]
         known = [accuracy for accuracy in finals if accuracy]
         target = max(math.floor(95 * max(known)) / 100, 0.01) if known else None
-    rows = summarise(runs, target=target)
-    table = write_summary(rows, out / "summary.csv")
-    return rows, target, [table, plot_convergence(runs, out / "convergence.png", target=target)]
+    rows = [*summarise(runs, target=target), *summarise_references(runs)]
+    files = [write_summary(rows, out / "summary.csv"), plot_convergence(runs, out / "convergence.png", target=target)]
+    return rows, target, [*files, plot_traffic(runs, out / "traffic.png")]

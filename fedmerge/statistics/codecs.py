@@ -35,7 +35,7 @@ def encode(tensor: Tensor, level: str) -> dict[str, Tensor]:
         return _symmetric(tensor, level)
     if level == "none" or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         return {"": tensor}
-    peak = tensor.abs().max().reshape(1).float() if tensor.numel() else torch.zeros(1)
+    peak = tensor.abs().max().float() if tensor.numel() else torch.zeros(())
     scaled = tensor.float() / peak.clamp_min(1e-38)
     if bool((tensor < 0).any()):
         return {"linear": (scaled * 127).round().to(torch.int8) if level == "int8" else scaled.half(), "peak": peak}
@@ -48,12 +48,16 @@ def _symmetric(tensor: Tensor, level: str) -> dict[str, Tensor]:
     matrix = tensor if tensor.ndim == 3 else tensor[None]
     finite = bool(torch.isfinite(matrix).all())
     if level == "none" or not finite:
-        return {"upper": _upper(matrix), "ndim": torch.tensor(tensor.ndim)}
+        return {"upper": _upper(matrix), "ndim": torch.tensor(tensor.ndim, dtype=torch.int8)}
     diagonal = matrix.diagonal(dim1=-2, dim2=-1).float()
     scale = diagonal.clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     correlation = (_upper(matrix.float() * inverse[..., :, None] * inverse[..., None, :], 1)).clamp(-1, 1)
-    return {"correlation": correlation.half(), "diagonal": diagonal, "ndim": torch.tensor(tensor.ndim)}
+    return {
+        "correlation": correlation.half(),
+        "diagonal": diagonal,
+        "ndim": torch.tensor(tensor.ndim, dtype=torch.int8),
+    }
 
 
 def _upper(matrix: Tensor, offset: int = 0) -> Tensor:
@@ -83,7 +87,7 @@ def truncated(tensor: Tensor, found: Spectrum, rank: int) -> dict[str, Tensor]:
     written = (vectors / peaks.double().clamp_min(1e-300)[..., None, :] * 127).round().to(torch.int8)
     read = _columns(written, peaks).double()
     left = (matrix - read @ read.transpose(-1, -2)).diagonal(dim1=-2, dim2=-1).clamp_min(0).float()
-    return {"vectors": written, "peaks": peaks, "left": left, "ndim": torch.tensor(tensor.ndim)}
+    return {"vectors": written, "peaks": peaks, "left": left, "ndim": torch.tensor(tensor.ndim, dtype=torch.int8)}
 
 
 def _columns(written: Tensor, peaks: Tensor) -> Tensor:

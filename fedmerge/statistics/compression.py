@@ -96,7 +96,7 @@ def _truncated(value: State, budget: int) -> dict[str, Tensor]:
     rest = {name: tensor for name, tensor in value.items() if not codecs.is_symmetric(tensor)}
     sent = _encoded(rest, "int8")
     spectra = {name: codecs.spectrum(tensor) for name, tensor in value.items() if name not in rest}
-    fixed = {name: 4 * s.vectors.shape[-1] * len(s.vectors) for name, s in spectra.items()}
+    fixed = {name: 4 * s.vectors.shape[-1] * len(s.vectors) + 1 for name, s in spectra.items()}
     left = budget - state_bytes(sent) - sum(fixed.values())
     offers = []
     for name, s in spectra.items():

@@ -81,10 +81,13 @@ def compressed(
     >>> error
     0.0
     """
-    left = int(budget * 4 * sum(tensor.numel() for tensor in model.values()))
+    left = budget * 4 * sum(tensor.numel() for tensor in model.values())
+    waiting = sum(state_bytes(value) for _, value in values)
     sent, worst = {}, 0.0
-    for name, value in sorted(values, key=lambda pair: state_bytes(pair[1])):
-        sent[name], error = encode(value, compression, left)
-        left -= state_bytes(sent[name])
+    for name, value in values:
+        # Each has its share by size of what is left, so that none starves the next.
+        size = state_bytes(value)
+        sent[name], error = encode(value, compression, int(left * size / waiting) if size else 0)
+        left, waiting = left - state_bytes(sent[name]), waiting - size
         worst = max(worst, error)
     return sent, worst

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy, pool_moments
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, UnknownName
+from fedmerge.method_names import parse_method
 from fedmerge.pipeline import MergeResult, Pipeline, build_pipeline
 from fedmerge.registry import entry
 from fedmerge.state import State, cast_like, module_state
@@ -127,7 +128,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             _check_keywords(method, options)
             self.pipeline = build_pipeline(
                 method,
-                {method.split("+", maxsplit=1)[0]: options},
+                {parse_method(method)[0].name: options},
                 batch_norm=batch_norm,
                 on_bad_update=on_bad_update,
                 min_updates=min_updates,
@@ -272,7 +273,7 @@ def _settings(given: StatisticsSettings | Mapping[str, Any] | None) -> Statistic
 
 def _check_keywords(method: str, options: dict[str, Any]) -> None:
     """Name the nearest keyword for a misspelt one, be it Flower's or the method's."""
-    own = entry("aggregator", method.split("+", maxsplit=1)[0]).options
+    own = entry("aggregator", parse_method(method)[0].name).options
     flower = MergeStrategy.__init__.__kwdefaults__ or {}
     for name in options:
         if name not in own:

@@ -36,7 +36,8 @@ def test_compare_leaves_table_pictures_and_records(monkeypatch, capsys, tmp_path
     assert "fedavg seed 1 round 1/1" in out
     names = {path.name for path in (tmp_path / "o").iterdir()}
     assert names == {
-        "summary.csv", "convergence.png", "partition.png", "partition.safetensors", "fedavg-seed0", "fedavg-seed1",
+        "summary.csv", "convergence.png", "traffic.png", "partition.png", "partition.safetensors",
+        "fedavg-seed0", "fedavg-seed1",
     }  # fmt: skip
     assert all(f"o/{name}" in out for name in ("summary.csv", "convergence.png", "partition.png"))
 

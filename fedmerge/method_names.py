@@ -1,0 +1,86 @@
+"""How a method is written: ``fedavg``, ``fednova+server_adam``, ``fedfisher(variant=diag)``."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any, NamedTuple
+
+from fedmerge.errors import InvalidOption
+
+__all__ = ["Part", "parse_method", "parse_value", "split_methods"]
+
+_PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>[^()]*)\))?")
+
+
+class Part(NamedTuple):
+    """An aggregator or a server step, and the options written behind its name."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def parse_method(method: str) -> list[Part]:
+    """The parts of a method: an aggregator, then server steps joined by ``+``, each with options in parentheses.
+
+    Raises
+    ------
+    InvalidOption
+        It is not written so.
+
+    Examples
+    --------
+    >>> parse_method("fednova+server_adam(learning_rate=0.1)")[1]
+    Part(name='server_adam', options={'learning_rate': 0.1})
+    """
+    return [_part(text, method) for text in _split(method, "+")]
+
+
+def split_methods(text: str) -> list[str]:
+    """Methods written in a row, separated by commas outside of parentheses.
+
+    Examples
+    --------
+    >>> split_methods("fedavg, fedfisher(variant=diag,damping=0.1)")
+    ['fedavg', 'fedfisher(variant=diag,damping=0.1)']
+    """
+    return [method.strip() for method in _split(text, ",") if method.strip()]
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it, or else the text itself.
+
+    Examples
+    --------
+    >>> parse_value("0.5"), parse_value("true"), parse_value("kfac")
+    (0.5, True, 'kfac')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at separators that stand in no parentheses."""
+    pieces, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == separator and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return pieces
+
+
+def _part(text: str, method: str) -> Part:
+    found = _PART.fullmatch(text.strip())
+    if found is None:
+        raise InvalidOption(f"cannot read {text!r} of method {method!r}: want name, or name(option=value,...)")
+    options: dict[str, Any] = {}
+    for item in filter(None, (found["options"] or "").split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise InvalidOption(f"cannot read {item!r} of method {method!r}: want option=value")
+        options[key.strip()] = parse_value(value.strip())
+    return Part(found["name"].strip(), options)

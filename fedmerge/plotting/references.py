@@ -1,0 +1,23 @@
+"""Reference lines of a comparison: what the clients' own models reach, read from the run records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedmerge.plotting.runs import Run
+
+__all__ = ["references"]
+
+
+def references(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Accuracies by name of reference, one per seed that has them.
+
+    All methods of a seed start from the same model, so their clients' models of the first round, which
+    references speak of, are the same: the first method's record counts.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        for row in run.rows:
+            for name, accuracy in (row.get("references") or {}).items():
+                found.setdefault(name, {}).setdefault(run.seed, float(accuracy))
+    return {name: list(by_seed.values()) for name, by_seed in found.items()}

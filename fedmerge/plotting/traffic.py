@@ -1,0 +1,107 @@
+"""The traffic figure: what accuracy the bytes that a client sends buy, a mark per method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmerge.plotting.canvas import blank, picture_path, save
+from fedmerge.plotting.curves import Curve, curves, uploads
+from fedmerge.plotting.labels import LABEL_SIZE
+from fedmerge.plotting.references import references
+from fedmerge.plotting.runs import read_runs
+from fedmerge.plotting.style import styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_traffic"]
+
+
+def plot_traffic(folders: Sequence[Path], out: Path, *, confidence: float = 0.95) -> Path:
+    """Draw test accuracy against the megabytes that clients have sent, statistics included.
+
+    Each method is a curve over its rounds, the mean over seeds, with its confidence interval at the last
+    round. Dashed lines are references: the ensemble of the first round's client models and the best of them.
+
+    Parameters
+    ----------
+    folders
+        Run folders or comparison folders, as for `read_runs`.
+    out
+        The file to write (.png, .pdf or .svg), or a folder, which then gets a `traffic.png`.
+    confidence
+        Of the intervals, in (0, 1).
+
+    Returns
+    -------
+    Path
+        The file that was written.
+
+    Raises
+    ------
+    RecordError, InvalidOption
+        As `plot_convergence`.
+
+    Examples
+    --------
+    >>> plot_traffic([Path("runs/one-shot")], Path("runs/one-shot"))  # doctest: +SKIP
+    PosixPath('runs/one-shot/traffic.png')
+    """
+    file = picture_path(out, "traffic.png")
+    runs = read_runs(folders)
+    drawn = curves(runs, confidence)
+    with blank(6.4, 3.9) as figure:
+        axes = figure.subplots()
+        _marks(axes, drawn, uploads(runs, drawn))
+        _lines(axes, references(runs))
+        axes.set_xlabel("megabytes that all clients sent (models + statistics)")
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        figure.legend(loc="outside right center", frameon=False, handlelength=2.6)
+        return save(figure, file)
+
+
+def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, np.ndarray]) -> None:
+    looks = styles(curve.method for curve in drawn)
+    for curve in drawn:
+        look, shown = looks[curve.method], curve.rounds > 0
+        x, y = sent[curve.method][shown], curve.accuracy[shown]
+        if not len(x):
+            continue
+        axes.plot(
+            x,
+            y,
+            color=look.colour,
+            dashes=look.dashes or (None, None),
+            marker=look.marker,
+            markersize=5.5,
+            markerfacecolor=look.colour if look.filled else "white",
+            label=curve.method,
+            zorder=3,
+        )
+        if curve.half_width is not None:
+            width = curve.half_width[-1]
+            low, high = y[-1] - max(0.0, y[-1] - width), min(100.0, y[-1] + width) - y[-1]
+            axes.errorbar(x[-1], y[-1], yerr=[[low], [high]], color=look.colour, linewidth=0.8, capsize=2, zorder=2)
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+
+
+def _lines(axes: Axes, found: Mapping[str, Sequence[float]]) -> None:
+    for name, accuracies in found.items():
+        height = 100 * fmean(accuracies)
+        axes.axhline(height, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+        axes.annotate(
+            f"{name} {height:.1f} %",
+            xy=(0.01, height),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=LABEL_SIZE,
+            color="0.25",
+        )
