@@ -12,6 +12,8 @@ from fedmerge.curvature.conjugate_gradients import Solution, conjugate_gradients
 
 __all__ = ["KroneckerSum"]
 
+_COARSE = 1e-4  # how far one pass in float32 goes
+
 
 @dataclass(frozen=True)
 class KroneckerSum:
@@ -39,10 +41,7 @@ class KroneckerSum:
 
     def terms(self, matrices: Tensor) -> Tensor:
         """``sum_i G_i X_i A_i``, X_i [K, groups, o, d] or one X for all; no ridge."""
-        total = torch.zeros(())
-        for i, (a, g) in enumerate(zip(self.inputs, self.outputs, strict=True)):
-            total = total + g @ (matrices[i] if matrices.ndim == 4 else matrices) @ a
-        return total
+        return (self.outputs @ matrices @ self.inputs).sum(0)
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """Apply to one matrix."""
@@ -54,39 +53,59 @@ class KroneckerSum:
         traces = self.inputs.diagonal(dim1=-2, dim2=-1).mean(-1) * self.outputs.diagonal(dim1=-2, dim2=-1).mean(-1)
         return float(traces.sum(0).mean())
 
-    def preconditioner(self) -> _Inverse:
-        """The inverse of the Kronecker product of mean factors, in the operator's units, plus the ridge."""
-        a, g = self.inputs.mean(0), self.outputs.sum(0)
-        scale = self.mean_diagonal / max(float((_mean_diagonal(a) * _mean_diagonal(g)).mean()), 1e-300)
-        a_values, a_vectors = torch.linalg.eigh(a)
-        g_values, g_vectors = torch.linalg.eigh(g)
-        products = scale * g_values.clamp_min(0)[..., :, None] * a_values.clamp_min(0)[..., None, :]
-        # Where curvature vanishes the preconditioner must not blow rounding errors up.
-        floor = self.ridge + 1e-9 * float(products.max())
-        return _Inverse(a_vectors, g_vectors, 1.0 / (products + max(floor, 1e-300)))
-
     def solve(self, target: Tensor, start: Tensor, *, tolerance: float, max_steps: int) -> Solution:
-        """Solve ``self(X) = target`` by preconditioned conjugate gradients from `start`."""
-        return conjugate_gradients(
-            self, target, start, precondition=self.preconditioner(), tolerance=tolerance, max_steps=max_steps
+        """Solve ``self(X) = target`` by preconditioned conjugate gradients from `start`.
+
+        In the eigenbasis of the mean factors the preconditioner, the inverse of their Kronecker product plus
+        the ridge, is a division. Steps are taken in float32, at half the cost, and the residual that remains
+        is computed in float64 and solved for again, until it is small enough.
+        """
+        size = self.mean_diagonal
+        if size == 0.0:
+            return Solution(start.clone(), 0, 0.0)
+        a_vectors, g_vectors = (torch.linalg.eigh(f).eigenvectors for f in (self.inputs.mean(0), self.outputs.sum(0)))
+        rotated = KroneckerSum(
+            _conjugated(self.inputs, a_vectors), _conjugated(self.outputs, g_vectors) / size, self.ridge / size
         )
+        x = torch.zeros_like(start)
+        first = residual = g_vectors.transpose(-1, -2) @ (target - self(start)) @ a_vectors / size
+        coarse, divisor = rotated.to(torch.float32), rotated._approximate_diagonal().float()
+        steps, reached, definite = 0, 1.0, bool(first.norm() > 0)
+        while definite and steps < max_steps and reached > tolerance:
+            norm = residual.norm()
+            found = conjugate_gradients(
+                coarse,
+                (residual / norm).float(),
+                torch.zeros_like(residual, dtype=torch.float32),
+                precondition=lambda r: r / divisor,
+                tolerance=max(_COARSE, 0.5 * tolerance / reached),
+                max_steps=max_steps - steps,
+            )
+            x = x + norm * found.x.double()
+            residual = first - rotated(x)
+            before, reached = reached, float(residual.norm() / first.norm())
+            steps, definite = steps + max(found.steps, 1), found.definite
+            if reached > 0.5 * before:  # float32 resolves no more, or the steps are used up
+                break
+        return Solution(start + g_vectors @ x @ a_vectors.transpose(-1, -2), steps, reached, definite)
+
+    def to(self, dtype: torch.dtype) -> KroneckerSum:
+        """The operator in another precision."""
+        return KroneckerSum(self.inputs.to(dtype), self.outputs.to(dtype), self.ridge)
+
+    def _approximate_diagonal(self) -> Tensor:
+        """Of the Kronecker product of mean factors, in the operator's units, plus the ridge, [groups, o, d]."""
+        a, g = (f.diagonal(dim1=-2, dim2=-1).clamp_min(0) for f in (self.inputs.mean(0), self.outputs.sum(0)))
+        products = g[..., :, None] * a[..., None, :]
+        products = products * (self.mean_diagonal / max(float(products.mean()), 1e-300))
+        # Where curvature vanishes the preconditioner must not blow rounding errors up.
+        return products + self.ridge + 1e-9 * products.max()
 
 
-@dataclass(frozen=True)
-class _Inverse:
-    a_vectors: Tensor
-    g_vectors: Tensor
-    scales: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rotated = self.g_vectors.transpose(-1, -2) @ x @ self.a_vectors
-        return self.g_vectors @ (rotated * self.scales) @ self.a_vectors.transpose(-1, -2)
+def _conjugated(factors: Tensor, vectors: Tensor) -> Tensor:
+    return vectors.transpose(-1, -2) @ factors @ vectors
 
 
 def _grouped(factor: Tensor) -> Tensor:
     factor = factor.double()
     return factor if factor.ndim == 3 else factor[None]
-
-
-def _mean_diagonal(factor: Tensor) -> Tensor:
-    return factor.diagonal(dim1=-2, dim2=-1).mean(-1)
