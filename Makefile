@@ -9,10 +9,10 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types study figures wheel clean
+.PHONY: help install demo test check lint types study one-shot figures wheel clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -41,6 +41,11 @@ types: $(STAMP)
 
 study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)
 	$(BIN)/python -m pytest -m study
+
+one-shot: $(STAMP) ## Run the one-shot comparisons of simulations/ (an hour and more, on real data), and draw them
+	for config in simulations/one-shot-*.toml; do \
+	  $(BIN)/fedmerge compare $$config --out runs/$$(basename $$config .toml) || exit 1; done
+	$(BIN)/python plots/one_shot.py
 
 figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py

@@ -71,13 +71,8 @@ def published_grams(models: list[nn.Module], loaders: list[list[tuple[Tensor, Te
     found = []
     for model, batches in zip(models, loaders, strict=True):
         sums: dict[str, Tensor] = {}
-        handles = [
-            module.register_forward_pre_hook(
-                lambda _, args, name=name: sums.__setitem__(name, sums.get(name, 0) + args[0].T @ args[0])
-            )
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
+        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        handles = [module.register_forward_pre_hook(adder(sums, name)) for name, module in layers]
         with torch.no_grad():
             for x, _ in batches:
                 for piece in x.split(16):
@@ -86,6 +81,15 @@ def published_grams(models: list[nn.Module], loaders: list[list[tuple[Tensor, Te
             handle.remove()
         found.append(sums)
     return found
+
+
+def adder(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
+    """A hook that adds the products of a layer's inputs."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sums[name] = sums.get(name, torch.zeros(())) + args[0].T @ args[0]
+
+    return hook
 
 
 def published_regmean(models: list[nn.Module], grams: list[dict[str, Tensor]]) -> list[Tensor]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator, check_range
 from fedmerge.curvature.collected import Collected
 from fedmerge.curvature.diagonal import DiagonalSum
-from fedmerge.curvature.kronecker import KroneckerSum
+from fedmerge.curvature.layer_system import LayerSystem
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import FisherDiag, FisherKfac, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.weights import WeightMatrix
 
 __all__ = ["FedFisher"]
 
@@ -129,24 +127,17 @@ class FedFisher(Aggregator):
         self, clients: Collected, measured: dict[str, list[Tensor]], layer: str, weights: list[float], max_steps: int
     ) -> dict[str, Tensor]:
         inputs, outputs = measured[f"{layer}.A"], measured[f"{layer}.G"]
-        curvature = KroneckerSum.of(inputs, outputs, weights)
-        curvature = replace(curvature, ridge=self._ridge * curvature.mean_diagonal)
-        matrix = WeightMatrix.measured_by(layer, inputs[0], clients.mean)
-        start = matrix.gather(clients.mean).double()
-        # Solved for the way from the average: its norm sets the scale that rounding is relative to.
-        moves = torch.stack([matrix.gather(state).double() - start for state in clients.states])
-        solution = curvature.solve(
-            curvature.terms(moves), torch.zeros_like(start), tolerance=self.tolerance, max_steps=max_steps
-        )
-        if not solution.definite:
+        system = LayerSystem.of(clients, layer, inputs, outputs, weights, self._ridge)
+        found, residual, definite = system.solved(tolerance=self.tolerance, max_steps=max_steps)
+        if not definite:
             log.warning("fedfisher: the factors of %r are not positive semidefinite: averaged instead", layer)
-            return matrix.scatter(start)
-        if solution.residual > 1e-2 and max_steps == self.max_steps:
+            return {name: clients.mean[name] for name in found}
+        if residual > 1e-2 and max_steps == self.max_steps:
             log.warning(
                 "fedfisher: layer %r is not solved after %d steps (residual %.1e): raise damping or max_steps",
-                layer, solution.steps, solution.residual,
+                layer, max_steps, residual,
             )  # fmt: skip
-        return matrix.scatter(start + solution.x)
+        return found
 
     def _remaining(
         self, clients: Collected, measured: dict[str, list[Tensor]], names: list[str], weights: list[float]

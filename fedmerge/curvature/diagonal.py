@@ -42,14 +42,19 @@ class DiagonalSum:
                 self.information[name], self.weighted[name] = share, product
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def minimum(self, damping: float) -> dict[str, Tensor]:
-        """The minimiser, drawn to the mean by `damping` times each tensor's mean information; uses the sums up."""
-        merged = self.states.mean()
+    def common(self) -> list[str]:
+        """Names that every client had information on; others are left out with a warning."""
         partly = [name for name, count in self._counts.items() if count < self._clients]
         if partly:
             log.warning("information on %s is not from all clients: averaged instead", ", ".join(sorted(partly)))
-        for name, information in self.information.items():
-            if name in partly or not information.numel():
+        return [name for name in self.information if name not in partly]
+
+    def minimum(self, damping: float) -> dict[str, Tensor]:
+        """The minimiser, drawn to the mean by `damping` times each tensor's mean information; uses the sums up."""
+        merged = self.states.mean()
+        for name in self.common():
+            information = self.information[name]
+            if not information.numel():
                 continue
             ridge = damping * float(information.mean())
             total = information + ridge

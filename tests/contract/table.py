@@ -72,6 +72,7 @@ NOISY = EXTRAPOLATES | {
 }
 
 OWN_ROWS = {"rows": "the Fishers of this table are drawn for places, and do not move with the rows"}
+HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 
 ROWS = (
     Row("fedavg"),
@@ -89,6 +90,10 @@ ROWS = (
     Row("fedfisher", {"variant": "kfac", "damping": 0.0, "normalize": 0.0}, factors, OWN_ROWS),
     Row("regmean", statistics=grams),
     Row("regmean", {"shrinkage": 1.0, "ridge": 0.0, "ridge_convolution": 0.0, "normalize": "none"}, grams),
+    Row("mats", statistics=factors, excused=OWN_ROWS),
+    Row("mats", {"curvature": "gram", "steps": 10}, grams),
+    Row("gradient_matching", statistics=diagonals, excused=OWN_ROWS, remembers=True),
+    Row("gradient_matching", {"scale": 0.5, "delta": 0.1}, diagonals, OWN_ROWS | HALF_STEP, remembers=True),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),
