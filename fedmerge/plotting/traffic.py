@@ -7,13 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fedmerge.plotting.canvas import blank, picture_path, save
-from fedmerge.plotting.curves import Curve, curves, uploads
+from fedmerge.plotting.curves import Curve, Floats, curves, uploads
 from fedmerge.plotting.labels import LABEL_SIZE
 from fedmerge.plotting.references import references
-from fedmerge.plotting.runs import read_runs
+from fedmerge.plotting.runs import Run, by_method, read_runs
 from fedmerge.plotting.style import styles
 
 if TYPE_CHECKING:
@@ -22,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["plot_traffic"]
 
 
-def plot_traffic(folders: Sequence[Path], out: Path, *, confidence: float = 0.95) -> Path:
+def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
     """Draw test accuracy against the megabytes that clients have sent, statistics included.
 
-    Each method is a curve over its rounds, the mean over seeds, with its confidence interval at the last
-    round. Dashed lines are references: the ensemble of the first round's client models and the best of them.
+    Each method is a curve over its rounds, the mean over seeds, with a stroke for each seed at the last round:
+    few seeds say more than an interval estimated from them. Dashed lines are references: the ensemble of the
+    first round's client models and the best of them.
 
     Parameters
     ----------
@@ -34,8 +33,6 @@ def plot_traffic(folders: Sequence[Path], out: Path, *, confidence: float = 0.95
         Run folders or comparison folders, as for `read_runs`.
     out
         The file to write (.png, .pdf or .svg), or a folder, which then gets a `traffic.png`.
-    confidence
-        Of the intervals, in (0, 1).
 
     Returns
     -------
@@ -54,10 +51,10 @@ def plot_traffic(folders: Sequence[Path], out: Path, *, confidence: float = 0.95
     """
     file = picture_path(out, "traffic.png")
     runs = read_runs(folders)
-    drawn = curves(runs, confidence)
+    drawn = curves(runs)
     with blank(6.4, 3.9) as figure:
         axes = figure.subplots()
-        _marks(axes, drawn, uploads(runs, drawn))
+        _marks(axes, drawn, uploads(runs, drawn), _ends(runs, drawn))
         _lines(axes, references(runs))
         axes.set_xlabel("megabytes that all clients sent (models + statistics)")
         axes.set_ylabel("test accuracy (%)")
@@ -66,7 +63,20 @@ def plot_traffic(folders: Sequence[Path], out: Path, *, confidence: float = 0.95
         return save(figure, file)
 
 
-def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, np.ndarray]) -> None:
+def _ends(runs: Sequence[Run], drawn: Sequence[Curve]) -> dict[str, list[float]]:
+    """Accuracy in percent of each seed at the last round of each curve."""
+    return {
+        curve.method: [
+            100 * row["test_accuracy"]
+            for run in by_method(runs)[curve.method]
+            for row in run.rows
+            if row["round"] == curve.rounds[-1]
+        ]
+        for curve in drawn
+    }
+
+
+def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, Floats], ends: Mapping[str, Sequence[float]]) -> None:
     looks = styles(curve.method for curve in drawn)
     for curve in drawn:
         look, shown = looks[curve.method], curve.rounds > 0
@@ -84,10 +94,9 @@ def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, np.ndarray]) -
             label=curve.method,
             zorder=3,
         )
-        if curve.half_width is not None:
-            width = curve.half_width[-1]
-            low, high = y[-1] - max(0.0, y[-1] - width), min(100.0, y[-1] + width) - y[-1]
-            axes.errorbar(x[-1], y[-1], yerr=[[low], [high]], color=look.colour, linewidth=0.8, capsize=2, zorder=2)
+        if len(ends[curve.method]) > 1:
+            own = [x[-1]] * len(ends[curve.method])
+            axes.plot(own, ends[curve.method], color=look.colour, linewidth=0.6, marker="_", markersize=6, zorder=2)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State
 from fedmerge.statistics import LocalSteps
@@ -37,6 +39,11 @@ def factors(client: int, state: State) -> Statistics:
 def grams(client: int, state: State) -> Statistics:
     """Gram matrices of the inputs."""
     return {"gram": random_grams(state, client)}
+
+
+def grams_and_counts(client: int, state: State) -> Statistics:
+    """Gram matrices, and as many labels of each of three classes as makes clients differ."""
+    return {**grams(client, state), "class_counts": {"class_counts": torch.tensor([client, 5, 2 * client + 1])}}
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ NOISY = EXTRAPOLATES | {
 }
 
 OWN_ROWS = {"rows": "the Fishers of this table are drawn for places, and do not move with the rows"}
+OWN_CLASSES = {"rows": "rows of the output layer are classes, whose counts do not move with them here"}
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 
 ROWS = (
@@ -90,6 +98,9 @@ ROWS = (
     Row("fedfisher", {"variant": "kfac", "damping": 0.0, "normalize": 0.0}, factors, OWN_ROWS),
     Row("regmean", statistics=grams),
     Row("regmean", {"shrinkage": 1.0, "ridge": 0.0, "ridge_convolution": 0.0, "normalize": "none"}, grams),
+    Row("fedlpa", statistics=factors, excused=OWN_ROWS),
+    Row("maecho", statistics=grams_and_counts, excused=OWN_CLASSES),
+    Row("maecho", {"class_aware": False, "steps": 10}, grams),
     Row("mats", statistics=factors, excused=OWN_ROWS),
     Row("mats", {"curvature": "gram", "steps": 10}, grams),
     Row("gradient_matching", statistics=diagonals, excused=OWN_ROWS, remembers=True),
