@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments
 from fedmerge.statistics.class_counts import ClassCounts
@@ -21,6 +22,7 @@ from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
+    "Activations",
     "BatchNormMoments",
     "Batches",
     "ClassCounts",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 _KINDS: Mapping[str, type[Statistic]] = {
-    kind.name: kind for kind in (LocalSteps, BatchNormMoments, ClassCounts, FisherDiag, FisherKfac, Gram)
+    kind.name: kind for kind in (LocalSteps, BatchNormMoments, ClassCounts, FisherDiag, FisherKfac, Gram, Activations)
 }
 
 

@@ -1,10 +1,11 @@
-"""Squared per-example gradients of any parameters, by torch.func: for what no tap serves."""
+"""Squared per-example gradients of any parameters, by torch.func or one by one: for what no tap serves."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
@@ -17,6 +18,9 @@ def add_squares(
     total: dict[str, Tensor], model: nn.Module, names: Mapping[str, str], inputs: Tensor, vectors: Tensor
 ) -> None:
     """Add ``sum_b sum_v (J_b^T v_b)^2`` to `total`, parameter by parameter.
+
+    Models that ``torch.vmap`` cannot follow (a GRU, decisions by value, writing into a buffer) are differentiated
+    one example and one vector at a time, which is slower and gives the same.
 
     Parameters
     ----------
@@ -31,8 +35,17 @@ def add_squares(
     vectors
         [V, B, ...]: vectors v at the outputs.
     """
+    try:
+        found = _together(model, list(names.values()), inputs, vectors)
+    except (RuntimeError, NotImplementedError):
+        found = _one_by_one(model, list(names.values()), inputs, vectors)
+    for name, own in names.items():
+        total[name] += found[own]
+
+
+def _together(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
-    chosen = {own: parameters[own].detach() for own in names.values()}
+    chosen = {own: parameters[own].detach() for own in names}
 
     def squares(one: Tensor, its_vectors: Tensor) -> dict[str, Tensor]:
         pull = vjp(lambda parameters: functional_call(model, parameters, (one[None],))[0], chosen)[1]
@@ -41,11 +54,28 @@ def add_squares(
 
     size = sum(parameter.numel() for parameter in chosen.values()) * len(vectors)
     step = max(1, _BUDGET // max(1, size))
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in chosen.items()}
     with warnings.catch_warnings():
         # Operators without a batching rule of their own are slower, and right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         for start in range(0, len(inputs), step):
             rows = slice(start, start + step)
             found = vmap(squares, in_dims=(0, 1), randomness="different")(inputs[rows], vectors[:, rows])
-            for name, own in names.items():
-                total[name] += found[own].detach().double().sum(0)
+            for name, value in found.items():
+                sums[name] += value.detach().double().sum(0)
+    return sums
+
+
+def _one_by_one(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    chosen = [parameters[name] for name in names]
+    sums = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in names}
+    for i, one in enumerate(inputs):
+        with torch.enable_grad():
+            output = model(one[None])[0]
+        for vector in vectors[:, i]:
+            gradients = torch.autograd.grad(output, chosen, vector, retain_graph=True, allow_unused=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.double().square()
+    return sums

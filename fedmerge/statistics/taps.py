@@ -46,6 +46,8 @@ class Probe:
     def gradients(self, outputs: Tensor, tapped: Sequence[Tapped], vector: Tensor) -> list[list[Tensor]]:
         """``J^T vector`` at the outputs of every call of every layer; the graph is kept for the next vector."""
         flat = [output for taps in tapped for output in taps.outputs]
+        if not flat:
+            return [[] for _ in tapped]
         found = torch.autograd.grad(outputs, flat, vector, retain_graph=True, allow_unused=True)
         grads = iter(g if g is not None else torch.zeros_like(o) for g, o in zip(found, flat, strict=True))
         return [[next(grads) for _ in taps.outputs] for taps in tapped]
