@@ -146,7 +146,7 @@ def merge(
     for i, model in enumerate(models):
         known = dict(statistics[i]) if statistics is not None else {}
         given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
-        weight = 1.0 if weights is None else float(weights[i])
+        weight = 1.0 if weights is None else _number(weights[i], i)
         updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
     context = MergeContext(
         base=None if base is None else module_state(base)[0],
@@ -176,6 +176,13 @@ def _statistics(
         elif batches is not None:
             found[name] = compute_statistics(model, batches, [kind])[name]
     return found
+
+
+def _number(weight: Any, model: int) -> float:
+    try:
+        return float(weight)
+    except (TypeError, ValueError) as error:
+        raise InvalidOption(f"weights[{model}] must be a number, got {weight!r}") from error
 
 
 def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

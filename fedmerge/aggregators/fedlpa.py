@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator, check_range
-from fedmerge.curvature.collected import Collected
+from fedmerge.curvature.collected import Collected, report_averaged
 from fedmerge.curvature.layer_system import LayerSystem
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -63,7 +63,9 @@ class FedLPA(Aggregator):
         """Solve every layer; the memory stays empty."""
         clients = Collected.of(updates)
         merged, measured = dict(clients.mean), clients.measured("fisher_kfac")
-        for weight in (name[: -len(".A")] for name in measured if name.endswith(".A")):
+        layers = [name[: -len(".A")] for name in measured if name.endswith(".A")]
+        report_averaged("fedlpa", merged, layers)
+        for weight in layers:
             if f"{weight}.G" not in measured:
                 continue
             inputs = _damped(measured[f"{weight}.A"], clients.weights, self.damping_inputs)

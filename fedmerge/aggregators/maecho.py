@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator, check_range
-from fedmerge.curvature.collected import Collected
+from fedmerge.curvature.collected import Collected, report_averaged
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Gram, Statistic
@@ -64,6 +64,7 @@ class MAEcho(Aggregator):
         clients = Collected.of(updates)
         merged, grams = dict(clients.mean), clients.measured("gram")
         shares = torch.tensor(clients.weights, dtype=torch.float64)[:, None, None, None]
+        report_averaged("maecho", merged, grams)
         output, by_class = self._output_layer(clients, list(grams))
         for weight, factors in grams.items():
             matrix = WeightMatrix.measured_by(weight, factors[0], clients.mean)

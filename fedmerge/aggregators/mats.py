@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from fedmerge.aggregators.base import Aggregator, check_range
-from fedmerge.curvature.collected import Collected
+from fedmerge.curvature.collected import Collected, report_averaged
 from fedmerge.curvature.layer_system import LayerSystem
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
@@ -60,14 +60,18 @@ class MaTS(Aggregator):
         merged = dict(clients.mean)
         steps = self.steps if self.steps is not None else 100 if self.curvature == "kfac" else 10
         if self.curvature == "gram":
-            for weight, grams in clients.measured("gram").items():
+            measured = clients.measured("gram")
+            report_averaged("mats", merged, measured)
+            for weight, grams in measured.items():
                 groups = len(grams[0]) if grams[0].ndim == 3 else 1
                 identity = torch.eye(clients.mean[weight].shape[0] // groups).expand(groups, -1, -1)
                 system = LayerSystem.of(clients, weight, grams, [identity] * len(grams), clients.weights, 0.0)
                 merged.update(system.stepped(steps))
             return merged, {}
         measured = clients.measured("fisher_kfac")
-        for weight in (name[: -len(".A")] for name in measured if name.endswith(".A")):
+        layers = [name[: -len(".A")] for name in measured if name.endswith(".A")]
+        report_averaged("mats", merged, layers)
+        for weight in layers:
             if f"{weight}.G" in measured:
                 inputs, outputs = measured[f"{weight}.A"], measured[f"{weight}.G"]
                 system = LayerSystem.of(clients, weight, inputs, outputs, clients.weights, 0.0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.curvature.collected import report_averaged
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
@@ -109,6 +110,7 @@ class RegMean(Fold[_Total]):
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:
         """Solve every layer."""
         merged = total.states.mean()
+        report_averaged("regmean", merged, total.layers)
         for name, layer in total.layers.items():
             if layer.clients < total.clients:
                 log.warning("regmean: the Gram of %r is not the same for all clients: averaged instead", name)

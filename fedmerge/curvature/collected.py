@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,9 +11,19 @@ from torch import Tensor
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate
 
-__all__ = ["Collected"]
+__all__ = ["Collected", "report_averaged"]
 
 log = logging.getLogger("fedmerge")
+
+
+def report_averaged(method: str, state: State, solved: Collection[str]) -> None:
+    """Say which matrices a method has averaged because no curvature of them was measured.
+
+    Vectors go without saying: where their layer has curvature, biases are in it, and norms have none.
+    """
+    left = [name for name, tensor in state.items() if tensor.ndim > 1 and name not in solved]
+    if left:
+        log.warning("%s: nothing is measured of %s: averaged", method, ", ".join(left))
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         measured = []
         for client, message in replies:
             weight = weight_of(message.content, self.weighted_by_key)
-            moments = statistics_from_reply(message.content, None).get("batch_norm", {})
+            try:
+                moments = statistics_from_reply(message.content, None).get("batch_norm", {})
+            except (InvalidOption, ValueError, TypeError, RuntimeError):
+                weight, moments = None, {}
             if weight is None or weight <= 0 or not _fits(moments, result.state):
                 log.warning("client %d: its batch-norm statistics cannot be used and are left out", client)
                 continue
