@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,19 @@ class ClassCounts(LayerStatistic):
             counts += labels.bincount(minlength=len(counts))
         assert counts is not None
         return {"class_counts": counts}
+
+    def parse(self, value: Mapping[str, Any]) -> State:
+        """Read the counts; `value` may hold other keys too, and the counts be a plain list.
+
+        Raises
+        ------
+        InvalidOption
+            There are none, or they are no numbers.
+        """
+        try:
+            return {"class_counts": torch.as_tensor(value["class_counts"])}
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InvalidOption(f"statistic 'class_counts': want counts [C] under that name, got {value!r}") from error
 
     def check(self, value: State, state: State) -> None:
         """Counts of no class can be negative, and some must be positive."""

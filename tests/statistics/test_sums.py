@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedmerge import compute_statistics
+import fedmerge
+from fedmerge import BadUpdate, compute_statistics
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics import Activations, ClassCounts, Gram
 from tests.statistics.brute_force import kfac
@@ -57,6 +58,21 @@ def test_class_counts():
 def test_labels_that_are_no_classes_are_named(labels):
     with pytest.raises(InvalidOption, match="labels must be whole numbers from 0 to 3"):
         ClassCounts().measure(nn.Linear(2, 4), [(torch.randn(2, 2), labels)], None)
+
+
+def test_counts_may_be_given_as_a_plain_list():
+    models = [nn.Linear(2, 3), nn.Linear(2, 3)]
+    grams = [{"weight": torch.eye(3)}, {"weight": torch.eye(3)}]
+    given = [
+        {"class_counts": counts, "gram": g}
+        for counts, g in zip(([1, 0, 2], torch.tensor([0, 5, 2])), grams, strict=True)
+    ]
+    merged = fedmerge.merge(models, "maecho", statistics=given)
+    torch.testing.assert_close(merged.weight[0], models[0].weight[0])
+    torch.testing.assert_close(merged.weight[1], models[1].weight[1])
+    for wrong in ("many", {"other": 1}):
+        with pytest.raises(BadUpdate, match="class_counts"):
+            fedmerge.merge(models, "maecho", statistics=[given[0] | {"class_counts": wrong}, given[1]])
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [-1, 2], [[1, 2]]])

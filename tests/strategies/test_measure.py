@@ -114,6 +114,16 @@ def test_statistics_that_cannot_be_decoded_drop_their_client_alone():
     assert "came in parts" in strategy.last_report.dropped[0].reason
 
 
+def test_early_stopping_judges_on_the_servers_own_data():
+    data = [(torch.randn(20, 4), torch.randint(0, 3, (20,)))]
+    strategy = FedFisher(early_stopping=True, data=data, model_fn=tiny_model, fraction_evaluate=0.0)
+    result = strategy.start(SimulationGrid(tiny_app(), CLIENTS), initial(), num_rounds=1)
+    assert all(torch.isfinite(t).all() for t in from_arrays(result.arrays).values())
+    lacking = FedFisher(early_stopping=True, fraction_evaluate=0.0)
+    with pytest.raises(fedmerge.InvalidOption, match="data="):
+        lacking.aggregate_train(1, replies(lacking))
+
+
 def test_a_wrong_setting_is_named():
     with pytest.raises(fedmerge.UnknownName, match=r"budge.*budget"):
         FedFisher(statistics={"budge": 2})
