@@ -14,6 +14,7 @@ from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments
 from fedmerge.statistics.class_counts import ClassCounts
+from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import FisherDiag
 from fedmerge.statistics.fisher_kfac import FisherKfac
 from fedmerge.statistics.gram import Gram
@@ -106,7 +107,7 @@ def compute_statistics(
 
 
 def _with_loss(kind: Statistic, loss: Loss | None) -> Statistic:
-    if loss is None or not isinstance(kind, FisherDiag | FisherKfac):
+    if loss is None or not isinstance(kind, FisherStatistic):
         return kind
     estimator = kind.estimator if is_likelihood(loss) else "empirical"
     return replace(kind, loss=loss, estimator=estimator)

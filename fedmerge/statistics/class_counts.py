@@ -32,9 +32,9 @@ class ClassCounts(LayerStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Count, with one forward pass of one example to learn how many classes there are."""
-        counts: Tensor | None = None
+        counts = torch.zeros(0, dtype=torch.int64)
         for inputs, targets in self.limited(batches):
-            if counts is None:
+            if not len(counts):
                 counts = torch.zeros(_classes(model, inputs), dtype=torch.int64)
             labels = targets.flatten().cpu()
             if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= len(counts):
@@ -43,7 +43,6 @@ class ClassCounts(LayerStatistic):
                     f"got {labels.dtype} from {labels.min().item()} to {labels.max().item()}"
                 )
             counts += labels.bincount(minlength=len(counts))
-        assert counts is not None
         return {"class_counts": counts}
 
     def parse(self, value: Mapping[str, Any]) -> State:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
-from fedmerge.statistics.labels import Estimator, Loss, output_gradients
+from fedmerge.statistics.base import Batches
+from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.squared_gradients import SquaredGradients
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
@@ -22,7 +22,7 @@ __all__ = ["FisherDiag", "check_diagonal"]
 
 
 @dataclass(frozen=True)
-class FisherDiag(LayerStatistic):
+class FisherDiag(FisherStatistic):
     """``F_j = E_x sum_c p(c|x) (d log p(c|x) / d theta_j)^2``, one number per parameter under its name.
 
     The square is of each example's own gradient: that of a batch's sum is another thing. Linear layers,
@@ -31,12 +31,7 @@ class FisherDiag(LayerStatistic):
     client's share is ``n_i F_i``. Takes as many bytes as the parameters that it covers, in float32 (float64
     for a model in float64).
 
-    Parameters
-    ----------
-    layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
-    estimator, loss
-        Whose labels: see :func:`~fedmerge.statistics.labels.output_gradients`.
+    Its parameters are those of :class:`~fedmerge.statistics.fisher.FisherStatistic`.
 
     Examples
     --------
@@ -47,9 +42,6 @@ class FisherDiag(LayerStatistic):
     """
 
     name: ClassVar[str] = "fisher_diag"
-
-    estimator: Estimator = "auto"
-    loss: Loss | None = None
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one pass over the examples, in evaluation mode, on a copy."""
@@ -73,7 +65,7 @@ class FisherDiag(LayerStatistic):
             outputs, tapped = probed.forward(x)
         squares = [SquaredGradients.of(layer, taps) for layer, taps in zip(probed.layers, tapped, strict=True)]
         vectors = []
-        for vector in output_gradients(outputs, y, self.estimator, self.loss, generator):
+        for vector in self.vectors(outputs, y, generator):
             for sums, gradients in zip(squares, probed.gradients(outputs, tapped, vector), strict=True):
                 sums.add(gradients)
             vectors.append(vector)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches
+from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import check_diagonal
-from fedmerge.statistics.labels import Estimator, Loss, output_gradients
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
@@ -24,7 +24,7 @@ __all__ = ["FisherKfac"]
 
 
 @dataclass(frozen=True)
-class FisherKfac(LayerStatistic):
+class FisherKfac(FisherStatistic):
     """Factors A and G of every matrix layer, with ``F ~ A (x) G`` for its weight with the bias as last column.
 
     Martens and Grosse 2015 (arXiv 1503.05671) for linear layers, Grosse and Martens 2016 (arXiv 1602.01407)
@@ -39,12 +39,7 @@ class FisherKfac(LayerStatistic):
     that belong to no such layer (norms, embeddings, attention) come with their diagonal under ``<name>.diag``,
     as :class:`~fedmerge.statistics.FisherDiag` measures it. Takes ``4 (d^2 + out^2)`` bytes a layer.
 
-    Parameters
-    ----------
-    layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
-    estimator, loss
-        Whose labels: see :func:`~fedmerge.statistics.labels.output_gradients`.
+    Its parameters are those of :class:`~fedmerge.statistics.fisher.FisherStatistic`.
 
     Examples
     --------
@@ -55,9 +50,6 @@ class FisherKfac(LayerStatistic):
     """
 
     name: ClassVar[str] = "fisher_kfac"
-
-    estimator: Estimator = "auto"
-    loss: Loss | None = None
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one pass over the examples, in evaluation mode, on a copy."""
@@ -76,7 +68,7 @@ class FisherKfac(LayerStatistic):
                     outputs, tapped = probed.forward(x)
                 inner.add_inputs(probed.layers, tapped)
                 vectors = []
-                for vector in output_gradients(outputs, y, self.estimator, self.loss, generator):
+                for vector in self.vectors(outputs, y, generator):
                     outer.add_gradients(probed.layers, probed.gradients(outputs, tapped, vector))
                     vectors.append(vector)
                 if diagonals:

@@ -60,13 +60,11 @@ class _LSTM(nn.Module):
             for backward, cell in enumerate(cells):
                 state = None if states is None else (states[0][len(ends)], states[1][len(ends)])
                 order = range(len(steps) - 1, -1, -1) if backward else range(len(steps))
-                hidden: dict[int, Tensor] = {}
+                reached: dict[int, _States] = {}
                 for t in order:
-                    state = cell(steps[t], state)
-                    hidden[t] = state[0]
-                assert state is not None
-                ends.append(state)
-                outputs.append(torch.stack([hidden[t] for t in range(len(steps))]))
+                    reached[t] = state = cell(steps[t], state)
+                ends.append(reached[order[-1]])
+                outputs.append(torch.stack([reached[t][0] for t in range(len(steps))]))
             steps = torch.cat(outputs, -1)
         last = torch.stack([h for h, _ in ends]), torch.stack([c for _, c in ends])
         return steps.transpose(0, 1) if self.batch_first else steps, last
