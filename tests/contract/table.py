@@ -1,4 +1,4 @@
-"""One row per method: whoever registers a method adds a row here, and gets every law of test_contract.py."""
+"""One row per method: whoever registers a method adds a row here, and gets every law of this folder."""
 
 from __future__ import annotations
 

@@ -1,0 +1,101 @@
+"""What the laws that every registered method keeps are written with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from fedmerge import ClientUpdate, MergeContext
+from tests.contract.table import ROWS
+from tests.federation import CLIENTS, noisy_states, tiny_model
+
+WEIGHTS = (5.0, 1.0, 14.0)
+DRAWN = settings(max_examples=12, deadline=None, derandomize=True)
+LAWS = set()
+
+
+def law(name):
+    """A law that every row keeps, but for those excused from it by this name."""
+    LAWS.add(name)
+
+    def marks(row):
+        return [pytest.mark.skip(reason=row.excused[name])] if name in row.excused else []
+
+    return pytest.mark.parametrize("row", [pytest.param(row, id=str(row), marks=marks(row)) for row in ROWS])
+
+
+def base(dtype=torch.float32):
+    """The initial model, with a 0-d parameter and buffers of other kinds besides its own."""
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tiny_model().state_dict().items()}
+    return state | {"temperature": torch.tensor(1.5, dtype=dtype), "seen": torch.tensor([False, True])}
+
+
+def updates(row, dtype=torch.float32, weights=WEIGHTS):
+    result = []
+    for client, state in enumerate(noisy_states(len(weights))):
+        cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        cast |= {"temperature": torch.tensor(1.5 + client, dtype=dtype), "seen": torch.tensor([client == 0, False])}
+        result.append(ClientUpdate(client, cast, weights[client], row.statistics(client, cast)))
+    return result
+
+
+def merged(row, given_updates, *, start=None, memory=None, **options):
+    return row.pipeline(**options).merge(given_updates, MergeContext(base=start or base(), seed=1), memory)
+
+
+def same(one, two):
+    """Whether two states have the same names, dtypes and bits."""
+    return one.keys() == two.keys() and all(t.dtype == two[n].dtype and torch.equal(t, two[n]) for n, t in one.items())
+
+
+def copied(state):
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def spoilt(update, how):
+    state = dict(update.state)
+    if how == "nan":
+        state["0.weight"] = state["0.weight"].clone()
+        state["0.weight"][0, 0] = float("nan")
+    elif how == "inf":
+        state["3.bias"] = state["3.bias"] * float("inf")
+    elif how == "missing":
+        del state["0.weight"]
+    elif how == "unknown":
+        state["extra.weight"] = torch.zeros(1)
+    elif how == "shape":
+        state["0.weight"] = state["0.weight"].T
+    elif how == "kind":
+        state["0.weight"] = state["0.weight"].long()
+    return ClientUpdate(update.client, state, BAD_WEIGHTS.get(how, update.weight), update.statistics)
+
+
+BAD_WEIGHTS = {"no examples": 0.0, "negative": -1.0, "nan weight": float("nan"), "infinite weight": float("inf")}
+
+
+FAULTS = {
+    "nan": "0.weight",
+    "inf": "3.bias",
+    "missing": "0.weight",
+    "unknown": "extra.weight",
+    "shape": "0.weight",
+    "kind": "0.weight",
+    **dict.fromkeys(BAD_WEIGHTS, "number of examples"),
+}
+
+
+def module(state):
+    made = tiny_model()
+    made.load_state_dict(state)
+    return made
+
+
+def modules(row):
+    """Models at hand, and the keywords that the row's method takes besides."""
+    keywords = {
+        "base": tiny_model(),
+        "statistics": [row.statistics(i, tiny_model().state_dict()) for i in range(CLIENTS)],
+        **row.options,
+    }
+    return [module(state) for state in noisy_states()], {"weights": list(WEIGHTS), **keywords}

@@ -1,0 +1,21 @@
+"""The table is complete, and its excuses are of laws that exist."""
+
+from __future__ import annotations
+
+import importlib
+
+import fedmerge
+from tests.contract.laws import LAWS
+from tests.contract.table import ROWS
+
+
+def test_every_registered_method_has_a_row():
+    assert {row.method.split("+")[0] for row in ROWS} == set(fedmerge.methods())
+
+
+def test_rows_are_excused_from_laws_that_exist_for_reasons_in_words():
+    for file in ("merging", "bad_updates", "settings"):  # laws enter the list as their files are read
+        importlib.import_module(f"tests.contract.test_{file}")
+    for row in ROWS:
+        assert set(row.excused) <= LAWS, row
+        assert all(len(reason.split()) > 4 for reason in row.excused.values()), row
