@@ -82,5 +82,5 @@ class FedLPA(Aggregator):
 def _damped(factors: list[Tensor], weights: tuple[float, ...], damping: float) -> list[Tensor]:
     """Factors plus a ridge in units of their weighted mean diagonal."""
     unit = sum(p * float(f.diagonal(dim1=-2, dim2=-1).double().mean()) for p, f in zip(weights, factors, strict=True))
-    identity = torch.eye(factors[0].shape[-1], dtype=torch.float64)
+    identity = torch.eye(factors[0].shape[-1], dtype=torch.float64, device=factors[0].device)
     return [factor.double() + damping * unit * identity for factor in factors]

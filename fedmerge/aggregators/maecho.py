@@ -70,7 +70,7 @@ class MAEcho(Aggregator):
             matrix = WeightMatrix.measured_by(weight, factors[0], clients.mean)
             own = torch.stack([matrix.gather(state).double() for state in clients.states])
             projectors = torch.stack([self._projector(factor, matrix) for factor in factors])
-            weights = by_class if weight == output else shares
+            weights = (by_class if weight == output else shares).to(own.device)
             start = (weights * own).sum(0)
             merged.update(matrix.scatter(self._moved(start, own, projectors, weights)))
         return merged, {}
@@ -92,7 +92,7 @@ class MAEcho(Aggregator):
         unit = gram.diagonal(dim1=-2, dim2=-1).mean()
         if unit <= 0:
             return torch.zeros_like(gram)
-        identity = torch.eye(matrix.columns, dtype=torch.float64)
+        identity = torch.eye(matrix.columns, dtype=torch.float64, device=gram.device)
         projector: Tensor = torch.linalg.solve(gram + self.damping * unit * identity, gram)
         return projector
 
@@ -105,7 +105,7 @@ class MAEcho(Aggregator):
         if counts is None or len(counts[0]) != clients.mean[weight].shape[0]:
             return None, torch.zeros(())
         table = torch.stack(counts).double()
-        prior = torch.tensor(clients.weights, dtype=torch.float64)[:, None]
+        prior = torch.tensor(clients.weights, dtype=torch.float64, device=table.device)[:, None]
         # A class that nobody has is averaged as everything else.
         share = torch.where(table.sum(0) > 0, table / table.sum(0).clamp_min(1e-300), prior)
         return weight, share[:, None, :, None]

@@ -64,7 +64,9 @@ class MaTS(Aggregator):
             report_averaged("mats", merged, measured)
             for weight, grams in measured.items():
                 groups = len(grams[0]) if grams[0].ndim == 3 else 1
-                identity = torch.eye(clients.mean[weight].shape[0] // groups).expand(groups, -1, -1)
+                identity = torch.eye(clients.mean[weight].shape[0] // groups, device=grams[0].device).expand(
+                    groups, -1, -1
+                )
                 system = LayerSystem.of(clients, weight, grams, [identity] * len(grams), clients.weights, 0.0)
                 merged.update(system.stepped(steps))
             return merged, {}
