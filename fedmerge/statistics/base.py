@@ -87,6 +87,10 @@ class LayerStatistic(Statistic):
         if self.examples is not None and self.examples < 1:
             raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples}")
 
+    @abstractmethod
+    def nbytes(self, model: nn.Module, example: Tensor) -> int:
+        """Bytes of the value that measuring `model` gives, before any compression; `example` is a batch of inputs."""
+
     def selects(self, name: str) -> bool:
         """Whether the parameter called `name` is to be measured."""
         if self.layers is None:

@@ -45,6 +45,10 @@ class ClassCounts(LayerStatistic):
             counts += labels.bincount(minlength=len(counts))
         return {"class_counts": counts}
 
+    def nbytes(self, model: nn.Module, example: Tensor) -> int:
+        """One whole number per class."""
+        return 8 * _classes(model, example)
+
     def parse(self, value: Mapping[str, Any]) -> State:
         """Read the counts; `value` may hold other keys too, and the counts be a plain list.
 

@@ -75,6 +75,10 @@ class FisherDiag(FisherStatistic):
         if probed.others:
             add_squares(total, probed.model, probed.others, x, torch.stack(vectors))
 
+    def nbytes(self, model: nn.Module, example: Tensor) -> int:
+        """One number per parameter."""
+        return stored_dtype(model).itemsize * sum(p.numel() for n, p in model.named_parameters() if self.selects(n))
+
     def check(self, value: State, state: State) -> None:
         """Finite, not negative, and of the parameters' shapes."""
         super().check(value, state)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
@@ -54,6 +54,11 @@ class Gram(LayerStatistic):
                 sums.add_inputs(probed.layers, tapped)
         means = {name: factor(total / sums.positions[name]) for name, total in sums.grams.items()}
         return {name: value.to(stored_dtype(model)) for name, value in means.items()}
+
+    def nbytes(self, model: nn.Module, example: Tensor) -> int:
+        """One matrix per matrix layer."""
+        matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
+        return stored_dtype(model).itemsize * sum(m.groups * m.columns**2 for m in matrices)
 
     def check(self, value: State, state: State) -> None:
         """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""
