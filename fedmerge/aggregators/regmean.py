@@ -64,10 +64,10 @@ class RegMean(Fold[_Total]):
         activations grew: those of ``"convolution"``, ``"all"`` or ``"none"``, which is the paper.
     """
 
-    shrinkage: float = 0.95
-    ridge: float = 1e-3
-    ridge_convolution: float = 3.0
-    normalize: Literal["convolution", "all", "none"] = "convolution"
+    shrinkage: float = 0.9
+    ridge: float = 0.01
+    ridge_convolution: float = 0.3
+    normalize: Literal["convolution", "all", "none"] = "none"
 
     def __post_init__(self) -> None:
         check_range(self, "shrinkage", 0.0, 1.0)
