@@ -18,6 +18,8 @@ from fedmerge.weights import WeightMatrix
 
 __all__ = ["MAEcho"]
 
+_ROUNDING = 1e-4
+
 
 @register("maecho", paper="arXiv:2204.12493")
 @dataclass(frozen=True)
@@ -88,13 +90,23 @@ class MAEcho(Aggregator):
         return start
 
     def _projector(self, factor: Tensor, matrix: WeightMatrix) -> Tensor:
+        """``G (G + damping)^-1``, whose eigenvalues lie in [0, 1] also where rounding made G indefinite."""
         gram = factor.double().reshape(matrix.groups, matrix.columns, matrix.columns)
+        gram = (gram + gram.transpose(-1, -2)) / 2
         unit = gram.diagonal(dim1=-2, dim2=-1).mean()
         if unit <= 0:
             return torch.zeros_like(gram)
+        damping = self.damping * unit
         identity = torch.eye(matrix.columns, dtype=torch.float64, device=gram.device)
-        projector: Tensor = torch.linalg.solve(gram + self.damping * unit * identity, gram)
-        return projector
+        # What is this near to positive semidefinite grows by a hundredth of itself at most in sixty steps.
+        _, failed = torch.linalg.cholesky_ex(gram + _ROUNDING * damping * identity)
+        if not failed.any():
+            projector: Tensor = torch.linalg.solve(gram + damping * identity, gram)
+            return projector
+        values, vectors = torch.linalg.eigh(gram)
+        # Rounding spreads zeros about zero: what is not clearly above the most negative may be one of them.
+        values = torch.where(values > -2 * values[..., :1], values, 0.0)
+        return (vectors * (values / (values + damping)).unsqueeze(-2)) @ vectors.transpose(-1, -2)
 
     def _output_layer(self, clients: Collected, layers: list[str]) -> tuple[str | None, Tensor]:
         """The last layer with a row per class, and weights [clients, 1, classes, 1] of its rows."""
