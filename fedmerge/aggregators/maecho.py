@@ -106,7 +106,8 @@ class MAEcho(Aggregator):
         values, vectors = torch.linalg.eigh(gram)
         # Rounding spreads zeros about zero: what is not clearly above the most negative may be one of them.
         values = torch.where(values > -2 * values[..., :1], values, 0.0)
-        return (vectors * (values / (values + damping)).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        clamped: Tensor = (vectors * (values / (values + damping)).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        return clamped
 
     def _output_layer(self, clients: Collected, layers: list[str]) -> tuple[str | None, Tensor]:
         """The last layer with a row per class, and weights [clients, 1, classes, 1] of its rows."""
