@@ -1,0 +1,1 @@
+"""Solvers that pair the neurons of different models."""

@@ -1,0 +1,155 @@
+"""Weight matching: coordinate ascent over groups of neurons, for two models and for many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedmerge.matching.assignment import assign, assign_blocks, total
+from fedmerge.matching.features import Unit, WeightSimilarity
+from fedmerge.permutations.spec import PermutationSpec
+from fedmerge.state import State, WeightedSum, accumulator_dtype
+
+__all__ = ["match_many", "match_weights"]
+
+_GAIN = 1e-9  # of the objective; less is rounding
+
+
+def match_weights(
+    spec: PermutationSpec,
+    a: State,
+    b: State,
+    *,
+    start: Sequence[Tensor] | None = None,
+    sweeps: int = 100,
+    generator: torch.Generator | None = None,
+) -> tuple[list[Tensor], float]:
+    """Permutations of `b` under which it has the largest inner product with `a`.
+
+    Ainsworth et al. 2023, algorithm 1: one group after the other is assigned, all others being fixed, until
+    nothing changes. Groups are visited from input to output first, in random order then.
+
+    Parameters
+    ----------
+    spec
+        The symmetries of both models.
+    a, b
+        Parameters; what is not in `a` (running statistics) has no say.
+    start
+        Where to begin; without it, the identity.
+    sweeps
+        At most so many visits to each group.
+    generator
+        For the order of visits.
+
+    Returns
+    -------
+    tuple
+        The permutations, and the objective ``sum <a, P(b)>``.
+    """
+    state = WeightSimilarity(spec, a, b, list(spec.identity() if start is None else start))
+    best = state.objective()
+    order = list(range(len(state.units)))
+    stale = set(order)
+    for _ in range(sweeps):
+        if not stale:
+            break
+        for u in order:
+            if u not in stale:
+                continue
+            stale.discard(u)
+            gain = _improve(state, state.units[u], _GAIN * abs(best))
+            if gain > 0:
+                best += gain
+                stale |= _neighbours(state, u)
+        order = torch.randperm(len(order), generator=generator).tolist()
+    return state.perms, state.objective()
+
+
+def _neighbours(state: WeightSimilarity, changed: int) -> set[int]:
+    """Units that share a tensor with this one, and this one where its pairs interact."""
+    names = {s.parameter for s in state.spec.groups[state.units[changed].index].sites}
+    return {
+        v
+        for v, unit in enumerate(state.units)
+        if (v != changed or unit.twice) and any(s.parameter in names for s in state.spec.groups[unit.index].sites)
+    }
+
+
+def _improve(state: WeightSimilarity, unit: Unit, least: float) -> float:
+    """Assign one unit; the gain, 0 where the old permutation stays."""
+    own = state.of(unit.sites, unit.size)
+    old = {i: state.perms[i] for i in unit.members}
+    if not unit.kinds:
+        new = {unit.index: assign(own)}
+        gain = total(own, new[unit.index]) - total(own, old[unit.index])
+    else:
+        kinds = []
+        for kind, sites in zip(unit.kinds, unit.kind_sites, strict=True):
+            size = state.spec.groups[kind[0]].size
+            kinds.append(state.of(sites, unit.size * size).reshape(unit.size, size, unit.size, size))
+        outer, within = assign_blocks(own, kinds)
+        new = {unit.index: outer}
+        gain = total(own, outer) - total(own, old[unit.index])
+        for kind, similarity, perms in zip(unit.kinds, kinds, within, strict=True):
+            for place in range(unit.size):
+                block, was = int(outer[place]), int(old[unit.index][place])
+                new[kind[block]] = perms[place]
+                gain += total(similarity[place, :, block], perms[place])
+                gain -= total(similarity[place, :, was], old[kind[was]])
+    if not unit.twice:
+        if gain <= least:
+            return 0.0
+        state.change(unit, new)
+        return gain
+    names = list(dict.fromkeys(s.parameter for s in state.spec.groups[unit.index].sites))
+    before = state.objective(names)
+    state.change(unit, new)
+    gain = state.objective(names) - before
+    if gain <= least:
+        state.change(unit, old)
+        return 0.0
+    return gain
+
+
+def match_many(
+    spec: PermutationSpec,
+    states: Sequence[State],
+    weights: Sequence[float],
+    *,
+    rounds: int = 10,
+    generator: torch.Generator | None = None,
+) -> list[list[Tensor]]:
+    """Permutations that bring each of many models near the weighted mean of the others.
+
+    All are first matched to the heaviest, then each in turn to the mean of the others, until none moves
+    (Ainsworth et al. 2023, algorithm 3). Besides the models there is one sum of them in memory.
+    """
+    anchor = max(range(len(states)), key=lambda i: weights[i])
+    shares = [w / sum(weights) for w in weights]
+    perms = [spec.identity() for _ in states]
+    mean = WeightedSum()
+    mean.add(_floats(states[anchor]), shares[anchor])
+    for i, state in enumerate(states):
+        if i != anchor:
+            perms[i], _ = match_weights(spec, states[anchor], state, generator=generator)
+            mean.add(spec.apply(_floats(state), perms[i]), shares[i])
+    if len(states) < 3:
+        return perms
+    for _ in range(rounds):
+        moved = False
+        for i in torch.randperm(len(states), generator=generator).tolist():
+            mean.add(spec.apply(_floats(states[i]), perms[i]), -shares[i])
+            found, _ = match_weights(spec, mean.tensors, states[i], start=perms[i], generator=generator)
+            moved |= any(not torch.equal(p, q) for p, q in zip(found, perms[i], strict=True))
+            perms[i] = found
+            mean.add(spec.apply(_floats(states[i]), perms[i]), shares[i])
+        if not moved:
+            break
+    return perms
+
+
+def _floats(state: State) -> dict[str, Tensor]:
+    return {n: t.to(accumulator_dtype(t.dtype)) for n, t in state.items() if t.is_floating_point()}

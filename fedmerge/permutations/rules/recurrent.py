@@ -1,0 +1,61 @@
+"""Recurrent layers: a unit is a row in every gate, and a column of the recurrent weight."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedmerge.permutations.labels import Vector
+from fedmerge.permutations.rules.base import Call, Outcome, rule
+from fedmerge.permutations.rules.linear import along
+from fedmerge.permutations.values import Value, pin_all, settle, take_vector
+
+__all__: list[str] = []
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule(*_GATES)
+def recurrent(call: Call) -> Outcome:
+    """LSTM, GRU and plain cells over time, stacked, in one or both directions."""
+    labels = call.labels
+    states = call["hx"] if isinstance(call["hx"], list | tuple) else [call["hx"]]
+    weights: list[Value] = list(call["params"])
+    directions = 2 if call["bidirectional"] else 1
+    each = len(weights) // (call["num_layers"] * directions)
+    x = call["input"]
+    inner, others = take_vector(labels, x, -1, "an input mixed with other axes goes into a recurrent layer")
+    for grid in others:
+        labels.pin(grid, "a recurrent layer runs along it")
+    if each > (4 if call["has_biases"] else 2):
+        pin_all(labels, [*weights, *states], "projections of recurrent layers are not supported")
+        labels.pin(inner, "projections of recurrent layers are not supported")
+        return tuple(Value(shape) for shape in call.shapes)
+    units: list[Vector] = []
+    for layer in range(call["num_layers"]):
+        outputs = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * each
+            outputs.append(_cell(call, weights[start : start + each], inner))
+        units += outputs
+        inner = np.concatenate(outputs)
+    for state in states:  # a start at zero is the same for every unit
+        for grid in state.factors:
+            labels.pin(grid, "it is a start that was handed over")
+        if not state.uniform:
+            for unit in units:
+                labels.pin(unit, "its start was handed over")
+    last = np.stack(units)[:, None, :]
+    values = [settle(labels, call.shapes[0], [along(inner, -1, len(call.shapes[0]))])]
+    for shape in call.shapes[1:]:
+        values.append(settle(labels, shape, [last.reshape(last.shape[0], *(1,) * (len(shape) - 2), -1)]))
+    return tuple(values)
+
+
+def _cell(call: Call, weights: list[Value], inner: Vector) -> Vector:
+    labels, gates = call.labels, _GATES[call.operator]
+    unit, _ = take_vector(labels, weights[1], 1, "")
+    labels.tie(take_vector(labels, weights[0], 1, "")[0], inner)
+    for weight in weights:
+        rows, _ = take_vector(labels, weight, 0, "")
+        labels.tie(rows.reshape(gates, -1), unit[None])
+    return unit

@@ -1,0 +1,189 @@
+"""Which neurons of a model may be re-ordered without changing what it computes, and how to re-order them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+
+__all__ = ["Group", "PermutationSpec", "Site"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where the neurons of a group stand on one axis of one tensor.
+
+    Parameters
+    ----------
+    parameter
+        Name of the tensor in the ``state_dict``.
+    axis
+        One of its axes.
+    positions
+        [n, k], neuron i owns positions ``positions[i]`` of the axis: k is 1 for the rows of a linear layer, H*W for
+        its columns behind a flatten, 4 for the gates of an LSTM.
+    """
+
+    parameter: str
+    axis: int
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Neurons that may be exchanged with each other.
+
+    Parameters
+    ----------
+    name
+        Of the first tensor that they are rows of.
+    size
+        How many they are.
+    sites
+        All places where they stand.
+    inner
+        Where the neurons are blocks (heads of attention, groups of a norm): for each, the indices of the groups
+        within it, in an order that is the same for all blocks.
+    """
+
+    name: str
+    size: int
+    sites: tuple[Site, ...]
+    inner: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PermutationSpec:
+    """The permutation symmetries of an architecture.
+
+    A permutation ``p`` of a group puts neuron ``p[i]`` in place i. A list of permutations, one for each group, acts
+    on groups within blocks first and on the blocks then.
+
+    Parameters
+    ----------
+    groups
+        From input to output; groups within blocks stand before the blocks.
+    shapes
+        Of the tensors that the spec is about.
+    pinned
+        Why an axis, ``(parameter, axis)``, or part of it stays as it is.
+    aliases
+        Further names of shared tensors.
+    unknown
+        Operators without a rule that touched neurons, which are pinned for it.
+
+    Examples
+    --------
+    Written by hand, for two linear layers:
+
+    >>> hidden = torch.arange(3)[:, None]
+    >>> spec = PermutationSpec((Group("a", 3, (Site("a.weight", 0, hidden), Site("b.weight", 1, hidden))),))
+    >>> state = {"a.weight": torch.tensor([[1.0], [2.0], [3.0]]), "b.weight": torch.tensor([[4.0, 5.0, 6.0]])}
+    >>> spec.apply(state, [torch.tensor([2, 0, 1])])["b.weight"]
+    tensor([[6., 4., 5.]])
+    """
+
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pinned: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    def identity(self) -> list[Tensor]:
+        """The permutations that leave everything in place."""
+        return [torch.arange(group.size) for group in self.groups]
+
+    def random(self, generator: torch.Generator | None = None) -> list[Tensor]:
+        """A uniformly random permutation of each group."""
+        return [torch.randperm(group.size, generator=generator) for group in self.groups]
+
+    def apply(self, state: State, perms: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The state with its neurons re-ordered; tensors without any are passed on as they are.
+
+        Raises
+        ------
+        InvalidOption
+            The permutations do not fit the groups, or the state lacks a tensor.
+        """
+        moved = dict(state)
+        for (name, axis), index in self._gathers(perms).items():
+            if name not in moved:
+                raise InvalidOption(f"the spec is about {name!r}, which the state lacks: trace the model it is of")
+            moved[name] = moved[name].index_select(axis, index.to(moved[name].device))
+        for alias, name in self.aliases.items():
+            if alias in moved:
+                moved[alias] = moved[name]
+        return moved
+
+    def inverse(self, perms: Sequence[Tensor]) -> list[Tensor]:
+        """The permutations that undo `perms`."""
+        inverted = [torch.argsort(p) for p in perms]
+        for group, perm in zip(self.groups, perms, strict=True):
+            if group.inner:  # what happened within a block has to be undone where the block has gone
+                for place, source in enumerate(perm.tolist()):
+                    for here, there in zip(group.inner[place], group.inner[source], strict=True):
+                        inverted[here] = torch.argsort(perms[there])
+        return inverted
+
+    def compose(self, first: Sequence[Tensor], then: Sequence[Tensor]) -> list[Tensor]:
+        """The permutations that do `first` and `then`, one after the other."""
+        both = [p[q] for p, q in zip(first, then, strict=True)]
+        for group, perm in zip(self.groups, first, strict=True):
+            for place, source in enumerate(perm.tolist() if group.inner else []):
+                for here, there in zip(group.inner[place], group.inner[source], strict=True):
+                    both[there] = first[there][then[here]]
+        return both
+
+    @cached_property
+    def touching(self) -> Mapping[tuple[str, int], tuple[tuple[int, Site], ...]]:
+        """By ``(parameter, axis)``, the groups that stand there, with their sites."""
+        found: dict[tuple[str, int], tuple[tuple[int, Site], ...]] = {}
+        for i, group in enumerate(self.groups):
+            for site in group.sites:
+                key = (site.parameter, site.axis)
+                found[key] = (*found.get(key, ()), (i, site))
+        return found
+
+    def gather(self, key: tuple[str, int], perms: Sequence[Tensor]) -> Tensor:
+        """Which old position comes to each position of an axis."""
+        length = self._length(key)
+        index = torch.arange(length)
+        for i, site in self.touching[key]:
+            step = torch.arange(length)
+            step[site.positions.ravel()] = site.positions[perms[i]].ravel()
+            index = index[step]
+        return index
+
+    def _gathers(self, perms: Sequence[Tensor]) -> dict[tuple[str, int], Tensor]:
+        if len(perms) != len(self.groups):
+            raise InvalidOption(f"{len(perms)} permutations for {len(self.groups)} groups: give one for each")
+        for group, perm in zip(self.groups, perms, strict=True):
+            if perm.shape != (group.size,):
+                raise InvalidOption(f"group {group.name!r} has {group.size} neurons, its permutation {len(perm)}")
+        return {key: self.gather(key, perms) for key in self.touching}
+
+    def _length(self, key: tuple[str, int]) -> int:
+        if key[0] in self.shapes:
+            return self.shapes[key[0]][key[1]]
+        return max(int(site.positions.max()) for _, site in self.touching[key]) + 1
+
+    def describe(self) -> str:
+        """Which neurons are free and where they stand, and which are pinned and why, as text."""
+        lines = []
+        for i, group in enumerate(self.groups):
+            inside = f", blocks of groups {list(group.inner[0])}, ..." if group.inner else ""
+            lines.append(f"group {i} {group.name!r}: {group.size} neurons{inside}")
+            for site in group.sites:
+                each = site.positions.shape[1]
+                many = "" if each == 1 else f", {each} positions each"
+                lines.append(f"    {site.parameter} axis {site.axis}{many}")
+        for (name, axis), reason in self.pinned.items():
+            lines.append(f"pinned {name} axis {axis}: {reason}")
+        lines += [f"no rule for {operator}: all that it touches is pinned" for operator in self.unknown]
+        return "\n".join(lines)
