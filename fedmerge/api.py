@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
-from fedmerge.errors import BadUpdate, InvalidOption, ModelError
+from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
+from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import Entry, build, entries
 from fedmerge.state import State, module_state
@@ -156,7 +157,7 @@ def merge(
         model_fn=lambda: copy.deepcopy(models[0]),
     )
     result = pipeline.merge(updates, context, buffers=buffers)
-    return _filled(copy.deepcopy(models[0]), result.state)
+    return resize(models[0], {**models[0].state_dict(), **result.state})
 
 
 def _statistics(
@@ -183,11 +184,3 @@ def _number(weight: Any, model: int) -> float:
         return float(weight)
     except (TypeError, ValueError) as error:
         raise InvalidOption(f"weights[{model}] must be a number, got {weight!r}") from error
-
-
-def _filled(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ModelError(f"the merged tensors do not fit {type(module).__name__}: {error}") from error
-    return module

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
@@ -121,7 +122,7 @@ class Pipeline:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
-        stream = _Stream(self, updates, reference, BufferFold(layout, self.batch_norm), layout)
+        stream = _Stream(self, updates, reference, BufferFold(layout, self.batch_norm), layout, context)
         base = None if context.base is None else {name: context.base[name] for name in layout.parameters}
 
         merged, own = self.aggregator.merge(iter(stream), replace(context, base=base), prefixed("aggregator", memory))
@@ -151,13 +152,23 @@ class _Stream:
         reference: State,
         buffers: BufferFold,
         layout: Layout,
+        context: MergeContext,
     ) -> None:
         self._pipeline, self._updates, self._reference, self._layout = pipeline, updates, reference, layout
+        self._context = context
         self.buffers = buffers
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
 
     def __iter__(self) -> Iterator[ClientUpdate]:
+        aggregator = self._pipeline.aggregator
+        good = self._good()
+        for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
+            self.buffers.add(update.state, update.weight)
+            parameters = {name: update.state[name] for name in self._layout.parameters}
+            yield replace(update, state=parameters)
+
+    def _good(self) -> Iterator[ClientUpdate]:
         aggregator = self._pipeline.aggregator
         for update in self._updates:
             if isinstance(update, BadUpdate):
@@ -169,10 +180,8 @@ class _Stream:
             except BadUpdate as bad:
                 self._drop(bad)
                 continue
-            self.buffers.add(update.state, update.weight)
             self.accepted.append(update.client)
-            parameters = {name: update.state[name] for name in self._layout.parameters}
-            yield replace(update, state=parameters, statistics={**update.statistics, **statistics})
+            yield replace(update, statistics={**update.statistics, **statistics})
         if len(self.accepted) < self._pipeline.min_updates:
             reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
             raise NoUsableUpdates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic
+from fedmerge.models.resize import resize
+from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.training.local import evaluate
@@ -101,20 +103,55 @@ class MergeContext:
         return torch_generator(self.seed, purpose, self.round)
 
     def module(self, state: State, method: str) -> nn.Module:
-        """A module with the parameters of `state`; its buffers are those that ``model_fn`` gives.
+        """A module with the tensors of `state`, at their widths; buffers not in it are those of ``model_fn``.
 
         Raises
         ------
         InvalidOption
             There is no ``model_fn``.
         """
+        module = self._module(method)
+        return resize(module, {**module.state_dict(), **state})
+
+    def _module(self, method: str) -> nn.Module:
         if self.model_fn is None:
-            raise InvalidOption(f"{method} has to run the model: pass model_fn=.")
-        module = self.model_fn()
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(state[name])
-        return module
+            raise InvalidOption(f"{method} has to know the model: pass model_fn=.")
+        return self.model_fn()
+
+    def trained(self, state: State, method: str) -> dict[str, Tensor]:
+        """The parameters of `state`, without buffers."""
+        names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)}
+        return {name: tensor for name, tensor in state.items() if name in names}
+
+    def inputs(self, method: str) -> Iterator[Tensor]:
+        """The server's inputs, without their labels.
+
+        Raises
+        ------
+        InvalidOption
+            There are none.
+        """
+        if self.data is None:
+            raise InvalidOption(f"{method} needs inputs on the server: pass data=.")
+        for batch in self.data:
+            yield batch[0] if isinstance(batch, tuple | list) else batch
+
+    def symmetries(self, state: State, method: str) -> PermutationSpec:
+        """Which neurons of a model with the shapes of `state` may be re-ordered.
+
+        Raises
+        ------
+        InvalidOption
+            There is neither an example nor data to trace the model on, or no ``model_fn``.
+        ModelError
+            The model cannot be traced.
+        """
+        example = self.example
+        if example is None and self.data is not None:
+            example = next(iter(self.inputs(method)), None)
+        if example is None:
+            raise InvalidOption(f"{method} has to trace the model: pass example=, one batch of inputs.")
+        return trace(self.module(state, method), example)
 
     def accuracy(self, state: State, method: str) -> float:
         """Accuracy of the model with these parameters on the server's data.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedmerge.permutations.spec import PermutationSpec, Site
+from fedmerge.permutations.transport import Plans, carry
 from fedmerge.state import State, accumulator_dtype
 
-__all__ = ["Unit", "WeightSimilarity", "rows", "units"]
+__all__ = ["Unit", "WeightSimilarity", "incoming", "rows", "units"]
 
 
 class Unit:
@@ -51,6 +52,36 @@ def rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
     moved = tensor.movedim(site.axis, 0)
     found = moved[site.positions.ravel().to(moved.device)].reshape(len(site.positions), -1)
     return found.to(accumulator_dtype(found.dtype))
+
+
+def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: Collection[int], plans: Plans) -> Tensor:
+    """[n, f]: all that makes these neurons, of tensors whose inputs are settled already.
+
+    Parameters
+    ----------
+    sites
+        Of one group.
+    done
+        Groups that are settled; tensors that take in others are left out.
+    plans
+        How settled groups are carried over to new widths, by index.
+    """
+    parts = []
+    for site in sites:
+        name = site.parameter
+        others = [
+            (axis, standing)
+            for (other, axis), standing in spec.touching.items()
+            if other == name and axis != site.axis and name in state
+        ]
+        if site.role == "in" or name not in state or any(i not in done for _, all_ in others for i, _ in all_):
+            continue
+        tensor = state[name]
+        for axis, standing in others:
+            planned = [(plans[i], s) for i, s in standing if i in plans]
+            tensor = carry(tensor, axis, planned) if planned else tensor
+        parts.append(rows(tensor, site, {}))
+    return torch.cat(parts, 1) if parts else torch.zeros(len(sites[0].positions) if sites else 0, 0)
 
 
 class WeightSimilarity:

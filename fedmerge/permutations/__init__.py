@@ -2,6 +2,7 @@
 
 from fedmerge.permutations.spec import Group, PermutationSpec, Site
 from fedmerge.permutations.trace import trace
+from fedmerge.permutations.transport import Plan, transport
 from fedmerge.permutations.verify import verify
 
-__all__ = ["Group", "PermutationSpec", "Site", "trace", "verify"]
+__all__ = ["Group", "PermutationSpec", "Plan", "Site", "trace", "transport", "verify"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmerge.permutations.labels import Classes, Labels, Vector
 from fedmerge.permutations.spec import Group, Site
 
 __all__ = ["groups_of", "pinned_axes"]
-
-_Places = dict[int, dict[int, Vector]]
 
 
 def groups_of(labels: Labels, classes: Classes) -> tuple[Group, ...]:
@@ -33,6 +33,10 @@ def groups_of(labels: Labels, classes: Classes) -> tuple[Group, ...]:
     np.minimum.at(first, classes.of_label, np.arange(labels.count))
 
     places = _places(at)
+    taken = np.zeros(labels.count, dtype=bool)
+    for vector in labels.consumed:
+        taken[vector] = True
+    consumed = {site for site, vector in labels.sites.items() if taken[vector].all()}
     placed = np.zeros(total, dtype=bool)
     for found in at:
         placed[found] = True
@@ -46,12 +50,12 @@ def groups_of(labels: Labels, classes: Classes) -> tuple[Group, ...]:
     blocks = np.zeros(total, dtype=bool)
     blocks[list(children)] = True
     simple = _alike(np.flatnonzero(free & placed & ~blocks), signature, first)
-    groups = [_group(sites, places, [[c] for c in members]) for members in simple]
+    groups = [_group(sites, consumed, places, [[c] for c in members]) for members in simple]
     index = {c: i for i, members in enumerate(simple) for c in members}
     for members in _alike(np.flatnonzero(free & blocks), signature, first):
         wholes = [children[c] for c in members]
         inner = tuple(tuple(dict.fromkeys(index[c] for c in whole if c in index)) for whole in wholes)
-        whole_group = _group(sites, places, [[c, *whole] for c, whole in zip(members, wholes, strict=True)])
+        whole_group = _group(sites, consumed, places, [[c, *whole] for c, whole in zip(members, wholes, strict=True)])
         groups.append(Group(whole_group.name, whole_group.size, whole_group.sites, inner))
     return tuple(groups)
 
@@ -66,7 +70,7 @@ def _places(at: list[Vector]) -> list[dict[int, Vector]]:
     return found
 
 
-def _alike(candidates: Vector, signature: Vector, first: Vector) -> list[list[int]]:
+def _alike(candidates: Vector, signature: NDArray[np.uint64], first: Vector) -> list[list[int]]:
     """Classes of equal signature, two at least, ordered by where they first appear."""
     found: dict[int, list[int]] = defaultdict(list)
     for c in candidates[np.argsort(first[candidates])]:
@@ -74,13 +78,19 @@ def _alike(candidates: Vector, signature: Vector, first: Vector) -> list[list[in
     return [members for members in found.values() if len(members) > 1]
 
 
-def _group(sites: list[tuple[str, int]], places: list[dict[int, Vector]], neurons: list[list[int]]) -> Group:
+def _group(
+    sites: list[tuple[str, int]],
+    consumed: set[tuple[str, int]],
+    places: list[dict[int, Vector]],
+    neurons: list[list[int]],
+) -> Group:
     kept = []
     for (name, axis), known in zip(sites, places, strict=True):
         if any(c in known for c in neurons[0]):
             rows = [np.concatenate([known[c] for c in neuron if c in known]) for neuron in neurons]
-            kept.append(Site(name, axis, torch.from_numpy(np.stack(rows))))
-    main = next((site for site in kept if site.axis == 0), kept[0])
+            role: Literal["in", "out"] = "in" if (name, axis) in consumed else "out"
+            kept.append(Site(name, axis, torch.from_numpy(np.stack(rows)), role))
+    main = next((site for site in kept if site.role == "out"), kept[0])
     return Group(main.parameter, len(neurons), tuple(kept))
 
 

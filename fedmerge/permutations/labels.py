@@ -43,6 +43,7 @@ class Labels:
 
     count: int = 1
     sites: dict[tuple[str, int], Vector] = field(default_factory=dict)
+    consumed: list[Vector] = field(default_factory=list)
     _ties: list[tuple[Vector, Vector]] = field(default_factory=list)
     _pins: list[tuple[Vector, str]] = field(default_factory=list)
     _tags: list[Vector] = field(default_factory=list)
@@ -65,6 +66,10 @@ class Labels:
         self._pins.append((np.concatenate([a[b == 0], b[a == 0]]), "it meets something that is no neuron"))
         both = (a != 0) & (b != 0)
         self._ties.append((a[both], b[both]))
+
+    def consume(self, labels: Vector) -> None:
+        """These take neurons in: they are summed over."""
+        self.consumed.append(labels)
 
     def pin(self, labels: Vector, reason: str) -> None:
         """These may not move."""

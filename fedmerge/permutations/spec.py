@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,11 +29,15 @@ class Site:
     positions
         [n, k], neuron i owns positions ``positions[i]`` of the axis: k is 1 for the rows of a linear layer, H*W for
         its columns behind a flatten, 4 for the gates of an LSTM.
+    role
+        ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``. It
+        matters only where neurons are mixed, not where they are re-ordered.
     """
 
     parameter: str
     axis: int
     positions: Tensor
+    role: Literal["in", "out"] = "out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +88,7 @@ class PermutationSpec:
     Written by hand, for two linear layers:
 
     >>> hidden = torch.arange(3)[:, None]
-    >>> spec = PermutationSpec((Group("a", 3, (Site("a.weight", 0, hidden), Site("b.weight", 1, hidden))),))
+    >>> spec = PermutationSpec((Group("a", 3, (Site("a.weight", 0, hidden), Site("b.weight", 1, hidden, "in"))),))
     >>> state = {"a.weight": torch.tensor([[1.0], [2.0], [3.0]]), "b.weight": torch.tensor([[4.0, 5.0, 6.0]])}
     >>> spec.apply(state, [torch.tensor([2, 0, 1])])["b.weight"]
     tensor([[6., 4., 5.]])

@@ -109,7 +109,8 @@ def _derived(model: nn.Module, arguments: tuple[Any, ...]) -> PermutationSpec:
     signature = program.graph_signature
     parameters = {node: names[name] for node, name in signature.inputs_to_parameters.items()}
     buffers = {node: names.get(name, name) for node, name in signature.inputs_to_buffers.items()}
-    labels, unknown = Labels(), []
+    labels = Labels()
+    unknown: list[str] = []
     values: dict[Any, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":

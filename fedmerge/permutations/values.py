@@ -44,7 +44,8 @@ def constant(shape: Sequence[int]) -> Value:
 def settle(labels: Labels, shape: Sequence[int], factors: Sequence[Vector]) -> Value:
     """A value with grids brought to normal form: axes along which nothing changes have size 1."""
     kept = []
-    for grid in factors:
+    for found in factors:
+        grid = found
         for axis in range(grid.ndim):
             head = grid.take([0], axis)
             if grid.shape[axis] > 1 and (grid == head).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     def error(perms: list[Tensor]) -> float:
         got = _outputs(module, spec.apply(state, perms), arguments)
         worst = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
-        return worst / scale if worst == worst else float("inf")
+        return worst / scale if math.isfinite(worst) else math.inf
 
     perms = [p.roll(1) if len(p) < 3 else p for p in spec.random(generator)]
     found = error(perms)

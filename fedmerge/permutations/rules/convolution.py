@@ -27,6 +27,7 @@ def convolution(call: Call) -> Outcome:
     depthwise = groups > 1 and groups == len(inner) == call.shape[channel]
     if groups == 1:
         labels.tie(inner, columns)
+        labels.consume(columns)
     elif depthwise:
         rows = columns if transposed else rows  # [groups, 1, ...] holds its channels on axis 0 either way
         labels.tie(inner, rows)

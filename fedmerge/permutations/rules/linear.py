@@ -23,6 +23,7 @@ def contracted(labels: Labels, x: Value, weight: Value, weight_axis: int) -> lis
     inner, others = take_vector(labels, x, -1, "it goes into a product together with other axes")
     tied, _ = take_vector(labels, weight, weight_axis, "a weight that was reshaped")
     labels.tie(inner, tied)
+    labels.consume(tied)
     return others
 
 
@@ -34,7 +35,7 @@ def linear(call: Call) -> Outcome:
     rows, _ = take_vector(call.labels, weight, 0, "a weight that was reshaped")
     if bias is not None:
         call.labels.tie(rows, take_vector(call.labels, bias, 0, "")[0])
-    grids = [grid.reshape(grid.shape[:-1] + (1,)) for grid in others]
+    grids = [grid.reshape((*grid.shape[:-1], 1)) for grid in others]
     return settle(call.labels, call.shape, [*grids, along(rows, -1, len(call.shape))])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -37,7 +39,7 @@ def moved(call: Call) -> Outcome:
     return values[0] if call.single else values
 
 
-def _run(call: Call, full: torch.Tensor, others: dict[str, object]) -> object:
+def _run(call: Call, full: torch.Tensor, others: dict[str, object]) -> Any:
     return call.target(full, **{k: v for k, v in others.items() if k != "self"})
 
 

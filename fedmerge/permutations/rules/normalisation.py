@@ -11,7 +11,7 @@ from fedmerge.permutations.values import Value, blocks_of, settle, take_vector
 __all__: list[str] = []
 
 
-def _per_channel(call: Call, x: Value, parameters: list[Value | None]) -> Outcome:
+def _per_channel(call: Call, x: Value, parameters: list[Value | None]) -> Value:
     channels, others = take_vector(call.labels, x, 1, "channels mixed with other axes are normalised")
     for parameter in parameters:
         if parameter is None:
@@ -32,7 +32,7 @@ def batch_norm(call: Call) -> Outcome:
     result = _per_channel(call, call["input"], [call.arguments.get(name) for name in names])
     if call.single:
         return result
-    return (result, *(Value(shape) for shape in call.shapes[1:]))  # type: ignore[return-value]
+    return (result, *(Value(shape) for shape in call.shapes[1:]))
 
 
 @rule("group_norm")

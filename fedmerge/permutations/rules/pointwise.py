@@ -58,7 +58,8 @@ def _insert(labels: Labels, grids: list[Vector], new: Vector) -> None:
 def pointwise(call: Call) -> Outcome:
     """Everything that treats each entry by itself; weight norm too, whose sums run over whole axes."""
     if call.operator == "type_as":
-        return replace(call["self"], shape=call.shape, name=None)
+        value: Value = call["self"]
+        return replace(value, shape=call.shape, name=None)
     values = call.tensors
     uniform = bool(values) and all(v.uniform for v in values)
     return replace(settle(call.labels, call.shape, met(call.labels, values, call.shape)), uniform=uniform)

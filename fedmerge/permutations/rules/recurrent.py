@@ -45,7 +45,7 @@ def recurrent(call: Call) -> Outcome:
             for unit in units:
                 labels.pin(unit, "its start was handed over")
     last = np.stack(units)[:, None, :]
-    values = [settle(labels, call.shapes[0], [along(inner, -1, len(call.shapes[0]))])]
+    values: list[Value] = [settle(labels, call.shapes[0], [along(inner, -1, len(call.shapes[0]))])]
     for shape in call.shapes[1:]:
         values.append(settle(labels, shape, [last.reshape(last.shape[0], *(1,) * (len(shape) - 2), -1)]))
     return tuple(values)
@@ -54,7 +54,10 @@ def recurrent(call: Call) -> Outcome:
 def _cell(call: Call, weights: list[Value], inner: Vector) -> Vector:
     labels, gates = call.labels, _GATES[call.operator]
     unit, _ = take_vector(labels, weights[1], 1, "")
-    labels.tie(take_vector(labels, weights[0], 1, "")[0], inner)
+    columns, _ = take_vector(labels, weights[0], 1, "")
+    labels.tie(columns, inner)
+    labels.consume(columns)
+    labels.consume(unit)
     for weight in weights:
         rows, _ = take_vector(labels, weight, 0, "")
         labels.tie(rows.reshape(gates, -1), unit[None])

@@ -1,0 +1,186 @@
+"""OT fusion: layers carried onto each other by optimal transport, then averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedmerge.aggregators.aligning import Aligning
+from fedmerge.aggregators.base import check_range
+from fedmerge.errors import InvalidOption, ModelError
+from fedmerge.matching.activations import Moments, consumers, moments
+from fedmerge.matching.assignment import assign_blocks
+from fedmerge.matching.features import Unit, incoming, units
+from fedmerge.matching.transport import coupling, mass, plan_of
+from fedmerge.permutations import PermutationSpec, Site, transport
+from fedmerge.permutations.transport import Plan
+from fedmerge.registry import register
+from fedmerge.state import State, WeightedSum
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["OTFusion"]
+
+_Heard = dict[tuple[int, int, int], Moments]
+
+
+@register("otfusion", paper="arXiv:1910.05653")
+@dataclass(frozen=True)
+class OTFusion(Aligning):
+    """Neurons carried onto those of the widest client, layer by layer, by optimal transport; then the average.
+
+    Singh and Jaggi 2020, algorithm 1. Cost is the Euclidean distance between what makes two neurons (incoming
+    weights, bias, norm, after the layers before have been carried over) or between what they say on the
+    server's data. Widths may differ. The output layer keeps its classes, which the authors' code does not, and
+    heads of attention are re-ordered whole.
+
+    Parameters
+    ----------
+    ground
+        ``"weights"``, or ``"activations"``, which needs data on the server.
+    solver
+        ``"emd"``, exact, or ``"sinkhorn"``, regularised by entropy.
+    regularization
+        For Sinkhorn, relative to the largest cost, positive.
+    importance
+        How much neurons weigh: ``"uniform"``, or the ``"l1"`` or ``"l2"`` norm of what makes them.
+    fusion
+        With more than two models, ``"successive"`` carries each onto the mean of those before, ``"anchor"``
+        all onto the first; ``"barycentre"`` repeats with the mean of all.
+    """
+
+    may_change_width: ClassVar[bool] = True
+
+    ground: Literal["weights", "activations"] = "weights"
+    solver: Literal["emd", "sinkhorn"] = "emd"
+    regularization: float = 0.01
+    importance: Literal["uniform", "l1", "l2"] = "uniform"
+    fusion: Literal["successive", "anchor", "barycentre"] = "successive"
+
+    def __post_init__(self) -> None:
+        check_range(self, "regularization", 1e-6, float("inf"), open_high=True)
+        for name, known in (
+            ("ground", ("weights", "activations")),
+            ("solver", ("emd", "sinkhorn")),
+            ("importance", ("uniform", "l1", "l2")),
+            ("fusion", ("successive", "anchor", "barycentre")),
+        ):
+            if getattr(self, name) not in known:
+                raise InvalidOption(f"OTFusion: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
+        """Carry every client onto the widest, the heaviest of them where several are."""
+        if len(updates) == 1:
+            yield from updates
+            return
+        specs = [context.symmetries(u.state, "OTFusion") for u in updates]
+        for spec in specs[1:]:
+            _check_alike(specs[0], spec)
+        trained = [context.trained(u.state, "OTFusion") for u in updates]
+        sizes = [sum(t.numel() for t in state.values()) for state in trained]
+        order = sorted(range(len(updates)), key=lambda i: (-sizes[i], -updates[i].weight, i))
+        anchor = order[0]
+        heard = self._heard(specs, updates, order, context) if self.ground == "activations" else None
+        carried: dict[int, State] = {anchor: updates[anchor].state}
+        mean = WeightedSum()
+        mean.add(trained[anchor], updates[anchor].weight)
+        for i in order[1:]:
+            target = trained[anchor] if self.fusion == "anchor" else _mean(mean)
+            carried[i] = self._onto((specs[anchor], target), (specs[i], updates[i].state), (anchor, i), heard)
+            mean.add({n: carried[i][n] for n in trained[i]}, updates[i].weight)
+        if self.fusion == "barycentre":
+            target = _mean(mean)
+            for i in order:
+                carried[i] = self._onto((specs[anchor], target), (specs[i], updates[i].state), (anchor, i), heard)
+        for i, update in enumerate(updates):
+            yield replace(update, state=carried[i])
+
+    def _heard(
+        self, specs: Sequence[PermutationSpec], updates: Sequence[ClientUpdate], order: list[int], context: MergeContext
+    ) -> _Heard:
+        modules = [context.module(u.state, "OTFusion") for u in updates]
+        sites = [[consumers(s) for unit in units(spec) for s in (unit.sites, *unit.kind_sites)] for spec in specs]
+        pairs = [(order[0], i) for i in order]
+        return moments(sites, modules, pairs, context.inputs("OTFusion"))
+
+    def _onto(
+        self,
+        target: tuple[PermutationSpec, State],
+        source: tuple[PermutationSpec, State],
+        pair: tuple[int, int],
+        heard: _Heard | None,
+    ) -> State:
+        """The source's tensors at the target's widths, its neurons where the target has theirs."""
+        (spec_a, a), (spec_b, b) = target, source
+        plans: dict[int, Plan] = {}
+        done: set[int] = set()
+        perms = spec_b.identity()
+        number = 0
+        for unit_a, unit_b in zip(units(spec_a), units(spec_b), strict=True):
+            costs = []
+            parts = [(unit_a.sites, unit_b.sites), *zip(unit_a.kind_sites, unit_b.kind_sites, strict=True)]
+            for sites_a, sites_b in parts:
+                costs.append(self._cost((spec_a, a, sites_a), (spec_b, b, sites_b), done, plans, pair, number, heard))
+                number += 1
+            if unit_a.kinds:
+                _assign(unit_a, [c[0] for c in costs], perms)
+                b = spec_b.apply(b, [p if i in unit_b.members else torch.arange(len(p)) for i, p in enumerate(perms)])
+            else:
+                cost, features_a, features_b = costs[0]
+                masses = mass(features_a, self.importance), mass(features_b, self.importance)
+                plans[unit_a.index] = plan_of(coupling(cost, *masses, self.solver, self.regularization))
+            done |= set(unit_a.members)
+        return transport(spec_b, b, plans)
+
+    def _cost(
+        self,
+        side_a: tuple[PermutationSpec, State, Sequence[Site]],
+        side_b: tuple[PermutationSpec, State, Sequence[Site]],
+        done: set[int],
+        plans: dict[int, Plan],
+        pair: tuple[int, int],
+        number: int,
+        heard: _Heard | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[n_a, n_b] distances, and the features of both sides."""
+        (spec_a, a, sites_a), (spec_b, b, sites_b) = side_a, side_b
+        features_a = incoming(spec_a, a, sites_a, done, {})
+        features_b = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans)
+        if heard is not None and (number, *pair) in heard:
+            own, found = heard[number, pair[0], pair[0]], heard[number, *pair]
+            squares = own.squares_a[:, None] + found.squares_b[None, :] - 2 * found.products
+            return squares.clamp_min(0).sqrt(), features_a, features_b
+        return torch.cdist(features_a.double(), features_b.double()), features_a, features_b
+
+
+def _mean(total: WeightedSum) -> dict[str, Tensor]:
+    return {name: tensor / total.weight for name, tensor in total.tensors.items()}
+
+
+def _assign(unit: Unit, costs: Sequence[Tensor], perms: list[Tensor]) -> None:
+    direct = -costs[0] if costs[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
+    kinds = []
+    for kind, cost in zip(unit.kinds, costs[1:], strict=True):
+        size = len(perms[kind[0]])
+        kinds.append(-cost.reshape(unit.size, size, unit.size, size))
+    outer, within = assign_blocks(direct, kinds)
+    perms[unit.index] = outer
+    for kind, found in zip(unit.kinds, within, strict=True):
+        for place in range(unit.size):
+            perms[kind[int(outer[place])]] = found[place]
+
+
+def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:
+    """Specs of one architecture have the same groups, whatever their widths.
+
+    Raises
+    ------
+    ModelError
+        They do not.
+    """
+    forms = [[[(s.parameter, s.axis) for s in g.sites] for g in spec.groups] for spec in (one, other)]
+    if forms[0] != forms[1]:
+        raise ModelError("the clients' models differ by more than the widths of their layers: they cannot be merged")

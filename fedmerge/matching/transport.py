@@ -1,0 +1,53 @@
+"""Optimal transport between the neurons of two layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import ot
+import torch
+from torch import Tensor
+
+from fedmerge.matching.assignment import assign
+from fedmerge.permutations.transport import Plan
+
+__all__ = ["Solver", "coupling", "mass", "plan_of"]
+
+Solver = Literal["emd", "sinkhorn"]
+
+
+def mass(features: Tensor, importance: Literal["uniform", "l1", "l2"]) -> Tensor:
+    """[n], how much each neuron weighs, summing to 1."""
+    if importance == "uniform" or not features.numel():
+        found = torch.ones(len(features), dtype=torch.float64)
+    else:
+        found = features.double().norm(p=1 if importance == "l1" else 2, dim=1).cpu()
+        found += 1e-12 + 1e-6 * found.mean()  # a dead neuron has to go somewhere as well
+    return found / found.sum()
+
+
+def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regularization: float) -> Tensor:
+    """[n_a, n_b] transport with these marginals that costs least, float64.
+
+    Exact by the network simplex, or by assignment where all neurons weigh the same, which has the same solution;
+    or regularised by entropy, in the log domain, `regularization` being relative to the largest cost.
+    """
+    cost = cost.double().cpu()
+    if solver == "sinkhorn":
+        scaled = cost / cost.max().clamp_min(1e-300)
+        found = ot.sinkhorn(
+            mass_a.numpy(), mass_b.numpy(), scaled.numpy(), regularization, method="sinkhorn_log", numItermax=2000
+        )
+        return torch.from_numpy(found)
+    if len(mass_a) == len(mass_b) and torch.equal(mass_a, mass_b) and bool((mass_a == mass_a[0]).all()):
+        found = torch.zeros_like(cost)
+        found[torch.arange(len(cost)), assign(-cost)] = 1 / len(cost)
+        return found
+    return torch.from_numpy(ot.emd(mass_a.numpy(), mass_b.numpy(), cost.numpy(), numItermax=1_000_000))
+
+
+def plan_of(found: Tensor) -> Plan:
+    """From a coupling [n_a, n_b], how the neurons of b become n_a: each new one is a mean of old ones."""
+    produce = found / found.sum(1, keepdim=True).clamp_min(1e-300)
+    consume = found / found.sum(0, keepdim=True).clamp_min(1e-300)
+    return Plan(produce, consume)

@@ -1,0 +1,99 @@
+"""The same architecture at other widths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.errors import ModelError
+
+__all__ = ["resize"]
+
+# Which attribute of a module states which axis of which of its tensors.
+_STATED: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+    nn.Linear: {"out_features": ("weight", 0), "in_features": ("weight", 1)},
+    nn.Bilinear: {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)},
+    nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.modules.conv._ConvNd: {"out_channels": ("weight", 0)},
+    nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
+    nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.PReLU: {"num_parameters": ("weight", 0)},
+    nn.RNNBase: {"hidden_size": ("weight_hh_l0", 1), "input_size": ("weight_ih_l0", 1)},
+}
+
+
+def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `module` that has the shapes and values of `state`.
+
+    Parameters
+    ----------
+    module
+        The architecture, at any width; it is not modified.
+    state
+        All its tensors, wider or narrower.
+
+    Raises
+    ------
+    ModelError
+        The names differ, or a tensor has another number of axes.
+
+    Examples
+    --------
+    >>> wide = {"0.weight": torch.zeros(9, 2), "0.bias": torch.zeros(9), "1.weight": torch.zeros(1, 9),
+    ...         "1.bias": torch.zeros(1)}
+    >>> resize(nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 1)), wide)
+    Sequential(
+      (0): Linear(in_features=2, out_features=9, bias=True)
+      (1): Linear(in_features=9, out_features=1, bias=True)
+    )
+    """
+    resized = copy.deepcopy(module)
+    own = resized.state_dict()
+    if set(own) != set(state):
+        missing, unknown = sorted(set(own) - set(state))[:3], sorted(set(state) - set(own))[:3]
+        raise ModelError(f"the tensors do not fit {type(module).__name__}: missing {missing}, unknown {unknown}")
+    shared: dict[int, nn.Parameter] = {}
+    for prefix, part in resized.named_modules():
+        start = f"{prefix}." if prefix else ""
+        changed = False
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if start + name not in state or tensor.shape == state[start + name].shape:
+                continue
+            new = state[start + name]
+            if tensor.ndim != new.ndim:
+                raise ModelError(f"{start + name!r} has {new.ndim} axes, the model's has {tensor.ndim}")
+            fresh = torch.empty_like(new, dtype=tensor.dtype, device=tensor.device)
+            if isinstance(tensor, nn.Parameter):
+                setattr(part, name, shared.setdefault(id(tensor), nn.Parameter(fresh, tensor.requires_grad)))
+            else:
+                setattr(part, name, fresh)
+            changed = True
+        if changed:
+            _state(part)
+    resized.load_state_dict({name: tensor.to(own[name]) for name, tensor in state.items()})
+    return resized
+
+
+def _state(part: nn.Module) -> None:
+    """Bring the attributes that state sizes in line with the tensors."""
+    for kind, attributes in _STATED.items():
+        if isinstance(part, kind):
+            for attribute, (name, axis) in attributes.items():
+                tensor = getattr(part, name, None)
+                if tensor is None:
+                    tensor = getattr(part, "running_mean", None)
+                if tensor is not None:
+                    setattr(part, attribute, tensor.shape[axis])
+    if isinstance(part, nn.modules.conv._ConvNd):
+        if part.groups > 1 and part.weight.shape[1] == 1:
+            part.groups = part.weight.shape[0]
+        part.in_channels = part.weight.shape[1] * part.groups
+        if part.transposed:
+            part.in_channels, part.out_channels = part.weight.shape[0], part.weight.shape[1] * part.groups
+    if isinstance(part, nn.LayerNorm):
+        part.normalized_shape = tuple(part.weight.shape)
+    if isinstance(part, nn.RNNBase):
+        part.flatten_parameters()
