@@ -1,0 +1,89 @@
+"""ZipIt: features of all clients zipped together by correlation, also within a client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedmerge.aggregators.aligning import Aligning
+from fedmerge.aggregators.base import check_range
+from fedmerge.matching.activations import Moments, consumers, moments
+from fedmerge.matching.features import units
+from fedmerge.matching.zip import zip_clusters
+from fedmerge.permutations import Plan, transport
+from fedmerge.registry import register
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["ZipIt"]
+
+
+@register("zipit", paper="arXiv:2305.03053")
+@dataclass(frozen=True)
+class ZipIt(Aligning):
+    """Features of all clients clustered by correlation on the server's data; each cluster becomes one feature.
+
+    Stoica et al. 2024. A merged feature is the mean of its cluster, weighed by examples; what took in one of the
+    cluster takes in the mean. Features without correlation to another client's may be merged within a client.
+    Heads of attention and output layers are averaged as they are.
+
+    Parameters
+    ----------
+    discount
+        Factor on the similarity of what has been merged already, in (0, 1]; alpha in the paper.
+    budget
+        Part of a client's features that may be merged within it, in [0, 1]; beta in the paper.
+    """
+
+    requires_data = True
+
+    discount: float = 0.3
+    budget: float = 0.125
+
+    def __post_init__(self) -> None:
+        check_range(self, "discount", 1e-12, 1.0)
+        check_range(self, "budget", 0.0, 1.0)
+
+    def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
+        """Carry each client's features to the clusters that they are in."""
+        if len(updates) == 1:
+            yield from updates
+            return
+        spec = context.symmetries(updates[0].state, "ZipIt")
+        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
+        count = len(updates)
+        modules = [context.module(u.state, "ZipIt") for u in updates]
+        pairs = [(i, j) for i in range(count) for j in range(i, count)]
+        heard = moments([[consumers(u.sites) for u in parts]] * count, modules, pairs, context.inputs("ZipIt"))
+        shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
+        shares /= shares.sum()
+        plans: list[dict[int, Plan]] = [{} for _ in updates]
+        for number, unit in enumerate(parts):
+            if (number, 0, 0) not in heard:
+                continue
+            matrix = _correlations(heard, number, count)
+            owner = torch.arange(count).repeat_interleave(unit.size)
+            found = zip_clusters(matrix, owner, unit.size, discount=self.discount, budget=self.budget)
+            member = torch.zeros(unit.size, count * unit.size, dtype=torch.float64)
+            member[found, torch.arange(len(found))] = 1
+            weighted = member * shares[owner]
+            weighted /= weighted.sum(1, keepdim=True)
+            for j, (mean, takes) in enumerate(
+                zip(weighted.split(unit.size, 1), member.split(unit.size, 1), strict=True)
+            ):
+                # The average over clients divides by their number of examples what is complete as a sum already.
+                plans[j][unit.index] = Plan(mean / shares[j], takes)
+        for update, plan in zip(updates, plans, strict=True):
+            yield replace(update, state=transport(spec, update.state, plan))
+
+
+def _correlations(heard: dict[tuple[int, int, int], Moments], number: int, count: int) -> Tensor:
+    rows = []
+    for i in range(count):
+        blocks = [
+            heard[number, i, j].correlation() if i <= j else heard[number, j, i].correlation().T for j in range(count)
+        ]
+        rows.append(torch.cat(blocks, 1))
+    return torch.cat(rows)
