@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
@@ -17,7 +19,8 @@ from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import Entry, build, entries
 from fedmerge.state import State, module_state
 from fedmerge.statistics import Batches, Statistic, compute_statistics
-from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.training.local import LocalTraining, train
+from fedmerge.update import ClientUpdate, MergeContext, Stage
 
 __all__ = ["MethodInfo", "merge", "methods"]
 
@@ -155,6 +158,7 @@ def merge(
         data=data,
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
+        exchange=None if clients is None else partial(_trained_on, models[0], clients, seed),
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
@@ -177,6 +181,22 @@ def _statistics(
         elif batches is not None:
             found[name] = compute_statistics(model, batches, [kind])[name]
     return found
+
+
+def _trained_on(
+    model: nn.Module, clients: Sequence[Batches], seed: int, sent: Mapping[int, State], stage: Stage
+) -> list[ClientUpdate]:
+    """One more exchange with clients whose loaders are at hand."""
+    answers = []
+    for client, state in sent.items():
+        module = resize(model, state)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in stage.frozen)
+        pairs = list(clients[client])
+        x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        train(module, x, y, LocalTraining(epochs=stage.epochs), seed=seed, client=client, round=stage.number)
+        answers.append(ClientUpdate(client, module_state(module)[0], len(x)))
+    return answers
 
 
 def _number(weight: Any, model: int) -> float:

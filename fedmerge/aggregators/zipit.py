@@ -71,7 +71,7 @@ class ZipIt(Aligning):
             weighted = member * shares[owner]
             weighted /= weighted.sum(1, keepdim=True)
             for j, (mean, takes) in enumerate(
-                zip(weighted.split(unit.size, 1), member.split(unit.size, 1), strict=True)
+                zip(torch.split(weighted, unit.size, 1), torch.split(member, unit.size, 1), strict=True)
             ):
                 # The average over clients divides by their number of examples what is complete as a sum already.
                 plans[j][unit.index] = Plan(mean / shares[j], takes)

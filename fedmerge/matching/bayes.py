@@ -67,9 +67,9 @@ def match_bayes(
     """
     count = len(features)
     order = sorted(range(count), key=lambda j: (-len(features[j]), j))
-    layer = _Layer(features[0].shape[1], sigma0, gamma, count, max_width, features[0].device)
-    feats = [f.double() for f in features]
-    precs = [p.double() for p in precisions]
+    layer = _Layer(features[0], sigma0, gamma, count, max_width)
+    feats = list(features)
+    precs = [p.to(f) for p, f in zip(precisions, feats, strict=True)]
     for j in order:
         layer.join(j, feats[j], precs[j])
     for _ in range(sweeps):
@@ -92,12 +92,10 @@ def _canonical(one: Tensor, everyone: Sequence[Tensor]) -> Tensor:
 
 
 class _Layer:
-    def __init__(
-        self, width: int, sigma0: float, gamma: float, clients: int, cap: int | None, device: torch.device
-    ) -> None:
+    def __init__(self, like: Tensor, sigma0: float, gamma: float, clients: int, cap: int | None) -> None:
         self.prior, self.gamma, self.clients, self.cap = 1 / sigma0, gamma, clients, cap
-        self.sums = torch.zeros(0, width, dtype=torch.float64, device=device)
-        self.precisions = torch.zeros(0, width, dtype=torch.float64, device=device)
+        self.sums = like.new_zeros(0, like.shape[1])
+        self.precisions = like.new_zeros(0, like.shape[1])
         self.counts = torch.zeros(0, dtype=torch.long)
         self.assignments: dict[int, Tensor] = {}
 
@@ -109,7 +107,7 @@ class _Layer:
         found = scaled.square() @ (1 / (self.prior + s))
         new = found[:, None] + 2 * math.log(self.gamma / self.clients) - 2 * torch.arange(1, room + 1).log().to(v)
         gains = torch.cat([self._gains(scaled, s), new], 1)
-        _, columns = linear_sum_assignment(gains.cpu().numpy(), maximize=True)
+        _, columns = linear_sum_assignment(gains.double().cpu().numpy(), maximize=True)
         assigned = torch.from_numpy(columns)
         fresh = assigned >= known
         assigned[fresh] = known + torch.arange(int(fresh.sum()))
@@ -137,7 +135,7 @@ class _Layer:
     def _gains(self, scaled: Tensor, s: Tensor) -> Tensor:
         """[n, L], the square written out so that it is two matrix products."""
         joint = 1 / (self.precisions + s)
-        constant = (self.sums.square() * (joint - 1 / self.precisions)).sum(1)
+        constant = -(self.sums.square() * joint * (s / self.precisions)).sum(1)
         gains = scaled.square() @ joint.T + 2 * scaled @ (self.sums * joint).T + constant
-        popular = self.counts.clamp(max=min(_POPULAR, max(self.clients - 1, 1))).double()
-        return gains + (popular / (self.clients - popular).clamp_min(0.5)).log().to(gains)
+        popular = self.counts.clamp(max=min(_POPULAR, max(self.clients - 1, 1))).to(gains)
+        return gains + (popular / (self.clients - popular).clamp_min(0.5)).log()

@@ -43,7 +43,7 @@ def filled(
         dtype = accumulator_dtype(carried[0][name].dtype)
         total = sum(w * c[name].to(dtype) for w, c in zip(weights, carried, strict=True))
         share = sum(w * h for w, h in zip(weights, has, strict=True))
-        mean = total / share.to(total)
+        mean = torch.as_tensor(total) / torch.as_tensor(share).to(carried[0][name].device)
         for state, h in zip(carried, has, strict=True):
             state[name] = torch.where(h.to(mean.device) > 0, state[name].to(dtype), mean).to(state[name].dtype)
     return carried

@@ -123,6 +123,6 @@ def _longest(spec: PermutationSpec, states: Sequence[State], soft: _Soft, target
         for t in points
     ]
     polynomial = np.polynomial.Polynomial.fit(points, values, 4)
-    roots = polynomial.deriv().roots()
-    candidates = [0.0, 1.0, *(float(r.real) for r in roots if abs(r.imag) < 1e-9 and 0 < r.real < 1)]
+    roots = [complex(root) for root in polynomial.deriv().roots()]
+    candidates = [0.0, 1.0, *(r.real for r in roots if abs(r.imag) < 1e-9 and 0 < r.real < 1)]
     return max(candidates, key=lambda t: float(polynomial(t)))

@@ -68,4 +68,5 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
         renamed[gone] = kept
         cluster = renamed[cluster]
         alive -= len(chosen)
-    return torch.unique(cluster, return_inverse=True)[1]
+    found: Tensor = torch.unique(cluster, return_inverse=True)[1]
+    return found

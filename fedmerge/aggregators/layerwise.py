@@ -1,0 +1,168 @@
+"""What PFNM and FedMA share: layers matched from the input on, each in the coordinates of those before."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedmerge.aggregators.aligning import Aligning
+from fedmerge.aggregators.base import check_range
+from fedmerge.matching.bayes import match_bayes
+from fedmerge.matching.features import Unit, incoming, units
+from fedmerge.matching.growing import class_weighted, filled, membership, outputs
+from fedmerge.permutations import PermutationSpec, Plan
+from fedmerge.state import State
+from fedmerge.statistics import ClassCounts, Statistic
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["Clients", "Layerwise"]
+
+
+@dataclass
+class Clients:
+    """Where a merge stands: every client's tensors and how they go into global coordinates.
+
+    Parameters
+    ----------
+    updates
+        As they came, or as they came back from a stage of retraining.
+    specs, trained
+        Symmetries and parameters of each.
+    plans
+        For each client, by group, the plan into global coordinates.
+    done
+        Groups that are matched.
+    heads
+        Tensors with a row for each class, where class counts tell how many there are.
+    counts
+        [clients, classes], or None.
+    """
+
+    updates: list[ClientUpdate]
+    specs: list[PermutationSpec]
+    trained: list[dict[str, Tensor]]
+    plans: list[dict[int, Plan]]
+    done: set[int]
+    heads: list[str]
+    counts: Tensor | None
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the clients."""
+        return [u.weight for u in self.updates]
+
+    def carried(self) -> list[dict[str, Tensor]]:
+        """All tensors in global coordinates, see :func:`~fedmerge.matching.growing.filled`."""
+        return filled(self.specs, [u.state for u in self.updates], self.weights, self.plans)
+
+
+@dataclass(frozen=True)
+class Layerwise(Aligning):
+    """Matches layer after layer; subclasses say what describes a neuron and what happens between layers."""
+
+    may_change_width: ClassVar[bool] = True
+
+    sigma: float = 1.0
+    sigma0: float = 1.0
+    gamma: float = 1.0
+    sweeps: int = 5
+    max_width: int | None = None
+    class_aware: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "sigma0", "gamma"):
+            check_range(self, name, 1e-12, float("inf"), open_high=True)
+        check_range(self, "sweeps", 0, float("inf"), open_high=True)
+        if self.max_width is not None:
+            check_range(self, "max_width", 1, float("inf"), open_high=True)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Class counts, for the output layer."""
+        return (ClassCounts(),) if self.class_aware else ()
+
+    @abstractmethod
+    def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
+        """Output weights [n, positions * classes] that describe a neuron besides what goes into it."""
+
+    def between(self, clients: Clients, left: int, context: MergeContext) -> Clients:
+        """What happens when a layer is matched, `left` of them being left."""
+        return clients
+
+    def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
+        """Carry every client into the coordinates of the grown model."""
+        if len(updates) == 1:
+            yield from updates
+            return
+        clients = self._start(list(updates), context)
+        if not _in_step(updates, context):
+            generator = context.torch_generator(type(self).__name__)
+            number = len(units(clients.specs[0]))
+            for position in range(number):
+                if self._match(clients, position, generator):
+                    clients = self.between(clients, number - 1 - position, context)
+        carried = clients.carried()
+        if clients.counts is not None:
+            class_weighted(carried, clients.heads, clients.weights, clients.counts)
+        for update, state in zip(clients.updates, carried, strict=True):
+            yield replace(update, state=state)
+
+    def _start(self, updates: list[ClientUpdate], context: MergeContext) -> Clients:
+        name = type(self).__name__
+        trained = [context.trained(u.state, name) for u in updates]
+        specs = [context.symmetries(u.state, name) for u in updates]
+        counts = None
+        if self.class_aware:
+            counts = torch.stack([u.statistic("class_counts")["class_counts"] for u in updates])
+        heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
+        return Clients(updates, specs, trained, [{} for _ in updates], set(), heads, counts)
+
+    def _match(self, clients: Clients, position: int, generator: torch.Generator) -> bool:
+        """Match one layer; False where it is one of blocks, which stay as they are."""
+        described = []
+        for spec, state, plan in zip(clients.specs, clients.trained, clients.plans, strict=True):
+            unit = units(spec)[position]
+            if unit.kinds:
+                return False
+            own = incoming(spec, state, unit.sites, clients.done, plan)
+            described.append([own, *self.outgoing(state, unit, clients.heads)])
+        layer = match_bayes(
+            [torch.cat(parts, 1) for parts in described],
+            self._precisions(described, clients),
+            sigma0=self.sigma0,
+            gamma=self.gamma,
+            sweeps=self.sweeps,
+            max_width=self.max_width,
+            generator=generator,
+        )
+        for plan, assigned in zip(clients.plans, layer.assignments, strict=True):
+            plan[unit.index] = membership(assigned, layer.size)
+        clients.done |= set(unit.members)
+        return True
+
+    def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
+        """``1 / sigma``, times how many examples a client has or, in output weights, how many of the class."""
+        weights = torch.tensor(clients.weights, dtype=torch.float64)
+        shares = weights * len(weights) / weights.sum()
+        found = []
+        for j, (own, *outgoing) in enumerate(described):
+            vectors = [torch.full((own.shape[1],), float(shares[j]) / self.sigma, dtype=torch.float64)]
+            for part in outgoing:
+                seen = clients.counts.double() if clients.counts is not None else weights[:, None]
+                frequency = seen[j] / seen.sum(0).clamp_min(1) / self.sigma
+                vectors.append(frequency.repeat(part.shape[1] // len(frequency)).clamp_min(1e-9))
+            found.append(torch.cat(vectors))
+        return found
+
+
+def _in_step(updates: Sequence[ClientUpdate], context: MergeContext) -> bool:
+    """Whether all clients started from a merged model, whose order of neurons they share since."""
+    base = context.base
+    if base is None or context.round < 2:
+        return False
+    return all(u.state[name].shape == tensor.shape for u in updates for name, tensor in base.items())
