@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ def merge(
     data: Iterable[Any] | None = None,
     clients: Sequence[Batches] | None = None,
     example: Tensor | None = None,
+    repair: Literal["auto", "rescale", "none"] = "auto",
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -110,6 +111,8 @@ def merge(
         One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
     example
         One batch of inputs, for methods that trace the model.
+    repair
+        What follows a method that re-orders neurons, see :class:`~fedmerge.pipeline.Pipeline`.
     seed
         Root of the method's random streams, where it has any.
     options
@@ -142,7 +145,7 @@ def merge(
         if given is not None and len(given) != len(models):
             raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
     # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
-    pipeline = build_pipeline(method, {parse_method(method)[0].name: options}, on_bad_update="raise")
+    pipeline = build_pipeline(method, {parse_method(method)[0].name: options}, on_bad_update="raise", repair=repair)
     _, buffers = module_state(models[0])
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")

@@ -16,6 +16,7 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
+from fedmerge.repair import Rescale, has_batch_norm, recalibrated
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
@@ -56,6 +57,9 @@ class Pipeline:
         Fewest good updates to merge.
     statistics
         How clients measure and send what the aggregator needs.
+    repair
+        What follows a method that re-orders neurons: ``"auto"`` measures batch norms anew on the server's data,
+        where there are both; ``"rescale"`` also corrects every layer (REPAIR), which needs data.
     """
 
     aggregator: Aggregator
@@ -64,11 +68,14 @@ class Pipeline:
     on_bad_update: Literal["drop", "raise"] = "drop"
     min_updates: int = 1
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
+    repair: Literal["auto", "rescale", "none"] = "auto"
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
         if self.on_bad_update not in ("drop", "raise"):
             raise InvalidOption(f'on_bad_update must be "drop" or "raise", got {self.on_bad_update!r}')
+        if self.repair not in ("auto", "rescale", "none"):
+            raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {self.repair!r}')
         if self.min_updates < 1:
             raise InvalidOption(f"min_updates must be at least 1, got {self.min_updates!r}")
 
@@ -134,12 +141,33 @@ class Pipeline:
             next_memory |= with_prefix(f"step{i}", own)
         state = cast_like({**merged, **stream.buffers.finish(context.base)}, reference)
         _check_finite({name: state[name] for name in merged}, self.aggregator)
+        if isinstance(self.aggregator, Aligning) and len(stream.accepted) > 1:
+            self._repair(state, context, stream.rescale)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
             tuple(stream.accepted),
             tuple(stream.dropped),
         )
+
+    def _repair(self, state: dict[str, Tensor], context: MergeContext, rescale: Rescale | None) -> None:
+        """Bring activations back to the size that they had in the models that were merged."""
+        if self.repair == "none":
+            return
+        name = type(self.aggregator).__name__
+        if rescale is not None:
+            state.update(cast_like(rescale.finish(context.module(state, name)), state))
+        if not has_batch_norm(state) or self.batch_norm in ("recalibrate", "local"):
+            return
+        if context.data is None or context.model_fn is None:
+            log.warning(
+                "%s: statistics of batch norm are averages, which do not fit a merged model: pass data=, or have the "
+                'clients measure them with batch_norm="recalibrate"',
+                name,
+            )
+            return
+        measured = recalibrated(context.module(state, name), context.inputs(name))
+        state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
 
 
 class _Stream:
@@ -156,6 +184,8 @@ class _Stream:
     ) -> None:
         self._pipeline, self._updates, self._reference, self._layout = pipeline, updates, reference, layout
         self._context = context
+        rescaled = pipeline.repair == "rescale" and isinstance(pipeline.aggregator, Aligning)
+        self.rescale = Rescale(context.inputs(type(pipeline.aggregator).__name__)) if rescaled else None
         self.buffers = buffers
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
@@ -165,6 +195,9 @@ class _Stream:
         good = self._good()
         for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
             self.buffers.add(update.state, update.weight)
+            if self.rescale is not None:
+                module = self._context.module(update.state, type(aggregator).__name__)
+                self.rescale.add(module, update.weight)
             parameters = {name: update.state[name] for name in self._layout.parameters}
             yield replace(update, state=parameters)
 

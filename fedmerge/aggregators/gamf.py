@@ -30,16 +30,16 @@ class GAMF(Permuting):
     Parameters
     ----------
     hottest, coldest
-        First and last temperature of Sinkhorn, positive, the first not below the last.
+        First and last temperature of Sinkhorn in standard deviations of the affinities, positive.
     steps
         Temperatures between, at least 1.
     iterations
         Of Sinkhorn at each temperature, at least 1.
     """
 
-    hottest: float = 0.1
-    coldest: float = 0.005
-    steps: int = 15
+    hottest: float = 0.3
+    coldest: float = 0.05
+    steps: int = 6
     iterations: int = 20
 
     def __post_init__(self) -> None:

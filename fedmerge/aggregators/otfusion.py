@@ -25,6 +25,7 @@ from fedmerge.update import ClientUpdate, MergeContext
 __all__ = ["OTFusion"]
 
 _Heard = dict[tuple[int, int, int], Moments]
+_PASSES = 3  # where layers take in what is only matched after them
 
 
 @register("otfusion", paper="arXiv:1910.05653")
@@ -115,24 +116,26 @@ class OTFusion(Aligning):
     ) -> State:
         """The source's tensors at the target's widths, its neurons where the target has theirs."""
         (spec_a, a), (spec_b, b) = target, source
+        pairs = list(zip(units(spec_a), units(spec_b), strict=True))
         plans: dict[int, Plan] = {}
         done: set[int] = set()
-        perms = spec_b.identity()
-        number = 0
-        for unit_a, unit_b in zip(units(spec_a), units(spec_b), strict=True):
-            costs = []
-            parts = [(unit_a.sites, unit_b.sites), *zip(unit_a.kind_sites, unit_b.kind_sites, strict=True)]
-            for sites_a, sites_b in parts:
-                costs.append(self._cost((spec_a, a, sites_a), (spec_b, b, sites_b), done, plans, pair, number, heard))
-                number += 1
-            if unit_a.kinds:
-                _assign(unit_a, [c[0] for c in costs], perms)
-                b = spec_b.apply(b, [p if i in unit_b.members else torch.arange(len(p)) for i, p in enumerate(perms)])
-            else:
-                cost, features_a, features_b = costs[0]
-                masses = mass(features_a, self.importance), mass(features_b, self.importance)
-                plans[unit_a.index] = plan_of(coupling(cost, *masses, self.solver, self.regularization))
-            done |= set(unit_a.members)
+        for _ in range(_PASSES if _has_later_inputs(spec_a) else 1):
+            number = 0
+            for unit_a, unit_b in pairs:
+                settled = done - set(unit_a.members)
+                costs = []
+                parts = [(unit_a.sites, unit_b.sites), *zip(unit_a.kind_sites, unit_b.kind_sites, strict=True)]
+                for sites_a, sites_b in parts:
+                    sides = (spec_a, a, sites_a), (spec_b, b, sites_b)
+                    costs.append(self._cost(*sides, settled, plans, pair, number, heard))
+                    number += 1
+                if unit_a.kinds:
+                    b = _blocks_assigned(unit_b, spec_b, b, [c[0] for c in costs])
+                else:
+                    cost, features_a, features_b = costs[0]
+                    masses = mass(features_a, self.importance), mass(features_b, self.importance)
+                    plans[unit_a.index] = plan_of(coupling(cost, *masses, self.solver, self.regularization))
+                done |= set(unit_a.members)
         return transport(spec_b, b, plans)
 
     def _cost(
@@ -160,17 +163,31 @@ def _mean(total: WeightedSum) -> dict[str, Tensor]:
     return {name: tensor / total.weight for name, tensor in total.tensors.items()}
 
 
-def _assign(unit: Unit, costs: Sequence[Tensor], perms: list[Tensor]) -> None:
+def _has_later_inputs(spec: PermutationSpec) -> bool:
+    """Whether a tensor takes in neurons of a later group than it lets out, as residual streams make it happen."""
+    out: dict[str, int] = {}
+    into: dict[str, int] = {}
+    for i, group in enumerate(spec.groups):
+        for site in group.sites:
+            found = into if site.role == "in" else out
+            found[site.parameter] = max(found.get(site.parameter, -1), i)
+    return any(into.get(name, -1) > i for name, i in out.items())
+
+
+def _blocks_assigned(unit: Unit, spec: PermutationSpec, state: State, costs: Sequence[Tensor]) -> State:
+    """The state with its blocks, and what is within them, where they cost least."""
     direct = -costs[0] if costs[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
     kinds = []
     for kind, cost in zip(unit.kinds, costs[1:], strict=True):
-        size = len(perms[kind[0]])
+        size = spec.groups[kind[0]].size
         kinds.append(-cost.reshape(unit.size, size, unit.size, size))
     outer, within = assign_blocks(direct, kinds)
+    perms = spec.identity()
     perms[unit.index] = outer
     for kind, found in zip(unit.kinds, within, strict=True):
         for place in range(unit.size):
             perms[kind[int(outer[place])]] = found[place]
+    return spec.apply(state, perms)
 
 
 def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:

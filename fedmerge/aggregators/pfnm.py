@@ -33,7 +33,8 @@ class PFNM(Layerwise):
     sigma0
         Variance of global neurons about 0, positive.
     gamma
-        Readiness to add neurons, positive: small values keep layers as wide as the widest client's.
+        Readiness to add neurons, positive: small values keep layers as wide as the widest client's. The authors
+        use 1; 50 about doubles the width of clients with unlike data and is better for it, in deep nets by far.
     sweeps
         How often each client is matched anew, in random order.
     max_width
@@ -41,6 +42,8 @@ class PFNM(Layerwise):
     class_aware
         Whether clients send class counts, for the output layer.
     """
+
+    gamma: float = 50.0
 
     def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
         """What goes from the neurons into output layers."""

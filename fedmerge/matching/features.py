@@ -68,7 +68,7 @@ def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: C
     """
     parts = []
     for site in sites:
-        name = site.parameter
+        name = site.parameter  # a tensor with the group itself at its other end is left out as well
         others = [
             (axis, standing)
             for (other, axis), standing in spec.touching.items()

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedmerge.matching.assignment import assign
 from fedmerge.matching.features import Unit, rows, units
 from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plan, carry, transport
+from fedmerge.permutations.transport import Plan, carry
 from fedmerge.state import State, WeightedSum
 
 __all__ = ["match_graphs", "sinkhorn"]
@@ -41,11 +41,12 @@ def match_graphs(
 ) -> list[list[Tensor]]:
     """Permutations of each model into a common graph by graduated assignment.
 
-    The affinity of neuron a of the common graph with neuron b of a model sums, over all tensors that they stand
-    in, ``exp(-d / mean d)`` of the distance d between their edges, those of one tensor under the soft
-    permutations of the layers at its other end. While the temperature falls, each model's matrices are set to
-    ``Sinkhorn(affinity / temperature)`` and the common graph to the weighted mean of the models under them; at the
-    end each matrix is rounded by assignment. Blocks stay as they are.
+    The affinity of neuron a of the common graph with neuron b of a model sums ``exp(-d / mean d)`` over incoming and
+    over outgoing edges, d being the distance between a's and b's, under the soft permutations of the layers at
+    their other ends. While the temperature falls, each model's matrices are set to
+    ``Sinkhorn(affinity / temperature)``, temperatures being in standard deviations of the affinities, and the common
+    graph to the weighted mean of the models under the rounded matrices: under soft ones it would blur. It starts
+    as the heaviest model. Blocks stay as they are.
     """
     parts = [unit for unit in units(spec) if not unit.kinds]
     anchor = max(range(len(states)), key=lambda i: weights[i])
@@ -56,21 +57,22 @@ def match_graphs(
         for state, own, weight in zip(states, soft, weights, strict=True):
             for unit in parts:
                 affinity = _affinity(spec, unit, common, state, own)
-                own[unit.index] = sinkhorn(affinity / temperature, iterations)
-            mean.add(transport(spec, state, {i: Plan(p, p) for i, p in own.items()}), weight)
+                own[unit.index] = sinkhorn(affinity / (temperature * affinity.std().clamp_min(1e-300)), iterations)
+            mean.add({n: t.double() for n, t in spec.apply(state, _rounded(spec, own)).items()}, weight)
         common = mean.mean()
-    found = []
-    for own in soft:
-        perms = spec.identity()
-        for i, matrix in own.items():
-            perms[i] = assign(matrix)
-        found.append(perms)
-    return found
+    return [_rounded(spec, own) for own in soft]
+
+
+def _rounded(spec: PermutationSpec, own: dict[int, Tensor]) -> list[Tensor]:
+    perms = spec.identity()
+    for i, matrix in own.items():
+        perms[i] = assign(matrix)
+    return perms
 
 
 def _affinity(spec: PermutationSpec, unit: Unit, common: State, state: State, own: dict[int, Tensor]) -> Tensor:
     """[n, n]; at first, while nothing beyond is known, only what comes out of settled layers counts."""
-    total = torch.zeros(unit.size, unit.size, dtype=torch.float64)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {"in": [], "out": []}
     for site in unit.sites:
         if site.parameter not in state or site.parameter in spec.aliases:
             continue
@@ -82,6 +84,11 @@ def _affinity(spec: PermutationSpec, unit: Unit, common: State, state: State, ow
                 settled &= len(planned) == len(standing)
                 tensor = carry(tensor, axis, planned) if planned else tensor
         if settled:
-            distance = torch.cdist(rows(common[site.parameter], site, {}).double(), rows(tensor, site, {}).double())
+            parts[site.role].append((rows(common[site.parameter], site, {}), rows(tensor, site, {})))
+    total = torch.zeros(unit.size, unit.size, dtype=torch.float64)
+    for edges in parts.values():
+        if edges:
+            ours, theirs = (torch.cat(side, 1).double() for side in zip(*edges, strict=True))
+            distance = torch.cdist(ours, theirs)
             total += torch.exp(-distance / distance.mean().clamp_min(1e-300))
     return total

@@ -109,17 +109,20 @@ class PermutationSpec:
         return [torch.randperm(group.size, generator=generator) for group in self.groups]
 
     def apply(self, state: State, perms: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The state with its neurons re-ordered; tensors without any are passed on as they are.
+        """The state with its neurons re-ordered; it may be part of one, and tensors without neurons are passed on.
 
         Raises
         ------
         InvalidOption
-            The permutations do not fit the groups, or the state lacks a tensor.
+            The permutations do not fit the groups, or none of the spec's tensors is in the state.
         """
         moved = dict(state)
-        for (name, axis), index in self._gathers(perms).items():
+        gathers = self._gathers(perms)
+        if gathers and not any(name in moved for name, _ in gathers):
+            raise InvalidOption("the spec is about none of these tensors: trace the model that they are of")
+        for (name, axis), index in gathers.items():
             if name not in moved:
-                raise InvalidOption(f"the spec is about {name!r}, which the state lacks: trace the model it is of")
+                continue
             moved[name] = moved[name].index_select(axis, index.to(moved[name].device))
         for alias, name in self.aliases.items():
             if alias in moved:

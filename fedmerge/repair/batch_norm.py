@@ -1,0 +1,34 @@
+"""Batch-norm statistics of a merged model, measured on the server's data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.state import State
+from fedmerge.statistics import compute_statistics
+
+__all__ = ["has_batch_norm", "recalibrated"]
+
+
+def has_batch_norm(state: State) -> bool:
+    """Whether a state holds running statistics."""
+    return any(name.rpartition(".")[2] == "running_var" for name in state)
+
+
+def recalibrated(module: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Running statistics that a model has on these inputs; it is not modified.
+
+    Averaging models shrinks the variance of what goes into a norm, so that their own statistics do not fit the
+    merged model (Jordan et al. 2023, arXiv 2211.08403).
+
+    Examples
+    --------
+    >>> norm = nn.BatchNorm1d(1)
+    >>> recalibrated(norm, [torch.tensor([[1.0], [3.0]])])["running_mean"]
+    tensor([2.])
+    """
+    pairs = ((x, torch.zeros(len(x), dtype=torch.long)) for x in inputs)
+    return dict(compute_statistics(module, pairs, ["batch_norm"])["batch_norm"])
