@@ -38,10 +38,16 @@ class DataSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Which model: a name or ``module:factory``, and its widths."""
+    """Which model: a name or ``module:factory``, and its widths.
+
+    With ``apart``, clients start the first round from an initialisation of their own; with ``variants`` also at
+    widths of their own, client i having the options ``variants[i % len(variants)]`` over the common ones.
+    """
 
     name: str = "mlp"
     options: dict[str, Any] = {}
+    apart: bool = False
+    variants: tuple[dict[str, Any], ...] = ()
 
 
 class Config(_Section):

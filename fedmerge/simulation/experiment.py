@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models import build_model
+from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
@@ -83,6 +84,22 @@ class _ModelFn:
 
     def __call__(self) -> nn.Module:
         return build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **json.loads(self.options))
+
+
+@dataclass(frozen=True)
+class _OwnModelFn:
+    """Makes what a client starts from where clients start apart."""
+
+    common: _ModelFn
+    variants: tuple[str, ...]
+    seed: int
+
+    def __call__(self, partition_id: int) -> nn.Module:
+        options = json.loads(self.common.options)
+        if self.variants:
+            options |= json.loads(self.variants[partition_id % len(self.variants)])
+        seed = integer_seed(self.seed, "own initialisation", partition_id)
+        return replace(self.common, seed=seed, options=json.dumps(options))()
 
 
 @dataclass(frozen=True)
@@ -159,8 +176,14 @@ class Experiment:
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
+        model = self.config.model
+        own = _OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
-            self.model_fn, _DataFn(self._source), training=self.config.training, device=self.config.device
+            self.model_fn,
+            _DataFn(self._source),
+            training=self.config.training,
+            device=self.config.device,
+            own_model_fn=own if model.apart or model.variants else None,
         )
 
     def initial_arrays(self) -> ArrayRecord:
@@ -192,21 +215,23 @@ class Experiment:
             on_bad_update=self.config.on_bad_update,
             statistics=self.config.statistics,
         )
-        return MergeStrategy(pipeline, model_fn=self.model_fn, seed=self.seed, **flower)
+        # The test set's first inputs show the model's shapes; their values tell nothing.
+        example = torch.zeros_like(self.dataset.test_x[:2])
+        return MergeStrategy(pipeline, model_fn=self.model_fn, seed=self.seed, example=example, **flower)
 
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Loss and accuracy of a global model on the test set."""
-        model = self._judge
-        model.load_state_dict(from_arrays(arrays))
-        return evaluate(model, self.dataset.test_x, self.dataset.test_y)
+        return evaluate(self._judged(from_arrays(arrays)), self.dataset.test_x, self.dataset.test_y)
 
     @torch.no_grad()
     def probabilities(self, state: State) -> Tensor:
         """Class probabilities [examples, ..., classes] of a model on the test inputs."""
-        model = self._judge.eval()
-        model.load_state_dict(dict(state))
+        model = self._judged(state).eval()
         pieces = batches(self.dataset.test_x, self.dataset.test_y, device=next(model.parameters()).device)
         return torch.cat([model(inputs).softmax(-1).cpu() for inputs, _ in pieces])
+
+    def _judged(self, state: State) -> nn.Module:
+        return resize(self._judge, state)  # a merged model may be wider than those that clients began with
 
     @cached_property
     def _judge(self) -> nn.Module:

@@ -3,16 +3,20 @@
 from fedmerge.strategies.client_app import client_app
 from fedmerge.strategies.measure import add_statistics
 from fedmerge.strategies.merge_strategy import MergeReport, MergeStrategy
-from fedmerge.strategies.named import FedAtt, FedAvg, FedFisher, FedNova
+from fedmerge.strategies.named import GAMF, PFNM, FedAtt, FedAvg, FedFisher, FedMA, FedNova, OTFusion
 from fedmerge.strategies.wire import from_arrays, to_arrays
 
 __all__ = [
+    "GAMF",
+    "PFNM",
     "FedAtt",
     "FedAvg",
     "FedFisher",
+    "FedMA",
     "FedNova",
     "MergeReport",
     "MergeStrategy",
+    "OTFusion",
     "add_statistics",
     "client_app",
     "from_arrays",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,6 +14,7 @@ from torch import nn
 
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
+from fedmerge.models.resize import resize
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, to_arrays
@@ -24,6 +25,7 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["client_app"]
 
 _LOCAL_BUFFERS = "fedmerge.buffers"
+_STAGES = 1 << 20  # more than there are rounds
 
 
 def client_app(
@@ -32,6 +34,7 @@ def client_app(
     *,
     training: LocalTraining | None = None,
     device: str = "auto",
+    own_model_fn: Callable[[int], nn.Module] | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -51,6 +54,10 @@ def client_app(
         (``proximal-mu``, as Flower's FedProx sends it).
     device
         ``"auto"`` takes a GPU where the process has one.
+    own_model_fn
+        ``own_model_fn(partition_id)`` makes the model that a client starts the first round from instead of the one
+        sent, at a width of its own where the method can merge that. Models may then be wider than `model_fn` says:
+        what a message brings decides.
 
     Returns
     -------
@@ -65,7 +72,7 @@ def client_app(
     >>> type(app).__name__
     'ClientApp'
     """
-    client = _Client(model_fn, data_fn, training or LocalTraining(), device)
+    client = _Client(model_fn, data_fn, training or LocalTraining(), device, own_model_fn)
     app = ClientApp()
     app.train()(client.train)
     app.evaluate()(client.evaluate)
@@ -83,6 +90,7 @@ class _Client:
     data_fn: Callable[[int, int], ClientData]
     training: LocalTraining
     device: str
+    own_model_fn: Callable[[int], nn.Module] | None
 
     @cached_property
     def _template(self) -> nn.Module:
@@ -91,6 +99,12 @@ class _Client:
     def train(self, message: Message, context: Context) -> Message:
         model, config = self._receive(message, context)
         partition, data = self._data(context)
+        stage = _integer(config, "stage", 0)
+        if self.own_model_fn is not None and _integer(config, "server-round", 0) <= 1 and not stage:
+            model = self.own_model_fn(partition).to(choose_device(self.device))
+        frozen = config.get("frozen", [])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not isinstance(frozen, list) or name not in frozen)
         settings = _overridden(self.training, config)
         report = train(
             model,
@@ -99,7 +113,8 @@ class _Client:
             settings,
             seed=_integer(config, "seed", 0),
             client=partition,
-            round=_integer(config, "server-round", 0),
+            # Stages of one round draw their batches apart.
+            round=_integer(config, "server-round", 0) + stage * _STAGES,
         )
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
@@ -137,14 +152,11 @@ class _Client:
         state: State = from_arrays(arrays)
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
-        model = copy.deepcopy(self._template)
         try:
-            model.load_state_dict(dict(state))
-        except RuntimeError as error:
-            raise ModelError(
-                f"the model sent does not fit the {type(model).__name__} that model_fn makes: {error}"
-            ) from error
-        return model, config
+            return resize(self._template, state), config
+        except (ModelError, RuntimeError) as error:
+            kind = type(self._template).__name__
+            raise ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}") from error
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
         partition, total = _node(context)
@@ -179,9 +191,11 @@ def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:
     """`training` with the fields that the message sets."""
     fields = {field.name: field for field in dataclasses.fields(LocalTraining)}
     given = {key.replace("-", "_"): value for key, value in config.items()}
-    changes = {name: value for name, value in given.items() if name in fields}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if name in fields}
+    if "epochs" in changes:
+        changes.setdefault("steps", None)  # a number of steps would contradict it
     try:
-        return dataclasses.replace(training, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(training, **changes)
     except TypeError as error:
         raise InvalidOption(f"the message's training settings {changes} have a wrong type: {error}") from error
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -22,6 +23,7 @@ from fedmerge.state import State, cast_like, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.sampling import sample_nodes
+from fedmerge.strategies.stages import exchange
 from fedmerge.strategies.wire import (
     decode_update,
     from_arrays,
@@ -68,6 +70,10 @@ class MergeStrategy(FlowerFedAvg):
         See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``.
     data
         Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
+    example
+        One batch of inputs, for methods that trace the model; taken from `data` where there are any.
+    repair
+        See :class:`~fedmerge.pipeline.Pipeline`.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes, \
 weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in ``flwr.serverapp.strategy.FedAvg``.
@@ -96,6 +102,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         min_updates: int = 1,
         statistics: StatisticsSettings | Mapping[str, Any] | None = None,
         data: Iterable[Any] | None = None,
+        example: Tensor | None = None,
+        repair: str = "auto",
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -133,12 +141,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 on_bad_update=on_bad_update,
                 min_updates=min_updates,
                 statistics=_settings(statistics),
+                repair=repair,
             )
         self.seed = seed
         self.memory: dict[str, Tensor] = {}
         """What the method remembers between rounds: part of a checkpoint."""
         self.last_report: MergeReport | None = None
-        self._model_fn, self._data = model_fn, data
+        self._model_fn, self._data, self._example = model_fn, data, example
         self._buffers = None if model_fn is None else module_state(model_fn())[1]
         self._base: State | None = None
         self._grid: Grid | None = None
@@ -187,8 +196,23 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         valid = reply_order(message for message in replies if not message.has_error())
         if not valid:
             return None, None
+        nodes = {client: message.metadata.src_node_id for client, message in valid}
         context = MergeContext(
-            base=self._base, round=server_round, seed=self.seed, data=self._data, model_fn=self._model_fn
+            base=self._base,
+            round=server_round,
+            seed=self.seed,
+            data=self._data,
+            example=self._example,
+            model_fn=self._model_fn,
+            exchange=partial(
+                exchange,
+                self._grid,
+                self.arrayrecord_key,
+                self.configrecord_key,
+                self.weighted_by_key,
+                {"server-round": server_round, "seed": self.seed},
+                nodes,
+            ),
         )
         result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
         taken = set(result.accepted)

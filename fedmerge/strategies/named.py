@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fedmerge.strategies.merge_strategy import MergeStrategy
 
-__all__ = ["FedAtt", "FedAvg", "FedFisher", "FedNova"]
+__all__ = ["GAMF", "PFNM", "FedAtt", "FedAvg", "FedFisher", "FedMA", "FedNova", "OTFusion"]
 
 
 class _Named(MergeStrategy):
@@ -62,3 +62,59 @@ class FedAtt(_Named):
     """
 
     method = "fedatt"
+
+
+class PFNM(_Named):
+    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.pfnm.PFNM`; its options are keywords too.
+
+    It has to trace the model: pass `model_fn` and `example`.
+
+    Examples
+    --------
+    >>> PFNM(gamma=7.0).pipeline.aggregator.gamma
+    7.0
+    """
+
+    method = "pfnm"
+
+
+class FedMA(_Named):
+    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedma.FedMA`; its options are keywords too.
+
+    It has to trace the model: pass `model_fn` and `example`.
+
+    Examples
+    --------
+    >>> FedMA(retrain_epochs=2).pipeline.aggregator.retrain_epochs
+    2
+    """
+
+    method = "fedma"
+
+
+class OTFusion(_Named):
+    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.otfusion.OTFusion`; its options are keywords too.
+
+    It has to trace the model: pass `model_fn` and `example`.
+
+    Examples
+    --------
+    >>> OTFusion(solver="sinkhorn").pipeline.aggregator.solver
+    'sinkhorn'
+    """
+
+    method = "otfusion"
+
+
+class GAMF(_Named):
+    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.gamf.GAMF`; its options are keywords too.
+
+    It has to trace the model: pass `model_fn` and `example`.
+
+    Examples
+    --------
+    >>> GAMF(steps=4).pipeline.aggregator.steps
+    4
+    """
+
+    method = "gamf"
