@@ -13,7 +13,7 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
-from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, ModelError, NoUsableUpdates, UnknownName
 from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
 from fedmerge.repair import Rescale, has_batch_norm, recalibrated
@@ -209,6 +209,7 @@ class _Stream:
                 continue
             try:
                 check_update(update, self._reference, same_shapes=not aggregator.may_change_width)
+                self._check_widths(update)
                 statistics = {s.name: _parsed(update, s) for s in aggregator.needs}
             except BadUpdate as bad:
                 self._drop(bad)
@@ -220,6 +221,19 @@ class _Stream:
             raise NoUsableUpdates(
                 f"{len(self.accepted)} usable updates, at least {self._pipeline.min_updates} wanted ({reasons})"
             )
+
+    def _check_widths(self, update: ClientUpdate) -> None:
+        """Other widths than the reference's are fine where they make a model that runs."""
+        other = [name for name, tensor in update.state.items() if tensor.shape != self._reference[name].shape]
+        if not other:
+            return
+        try:
+            self._context.symmetries(update.state, type(self._pipeline.aggregator).__name__)
+        except (ModelError, RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
+            raise BadUpdate(
+                update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
+            ) from error
 
     def _drop(self, bad: BadUpdate) -> None:
         if self._pipeline.on_bad_update == "raise":

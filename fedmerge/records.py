@@ -61,6 +61,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: State, metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as one safetensors file."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in contiguous.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer in seen:  # tied weights are one tensor, which the format wants twice
+            contiguous[name] = tensor.clone()
+        seen.add(pointer)
     write_atomically(path, save(contiguous, dict(metadata or {})))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from fedmerge.statistics import ClassCounts, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["Clients", "Layerwise"]
+
+log = logging.getLogger("fedmerge")
 
 
 @dataclass
@@ -118,7 +121,11 @@ class Layerwise(Aligning):
         specs = [context.symmetries(u.state, name) for u in updates]
         counts = None
         if self.class_aware:
-            counts = torch.stack([u.statistic("class_counts")["class_counts"] for u in updates])
+            found = [u.statistic("class_counts")["class_counts"] for u in updates]
+            if len({len(c) for c in found}) == 1:
+                counts = torch.stack(found)
+            else:
+                log.warning("%s: clients count different numbers of classes: the output layer is averaged", name)
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
         return Clients(updates, specs, trained, [{} for _ in updates], set(), heads, counts)
 

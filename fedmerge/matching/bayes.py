@@ -73,22 +73,24 @@ def match_bayes(
     for j in order:
         layer.join(j, feats[j], precs[j])
     for _ in range(sweeps):
-        before = [a.clone() for _, a in sorted(layer.assignments.items())]
+        before = [layer.assignments[j] for j in order]
         for j in torch.randperm(count, generator=generator).tolist():
             layer.leave(j, feats[j], precs[j])
             layer.join(j, feats[j], precs[j])
-        after = [a for _, a in sorted(layer.assignments.items())]
-        if all(torch.equal(_canonical(a, before), _canonical(b, after)) for a, b in zip(before, after, strict=True)):
+        after = [layer.assignments[j] for j in order]
+        numbers = _by_appearance(before), _by_appearance(after)
+        if all(torch.equal(numbers[0][a], numbers[1][b]) for a, b in zip(before, after, strict=True)):
             break
-    return GlobalLayer([layer.assignments[j] for j in range(count)], len(layer.counts))
+    numbered = _by_appearance([layer.assignments[j] for j in order])
+    return GlobalLayer([numbered[layer.assignments[j]] for j in range(count)], len(layer.counts))
 
 
-def _canonical(one: Tensor, everyone: Sequence[Tensor]) -> Tensor:
-    """Global neurons numbered by first appearance, so that two matchings can be compared."""
-    flat = torch.cat(list(everyone))
+def _by_appearance(assignments: Sequence[Tensor]) -> Tensor:
+    """New numbers of global neurons: those of the first client in its order, then what others add."""
+    flat = torch.cat(list(assignments))
     first = torch.full((int(flat.max()) + 1,), len(flat))
     first.scatter_reduce_(0, flat, torch.arange(len(flat)), "amin")
-    return first[one]
+    return torch.argsort(torch.argsort(first))
 
 
 class _Layer:

@@ -35,7 +35,7 @@ class Unit:
 def _stacked(spec: PermutationSpec, kind: Sequence[int]) -> Iterator[Site]:
     """The sites of one kind of members, those of all blocks in one."""
     for parts in zip(*(spec.groups[g].sites for g in kind), strict=True):
-        yield Site(parts[0].parameter, parts[0].axis, torch.cat([p.positions for p in parts]))
+        yield Site(parts[0].parameter, parts[0].axis, torch.cat([p.positions for p in parts]), parts[0].role)
 
 
 def units(spec: PermutationSpec) -> list[Unit]:

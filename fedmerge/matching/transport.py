@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import ot
 import torch
 from torch import Tensor
 
@@ -32,11 +31,19 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
     Exact by the network simplex, or by assignment where all neurons weigh the same, which has the same solution;
     or regularised by entropy, in the log domain, `regularization` being relative to the largest cost.
     """
+    import ot  # noqa: PLC0415 - it takes a second, which those who do not transport should not pay
+
     cost = cost.double().cpu()
     if solver == "sinkhorn":
         scaled = cost / cost.max().clamp_min(1e-300)
         found = ot.sinkhorn(
-            mass_a.numpy(), mass_b.numpy(), scaled.numpy(), regularization, method="sinkhorn_log", numItermax=2000
+            mass_a.numpy(),
+            mass_b.numpy(),
+            scaled.numpy(),
+            regularization,
+            method="sinkhorn_log",
+            numItermax=2000,
+            warn=False,
         )
         return torch.from_numpy(found)
     if len(mass_a) == len(mass_b) and torch.equal(mass_a, mass_b) and bool((mass_a == mass_a[0]).all()):

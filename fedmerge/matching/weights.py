@@ -17,6 +17,7 @@ __all__ = ["match_many", "match_weights"]
 _GAIN = 1e-9  # of the objective; less is rounding
 
 
+@torch.no_grad()
 def match_weights(
     spec: PermutationSpec,
     a: State,
@@ -114,6 +115,7 @@ def _improve(state: WeightSimilarity, unit: Unit, least: float) -> float:
     return gain
 
 
+@torch.no_grad()
 def match_many(
     spec: PermutationSpec,
     states: Sequence[State],

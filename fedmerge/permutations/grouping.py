@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -57,7 +58,22 @@ def groups_of(labels: Labels, classes: Classes) -> tuple[Group, ...]:
         inner = tuple(tuple(dict.fromkeys(index[c] for c in whole if c in index)) for whole in wholes)
         whole_group = _group(sites, consumed, places, [[c, *whole] for c, whole in zip(members, wholes, strict=True)])
         groups.append(Group(whole_group.name, whole_group.size, whole_group.sites, inner))
-    return tuple(groups)
+    return _in_order(groups, [int(first[members[0]]) for members in simple])
+
+
+def _in_order(groups: list[Group], first: list[int]) -> tuple[Group, ...]:
+    """From input to output; blocks right after what is within them."""
+    keys = [(float(f), i) for i, f in enumerate(first)]
+    for i, group in enumerate(groups[len(first) :], len(first)):
+        within = [first[g] for block in group.inner for g in block]
+        keys.append((max(within) + 0.5 if within else float("inf"), i))
+    order = [i for _, i in sorted(keys)]
+    place = {old: new for new, old in enumerate(order)}
+    moved = []
+    for i in order:
+        inner = tuple(tuple(place[g] for g in block) for block in groups[i].inner)
+        moved.append(replace(groups[i], inner=inner))
+    return tuple(moved)
 
 
 def _places(at: list[Vector]) -> list[dict[int, Vector]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics import compute_statistics
 
@@ -24,11 +25,18 @@ def recalibrated(module: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tenso
     Averaging models shrinks the variance of what goes into a norm, so that their own statistics do not fit the
     merged model (Jordan et al. 2023, arXiv 2211.08403).
 
+    Raises
+    ------
+    InvalidOption
+        There are no inputs.
+
     Examples
     --------
     >>> norm = nn.BatchNorm1d(1)
     >>> recalibrated(norm, [torch.tensor([[1.0], [3.0]])])["running_mean"]
     tensor([2.])
     """
-    pairs = ((x, torch.zeros(len(x), dtype=torch.long)) for x in inputs)
+    pairs = [(x, torch.zeros(len(x), dtype=torch.long)) for x in inputs if len(x) > 1]
+    if not pairs:
+        raise InvalidOption("there are no batches of two inputs or more to measure batch norms on: pass data=")
     return dict(compute_statistics(module, pairs, ["batch_norm"])["batch_norm"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 from fedmerge import ClientUpdate, MergeContext
 from tests.contract.table import ROWS
@@ -40,8 +41,18 @@ def updates(row, dtype=torch.float32, weights=WEIGHTS):
     return result
 
 
+class Known(nn.Sequential):
+    """The module that `base` is the state of."""
+
+    def __init__(self):
+        super().__init__(*tiny_model())
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("seen", torch.tensor([False, True]))
+
+
 def merged(row, given_updates, *, start=None, memory=None, **options):
-    return row.pipeline(**options).merge(given_updates, MergeContext(base=start or base(), seed=1), memory)
+    context = MergeContext(base=start or base(), seed=1, **row.known(Known))
+    return row.pipeline(**options).merge(given_updates, context, memory)
 
 
 def same(one, two):
@@ -97,5 +108,7 @@ def modules(row):
         "base": tiny_model(),
         "statistics": [row.statistics(i, tiny_model().state_dict()) for i in range(CLIENTS)],
         **row.options,
+        **row.known(None),
+        **row.settings,
     }
     return [module(state) for state in noisy_states()], {"weights": list(WEIGHTS), **keywords}

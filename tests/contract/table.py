@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State
@@ -43,14 +44,20 @@ def grams(client: int, state: State) -> Statistics:
 
 def grams_and_counts(client: int, state: State) -> Statistics:
     """Gram matrices, and as many labels of each of three classes as makes clients differ."""
-    return {**grams(client, state), "class_counts": {"class_counts": torch.tensor([client, 5, 2 * client + 1])}}
+    return {**grams(client, state), **counts(client, state)}
+
+
+def counts(client: int, state: State) -> Statistics:
+    """As many labels of each of three classes as makes clients differ."""
+    return {"class_counts": {"class_counts": torch.tensor([client, 5, 2 * client + 1])}}
 
 
 @dataclass(frozen=True)
 class Row:
     """A method with options, what its clients measure, and the laws it is excused from, each with the reason.
 
-    ``remembers`` says whether it keeps memory between rounds.
+    ``remembers`` says whether it keeps memory between rounds, ``traces`` whether it has to know the model, ``hears``
+    whether it needs data on the server.
     """
 
     method: str
@@ -58,10 +65,25 @@ class Row:
     statistics: Callable[[int, State], Statistics] = no_statistics
     excused: Mapping[str, str] = field(default_factory=dict)
     remembers: bool = False
+    traces: bool = False
+    hears: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the pipeline; repairs measure norms anew, which no law here is about."""
+        return {"repair": "none"} if self.traces else {}
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """The row's pipeline."""
-        return build_pipeline(self.method, {self.method.split("+")[0]: self.options}, **settings)
+        return build_pipeline(self.method, {self.method.split("+")[0]: self.options}, **{**self.settings, **settings})
+
+    def known(self, model_fn: Callable[[], nn.Module] | None) -> dict[str, Any]:
+        """What the method has to know besides updates: the model, inputs to trace it on, data on the server."""
+        inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(7))
+        known: dict[str, Any] = {"example": inputs[:2]} if self.traces else {}
+        if self.traces and model_fn is not None:
+            known["model_fn"] = model_fn
+        return known | ({"data": [inputs]} if self.hears else {})
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={value}" for name, value in self.options.items())
@@ -80,6 +102,12 @@ NOISY = EXTRAPOLATES | {
 
 OWN_ROWS = {"rows": "the Fishers of this table are drawn for places, and do not move with the rows"}
 OWN_CLASSES = {"rows": "rows of the output layer are classes, whose counts do not move with them here"}
+ONE_MODEL = {
+    "rows": "it works on models that can be run, not on tensors of any shape",
+    "rounding": "it works on models that can be run, not on tensors of any shape",
+}
+MIXES = dict.fromkeys(("copies", "still"), "it mixes neurons, even those of equal models")
+CLASSES_APART = dict.fromkeys(("ratios",), "the output layer goes by class counts and not by weights")
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 
 ROWS = (
@@ -105,6 +133,18 @@ ROWS = (
     Row("mats", {"curvature": "gram", "steps": 10}, grams),
     Row("gradient_matching", statistics=diagonals, excused=OWN_ROWS, remembers=True),
     Row("gradient_matching", {"scale": 0.5, "delta": 0.1}, diagonals, OWN_ROWS | HALF_STEP, remembers=True),
+    Row("rebasin", excused=ONE_MODEL, traces=True),
+    Row("rebasin", {"ground": "activations"}, excused=ONE_MODEL, traces=True, hears=True),
+    Row("otfusion", excused=ONE_MODEL, traces=True),
+    Row("otfusion", {"solver": "sinkhorn", "importance": "l1"}, excused=ONE_MODEL | MIXES, traces=True),
+    Row("otfusion", {"fusion": "barycentre"}, excused=ONE_MODEL, traces=True),
+    Row("gamf", excused=ONE_MODEL, traces=True),
+    Row("c2m3", excused=ONE_MODEL, traces=True),
+    Row("zipit", excused=ONE_MODEL | MIXES, traces=True, hears=True),
+    Row("cca", excused=ONE_MODEL | MIXES, traces=True, hears=True),
+    Row("pfnm", {"gamma": 1e-3}, counts, ONE_MODEL | CLASSES_APART, traces=True),
+    Row("pfnm", {"class_aware": False, "gamma": 1e-3}, excused=ONE_MODEL, traces=True),
+    Row("fedma", {"class_aware": False, "gamma": 1e-3, "retrain_epochs": 0}, excused=ONE_MODEL, traces=True),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),

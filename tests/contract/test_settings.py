@@ -21,10 +21,16 @@ def test_the_flower_strategy_gives_what_the_pipeline_gives(row):
     sent = [ClientUpdate(i, s, WEIGHTS[i], row.statistics(i, s)) for i, s in enumerate(states)]
     metrics = [{k: float(v) for k, v in u.statistics.get("local_steps", {}).items()} for u in sent]
     extra = [statistics_records({k: v for k, v in u.statistics.items() if k != "local_steps"}) for u in sent]
-    strategy, arrays, memory = MergeStrategy(row.pipeline(), fraction_evaluate=0.0), initial(), {}
+    strategy, arrays, memory = (
+        MergeStrategy(row.pipeline(), fraction_evaluate=0.0, **row.known(tiny_model)),
+        initial(),
+        {},
+    )
     grid = SimulationGrid(tiny_app(), CLIENTS)
     for number in (1, 2):
-        want = row.pipeline().merge(sent, MergeContext(base=start, round=number, seed=0), memory)
+        want = row.pipeline().merge(
+            sent, MergeContext(base=start, round=number, seed=0, **row.known(tiny_model)), memory
+        )
         strategy.configure_train(number, arrays, ConfigRecord(), grid)
         given_replies = zip(sent, metrics, extra, strict=True)
         replies = [reply(10 + u.client, u.state, u.weight, extra=e, **m) for u, m, e in given_replies]
@@ -36,8 +42,8 @@ def test_the_flower_strategy_gives_what_the_pipeline_gives(row):
 class Listening(MergeStrategy):
     """A strategy that keeps what it is sent and what it makes of it."""
 
-    def __init__(self, pipeline):
-        super().__init__(pipeline)
+    def __init__(self, pipeline, **known):
+        super().__init__(pipeline, **known)
         self.heard = []
 
     def aggregate_train(self, server_round, replies):
@@ -60,7 +66,7 @@ def read(message):
 @law("grid")
 def test_two_rounds_on_a_grid_give_what_the_pipeline_gives_by_hand(row):
     with SimulationGrid(tiny_app(), CLIENTS) as grid:
-        strategy = Listening(row.pipeline())
+        strategy = Listening(row.pipeline(), **row.known(tiny_model))
         result = strategy.start(grid, initial(), num_rounds=2)
     assert strategy.last_report.accepted == tuple(range(CLIENTS))
     assert not strategy.last_report.dropped
@@ -69,7 +75,9 @@ def test_two_rounds_on_a_grid_give_what_the_pipeline_gives_by_hand(row):
     for number, (replies, arrays) in enumerate(strategy.heard, 1):
         sent = [read(message) for message in replies]
         assert [list(update.statistics) for update in sent] == [list(row.pipeline().needs)] * CLIENTS
-        want = row.pipeline().merge(sent, MergeContext(base=start, round=number, seed=0), memory)
+        want = row.pipeline().merge(
+            sent, MergeContext(base=start, round=number, seed=0, **row.known(tiny_model)), memory
+        )
         assert same(from_arrays(arrays), want.state)
         assert not same(want.state, start)
         start, memory = want.state, want.memory
@@ -83,7 +91,9 @@ def test_merges_modules_at_hand(row):
     models, keywords = modules(row)
     result = fedmerge.merge(models, row.method, seed=3, **keywords)
     sent = [ClientUpdate(i, s, WEIGHTS[i], row.statistics(i, s)) for i, s in enumerate(noisy_states())]
-    want = row.pipeline().merge(sent, MergeContext(base=tiny_model().state_dict(), seed=3)).state
+    want = (
+        row.pipeline().merge(sent, MergeContext(base=tiny_model().state_dict(), seed=3, **row.known(tiny_model))).state
+    )
     assert same(result.state_dict(), want)
     assert all(same(model.state_dict(), state) for model, state in zip(models, noisy_states(), strict=True))
     assert same(keywords["base"].state_dict(), tiny_model().state_dict())
