@@ -85,19 +85,20 @@ class OTFusion(Aligning):
         order = sorted(range(len(updates)), key=lambda i: (-sizes[i], -updates[i].weight, i))
         anchor = order[0]
         heard = self._heard(specs, updates, order, context) if self.ground == "activations" else None
-        carried: dict[int, State] = {anchor: updates[anchor].state}
+        carried: dict[int, tuple[list[Tensor], dict[int, Plan]]] = {}
         mean = WeightedSum()
         mean.add(trained[anchor], updates[anchor].weight)
         for i in order[1:]:
             target = trained[anchor] if self.fusion == "anchor" else _mean(mean)
-            carried[i] = self._onto((specs[anchor], target), (specs[i], updates[i].state), (anchor, i), heard)
-            mean.add({n: carried[i][n] for n in trained[i]}, updates[i].weight)
+            carried[i] = self._onto((specs[anchor], target), (specs[i], trained[i]), (anchor, i), heard)
+            mean.add(_moved(specs[i], trained[i], carried[i]), updates[i].weight)
         if self.fusion == "barycentre":
             target = _mean(mean)
             for i in order:
-                carried[i] = self._onto((specs[anchor], target), (specs[i], updates[i].state), (anchor, i), heard)
+                carried[i] = self._onto((specs[anchor], target), (specs[i], trained[i]), (anchor, i), heard)
         for i, update in enumerate(updates):
-            yield replace(update, state=carried[i])
+            state = _moved(specs[i], update.state, carried[i]) if i in carried else update.state
+            yield replace(update, state=state)
 
     def _heard(
         self, specs: Sequence[PermutationSpec], updates: Sequence[ClientUpdate], order: list[int], context: MergeContext
@@ -113,11 +114,12 @@ class OTFusion(Aligning):
         source: tuple[PermutationSpec, State],
         pair: tuple[int, int],
         heard: _Heard | None,
-    ) -> State:
-        """The source's tensors at the target's widths, its neurons where the target has theirs."""
+    ) -> tuple[list[Tensor], dict[int, Plan]]:
+        """Permutations, and plans where they are not enough, that bring the source to the target's neurons."""
         (spec_a, a), (spec_b, b) = target, source
         pairs = list(zip(units(spec_a), units(spec_b), strict=True))
         plans: dict[int, Plan] = {}
+        perms = spec_b.identity()
         done: set[int] = set()
         for _ in range(_PASSES if _has_later_inputs(spec_a) else 1):
             number = 0
@@ -130,13 +132,19 @@ class OTFusion(Aligning):
                     costs.append(self._cost(*sides, settled, plans, pair, number, heard))
                     number += 1
                 if unit_a.kinds:
-                    b = _blocks_assigned(unit_b, spec_b, b, [c[0] for c in costs])
+                    step = _blocks_assigned(unit_b, spec_b, [c[0] for c in costs])
+                    b, perms = spec_b.apply(b, step), spec_b.compose(perms, step)
                 else:
                     cost, features_a, features_b = costs[0]
                     masses = mass(features_a, self.importance), mass(features_b, self.importance)
                     plans[unit_a.index] = plan_of(coupling(cost, *masses, self.solver, self.regularization))
                 done |= set(unit_a.members)
-        return transport(spec_b, b, plans)
+        for i, plan in list(plans.items()):
+            index = plan.produce.argmax(1)
+            if plan.produce.shape[0] == plan.produce.shape[1] and bool((plan.produce.amax(1) == 1).all()):
+                perms[i] = index  # a permutation needs no matrix: plans of many clients would outgrow the models
+                del plans[i]
+        return perms, plans
 
     def _cost(
         self,
@@ -174,8 +182,13 @@ def _has_later_inputs(spec: PermutationSpec) -> bool:
     return any(into.get(name, -1) > i for name, i in out.items())
 
 
-def _blocks_assigned(unit: Unit, spec: PermutationSpec, state: State, costs: Sequence[Tensor]) -> State:
-    """The state with its blocks, and what is within them, where they cost least."""
+def _moved(spec: PermutationSpec, state: State, found: tuple[list[Tensor], dict[int, Plan]]) -> dict[str, Tensor]:
+    perms, plans = found
+    return transport(spec, spec.apply(state, perms), plans)
+
+
+def _blocks_assigned(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor]) -> list[Tensor]:
+    """Permutations of blocks, and within them, that cost least."""
     direct = -costs[0] if costs[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
     kinds = []
     for kind, cost in zip(unit.kinds, costs[1:], strict=True):
@@ -187,7 +200,7 @@ def _blocks_assigned(unit: Unit, spec: PermutationSpec, state: State, costs: Seq
     for kind, found in zip(unit.kinds, within, strict=True):
         for place in range(unit.size):
             perms[kind[int(outer[place])]] = found[place]
-    return spec.apply(state, perms)
+    return perms
 
 
 def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:

@@ -36,6 +36,8 @@ class Rebasin(Permuting):
         ``"weights"``, or ``"activations"``, which needs data on the server.
     sweeps
         At most so many rounds over all clients, at least 1.
+    restarts
+        Trials of the first match on weights, in other orders of visits, the best of which is taken; at least 1.
 
     Examples
     --------
@@ -53,9 +55,11 @@ class Rebasin(Permuting):
 
     ground: Literal["weights", "activations"] = "weights"
     sweeps: int = 10
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         check_range(self, "sweeps", 1, float("inf"), open_high=True)
+        check_range(self, "restarts", 1, float("inf"), open_high=True)
         if self.ground not in ("weights", "activations"):
             raise InvalidOption(f'Rebasin: ground must be "weights" or "activations", got {self.ground!r}')
 
@@ -67,7 +71,7 @@ class Rebasin(Permuting):
         generator = context.torch_generator("rebasin")
         if self.ground == "weights":
             trained = [context.trained(state, "Rebasin") for state in states]
-            return match_many(spec, trained, weights, rounds=self.sweeps, generator=generator)
+            return match_many(spec, trained, weights, rounds=self.sweeps, restarts=self.restarts, generator=generator)
         modules = [context.module(state, "Rebasin") for state in states]
         anchor = max(range(len(states)), key=lambda i: weights[i])
         return match_activations(spec, modules, context.inputs("Rebasin"), anchor)

@@ -15,6 +15,7 @@ from fedmerge.state import State, WeightedSum, accumulator_dtype
 __all__ = ["match_many", "match_weights"]
 
 _GAIN = 1e-9  # of the objective; less is rounding
+_ENOUGH = 1e-3  # of the objective; rounds that gain less cost more than they bring
 
 
 @torch.no_grad()
@@ -122,11 +123,12 @@ def match_many(
     weights: Sequence[float],
     *,
     rounds: int = 10,
+    restarts: int = 1,
     generator: torch.Generator | None = None,
 ) -> list[list[Tensor]]:
     """Permutations that bring each of many models near the weighted mean of the others.
 
-    All are first matched to the heaviest, then each in turn to the mean of the others, until none moves
+    All are first matched to the heaviest, by the best of so many `restarts` in other orders of visits, then each in turn to the mean of the others, until none moves
     (Ainsworth et al. 2023, algorithm 3). Besides the models there is one sum of them in memory.
     """
     anchor = max(range(len(states)), key=lambda i: weights[i])
@@ -136,20 +138,24 @@ def match_many(
     mean.add(_floats(states[anchor]), shares[anchor])
     for i, state in enumerate(states):
         if i != anchor:
-            perms[i], _ = match_weights(spec, states[anchor], state, generator=generator)
+            trials = [match_weights(spec, states[anchor], state, generator=generator) for _ in range(restarts)]
+            perms[i] = max(trials, key=lambda trial: trial[1])[0]
             mean.add(spec.apply(_floats(state), perms[i]), shares[i])
     if len(states) < 3:
         return perms
+    reached = -float("inf")
     for _ in range(rounds):
-        moved = False
+        moved, objective = False, 0.0
         for i in torch.randperm(len(states), generator=generator).tolist():
             mean.add(spec.apply(_floats(states[i]), perms[i]), -shares[i])
-            found, _ = match_weights(spec, mean.tensors, states[i], start=perms[i], generator=generator)
+            found, value = match_weights(spec, mean.tensors, states[i], start=perms[i], generator=generator)
             moved |= any(not torch.equal(p, q) for p, q in zip(found, perms[i], strict=True))
             perms[i] = found
+            objective += shares[i] * value
             mean.add(spec.apply(_floats(states[i]), perms[i]), shares[i])
-        if not moved:
+        if not moved or objective - reached <= _ENOUGH * abs(objective):
             break
+        reached = objective
     return perms
 
 
