@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption, MissingStatistic
+from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.seeding import torch_generator
@@ -169,12 +169,32 @@ class MergeContext:
         ModelError
             The model cannot be traced.
         """
+        return trace(self.module(state, method), self.shown(method))
+
+    def shown(self, method: str) -> Tensor:
+        """One batch of inputs: the example, or the first of the data.
+
+        Raises
+        ------
+        InvalidOption
+            There is neither.
+        """
         example = self.example
         if example is None and self.data is not None:
             example = next(iter(self.inputs(method)), None)
         if example is None:
             raise InvalidOption(f"{method} has to trace the model: pass example=, one batch of inputs.")
-        return trace(self.module(state, method), example)
+        return example
+
+    def runs(self, state: State, method: str) -> bool:
+        """Whether a model of these shapes can be run at all."""
+        example = self.shown(method)
+        try:
+            with torch.no_grad():
+                self.module(state, method).eval()(*example if isinstance(example, tuple) else (example,))
+        except (RuntimeError, ValueError, AssertionError, ModelError):
+            return False
+        return True
 
     def accuracy(self, state: State, method: str) -> float:
         """Accuracy of the model with these parameters on the server's data.

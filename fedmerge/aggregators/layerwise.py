@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
+from fedmerge.errors import ModelError
 from fedmerge.matching.bayes import match_bayes
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
-from fedmerge.permutations import PermutationSpec, Plan
+from fedmerge.permutations import PermutationSpec, Plan, transport
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
@@ -107,7 +108,7 @@ class Layerwise(Aligning):
             generator = context.torch_generator(type(self).__name__)
             number = len(units(clients.specs[0]))
             for position in range(number):
-                if self._match(clients, position, generator):
+                if self._match(clients, position, generator, context):
                     clients = self.between(clients, number - 1 - position, context)
         carried = clients.carried()
         if clients.counts is not None:
@@ -129,8 +130,11 @@ class Layerwise(Aligning):
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
         return Clients(updates, specs, trained, [{} for _ in updates], set(), heads, counts)
 
-    def _match(self, clients: Clients, position: int, generator: torch.Generator) -> bool:
-        """Match one layer; False where it is one of blocks, which stay as they are."""
+    def _match(self, clients: Clients, position: int, generator: torch.Generator, context: MergeContext) -> bool:
+        """Match one layer; False where it is one of blocks, which stay as they are.
+
+        A layer grows only where a grown model runs: directions of an LSTM, say, have one width.
+        """
         described = []
         for spec, state, plan in zip(clients.specs, clients.trained, clients.plans, strict=True):
             unit = units(spec)[position]
@@ -138,19 +142,30 @@ class Layerwise(Aligning):
                 return False
             own = incoming(spec, state, unit.sites, clients.done, plan)
             described.append([own, *self.outgoing(state, unit, clients.heads)])
-        layer = match_bayes(
-            [torch.cat(parts, 1) for parts in described],
-            self._precisions(described, clients),
-            sigma0=self.sigma0,
-            gamma=self.gamma,
-            sweeps=self.sweeps,
-            max_width=self.max_width,
-            generator=generator,
-        )
-        for plan, assigned in zip(clients.plans, layer.assignments, strict=True):
-            plan[unit.index] = membership(assigned, layer.size)
+        widest = max(len(parts[0]) for parts in described)
+        for most in (self.max_width, widest):
+            layer = match_bayes(
+                [torch.cat(parts, 1) for parts in described],
+                self._precisions(described, clients),
+                sigma0=self.sigma0,
+                gamma=self.gamma,
+                sweeps=self.sweeps,
+                max_width=most,
+                generator=generator,
+            )
+            for plan, assigned in zip(clients.plans, layer.assignments, strict=True):
+                plan[unit.index] = membership(assigned, layer.size)
+            if layer.size == widest or self._runs(clients, context):
+                break
         clients.done |= set(unit.members)
         return True
+
+    def _runs(self, clients: Clients, context: MergeContext) -> bool:
+        try:
+            grown = transport(clients.specs[0], clients.updates[0].state, clients.plans[0])
+        except ModelError:
+            return False
+        return context.runs(grown, type(self).__name__)
 
     def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
         """``1 / sigma``, times how many examples a client has or, in output weights, how many of the class."""

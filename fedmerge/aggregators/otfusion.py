@@ -121,7 +121,8 @@ class OTFusion(Aligning):
         plans: dict[int, Plan] = {}
         perms = spec_b.identity()
         done: set[int] = set()
-        for _ in range(_PASSES if _has_later_inputs(spec_a) else 1):
+        # What was heard stays the same however often one asks.
+        for _ in range(_PASSES if heard is None and _has_later_inputs(spec_a) else 1):
             number = 0
             for unit_a, unit_b in pairs:
                 settled = done - set(unit_a.members)

@@ -103,7 +103,7 @@ class _Layer:
 
     def join(self, client: int, v: Tensor, s: Tensor) -> None:
         known = len(self.counts)
-        room = len(v) if self.cap is None else min(len(v), max(self.cap - known, 1))
+        room = len(v) if self.cap is None else min(len(v), max(self.cap - known, 0))
         room = max(room, len(v) - known)
         scaled = v * s
         found = scaled.square() @ (1 / (self.prior + s))

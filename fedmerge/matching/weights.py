@@ -128,8 +128,9 @@ def match_many(
 ) -> list[list[Tensor]]:
     """Permutations that bring each of many models near the weighted mean of the others.
 
-    All are first matched to the heaviest, by the best of so many `restarts` in other orders of visits, then each in turn to the mean of the others, until none moves
-    (Ainsworth et al. 2023, algorithm 3). Besides the models there is one sum of them in memory.
+    All are first matched to the heaviest, by the best of `restarts` trials in other orders of visits, then each in
+    turn to the mean of the others, until none moves (Ainsworth et al. 2023, algorithm 3). Besides the models there
+    is one sum of them in memory.
     """
     anchor = max(range(len(states)), key=lambda i: weights[i])
     shares = [w / sum(weights) for w in weights]

@@ -12,8 +12,8 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
     """Merge the most similar features until `clusters` are left.
 
     Stoica et al. 2024: the similarity of a merged feature to any other is the smaller of its parts', times
-    `discount`. Pairs that are each other's best are merged together, many at a time: complete linkage gives
-    the same clusters in any order of such pairs.
+    `discount` where positive. Pairs that are each other's best are merged together, many at a time, where merging
+    one pair after the other would come to the same.
 
     Parameters
     ----------
@@ -50,14 +50,19 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
         index = torch.arange(number)
         mutual = (partner[partner] == index) & (index < partner) & torch.isfinite(best) & active
         chosen = mutual.nonzero().ravel()
-        chosen = chosen[torch.argsort(best[chosen], descending=True)][: alive - clusters]
-        kept, gone = chosen, partner[chosen]
-        shared = models[kept] & models[gone]
-        room -= shared.sum(0)
-        smaller = torch.minimum(scores[kept], scores[gone]) * discount
+        chosen = chosen[torch.argsort(best[chosen], descending=True)]
+        smaller = _discounted(torch.minimum(scores[chosen], scores[partner[chosen]]), discount)
+        shared = models[chosen] & models[partner[chosen]]
+        # One pair after the other would first take a better pair that these make, and stop where budgets end.
+        first = best[chosen] >= smaller.max()
+        first &= ((shared.cumsum(0) <= room.clamp_min(0)) | ~shared).all(1)
+        first[0] = True
+        kept = chosen[first][: alive - clusters]
+        gone, smaller = partner[kept], smaller[first][: alive - clusters]
+        room -= (models[kept] & models[gone]).sum(0)
         scores[kept] = smaller
         scores[:, kept] = smaller.T
-        pairs = torch.minimum(smaller[:, kept], smaller[:, gone]) * discount  # both sides merged in this round
+        pairs = _discounted(torch.minimum(smaller[:, kept], smaller[:, gone]), discount)
         scores[kept[:, None], kept[None]] = pairs
         scores[gone], scores[:, gone] = -torch.inf, -torch.inf
         scores.fill_diagonal_(-torch.inf)
@@ -67,6 +72,10 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
         renamed = torch.arange(number)
         renamed[gone] = kept
         cluster = renamed[cluster]
-        alive -= len(chosen)
+        alive -= len(kept)
     found: Tensor = torch.unique(cluster, return_inverse=True)[1]
     return found
+
+
+def _discounted(similarity: Tensor, discount: float) -> Tensor:
+    return torch.where(similarity > 0, similarity * discount, similarity)

@@ -59,9 +59,14 @@ def trace(model: nn.Module, example: Example) -> PermutationSpec:
     arguments = tuple(a[:2] if isinstance(a, Tensor) and a.ndim else a for a in arguments)
     key = _key(model, arguments)
     spec = _CACHE.get(key)
+    if spec is not None:
+        try:
+            verify(spec, model, arguments)
+        except ModelError:
+            spec = None  # another model that looks the same, such as one with another closure
     if spec is None:
         spec = _derived(model, arguments)
-    verify(spec, model, arguments)
+        verify(spec, model, arguments)
     if len(_CACHE) >= _KEPT:
         _CACHE.pop(next(iter(_CACHE)))
     _CACHE[key] = spec

@@ -27,7 +27,7 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     Returns
     -------
     float
-        Largest difference of outputs, relative to the largest output.
+        Largest difference of outputs, relative to how much outputs differ from each other.
 
     Raises
     ------
@@ -50,27 +50,39 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
         state[alias] = state[name]
     module.double()
     wanted = _outputs(module, state, arguments)
-    scale = max((float(o.abs().max()) for o in wanted), default=0.0) or 1.0
+    scale = max((_spread(o) for o in wanted), default=0.0) or 1.0
 
     def error(perms: list[Tensor]) -> float:
         got = _outputs(module, spec.apply(state, perms), arguments)
         worst = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
         return worst / scale if math.isfinite(worst) else math.inf
 
-    perms = [p.roll(1) if len(p) < 3 else p for p in spec.random(generator)]
+    perms = [_moving(group.size, generator) for group in spec.groups]
     found = error(perms)
     if found <= tolerance:
         return found
     culprits = []
     for i, group in enumerate(spec.groups):
         alone = spec.identity()
-        alone[i] = alone[i].roll(1)
+        alone[i] = _moving(group.size, generator)
         if error(alone) > tolerance:
             culprits.append(f"{group.name!r} ({', '.join(f'{s.parameter} axis {s.axis}' for s in group.sites)})")
     raise ModelError(
         f"re-ordering neurons changes the outputs of {type(model).__name__} by {found:.1g} of their size: "
         f"wrong are {'; '.join(culprits) or 'only several groups together'}. Remove them from the spec"
     )
+
+
+def _moving(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that is not the identity."""
+    perm = torch.randperm(size, generator=generator)
+    return perm.roll(1) if torch.equal(perm, torch.arange(size)) else perm
+
+
+def _spread(output: Tensor) -> float:
+    """How much outputs differ from each other: a bias that all share would hide what moves."""
+    deviation = output - (output.mean(0) if len(output.shape) > 1 and len(output) > 1 else output.mean())
+    return float(deviation.abs().max()) or float(output.abs().max())
 
 
 def _drawn(argument: Any, generator: torch.Generator) -> Any:
