@@ -49,6 +49,7 @@ one-shot: $(STAMP) ## Run the one-shot comparisons of simulations/ (an hour and 
 
 figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py
+	$(BIN)/python plots/matching.py
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -24,7 +24,8 @@ class PFNM(Layerwise):
     class c has the precision ``n_jc / (sigma sum_k n_kc)``. Layers are matched from the input on, each in the
     coordinates of the layers before. A global neuron is the mean of the clients' that were matched to it, each
     weighed by its examples; the output layer weighs each class by who has seen it. Rounds after the first, in
-    which all clients start from the merged model, keep its order of neurons.
+    which all clients start from the merged model, keep its order of neurons. Heads of attention and groups of a norm
+    keep theirs, and a layer grows only where a grown model runs.
 
     Parameters
     ----------

@@ -32,10 +32,10 @@ def recovered(name, method, seed, *, blocks=True, copies=1, data=None, weights=N
     return difference(model, merged, batch)
 
 
-def samples(name):
+def samples(name, images=64):
     generator = torch.Generator().manual_seed(5)
     shape = MODELS[name].make()[1].shape[1:]
-    return torch.randn((64 if len(shape) == 3 else 512, *shape), generator=generator)
+    return torch.randn((images if len(shape) == 3 else 512, *shape), generator=generator)
 
 
 @pytest.mark.parametrize("method", WEIGHTS)
@@ -119,6 +119,14 @@ def test_noise_on_the_copy_does_not_hide_the_order(method):
     merged = fedmerge.merge([model, other], method, example=batch).state_dict()
     for name, tensor in wanted.items():
         torch.testing.assert_close(merged[name], tensor, msg=f"{name} by {method}")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("mlp", "zipit"), ("lenet", "zipit"), ("vgg", "zipit"), ("mlp", "cca"), ("lenet", "cca")]
+)
+def test_by_correlations(name, method):
+    options = {"budget": 0.0} if method == "zipit" else {"gamma": 1e-6}
+    assert recovered(name, method, 1, data=samples(name, 600), **options) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["bilstm", "encoder", "vit"])
