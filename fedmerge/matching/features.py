@@ -15,6 +15,9 @@ from fedmerge.state import State, accumulator_dtype
 __all__ = ["Unit", "WeightSimilarity", "incoming", "rows", "units"]
 
 
+_NOTHING = 1e-12
+
+
 class Unit:
     """Groups that are assigned together: one alone, or blocks with the groups within them."""
 
@@ -51,7 +54,9 @@ def rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
             tensor = tensor.index_select(axis, index.to(tensor.device))
     moved = tensor.movedim(site.axis, 0)
     found = moved[site.positions.ravel().to(moved.device)].reshape(len(site.positions), -1)
-    return found.to(accumulator_dtype(found.dtype))
+    found = found.to(accumulator_dtype(found.dtype))
+    # Weights of inputs that are always 0 decay to nothing; squares of nothing are denormal, and slow.
+    return torch.where(found.abs() < _NOTHING, 0.0, found)
 
 
 def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: Collection[int], plans: Plans) -> Tensor:
