@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Aligning(Aggregator):
     Running statistics follow the neurons, so :meth:`align` sees them; how they are merged is the pipeline's
     policy, applied to what :meth:`align` gives.
     """
+
+    requires_model: ClassVar[bool] = True
 
     @abstractmethod
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:

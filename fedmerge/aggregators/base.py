@@ -28,6 +28,8 @@ class Aggregator(ABC):
     """Whether the merge is relative to the model that all clients started from."""
     requires_data: ClassVar[bool] = False
     """Whether the server needs data of its own."""
+    requires_model: ClassVar[bool] = False
+    """Whether it has to know the model and an example of its inputs."""
     may_change_width: ClassVar[bool] = False
     """Whether the merged model may be wider or narrower than the clients'."""
 

@@ -160,7 +160,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send the model, and ask for what the method needs."""
+        """Send the model, and ask for what the method needs.
+
+        Raises
+        ------
+        InvalidOption
+            The method lacks something on the server that all the training would be in vain without.
+        """
+        self._check_server()
         self._base, self._grid = from_arrays(arrays), grid
         if self.fraction_train == 0.0:
             return []
@@ -182,6 +189,16 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         )
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._construct_messages(record, nodes, "train")
+
+    def _check_server(self) -> None:
+        aggregator = self.pipeline.aggregator
+        name = type(aggregator).__name__
+        if aggregator.requires_data and self._data is None:
+            raise InvalidOption(f"{name} needs batches on the server: pass data=")
+        if aggregator.requires_model and self._model_fn is None:
+            raise InvalidOption(f"{name} has to know the model: pass model_fn=")
+        if aggregator.requires_model and self._example is None and self._data is None:
+            raise InvalidOption(f"{name} has to trace the model: pass example=, one batch of inputs")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

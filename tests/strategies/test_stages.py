@@ -8,11 +8,11 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 import fedmerge
-from fedmerge import MergeContext
+from fedmerge import InvalidOption, MergeContext
 from fedmerge.aggregators.fedma import FedMA as FedMAMerge
 from fedmerge.models.resize import resize
 from fedmerge.simulation import SimulationGrid
-from fedmerge.strategies import GAMF, PFNM, FedMA, OTFusion, client_app, from_arrays
+from fedmerge.strategies import GAMF, PFNM, FedMA, MergeStrategy, OTFusion, client_app, from_arrays
 from fedmerge.training import LocalTraining, evaluate
 from tests.federation import CLIENTS, tiny_data
 
@@ -129,3 +129,17 @@ def test_stages_with_modules_at_hand_train_on_the_clients_loaders():
     assert not torch.equal(staged[4].weight, once[4].weight)
     assert FedMAMerge().needs[0].name == "class_counts"
     assert MergeContext().exchange is None
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "missing"),
+    [
+        ("pfnm", {}, "model_fn="),
+        ("pfnm", {"model_fn": model}, "example="),
+        ("zipit", {"model_fn": model, "example": EXAMPLE}, "data="),
+    ],
+)
+def test_what_the_server_lacks_is_said_before_anyone_trains(method, given, missing):
+    with Heard(apart) as grid, pytest.raises(InvalidOption, match=missing):
+        MergeStrategy(method, **given).start(grid, ArrayRecord(model().state_dict()), num_rounds=1)
+    assert not grid.sent
