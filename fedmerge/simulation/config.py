@@ -56,8 +56,9 @@ class Config(_Section):
     ``methods`` may hold names of :func:`fedmerge.methods`, with server steps added by ``+`` and options in
     parentheses (``fedfisher(variant=diag)``), and ``module:Strategy`` for any Flower strategy; ``options`` has
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
-    and the best alone. ``statistics`` says how clients measure what methods need. ``workers`` and ``threads``
-    change how fast it runs, not what comes out.
+    and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
+    data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
+    ``workers`` and ``threads`` change how fast it runs, not what comes out.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -75,6 +76,7 @@ class Config(_Section):
     statistics: StatisticsSettings = StatisticsSettings()
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     references: bool = False
+    server_examples: Annotated[int, Field(ge=0)] = 0
     workers: int | str = "auto"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1

@@ -129,8 +129,28 @@ class Experiment:
 
     @property
     def dataset(self) -> Dataset:
-        """The data set, loaded once in a process."""
+        """The data set, loaded once in a process; its test set is what the server does not hold.
+
+        Raises
+        ------
+        ConfigError
+            The server would hold the whole test set.
+        """
+        whole, held = self._whole, self.config.server_examples
+        if held >= len(whole.test_x):
+            raise ConfigError(
+                f"server_examples is {held} of {len(whole.test_x)} in the test set: leave some to test on"
+            )
+        return replace(whole, test_x=whole.test_x[held:], test_y=whole.test_y[held:]) if held else whole
+
+    @property
+    def _whole(self) -> Dataset:
         return _dataset(self._source.name, self._source.folder, self._source.options)
+
+    @property
+    def _server_data(self) -> list[tuple[Tensor, Tensor]] | None:
+        held = self.config.server_examples
+        return list(batches(self._whole.test_x[:held], self._whole.test_y[:held], 256)) if held else None
 
     @property
     def partition(self) -> Partition:
@@ -217,7 +237,8 @@ class Experiment:
         )
         # The test set's first inputs show the model's shapes; their values tell nothing.
         example = torch.zeros_like(self.dataset.test_x[:2])
-        return MergeStrategy(pipeline, model_fn=self.model_fn, seed=self.seed, example=example, **flower)
+        known: dict[str, Any] = {"model_fn": self.model_fn, "example": example, "data": self._server_data}
+        return MergeStrategy(pipeline, seed=self.seed, **known, **flower)
 
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Loss and accuracy of a global model on the test set."""
