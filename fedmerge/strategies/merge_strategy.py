@@ -14,21 +14,21 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor, nn
 
-from fedmerge.buffers import BatchNormPolicy, pool_moments
-from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, UnknownName
+from fedmerge.buffers import BatchNormPolicy
+from fedmerge.errors import BadUpdate, InvalidOption, UnknownName
 from fedmerge.method_names import parse_method
-from fedmerge.pipeline import MergeResult, Pipeline, build_pipeline
+from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.registry import entry
-from fedmerge.state import State, cast_like, module_state
+from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.measure import request_of
+from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.stages import exchange
 from fedmerge.strategies.wire import (
     decode_update,
     from_arrays,
     reply_order,
-    statistics_from_reply,
     to_arrays,
     weight_of,
 )
@@ -235,7 +235,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         taken = set(result.accepted)
         accepted = [message for client, message in valid if client in taken]
         if self.pipeline.batch_norm == "recalibrate":
-            self._recalibrate(server_round, result, [message.metadata.src_node_id for message in accepted])
+            asked = [message.metadata.src_node_id for message in accepted]
+            keys = self.arrayrecord_key, self.configrecord_key, self.weighted_by_key
+            recalibrate(self._grid, *keys, server_round, result.state, asked)
         self.memory = result.memory
         self.last_report = MergeReport(server_round, result.accepted, result.dropped)
         metrics = self.train_metrics_aggr_fn([message.content for message in accepted], self.weighted_by_key)
@@ -274,35 +276,6 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 yield decode_update(client, message.content, self.arrayrecord_key, self.weighted_by_key)
             except BadUpdate as bad:
                 yield bad
-
-    def _recalibrate(self, server_round: int, result: MergeResult, nodes: list[int]) -> None:
-        """Have the clients measure the merged model's batch norms, and pool what they find into `result`."""
-        if self._grid is None:
-            raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
-        config = ConfigRecord({"server-round": server_round, "needs": ["batch_norm"]})
-        record = RecordDict({self.arrayrecord_key: to_arrays(result.state), self.configrecord_key: config})
-        messages = self._construct_messages(record, nodes, "query.statistics")
-        replies = reply_order(m for m in self._grid.send_and_receive(messages) if not m.has_error())
-        measured = []
-        for client, message in replies:
-            weight = weight_of(message.content, self.weighted_by_key)
-            try:
-                moments = statistics_from_reply(message.content, None).get("batch_norm", {})
-            except (InvalidOption, ValueError, TypeError, RuntimeError):
-                weight, moments = None, {}
-            if weight is None or weight <= 0 or not _fits(moments, result.state):
-                log.warning("client %d: its batch-norm statistics cannot be used and are left out", client)
-                continue
-            measured.append((moments, weight))
-        if not measured:
-            log.warning("no client could recalibrate batch norm in round %d: its statistics are averages", server_round)
-            return
-        result.state.update(cast_like(pool_moments(measured), result.state))
-
-
-def _fits(moments: State, model: State) -> bool:
-    """Whether measured moments are finite and belong to the model."""
-    return all(n in model and t.shape == model[n].shape and bool(t.isfinite().all()) for n, t in moments.items())
 
 
 def _settings(given: StatisticsSettings | Mapping[str, Any] | None) -> StatisticsSettings:
