@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -46,9 +46,27 @@ class BufferFold:
         """Add one client's buffers."""
         if self._policy != "local":
             self._moments.add({name: state[name] for name in self._layout.float_buffers}, weight)
+        self._count(state)
+
+    def add_stacked(self, states: State, weights: Sequence[float]) -> None:
+        """Add many clients' buffers, tensors [K, ...]."""
+        if self._policy == "mean":
+            self._moments.add_stacked({name: states[name] for name in self._layout.float_buffers}, weights)
+            self._count({name: states[name].amax(0) for name in self._layout.integer_buffers})
+            return
+        for k, weight in enumerate(weights):
+            self.add({name: stacked[k] for name, stacked in states.items()}, weight)
+
+    def join(self, other: BufferFold) -> None:
+        """Add the buffers that another has folded; `other` must not be used again."""
+        self._moments.join(other._moments)
+        self._count(other._integers)
+
+    def _count(self, state: State) -> None:
         for name in self._layout.integer_buffers:
-            known = self._integers.get(name)
-            self._integers[name] = state[name].clone() if known is None else torch.maximum(known, state[name])
+            if name in state:
+                known = self._integers.get(name)
+                self._integers[name] = state[name].clone() if known is None else torch.maximum(known, state[name])
 
     def finish(self, base: State | None) -> dict[str, Tensor]:
         """The merged buffers; under ``local`` those of `base`, where there is one."""

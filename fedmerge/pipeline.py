@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.aggregators.base import Aggregator
+from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
-from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, ModelError, NoUsableUpdates, UnknownName
+from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
 from fedmerge.repair import Rescale, has_batch_norm, recalibrated
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
-from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.validation import check_update, common_form
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
+from fedmerge.validation import common_form
 
 __all__ = ["MergeResult", "Pipeline", "build_pipeline"]
 
@@ -129,25 +130,84 @@ class Pipeline:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
-        stream = _Stream(self, updates, reference, BufferFold(layout, self.batch_norm), layout, context)
-        base = None if context.base is None else {name: context.base[name] for name in layout.parameters}
+        intake = self._intake(reference, layout, context)
+        inner = _inner(context, layout)
+        merged, own = self.aggregator.merge(
+            intake.read(updates, self.min_updates), inner, prefixed("aggregator", memory)
+        )
+        return self._completed(merged, own, intake, context, memory)
 
-        merged, own = self.aggregator.merge(iter(stream), replace(context, base=base), prefixed("aggregator", memory))
+    def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str]) -> Partial:
+        """The sum over some of the clients, for methods that are sums: what a worker sends instead of its models.
+
+        `context` needs its base. Bad updates are left out here already, and named in what comes back.
+        """
+        base, aggregator = context.required_base("a fold"), self._folding
+        layout = Layout.of(base, buffers)
+        intake, inner = self._intake(base, layout, context), _inner(context, layout)
+        total = aggregator.zero(inner)
+        for block in blocks:
+            total = aggregator.add_stacked(total, intake.read_stacked(block), inner)
+        return Partial(total, intake.buffers, intake.accepted, intake.dropped)
+
+    def finish(
+        self, partials: Iterable[Partial], context: MergeContext, memory: State | None, buffers: Collection[str]
+    ) -> MergeResult:
+        """Merge what :meth:`fold` made of all clients; `partials` are used up, one in memory beside their sum.
+
+        Raises
+        ------
+        NoUsableUpdates
+            Fewer than ``min_updates`` good updates.
+        """
+        base, aggregator, memory = context.required_base("a fold"), self._folding, memory or {}
+        layout = Layout.of(base, buffers)
+        intake, inner = self._intake(base, layout, context), _inner(context, layout)
+        total = aggregator.zero(inner)
+        for partial in partials:
+            total = aggregator.join(total, partial.total)
+            intake.join(partial)
+        intake.check_number(self.min_updates)
+        merged, own = aggregator.finish(total, inner, prefixed("aggregator", memory))
+        return self._completed(merged, own, intake, context, memory)
+
+    @property
+    def _folding(self) -> Fold[Any]:
+        if not isinstance(self.aggregator, Fold):
+            raise InvalidOption(f"{type(self.aggregator).__name__} is no sum over clients: pass its updates to merge()")
+        return self.aggregator
+
+    def _intake(self, reference: State, layout: Layout, context: MergeContext) -> Intake:
+        return Intake(
+            self.aggregator,
+            reference,
+            BufferFold(layout, self.batch_norm),
+            layout,
+            context,
+            strict=self.on_bad_update == "raise",
+            rescaled=self.repair == "rescale",
+        )
+
+    def _completed(
+        self, merged: State, own: State, intake: Intake, context: MergeContext, memory: State
+    ) -> MergeResult:
+        """Server steps, buffers and repair after combining."""
+        reference, base = intake.reference, _inner(context, intake.layout).base
         next_memory = with_prefix("aggregator", own)
         for i, step in enumerate(self.server_steps):
             if base is None:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
             merged, own = step.step(base, merged, prefixed(f"step{i}", memory))
             next_memory |= with_prefix(f"step{i}", own)
-        state = cast_like({**merged, **stream.buffers.finish(context.base)}, reference)
+        state = cast_like({**merged, **intake.buffers.finish(context.base)}, reference)
         _check_finite({name: state[name] for name in merged}, self.aggregator)
-        if isinstance(self.aggregator, Aligning) and len(stream.accepted) > 1:
-            self._repair(state, context, stream.rescale)
+        if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1:
+            self._repair(state, context, intake.rescale)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
-            tuple(stream.accepted),
-            tuple(stream.dropped),
+            tuple(intake.accepted),
+            tuple(intake.dropped),
         )
 
     def _repair(self, state: dict[str, Tensor], context: MergeContext, rescale: Rescale | None) -> None:
@@ -170,85 +230,9 @@ class Pipeline:
         state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
 
 
-class _Stream:
-    """Hands good updates on, parameters only, and keeps their buffers, names and the reasons of bad ones."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        updates: Iterable[ClientUpdate | BadUpdate],
-        reference: State,
-        buffers: BufferFold,
-        layout: Layout,
-        context: MergeContext,
-    ) -> None:
-        self._pipeline, self._updates, self._reference, self._layout = pipeline, updates, reference, layout
-        self._context = context
-        rescaled = pipeline.repair == "rescale" and isinstance(pipeline.aggregator, Aligning)
-        self.rescale = Rescale(context.inputs(type(pipeline.aggregator).__name__)) if rescaled else None
-        self.buffers = buffers
-        self.accepted: list[int] = []
-        self.dropped: list[BadUpdate] = []
-
-    def __iter__(self) -> Iterator[ClientUpdate]:
-        aggregator = self._pipeline.aggregator
-        good = self._good()
-        for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
-            self.buffers.add(update.state, update.weight)
-            if self.rescale is not None:
-                module = self._context.module(update.state, type(aggregator).__name__)
-                self.rescale.add(module, update.weight)
-            parameters = {name: update.state[name] for name in self._layout.parameters}
-            yield replace(update, state=parameters)
-
-    def _good(self) -> Iterator[ClientUpdate]:
-        aggregator = self._pipeline.aggregator
-        for update in self._updates:
-            if isinstance(update, BadUpdate):
-                self._drop(update)
-                continue
-            try:
-                check_update(update, self._reference, same_shapes=not aggregator.may_change_width)
-                self._check_widths(update)
-                statistics = {s.name: _parsed(update, s) for s in aggregator.needs}
-            except BadUpdate as bad:
-                self._drop(bad)
-                continue
-            self.accepted.append(update.client)
-            yield replace(update, statistics={**update.statistics, **statistics})
-        if len(self.accepted) < self._pipeline.min_updates:
-            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
-            raise NoUsableUpdates(
-                f"{len(self.accepted)} usable updates, at least {self._pipeline.min_updates} wanted ({reasons})"
-            )
-
-    def _check_widths(self, update: ClientUpdate) -> None:
-        """Other widths than the reference's are fine where they make a model that runs."""
-        other = [name for name, tensor in update.state.items() if tensor.shape != self._reference[name].shape]
-        if not other:
-            return
-        try:
-            self._context.symmetries(update.state, type(self._pipeline.aggregator).__name__)
-        except (ModelError, RuntimeError, TypeError, ValueError) as error:
-            shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
-            raise BadUpdate(
-                update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
-            ) from error
-
-    def _drop(self, bad: BadUpdate) -> None:
-        if self._pipeline.on_bad_update == "raise":
-            raise bad
-        log.warning("dropped: %s", bad)
-        self.dropped.append(bad)
-
-
-def _parsed(update: ClientUpdate, statistic: Statistic) -> State:
-    try:
-        parsed = statistic.parse(update.statistic(statistic.name))
-        statistic.check(parsed, update.state)
-    except InvalidOption as error:
-        raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
-    return parsed
+def _inner(context: MergeContext, layout: Layout) -> MergeContext:
+    """What aggregators see: of the base its parameters only."""
+    return replace(context, base=None if context.base is None else {n: context.base[n] for n in layout.parameters})
 
 
 def _check_finite(merged: State, aggregator: Aggregator) -> None:

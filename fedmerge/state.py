@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -105,6 +105,27 @@ class WeightedSum:
             else:
                 total.add_(tensor, alpha=weight)
         self.weight += weight
+
+    def add_stacked(self, states: State, weights: Sequence[float]) -> None:
+        """Add ``sum_k weights[k] * states[k]`` of tensors [K, ...]: one pass over their memory."""
+        for name, stacked in states.items():
+            dtype = accumulator_dtype(stacked.dtype)
+            factors = torch.tensor(weights, dtype=dtype, device=stacked.device)
+            total = self.tensors.get(name)
+            if total is None:
+                total = self.tensors[name] = torch.zeros(stacked.shape[1:], dtype=dtype, device=stacked.device)
+            total.view(-1).addmv_(stacked.to(dtype).flatten(1).T, factors)
+        self.weight += sum(weights)
+
+    def join(self, other: WeightedSum) -> None:
+        """Add another running sum; `other` must not be used again."""
+        for name, tensor in other.tensors.items():
+            total = self.tensors.get(name)
+            if total is None:
+                self.tensors[name] = tensor
+            else:
+                total.add_(tensor)
+        self.weight += other.weight
 
     def mean(self) -> dict[str, Tensor]:
         """``sum_i w_i theta_i / sum_i w_i``; uses the sums up, so call it once."""

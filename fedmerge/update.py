@@ -16,7 +16,7 @@ from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.training.local import evaluate
 
-__all__ = ["ClientUpdate", "MergeContext", "Stage"]
+__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,37 @@ class ClientUpdate:
                 "Clients made by fedmerge.strategies.client_app send it; fedmerge.merge takes it as statistics=.",
             )
         return self.statistics[name]
+
+
+@dataclass(frozen=True)
+class StackedUpdates:
+    """Models of many clients in one set of tensors, as they come out of training that stacks them.
+
+    Parameters
+    ----------
+    clients
+        Their numbers, ascending.
+    states
+        Tensors [K, ...], one row per client.
+    weights
+        Numbers of examples.
+    statistics
+        What each measured.
+    """
+
+    clients: tuple[int, ...]
+    states: State
+    weights: tuple[float, ...]
+    statistics: tuple[Mapping[str, State], ...]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __iter__(self) -> Iterator[ClientUpdate]:
+        """The clients one by one; their tensors are views."""
+        for k, client in enumerate(self.clients):
+            state = {name: stacked[k] for name, stacked in self.states.items()}
+            yield ClientUpdate(client, state, self.weights[k], self.statistics[k])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics.base import Statistic
-from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Aggregator", "Fold", "check_range"]
 
@@ -70,8 +70,18 @@ class Fold(Aggregator, Generic[Total]):
         """`total` with one more client; may reuse the memory of `total`, never that of `update`."""
 
     @abstractmethod
+    def join(self, total: Total, other: Total) -> Total:
+        """The sum over the clients of both, so that workers can each fold their own; may reuse both memories."""
+
+    @abstractmethod
     def finish(self, total: Total, context: MergeContext, memory: State) -> tuple[State, State]:
         """Merged parameters and memory from the complete sum."""
+
+    def add_stacked(self, total: Total, updates: StackedUpdates, context: MergeContext) -> Total:
+        """`total` with many more clients whose tensors are stacked; one by one where a method knows nothing better."""
+        for update in updates:
+            total = self.add(total, update, context)
+        return total
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Fold the stream of updates, one in memory at a time."""

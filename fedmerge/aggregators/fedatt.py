@@ -36,6 +36,13 @@ class _Attention:
         self.total.add_(difference, alpha=weight)
         self.weight += weight
 
+    def join(self, other: _Attention) -> None:
+        peak = max(self.peak, other.peak)
+        mine, theirs = math.exp(self.peak - peak), math.exp(other.peak - peak)
+        self.total.mul_(mine).add_(other.total, alpha=theirs)
+        self.weight = mine * self.weight + theirs * other.weight
+        self.peak = peak
+
 
 @dataclass
 class _Total:
@@ -86,6 +93,15 @@ class FedAtt(Fold[_Total]):
             if name not in total.tensors:
                 total.tensors[name] = _Attention(torch.zeros_like(difference))
             total.tensors[name].add(difference, self._distance(difference))
+        return total
+
+    def join(self, total: _Total, other: _Total) -> _Total:
+        """Bring both softmaxes to the higher peak, and add."""
+        for name, attention in other.tensors.items():
+            if name in total.tensors:
+                total.tensors[name].join(attention)
+            else:
+                total.tensors[name] = attention
         return total
 
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:

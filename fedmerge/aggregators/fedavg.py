@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedmerge.aggregators.base import Fold
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
-from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["FedAvg"]
 
@@ -34,6 +34,16 @@ class FedAvg(Fold[WeightedSum]):
     def add(self, total: WeightedSum, update: ClientUpdate, context: MergeContext) -> WeightedSum:
         """Add ``n_i theta_i``."""
         total.add(update.state, update.weight)
+        return total
+
+    def add_stacked(self, total: WeightedSum, updates: StackedUpdates, context: MergeContext) -> WeightedSum:
+        """Add ``sum_i n_i theta_i``."""
+        total.add_stacked(updates.states, updates.weights)
+        return total
+
+    def join(self, total: WeightedSum, other: WeightedSum) -> WeightedSum:
+        """Add the sums."""
+        total.join(other)
         return total
 
     def finish(self, total: WeightedSum, context: MergeContext, memory: State) -> tuple[State, State]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from fedmerge.aggregators.base import Fold, check_range
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
@@ -14,7 +16,7 @@ from fedmerge.server_steps import ServerMomentum
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.statistics import LocalSteps, Statistic
 from fedmerge.statistics.local_steps import check_proximal
-from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["FedNova", "step_norm"]
 
@@ -73,15 +75,29 @@ class FedNova(Fold[_Total]):
 
     def add(self, total: _Total, update: ClientUpdate, context: MergeContext) -> _Total:
         """Add one client's normalised update."""
-        base = context.required_base("fednova")
+        total.normalised.add(_moved(update.state, context), self._count(total, update))
+        return total
+
+    def add_stacked(self, total: _Total, updates: StackedUpdates, context: MergeContext) -> _Total:
+        """Add many clients' normalised updates."""
+        shares = [self._count(total, update) for update in updates]
+        total.normalised.add_stacked(_moved(updates.states, context), shares)
+        return total
+
+    def join(self, total: _Total, other: _Total) -> _Total:
+        """Add the sums."""
+        total.normalised.join(other.normalised)
+        total.examples += other.examples
+        total.effective += other.effective
+        return total
+
+    def _count(self, total: _Total, update: ClientUpdate) -> float:
+        """Count one client's examples and steps; ``n_i / a_i``."""
         steps = {name: float(value) for name, value in update.statistic("local_steps").items()}
         norm = step_norm(steps)
-        # The difference is taken before the sum: the parameters themselves would swamp small updates.
-        moved = {name: tensor.to(accumulator_dtype(tensor.dtype)) - base[name] for name, tensor in update.state.items()}
-        total.normalised.add(moved, update.weight / norm)
         total.examples += update.weight
         total.effective += update.weight * (steps["local_steps"] if self.tau_eff == "mean_steps" else norm)
-        return total
+        return update.weight / norm
 
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:
         """Scale the normalised sum by tau_eff, and step."""
@@ -92,6 +108,12 @@ class FedNova(Fold[_Total]):
         if self.server_momentum == 0.0:
             return merged, {}
         return ServerMomentum(self.server_momentum).step(base, merged, memory)
+
+
+def _moved(state: State, context: MergeContext) -> dict[str, Tensor]:
+    """How far parameters have moved, taken before the sum: the parameters themselves would swamp small updates."""
+    base = context.required_base("fednova")
+    return {name: tensor.to(accumulator_dtype(tensor.dtype)) - base[name] for name, tensor in state.items()}
 
 
 def step_norm(steps: Mapping[str, float]) -> float:

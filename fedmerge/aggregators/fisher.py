@@ -57,6 +57,11 @@ class Fisher(Fold[DiagonalSum]):
         total.add(update.state, information, update.weight, norm**-self.normalize if norm > 0 else 1.0)
         return total
 
+    def join(self, total: DiagonalSum, other: DiagonalSum) -> DiagonalSum:
+        """Add the sums."""
+        total.join(other)
+        return total
+
     def finish(self, total: DiagonalSum, context: MergeContext, memory: State) -> tuple[State, State]:
         """Divide."""
         return total.minimum(self.damping), {}

@@ -65,6 +65,11 @@ class GradientMatching(Fold[DiagonalSum]):
         total.add(moved, update.statistic("fisher_diag"), update.weight)
         return total
 
+    def join(self, total: DiagonalSum, other: DiagonalSum) -> DiagonalSum:
+        """Add the sums."""
+        total.join(other)
+        return total
+
     def finish(self, total: DiagonalSum, context: MergeContext, memory: State) -> tuple[State, State]:
         """Divide by the curvature of all, and remember it."""
         base, weight = context.required_base("gradient_matching"), total.states.weight

@@ -39,6 +39,16 @@ class _Total:
     layers: dict[str, _Layer] = field(default_factory=dict)
     clients: int = 0
 
+    def add(self, name: str, layer: _Layer) -> None:
+        """Add to the layer of that name, where it is the same kind of layer."""
+        known = self.layers.get(name)
+        if known is None:
+            self.layers[name] = layer
+        elif known.matrix == layer.matrix:
+            known.grams += layer.grams
+            known.products += layer.products
+            known.clients += layer.clients
+
 
 @register("regmean", paper="arXiv:2212.09849")
 @dataclass(frozen=True)
@@ -98,13 +108,15 @@ class RegMean(Fold[_Total]):
                 full, diagonal = (g / trace if trace > 0 else g for g in (full, diagonal))
             share = update.weight * (self.shrinkage * full + (1 - self.shrinkage) * diagonal)
             product = matrix.gather(update.state).double() @ share
-            known = total.layers.get(name)
-            if known is None:
-                total.layers[name] = _Layer(matrix, share, product)
-            elif known.matrix == matrix:
-                known.grams += share
-                known.products += product
-                known.clients += 1
+            total.add(name, _Layer(matrix, share, product))
+        return total
+
+    def join(self, total: _Total, other: _Total) -> _Total:
+        """Add the sums."""
+        total.states.join(other.states)
+        total.clients += other.clients
+        for name, layer in other.layers.items():
+            total.add(name, layer)
         return total
 
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:

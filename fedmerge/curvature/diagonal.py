@@ -42,6 +42,18 @@ class DiagonalSum:
                 self.information[name], self.weighted[name] = share, product
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def join(self, other: DiagonalSum) -> None:
+        """Add another sum; `other` must not be used again."""
+        self.states.join(other.states)
+        self._clients += other._clients
+        for name, information in other.information.items():
+            if name in self.information:
+                self.information[name] += information
+                self.weighted[name] += other.weighted[name]
+            else:
+                self.information[name], self.weighted[name] = information, other.weighted[name]
+            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
+
     def common(self) -> list[str]:
         """Names that every client had information on; others are left out with a warning."""
         partly = [name for name, count in self._counts.items() if count < self._clients]

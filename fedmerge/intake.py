@@ -1,0 +1,173 @@
+"""Takes client updates in: checks them, drops bad ones, keeps their buffers, hands parameters on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedmerge.aggregators.aligning import Aligning
+from fedmerge.aggregators.base import Aggregator
+from fedmerge.buffers import BufferFold
+from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
+from fedmerge.repair import Rescale
+from fedmerge.state import Layout, State
+from fedmerge.statistics import Statistic
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
+from fedmerge.validation import check_update
+
+__all__ = ["Intake", "Partial"]
+
+log = logging.getLogger("fedmerge")
+
+
+@dataclass
+class Partial:
+    """The sum over some clients, with their buffers, and who they were."""
+
+    total: Any
+    buffers: BufferFold
+    accepted: list[int]
+    dropped: list[BadUpdate]
+
+
+class Intake:
+    """Hands good updates on, parameters only, and keeps their buffers, names and the reasons of bad ones."""
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        reference: State,
+        buffers: BufferFold,
+        layout: Layout,
+        context: MergeContext,
+        *,
+        strict: bool,
+        rescaled: bool,
+    ) -> None:
+        self._aggregator, self._context, self._strict = aggregator, context, strict
+        self.reference, self.layout, self.buffers = reference, layout, buffers
+        rescaled = rescaled and isinstance(aggregator, Aligning)
+        self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
+        self.accepted: list[int] = []
+        self.dropped: list[BadUpdate] = []
+
+    def read(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
+        """Good updates of a stream, aligned where the method aligns.
+
+        Raises
+        ------
+        NoUsableUpdates
+            At the end of the stream, where fewer than `at_least` were good.
+        """
+        aggregator = self._aggregator
+        good = self._good(updates, at_least)
+        for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
+            self.buffers.add(update.state, update.weight)
+            if self.rescale is not None:
+                module = self._context.module(update.state, type(aggregator).__name__)
+                self.rescale.add(module, update.weight)
+            yield replace(update, state=self._parameters(update.state))
+
+    def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
+        """The good ones of clients that trained stacked, whose names and shapes are the reference's."""
+        kept, statistics = [], []
+        finite = torch.stack(
+            [stacked.flatten(1).sum(1).isfinite() for stacked in block.states.values() if stacked.is_floating_point()]
+        ).all(0)
+        for k, update in enumerate(block):
+            try:
+                # One that is not finite in sum needs the closer look, which tells the tensor.
+                statistics.append(self._checked(update, closely=not finite[k]).statistics)
+            except BadUpdate as bad:
+                self._drop(bad)
+                continue
+            kept.append(k)
+        if len(kept) < len(block):
+            block = StackedUpdates(
+                tuple(block.clients[k] for k in kept),
+                {name: stacked[kept] for name, stacked in block.states.items()},
+                tuple(block.weights[k] for k in kept),
+                tuple(statistics),
+            )
+        elif self._aggregator.needs:
+            block = replace(block, statistics=tuple(statistics))
+        self.buffers.add_stacked(block.states, block.weights)
+        self.accepted += block.clients
+        return replace(block, states=self._parameters(block.states))
+
+    def join(self, partial: Partial) -> None:
+        """Count those in whom another has folded."""
+        self.buffers.join(partial.buffers)
+        self.accepted += partial.accepted
+        self.dropped += partial.dropped
+
+    def check_number(self, at_least: int) -> None:
+        """Make sure that there is enough to merge.
+
+        Raises
+        ------
+        NoUsableUpdates
+            Fewer than `at_least` were good.
+        """
+        if len(self.accepted) < at_least:
+            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
+            raise NoUsableUpdates(f"{len(self.accepted)} usable updates, at least {at_least} wanted ({reasons})")
+
+    def _good(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
+        for update in updates:
+            if isinstance(update, BadUpdate):
+                self._drop(update)
+                continue
+            try:
+                checked = self._checked(update)
+            except BadUpdate as bad:
+                self._drop(bad)
+                continue
+            self.accepted.append(update.client)
+            yield checked
+        self.check_number(at_least)
+
+    def _checked(self, update: ClientUpdate, *, closely: bool = True) -> ClientUpdate:
+        aggregator = self._aggregator
+        if closely:
+            check_update(update, self.reference, same_shapes=not aggregator.may_change_width)
+            self._check_widths(update)
+        if not aggregator.needs:
+            return update
+        parsed = {statistic.name: _parsed(update, statistic) for statistic in aggregator.needs}
+        return replace(update, statistics={**update.statistics, **parsed})
+
+    def _check_widths(self, update: ClientUpdate) -> None:
+        """Other widths than the reference's are fine where they make a model that runs."""
+        other = [name for name, tensor in update.state.items() if tensor.shape != self.reference[name].shape]
+        if not other:
+            return
+        try:
+            self._context.symmetries(update.state, type(self._aggregator).__name__)
+        except (ModelError, RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
+            raise BadUpdate(
+                update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
+            ) from error
+
+    def _parameters(self, state: State) -> State:
+        return {name: state[name] for name in self.layout.parameters}
+
+    def _drop(self, bad: BadUpdate) -> None:
+        if self._strict:
+            raise bad
+        log.warning("dropped: %s", bad)
+        self.dropped.append(bad)
+
+
+def _parsed(update: ClientUpdate, statistic: Statistic) -> State:
+    try:
+        parsed = statistic.parse(update.statistic(statistic.name))
+        statistic.check(parsed, update.state)
+    except InvalidOption as error:
+        raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
+    return parsed
