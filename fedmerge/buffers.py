@@ -57,10 +57,11 @@ class BufferFold:
         for k, weight in enumerate(weights):
             self.add({name: stacked[k] for name, stacked in states.items()}, weight)
 
-    def join(self, other: BufferFold) -> None:
+    def join(self, other: BufferFold) -> BufferFold:
         """Add the buffers that another has folded; `other` must not be used again."""
         self._moments.join(other._moments)
         self._count(other._integers)
+        return self
 
     def _count(self, state: State) -> None:
         for name in self._layout.integer_buffers:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +19,6 @@ from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import check_update
 
 __all__ = ["Intake", "Partial"]
-
-log = logging.getLogger("fedmerge")
 
 
 @dataclass
@@ -45,10 +42,10 @@ class Intake:
         layout: Layout,
         context: MergeContext,
         *,
-        strict: bool,
+        on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
     ) -> None:
-        self._aggregator, self._context, self._strict = aggregator, context, strict
+        self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self.reference, self.layout, self.buffers = reference, layout, buffers
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
@@ -73,37 +70,47 @@ class Intake:
             yield replace(update, state=self._parameters(update.state))
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
-        """The good ones of clients that trained stacked, whose names and shapes are the reference's."""
-        kept, statistics = [], []
-        finite = torch.stack(
-            [stacked.flatten(1).sum(1).isfinite() for stacked in block.states.values() if stacked.is_floating_point()]
-        ).all(0)
-        for k, update in enumerate(block):
-            try:
-                # One that is not finite in sum needs the closer look, which tells the tensor.
-                statistics.append(self._checked(update, closely=not finite[k]).statistics)
-            except BadUpdate as bad:
-                self._drop(bad)
-                continue
-            kept.append(k)
-        if len(kept) < len(block):
-            block = StackedUpdates(
-                tuple(block.clients[k] for k in kept),
-                {name: stacked[kept] for name, stacked in block.states.items()},
-                tuple(block.weights[k] for k in kept),
-                tuple(statistics),
-            )
-        elif self._aggregator.needs:
-            block = replace(block, statistics=tuple(statistics))
+        """The good ones of clients that trained stacked."""
+        suspect = self._suspect(block)
+        if suspect or self._aggregator.needs:
+            block = self._selected(block, suspect)
+        if not block.clients:
+            return block
         self.buffers.add_stacked(block.states, block.weights)
         self.accepted += block.clients
         return replace(block, states=self._parameters(block.states))
 
-    def join(self, partial: Partial) -> None:
-        """Count those in whom another has folded."""
-        self.buffers.join(partial.buffers)
-        self.accepted += partial.accepted
-        self.dropped += partial.dropped
+    def _suspect(self, block: StackedUpdates) -> set[int]:
+        """Rows that need a closer look, found in one pass: shapes, weights, or not finite in sum."""
+        shapes = {name: stacked.shape[1:] for name, stacked in block.states.items()}
+        if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
+            return set(range(len(block)))
+        sums = [t.flatten(1).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
+        finite = torch.stack([total.isfinite() for total in sums]).all(0).tolist()
+        return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
+
+    def _selected(self, block: StackedUpdates, suspect: set[int]) -> StackedUpdates:
+        """The block without bad updates, its statistics parsed."""
+        kept, statistics = [], []
+        for k, update in enumerate(block):
+            try:
+                statistics.append(self._checked(update, closely=k in suspect).statistics)
+            except BadUpdate as bad:
+                self._drop(bad)
+                continue
+            kept.append(k)
+        states = block.states
+        if len(kept) < len(block):
+            states = {name: stacked[kept] for name, stacked in states.items()}
+        clients, weights = tuple(block.clients[k] for k in kept), tuple(block.weights[k] for k in kept)
+        return StackedUpdates(clients, states, weights, tuple(statistics))
+
+    def take(self, partial: Partial) -> None:
+        """Take over what has been folded elsewhere."""
+        self.buffers = partial.buffers
+        self.accepted = partial.accepted
+        for bad in partial.dropped:
+            self._drop(bad)
 
     def check_number(self, at_least: int) -> None:
         """Make sure that there is enough to merge.
@@ -158,9 +165,7 @@ class Intake:
         return {name: state[name] for name in self.layout.parameters}
 
     def _drop(self, bad: BadUpdate) -> None:
-        if self._strict:
-            raise bad
-        log.warning("dropped: %s", bad)
+        self._on_bad(bad)
         self.dropped.append(bad)
 
 

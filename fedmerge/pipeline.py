@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -130,45 +130,55 @@ class Pipeline:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
-        intake = self._intake(reference, layout, context)
+        intake = self._intake(reference, layout, context, self._refuse)
         inner = _inner(context, layout)
         merged, own = self.aggregator.merge(
             intake.read(updates, self.min_updates), inner, prefixed("aggregator", memory)
         )
         return self._completed(merged, own, intake, context, memory)
 
-    def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str]) -> Partial:
+    def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str] | None) -> Partial:
         """The sum over some of the clients, for methods that are sums: what a worker sends instead of its models.
 
         `context` needs its base. Bad updates are left out here already, and named in what comes back.
         """
         base, aggregator = context.required_base("a fold"), self._folding
         layout = Layout.of(base, buffers)
-        intake, inner = self._intake(base, layout, context), _inner(context, layout)
+        intake, inner = self._intake(base, layout, context, _wait), _inner(context, layout)
         total = aggregator.zero(inner)
         for block in blocks:
-            total = aggregator.add_stacked(total, intake.read_stacked(block), inner)
+            good = intake.read_stacked(block)
+            if good.clients:
+                total = aggregator.add_stacked(total, good, inner)
         return Partial(total, intake.buffers, intake.accepted, intake.dropped)
 
+    def join(self, first: Partial, second: Partial) -> Partial:
+        """The sum over the clients of both, whose memory it may reuse."""
+        return Partial(
+            self._folding.join(first.total, second.total),
+            first.buffers.join(second.buffers),
+            first.accepted + second.accepted,
+            first.dropped + second.dropped,
+        )
+
     def finish(
-        self, partials: Iterable[Partial], context: MergeContext, memory: State | None, buffers: Collection[str]
+        self, partial: Partial, context: MergeContext, memory: State | None, buffers: Collection[str] | None
     ) -> MergeResult:
-        """Merge what :meth:`fold` made of all clients; `partials` are used up, one in memory beside their sum.
+        """Merge what :meth:`fold` and :meth:`join` made of all clients; `partial` is used up.
 
         Raises
         ------
         NoUsableUpdates
             Fewer than ``min_updates`` good updates.
+        BadUpdate
+            A bad update, under ``on_bad_update="raise"``.
         """
-        base, aggregator, memory = context.required_base("a fold"), self._folding, memory or {}
+        base, memory = context.required_base("a fold"), memory or {}
         layout = Layout.of(base, buffers)
-        intake, inner = self._intake(base, layout, context), _inner(context, layout)
-        total = aggregator.zero(inner)
-        for partial in partials:
-            total = aggregator.join(total, partial.total)
-            intake.join(partial)
+        intake = self._intake(base, layout, context, self._refuse)
+        intake.take(partial)
         intake.check_number(self.min_updates)
-        merged, own = aggregator.finish(total, inner, prefixed("aggregator", memory))
+        merged, own = self._folding.finish(partial.total, _inner(context, layout), prefixed("aggregator", memory))
         return self._completed(merged, own, intake, context, memory)
 
     @property
@@ -177,14 +187,21 @@ class Pipeline:
             raise InvalidOption(f"{type(self.aggregator).__name__} is no sum over clients: pass its updates to merge()")
         return self.aggregator
 
-    def _intake(self, reference: State, layout: Layout, context: MergeContext) -> Intake:
+    def _refuse(self, bad: BadUpdate) -> None:
+        if self.on_bad_update == "raise":
+            raise bad
+        log.warning("dropped: %s", bad)
+
+    def _intake(
+        self, reference: State, layout: Layout, context: MergeContext, on_bad: Callable[[BadUpdate], None]
+    ) -> Intake:
         return Intake(
             self.aggregator,
             reference,
             BufferFold(layout, self.batch_norm),
             layout,
             context,
-            strict=self.on_bad_update == "raise",
+            on_bad=on_bad,
             rescaled=self.repair == "rescale",
         )
 
@@ -228,6 +245,10 @@ class Pipeline:
             return
         measured = recalibrated(context.module(state, name), context.inputs(name))
         state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
+
+
+def _wait(bad: BadUpdate) -> None:
+    """A worker only notes bad updates: whoever joins the sums tells of them, in one place."""
 
 
 def _inner(context: MergeContext, layout: Layout) -> MergeContext:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.wire import reply_order
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
@@ -55,10 +56,14 @@ class MeasuredGrid(WrappedGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait, and note what it took."""
+        if isinstance(messages, CohortOrder) and not self._keep_trained:
+            return self._cohort(messages, timeout)
         sent = list(messages)
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        seconds = time.perf_counter() - started
+        return self._noted(sent, replies, time.perf_counter() - started)
+
+    def _noted(self, sent: list[Message], replies: list[Message], seconds: float) -> list[Message]:
         if self._keep_trained and sent and sent[0].metadata.message_type == "train":
             self.trained = replies
         if sent:
@@ -76,6 +81,17 @@ class MeasuredGrid(WrappedGrid):
                 )
             )
         return replies
+
+    def _cohort(self, order: CohortOrder, timeout: float | None) -> Iterable[Message]:
+        started = time.perf_counter()
+        answer = self._grid.send_and_receive(order, timeout=timeout)
+        if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
+            return self._noted(list(order), list(answer), time.perf_counter() - started)
+        down = content_bytes(order.content) * len(order.nodes)
+        failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
+        seconds = time.perf_counter() - started
+        self.exchanges.append(Exchange("train", len(answer.trained), failures, down, answer.bytes_up, seconds))
+        return answer
 
 
 def _total_bytes(contents: Iterable[RecordDict]) -> int:

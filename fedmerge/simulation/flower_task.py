@@ -10,11 +10,22 @@ from flwr.app import Context, Error, Message, Metadata, RecordDict
 
 from fedmerge.errors import FedMergeError
 
-__all__ = ["become_server_task", "error_reply", "from_node", "new_run", "rebuild", "stamp"]
+__all__ = [
+    "FIRST_NODE",
+    "become_server_task",
+    "error_reply",
+    "failure_reason",
+    "from_node",
+    "new_run",
+    "rebuild",
+    "stamp",
+]
 
 _TESTED = ("1.41", "1.42")
 _CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _SERVER_NODE = 1
+FIRST_NODE = _SERVER_NODE + 1
+"""Node of client 0."""
 
 
 def _private(error: Exception) -> FedMergeError:
@@ -66,6 +77,10 @@ def from_node(message: Message, node: int) -> Message:
 def error_reply(message: Message, context: Context, error: BaseException) -> Message:
     """The reply of a client that raised; its reason names client and error, then gives the traceback."""
     client = context.node_config.get("partition-id", f"on node {context.node_id}")
+    return Message(Error(code=_CLIENT_APP_RAISED, reason=failure_reason(client, error)), reply_to=message)
+
+
+def failure_reason(client: object, error: BaseException) -> str:
+    """Names client and error, then gives the traceback."""
     trace = "".join(traceback.format_exception(error)).strip()
-    reason = f"client {client}: {type(error).__name__}: {error}\n{trace}"
-    return Message(Error(code=_CLIENT_APP_RAISED, reason=reason), reply_to=message)
+    return f"client {client}: {type(error).__name__}: {error}\n{trace}"

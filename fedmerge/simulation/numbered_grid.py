@@ -8,8 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
-from fedmerge.simulation.flower_task import from_node
-from fedmerge.simulation.grid import FIRST_NODE
+from fedmerge.simulation.flower_task import FIRST_NODE, from_node
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.wire import partition_of
 

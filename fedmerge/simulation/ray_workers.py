@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmerge.errors import ConfigError
-from fedmerge.simulation.flower_task import become_server_task, error_reply, rebuild
+from fedmerge.simulation.cohort_work import answer
+from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, error_reply, failure_reason, rebuild
 from fedmerge.simulation.workers import Job, Outcome, Workers, handle, warm_up
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 
 __all__ = ["RayWorkers"]
 
@@ -47,6 +49,7 @@ class RayWorkers(Workers):
         )
         self._actors = [actor.remote() for _ in range(count)]
         self._app: Any = None
+        self.shares = 4
 
     def use(self, app: ClientApp) -> None:
         """Put the app into the object store once; each actor unpickles it at its first message."""
@@ -57,23 +60,51 @@ class RayWorkers(Workers):
         ray = self._ray
         contents = {id(job.message.content): job.message.content for job in jobs}
         shared = {key: ray.put(content) for key, content in contents.items()}
-        idle, running, done = list(self._actors), {}, {}
-        waiting = iter(enumerate(jobs))
-        for position in range(len(jobs)):
-            while position not in done:
-                while idle and (following := next(waiting, None)) is not None:
-                    number, job = following
-                    actor = idle.pop()
-                    reference = shared[id(job.message.content)]
-                    running[actor.handle.remote([self._app], job.message.metadata, reference, job.context)] = (
-                        number,
-                        actor,
-                    )
-                ready, _ = ray.wait(list(running), num_returns=1)
-                number, actor = running.pop(ready[0])
-                idle.append(actor)
-                done[number] = self._outcome(ready[0], jobs[number])
-            yield done.pop(position)
+        calls = (
+            (
+                lambda actor, job=job: actor.handle.remote(
+                    [self._app], job.message.metadata, shared[id(job.message.content)], job.context
+                )
+            )
+            for job in jobs
+        )
+        for job, reference in zip(jobs, self._in_turn(calls), strict=True):
+            yield self._outcome(reference, job)
+
+    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
+        """Give every idle actor the next share of the clients; each share comes back as one sum, or its models."""
+        told = self._ray.put(order.without_model())
+        result = CohortAnswer()
+        shares = _shares(order.nodes, self.shares * len(self._actors))
+        calls = ((lambda actor, nodes=nodes: actor.train.remote([self._app], [told], nodes, total)) for nodes in shares)
+        for nodes, reference in zip(shares, self._in_turn(calls), strict=True):
+            try:
+                answer = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                answer = CohortAnswer(failures=[(node, failure_reason(node - FIRST_NODE, error)) for node in nodes])
+            result.extend(answer, order.pipeline)
+        return result
+
+    def _in_turn(self, calls: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
+        """Start each call on the next idle actor; references of finished ones, in the order of `calls`."""
+        idle, running, done = list(self._actors), {}, set()
+        waiting, started = iter(enumerate(calls)), {}
+        position = 0
+        while True:
+            while idle and (following := next(waiting, None)) is not None:
+                number, call = following
+                actor = idle.pop()
+                started[number] = reference = call(actor)
+                running[reference] = number, actor
+            while position in done:
+                yield started.pop(position)
+                position += 1
+            if not running:
+                return
+            ready, _ = self._ray.wait(list(running), num_returns=1)
+            number, actor = running.pop(ready[0])
+            idle.append(actor)
+            done.add(number)
 
     def close(self) -> None:
         """End the actors, and Ray too if it was started here."""
@@ -109,12 +140,27 @@ class _Actor:
         torch.set_num_threads(1)
         become_server_task()
         warm_up()
-        self._known: tuple[Any, ClientApp] | None = None
+        self._known: dict[str, tuple[Any, Any]] = {}
 
     def handle(
         self, app: list[Any], metadata: Metadata, content: RecordDict, context: Context
     ) -> tuple[Message, Context]:
+        job = Job(rebuild(metadata, content), context)
+        return tuple(handle(self._fetched("app", app), job))  # type: ignore[return-value]
+
+    def train(self, app: list[Any], order: list[Any], nodes: Sequence[int], total: int) -> CohortAnswer:
+        return answer(self._fetched("app", app).side, self._fetched("order", order), nodes, total)
+
+    def _fetched(self, kind: str, reference: list[Any]) -> Any:
         # The reference comes in a list, which Ray leaves alone: fetched and unpickled once, not per message.
-        if self._known is None or self._known[0] != app[0]:
-            self._known = app[0], importlib.import_module("ray").get(app[0])
-        return tuple(handle(self._known[1], Job(rebuild(metadata, content), context)))  # type: ignore[return-value]
+        known = self._known.get(kind)
+        if known is None or known[0] != reference[0]:
+            known = self._known[kind] = reference[0], importlib.import_module("ray").get(reference[0])
+        return known[1]
+
+
+def _shares(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
+    """`nodes` in `number` runs of about equal length, none empty."""
+    number = min(number, len(nodes))
+    ends = [len(nodes) * (i + 1) // number for i in range(number)]
+    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -11,7 +11,10 @@ from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedmerge.simulation.cohort_work import answer
 from fedmerge.simulation.flower_task import error_reply
+from fedmerge.strategies.client_app import FedmergeClientApp
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training.local import LocalTraining, train
 
 __all__ = ["InProcess", "Job", "Outcome", "Workers", "content_bytes", "handle", "warm_up"]
@@ -42,6 +45,10 @@ class Workers(ABC):
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes in the order of `jobs`."""
 
+    @abstractmethod
+    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
+        """Train a cohort of the `total` known clients, without messages; the app must be one of ours."""
+
     def close(self) -> None:  # noqa: B027 - most have nothing to free
         """Free what the workers hold."""
 
@@ -60,6 +67,11 @@ class InProcess(Workers):
         """Run each job when its outcome is asked for."""
         for job in jobs:
             yield handle(self._app, job)
+
+    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
+        """Train and fold here."""
+        assert isinstance(self._app, FedmergeClientApp)
+        return answer(self._app.side, order, order.nodes, total)
 
 
 def warm_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import get_args
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from fedmerge.errors import ConfigError
 from fedmerge.pipeline import Pipeline
+from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
 from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
@@ -17,7 +19,7 @@ from fedmerge.statistics.settings import StatisticsSettings, compressed, to_sett
 from fedmerge.strategies.wire import statistics_records
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ERROR_KEY", "add_statistics", "request_of"]
+__all__ = ["ERROR_KEY", "add_statistics", "measured", "request_of"]
 
 _Entry = str | float | list[str]
 
@@ -55,20 +57,28 @@ def add_statistics(
         A configuration that cannot be read.
     """
     config = next(iter(message.content.config_records.values()), ConfigRecord())
+    sent, error = measured(config, model, batches, report)
+    for key, record in statistics_records(sent).items():
+        reply[key] = record
+    metrics = next(iter(reply.metric_records.values()), None)
+    if metrics is not None and error is not None:
+        metrics[ERROR_KEY] = error
+
+
+def measured(
+    config: ConfigRecord, model: nn.Module, batches: Batches, report: TrainingReport | None = None
+) -> tuple[Mapping[str, State], float | None]:
+    """What a message's configuration asks for, as it is sent, and the error of compression where there can be one."""
     names = _strings(config, "needs")
     if not names:
-        return
+        return {}, None
     wanted = [statistic(n, s) for n, s in zip_longest(names, _strings(config, "needs-settings"), fillvalue="{}")]
     compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
     values = [(kind.name, kind.measure(model, batches, report)) for kind in wanted]
     sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
-    for key, record in statistics_records(sent).items():
-        reply[key] = record
-    metrics = next(iter(reply.metric_records.values()), None)
-    if metrics is not None and any(isinstance(kind, LayerStatistic) for kind in wanted):
-        metrics[ERROR_KEY] = error
+    return sent, error if any(isinstance(kind, LayerStatistic) for kind in wanted) else None
 
 
 def request_of(pipeline: Pipeline) -> dict[str, _Entry]:

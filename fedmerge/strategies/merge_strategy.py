@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
@@ -21,6 +22,7 @@ from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.registry import entry
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.sampling import sample_nodes
@@ -149,8 +151,24 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
         self._buffers = None if model_fn is None else module_state(model_fn())[1]
+        self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None
+
+    def start(self, *arguments: Any, **keywords: Any) -> Result:
+        """Run the rounds, as Flower's strategies do; on a grid of ours without a message per client.
+
+        Only here, for whoever calls the other methods wants to see messages: a strategy wrapped around this one,
+        a subclass that looks at replies, a metric function of one's own.
+        """
+        unchanged = all(
+            getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
+        )
+        self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
+        try:
+            return super().start(*arguments, **keywords)
+        finally:
+            self._cohorts = False
 
     def summary(self) -> None:
         """Log what merges, then Flower's own settings."""
@@ -188,6 +206,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             round=server_round,
         )
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        if self._cohorts:
+            context = MergeContext(base=self._base, round=server_round, seed=self.seed)
+            return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         return self._construct_messages(record, nodes, "train")
 
     def _check_server(self) -> None:
@@ -210,10 +231,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         NoUsableUpdates
             Clients replied, but too few with an update that can be merged.
         """
-        valid = reply_order(message for message in replies if not message.has_error())
-        if not valid:
+        if isinstance(replies, CohortAnswer):
+            nodes = {one.client: one.node for one in replies.trained}
+        else:
+            valid = reply_order(message for message in replies if not message.has_error())
+            nodes = {client: message.metadata.src_node_id for client, message in valid}
+        if not nodes:
             return None, None
-        nodes = {client: message.metadata.src_node_id for client, message in valid}
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -231,16 +255,24 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 nodes,
             ),
         )
-        result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
+        if not isinstance(replies, CohortAnswer):
+            result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
+        elif replies.partial is not None:
+            result = self.pipeline.finish(replies.partial, context, self.memory, self._buffers)
+        else:
+            result = self.pipeline.merge(replies.updates, context, self.memory, buffers=self._buffers)
         taken = set(result.accepted)
-        accepted = [message for client, message in valid if client in taken]
         if self.pipeline.batch_norm == "recalibrate":
-            asked = [message.metadata.src_node_id for message in accepted]
+            asked = [node for client, node in nodes.items() if client in taken]
             keys = self.arrayrecord_key, self.configrecord_key, self.weighted_by_key
             recalibrate(self._grid, *keys, server_round, result.state, asked)
         self.memory = result.memory
         self.last_report = MergeReport(server_round, result.accepted, result.dropped)
-        metrics = self.train_metrics_aggr_fn([message.content for message in accepted], self.weighted_by_key)
+        if isinstance(replies, CohortAnswer):
+            metrics = replies.metrics(taken)
+        else:
+            accepted = [message.content for client, message in valid if client in taken]
+            metrics = self.train_metrics_aggr_fn(accepted, self.weighted_by_key)
         return to_arrays(result.state), metrics
 
     def configure_evaluate(

@@ -1,0 +1,109 @@
+"""One training exchange for many clients, without a message for each where client and server share a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedmerge.aggregators.base import Fold
+from fedmerge.intake import Partial
+from fedmerge.pipeline import Pipeline
+from fedmerge.strategies.measure import ERROR_KEY
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["CohortAnswer", "CohortOrder", "Trained"]
+
+
+@dataclass(frozen=True, eq=False)
+class CohortOrder:
+    """What all clients of a round are told; to a grid that knows nothing of it, the messages that say so.
+
+    Parameters
+    ----------
+    content
+        What each message brings.
+    nodes
+        Whom it is for.
+    pipeline
+        What will merge them: sums over clients may be taken where the clients run.
+    context
+        Base, round and seed of the merge.
+    buffers
+        Names of the model's buffers, where they are known.
+    """
+
+    content: RecordDict
+    nodes: Sequence[int]
+    pipeline: Pipeline
+    context: MergeContext
+    buffers: frozenset[str] | None
+
+    def __iter__(self) -> Iterator[Message]:
+        """The messages, made as they are asked for."""
+        for node in self.nodes:
+            yield Message(content=self.content, message_type="train", dst_node_id=node)
+
+    @property
+    def config(self) -> ConfigRecord:
+        """The configuration in ``content``."""
+        return next(iter(self.content.config_records.values()), ConfigRecord())
+
+    def without_model(self) -> CohortOrder:
+        """The same order for workers, who find the model in its context."""
+        return replace(self, content=RecordDict({"config": self.config}), nodes=())
+
+    @property
+    def folds(self) -> bool:
+        """Whether sums may travel instead of models."""
+        return isinstance(self.pipeline.aggregator, Fold)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Facts about one client that answered."""
+
+    client: int
+    node: int
+    examples: int
+    train_loss: float
+    error: float | None = None
+
+
+@dataclass
+class CohortAnswer:
+    """What clients made of a :class:`CohortOrder`: sums or models, facts, and who failed with which reason."""
+
+    trained: list[Trained] = field(default_factory=list)
+    partial: Partial | None = None
+    updates: list[ClientUpdate] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    bytes_up: int = 0
+
+    def __iter__(self) -> Iterator[Message]:
+        """No messages: only a strategy of ours asks for such an answer, and it reads the fields."""
+        raise TypeError("a CohortAnswer holds sums and models, not messages")
+
+    def extend(self, other: CohortAnswer, pipeline: Pipeline) -> None:
+        """Add the answer of further clients, whose memory it may reuse."""
+        self.trained += other.trained
+        if self.partial is None:
+            self.partial = other.partial
+        elif other.partial is not None:
+            self.partial = pipeline.join(self.partial, other.partial)
+        self.updates += other.updates
+        self.failures += other.failures
+        self.bytes_up += other.bytes_up
+
+    def metrics(self, accepted: set[int]) -> MetricRecord:
+        """What Flower's weighted mean gives over the accepted clients' metrics."""
+        counted = [one for one in self.trained if one.client in accepted]
+        total = sum(one.examples for one in counted)
+        means: dict[str, int | float | list[int] | list[float]] = {
+            "train_loss": sum(one.train_loss * (one.examples / total) for one in counted)
+        }
+        errors = [(one.error, one.examples) for one in counted if one.error is not None]
+        if len(errors) == len(counted):
+            means[ERROR_KEY] = sum(error * (examples / total) for error, examples in errors)
+        return MetricRecord(means)
