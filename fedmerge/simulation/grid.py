@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
-from fedmerge.simulation.ray_workers import RayWorkers
 from fedmerge.simulation.workers import InProcess, Job, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortOrder
@@ -178,4 +177,8 @@ def make_workers(workers: int | str) -> Workers:
     wanted = parse_workers(workers)
     if wanted in ("auto", 1):
         return InProcess()
+    try:
+        from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
     return RayWorkers(wanted if isinstance(wanted, int) else None)
