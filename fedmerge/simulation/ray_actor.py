@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from ray.exceptions import RayError
 
-from fedmerge.simulation.cohort_work import answer
+from fedmerge.simulation.cohort_work import answer, choose
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.workers import Job, handle, warm_up
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.training import EngineChoice
 
 __all__ = ["Leader", "Worker", "train_on"]
 
+EngineName = Literal["serial", "stacked"]
 Reference = list[Any]
 """A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call."""
 
@@ -43,9 +45,15 @@ class Worker:
         outcome = handle(self._known("app", app), Job(rebuild(metadata, content), context))
         return outcome.reply, outcome.context
 
-    def train(self, app: Reference, order: Reference, nodes: Sequence[int], total: int) -> CohortAnswer:
+    def choose(self, app: Reference, order: Reference, nodes: Sequence[int], total: int) -> EngineChoice:
+        """Measure which engine is faster."""
+        return choose(self._known("app", app).side, self._known("order", order), nodes, total)
+
+    def train(
+        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, engine: EngineName
+    ) -> CohortAnswer:
         """Train some clients of an order and fold them."""
-        return answer(self._known("app", app).side, self._known("order", order), nodes, total)
+        return answer(self._known("app", app).side, self._known("order", order), nodes, total, engine)
 
 
 class Leader:
@@ -62,16 +70,16 @@ class Leader:
 
     def train(self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int) -> CohortAnswer:
         """Train some clients of an order in `shares` pieces per worker."""
-        return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares)
+        return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares, engine)
 
 
 def train_on(
-    pool: Pool, app: Reference, told: Reference, order: CohortOrder, nodes: Sequence[int], total: int, shares: int
+    pool: Pool, app: Reference, told: Reference, order: CohortOrder, nodes: Sequence[int], total: int, shares: int, engine: EngineName
 ) -> CohortAnswer:
     """Divide clients among workers and add up what comes back, in the order of the clients."""
 
     def call(piece: Sequence[int]) -> Call:
-        return lambda worker: worker.train.remote(app, told, piece, total)
+        return lambda worker: worker.train.remote(app, told, piece, total, engine)
 
     pieces = divided(nodes, shares * len(pool))
     return gathered(pool, pieces, [call(piece) for piece in pieces], order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -13,12 +13,14 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
+from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.workers import Job, Outcome, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.training import EngineChoice
 
 __all__ = ["RayWorkers"]
 
@@ -33,11 +35,14 @@ class RayWorkers(Workers):
     ----------
     count
         Number of actors; None takes one per CPU of the cluster.
+    engine
+        See :class:`~fedmerge.simulation.workers.Workers`.
     shares
         Pieces per actor that a round is divided into: more balance better, fewer travel less.
     """
 
-    def __init__(self, count: int | None = None, *, shares: int = 4) -> None:
+    def __init__(self, count: int | None = None, *, engine: Engine = "auto", shares: int = 4) -> None:
+        super().__init__(engine)
         self._shares = shares
         self._started = not ray.is_initialized()
         if self._started:
@@ -51,6 +56,7 @@ class RayWorkers(Workers):
 
     def use(self, app: ClientApp) -> None:
         """Put the app into the object store once, with its data; each process unpickles it at its first message."""
+        super().use(app)
         if isinstance(app, FedmergeClientApp):
             app = app.with_data()
         self._app = ray.put(app)
@@ -70,14 +76,20 @@ class RayWorkers(Workers):
             else:
                 yield Outcome(*given)
 
-    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
+    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+        """Measure on one of the workers."""
+        app, told = [self._app], [ray.put(order.without_model())]
+        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)]))
+        return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
+
+    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
         """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
         app, told = [self._app], [ray.put(order.without_model())]
         if self._leaders is None:
-            return train_on(self._pool, app, told, order, order.nodes, total, self._shares)
+            return train_on(self._pool, app, told, order, order.nodes, total, self._shares, engine)
 
         def call(piece: Sequence[int]) -> Call:
-            return lambda leader: leader.train.remote(app, told, piece, total, self._shares)
+            return lambda leader: leader.train.remote(app, told, piece, total, self._shares, engine)
 
         pieces = divided(order.nodes, len(self._leaders))
         return gathered(self._leaders, pieces, [call(piece) for piece in pieces], order)
