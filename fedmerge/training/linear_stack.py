@@ -96,12 +96,15 @@ def backward(
         inputs.append(ACTIVATIONS[layer.activation][0](out) if layer.activation else out)
     # Ignored labels and rows that a client lacks have a share of zero, whatever stands there.
     labels = (y if shares is None else y.clamp(min=0)).unsqueeze(2)
-    logs = F.log_softmax(inputs.pop(), 2)
+    logits = inputs.pop()
+    logs = F.log_softmax(logits, 2)
     picked = logs.gather(2, labels).squeeze(2)
     shares = None if shares is None else shares.to(logs.dtype)
     losses = -(picked.mean(1) if shares is None else (picked * shares).sum(1)).double()
     delta = logs.exp_().scatter_add_(2, labels, logs.new_full((1, 1, 1), -1.0).expand(labels.shape))
     delta = delta.div_(y.shape[1]) if shares is None else delta.mul_(shares.unsqueeze(2))
+    if last := layers[-1].activation:
+        delta = delta.mul_(ACTIVATIONS[last][1](logits))
 
     def products(delta: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         lowest = min((i for i, layer in enumerate(layers) if {layer.weight, layer.bias} & trainable.keys()), default=0)

@@ -105,7 +105,13 @@ def test_linear_models_of_every_sort_are_trained_by_hand():
         small("logistic"),
         small(bias=False),
         nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 5, bias=False), nn.Sigmoid(), nn.Linear(5, 3)
+            nn.Flatten(),
+            nn.Linear(64, 9),
+            nn.Tanh(),
+            nn.Linear(9, 5, bias=False),
+            nn.Sigmoid(),
+            nn.Linear(5, 3),
+            nn.Tanh(),
         ),
         nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 4), nn.ReLU()), nn.Identity(), nn.Linear(4, 3)),
     ]
@@ -158,14 +164,17 @@ def test_lenet():
     check(small("lenet", channels=(2, 3), hidden=(6,)), clients(), LocalTraining(steps=50, batch_size=5))
 
 
-@pytest.mark.parametrize(
-    ("norm", "length"), [("batch", {"steps": 50}), ("batch", {"epochs": 2}), ("group", {"epochs": 2})]
-)
-def test_resnet(norm, length):
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_resnet_of_unequal_clients(norm):
     """Sizes that leave short batches at different steps: a padded row would show in the statistics."""
-    net = small("resnet8", (1, 5, 5), width=2, norm=norm)
-    people = clients((1, 5, 5), (7, 12, 4, 13))
-    check(net, people, LocalTraining(learning_rate=0.02, **length, batch_size=4))
+    net = small("resnet8", (1, 5, 5), width=2, norm=norm).double()
+    people = clients((1, 5, 5), (7, 12, 4, 13), dtype=torch.float64)
+    check(net, people, LocalTraining(learning_rate=0.02, epochs=2, batch_size=4), tolerance=1e-9)
+
+
+def test_fifty_steps_of_a_resnet_with_batch_norm():
+    settings = LocalTraining(learning_rate=0.01, momentum=0.5, steps=50, batch_size=4)
+    check(small("resnet8", width=4), clients(sizes=(7, 12)), settings)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
