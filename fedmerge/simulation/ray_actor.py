@@ -68,13 +68,22 @@ class Leader:
     def ping(self) -> None:
         """Answer."""
 
-    def train(self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int) -> CohortAnswer:
+    def train(
+        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+    ) -> CohortAnswer:
         """Train some clients of an order in `shares` pieces per worker."""
         return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares, engine)
 
 
 def train_on(
-    pool: Pool, app: Reference, told: Reference, order: CohortOrder, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+    pool: Pool,
+    app: Reference,
+    told: Reference,
+    order: CohortOrder,
+    nodes: Sequence[int],
+    total: int,
+    shares: int,
+    engine: EngineName,
 ) -> CohortAnswer:
     """Divide clients among workers and add up what comes back, in the order of the clients."""
 
