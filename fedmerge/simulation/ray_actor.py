@@ -62,11 +62,12 @@ class Leader:
     def __init__(self, workers: Sequence[Any]) -> None:
         torch.set_num_threads(1)
         become_server_task()
-        self._pool = Pool(workers)
+        self._workers, self._pool = list(workers), Pool(workers)
         self._known = _Known()
 
     def ping(self) -> None:
-        """Answer."""
+        """Answer once one of its workers does: a leader that was moved off a lost node may have none for good."""
+        ray.wait([worker.ping.remote() for worker in self._workers], num_returns=1)
 
     def train(
         self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int, engine: EngineName
