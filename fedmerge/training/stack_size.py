@@ -14,7 +14,7 @@ from fedmerge.training.stack import call
 
 __all__ = ["bytes_per_client", "clients_at_once", "free_memory"]
 
-# On a CPU, the weights of a stack should stay in the cache from one step to the next; fewer clients pay more for Python.
+# On a CPU, the weights of a stack should stay in the cache from step to step; fewer clients pay more for Python.
 _CACHED_BYTES = 8 << 20
 # Where the system does not tell.
 _ASSUMED_FREE = 2 << 30
