@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import nn
@@ -33,6 +35,17 @@ def tiny_data(partition: int, total: int) -> ClientData:
 def tiny_app():
     """The federation's ClientApp."""
     return client_app(tiny_model, tiny_data, training=TRAINING)
+
+
+def slow_data(partition: int, total: int) -> ClientData:
+    """Of clients that take their time, so that there is a middle of the round to disturb."""
+    time.sleep(0.1)
+    return tiny_data(partition % CLIENTS, total)
+
+
+def slow_app():
+    """A ClientApp on :func:`slow_data`."""
+    return client_app(tiny_model, slow_data, training=TRAINING)
 
 
 def initial() -> ArrayRecord:

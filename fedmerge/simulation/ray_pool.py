@@ -61,6 +61,7 @@ class Pool:
         running: dict[Any, _Running] = {}
         attempts, finished = [0] * len(calls), {}
         taken: list[float] = []
+        lost: deque[tuple[float, Any]] = deque()
         position, progress = 0, time.monotonic()
         while position < len(calls):
             if idle and not waiting:
@@ -69,27 +70,37 @@ class Pool:
                 number, actor = waiting.popleft(), idle.pop()
                 attempts[number] += 1
                 running[calls[number](actor)] = _Running(number, actor, time.monotonic())
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK)
+            ready = _ready(running)
+            while lost and lost[0][0] < time.monotonic():
+                _, actor = lost.popleft()
+                running[actor.ping.remote()] = _Running(None, actor, time.monotonic())
             for reference in ready:
-                progress = time.monotonic()
                 done, actor, since = running.pop(reference)
-                result, lost = _result(reference)
-                if lost:
-                    running[actor.ping.remote()] = _Running(None, actor, progress)
+                result, gone = _result(reference)
+                if gone:  # and asked again in a while: one that restarts says so at once
+                    lost.append((time.monotonic() + _LOOK, actor))
                 else:
                     idle.append(actor)
+                    progress = time.monotonic()
                 if done is None or done < position or done in finished:
                     continue  # a ping, or work that another has done by now
-                if lost and attempts[done] < _ATTEMPTS:
+                if gone and attempts[done] < _ATTEMPTS:
                     waiting.appendleft(done)
                     continue
-                taken.append(progress - since)
+                taken.append(time.monotonic() - since)
                 finished[done] = result
             if time.monotonic() - progress > _PATIENCE and all(one.number is None for one in running.values()):
                 raise FedMergeError(f"all {len(self._actors)} workers on Ray are lost and none came back: see its logs")
             while position in finished:
                 yield finished.pop(position)
                 position += 1
+
+
+def _ready(running: dict[Any, _Running]) -> list[Any]:
+    if running:
+        return ray.wait(list(running), num_returns=1, timeout=_LOOK)[0]
+    time.sleep(_LOOK)
+    return []
 
 
 def _result(reference: Any) -> tuple[Any, bool]:
