@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
@@ -110,10 +112,28 @@ class ClientSide:
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
         try:
-            return resize(self.template, state), config
+            return self._fitted(state), config
         except (ModelError, RuntimeError) as error:
             kind = type(self.template).__name__
             raise ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}") from error
+
+    def _fitted(self, state: State) -> nn.Module:
+        """A model with these tensors; at its usual widths always the same one, which no message keeps."""
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if self.own_model_fn is not None or shapes != {n: t.shape for n, t in self._working[1].items()}:
+            return resize(self.template, state)
+        module, tensors = self._working
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(state[name])
+        for parameter, original in zip(module.parameters(), self.template.parameters(), strict=True):
+            parameter.requires_grad_(original.requires_grad).grad = None
+        return module
+
+    @cached_property
+    def _working(self) -> tuple[nn.Module, State]:
+        module = copy.deepcopy(self.template)
+        return module, module.state_dict()
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
         partition, total = _node(context)

@@ -132,7 +132,7 @@ def train(
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(integer_seed(seed, "dropout", client, round))
+        _seed_global(integer_seed(seed, "dropout", client, round), device)
         for rows in order:
             index = torch.from_numpy(rows)
             optimizer.zero_grad(set_to_none=True)
@@ -147,6 +147,14 @@ def train(
             total += loss.detach() * len(rows)
             steps, examples = steps + 1, examples + len(rows)
     return settings.report(steps, float(total) / examples)
+
+
+def _seed_global(seed: int, device: torch.device) -> None:
+    """Seed what dropout draws from; ``torch.manual_seed`` also notes the call for each kind of device not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @torch.no_grad()
