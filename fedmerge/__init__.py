@@ -7,6 +7,7 @@ federation with ``fedmerge compare``, and deploy one with :mod:`fedmerge.strateg
 from fedmerge.api import MethodInfo, merge, methods
 from fedmerge.errors import (
     BadUpdate,
+    CannotStack,
     ConfigError,
     DataError,
     FedMergeError,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadUpdate",
+    "CannotStack",
     "ClientUpdate",
     "ConfigError",
     "DataError",

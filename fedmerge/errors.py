@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BadUpdate",
+    "CannotStack",
     "ConfigError",
     "DataError",
     "FedMergeError",
@@ -78,6 +79,17 @@ class PartitionError(FedMergeError):
 
 class ModelError(FedMergeError):
     """A model cannot be built, or does not fit the data or the tensors given."""
+
+
+class CannotStack(ModelError):
+    """Clients of this model cannot be trained in one call, with their weights stacked: train them one by one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"clients cannot train with stacked weights: {reason}. Train them one by one instead.")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
 
 
 class RecordError(FedMergeError):

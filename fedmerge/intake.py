@@ -44,11 +44,13 @@ class Intake:
         *,
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
+        trusting: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self.reference, self.layout, self.buffers = reference, layout, buffers
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
+        self._unread = frozenset(layout.parameters if trusting else ())
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
 
@@ -105,12 +107,15 @@ class Intake:
         clients, weights = tuple(block.clients[k] for k in kept), tuple(block.weights[k] for k in kept)
         return StackedUpdates(clients, states, weights, tuple(statistics))
 
+    def refuse(self, on_bad: Callable[[BadUpdate], None]) -> None:
+        """Tell of the bad ones now, where that had to wait."""
+        for bad in self.dropped:
+            on_bad(bad)
+
     def take(self, partial: Partial) -> None:
         """Take over what has been folded elsewhere."""
         self.buffers = partial.buffers
-        self.accepted = partial.accepted
-        for bad in partial.dropped:
-            self._drop(bad)
+        self.accepted, self.dropped = partial.accepted, partial.dropped
 
     def check_number(self, at_least: int) -> None:
         """Make sure that there is enough to merge.
@@ -141,7 +146,7 @@ class Intake:
     def _checked(self, update: ClientUpdate, *, closely: bool = True) -> ClientUpdate:
         aggregator = self._aggregator
         if closely:
-            check_update(update, self.reference, same_shapes=not aggregator.may_change_width)
+            check_update(update, self.reference, same_shapes=not aggregator.may_change_width, unread=self._unread)
             self._check_widths(update)
         if not aggregator.needs:
             return update

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
@@ -19,7 +18,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
 from fedmerge.repair import Rescale, has_batch_norm, recalibrated
 from fedmerge.server_steps import ServerStep
-from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
+from fedmerge.state import Layout, State, cast_like, is_finite, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import common_form
@@ -130,11 +129,15 @@ class Pipeline:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
+        inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
+        # What can be read twice is first read without a look at every client.
+        if not isinstance(updates, Iterator) and isinstance(self.aggregator, Fold) and self.aggregator.shows_nan:
+            intake = self._intake(reference, layout, context, self._refuse, trusting=True)
+            merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
+            if all(map(is_finite, merged.values())):
+                return self._completed(merged, own, intake, context, memory)
         intake = self._intake(reference, layout, context, self._refuse)
-        inner = _inner(context, layout)
-        merged, own = self.aggregator.merge(
-            intake.read(updates, self.min_updates), inner, prefixed("aggregator", memory)
-        )
+        merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
         return self._completed(merged, own, intake, context, memory)
 
     def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str] | None) -> Partial:
@@ -177,6 +180,7 @@ class Pipeline:
         layout = Layout.of(base, buffers)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
+        intake.refuse(self._refuse)
         intake.check_number(self.min_updates)
         merged, own = self._folding.finish(partial.total, _inner(context, layout), prefixed("aggregator", memory))
         return self._completed(merged, own, intake, context, memory)
@@ -193,7 +197,13 @@ class Pipeline:
         log.warning("dropped: %s", bad)
 
     def _intake(
-        self, reference: State, layout: Layout, context: MergeContext, on_bad: Callable[[BadUpdate], None]
+        self,
+        reference: State,
+        layout: Layout,
+        context: MergeContext,
+        on_bad: Callable[[BadUpdate], None],
+        *,
+        trusting: bool = False,
     ) -> Intake:
         return Intake(
             self.aggregator,
@@ -203,6 +213,7 @@ class Pipeline:
             context,
             on_bad=on_bad,
             rescaled=self.repair == "rescale",
+            trusting=trusting,
         )
 
     def _completed(
@@ -258,7 +269,7 @@ def _inner(context: MergeContext, layout: Layout) -> MergeContext:
 
 def _check_finite(merged: State, aggregator: Aggregator) -> None:
     for name, tensor in merged.items():
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise FedMergeError(
                 f"{type(aggregator).__name__} gave NaN or infinite values in {name!r} from finite updates: "
                 "lower its step sizes, or the clients' learning rate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ __all__ = [
     "WeightedSum",
     "accumulator_dtype",
     "cast_like",
+    "is_finite",
     "module_state",
     "prefixed",
     "with_prefix",
@@ -66,6 +68,14 @@ def module_state(module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
     """A module's detached ``state_dict`` and the names in it that are buffers."""
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     return state, frozenset(name for name, _ in module.named_buffers() if name in state)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity, in one pass where it has not."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    # A finite sum proves all entries finite; only one that is not needs a closer look, for it may overflow.
+    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

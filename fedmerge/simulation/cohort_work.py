@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,13 +18,21 @@ from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
-from fedmerge.training.local import batches, train
+from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train, train_cohort
 from fedmerge.update import StackedUpdates
 
-__all__ = ["answer"]
+__all__ = ["Engine", "answer", "choose"]
+
+Engine = Literal["auto", "serial", "stacked"]
+
+_TRIED = 8  # clients that a measurement of engines takes
+_BLOCK_BYTES = 256 << 20  # of models that are stacked before they are folded
+_BLOCK = 512  # clients: beyond, stacking saves nothing
 
 
-def answer(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> CohortAnswer:
+def answer(
+    side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int, engine: Literal["serial", "stacked"]
+) -> CohortAnswer:
     """Train the clients on `nodes`, and fold them where the method is a sum.
 
     Parameters
@@ -35,50 +45,146 @@ def answer(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: in
         This worker's share of the order's nodes, ascending.
     total
         Number of known clients.
+    engine
+        How to train.
 
     Returns
     -------
     CohortAnswer
         One that fails is named in it and stops nobody else.
     """
-    result = CohortAnswer()
-    blocks = _blocks(side, order, {node: node - FIRST_NODE for node in nodes}, total, result)
+    work = _Work(side, order, total)
+    blocks = work.stacked(nodes) if engine == "stacked" and not side.starts_apart(order.config) else work.serial(nodes)
     if order.folds:
-        result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
+        work.result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
     else:
         for block in blocks:
-            # The blocks' tensors are the next client's too.
-            kept = StackedUpdates(
-                block.clients, {n: t.clone() for n, t in block.states.items()}, block.weights, block.statistics
-            )
-            result.updates += kept
-    return result
+            work.result.updates += block
+    return work.result
 
 
-def _blocks(
-    side: ClientSide, order: CohortOrder, clients: dict[int, int], total: int, result: CohortAnswer
-) -> Iterator[StackedUpdates]:
-    """Clients trained one after the other; their facts go into `result`."""
-    settings, seed, round = side.settings(order.config)
-    base = order.context.required_base("a cohort")
-    module = resize(side.template, base)
-    for node, client in clients.items():
+def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
+    """Measure on the first clients which engine is faster."""
+    work = _Work(side, order, total)
+    participants = [one for _, one in islice(work.participants(nodes), _TRIED)]
+    if not participants:
+        return EngineChoice("serial", "no client has data")
+    seeds = {"seed": work.seed, "round": work.round}
+    try:
+        return choose_engine(work.module, participants, work.settings, **seeds)
+    except Exception as problem:
+        # Whatever it is, it is told with the client's name where clients train one by one.
+        return EngineChoice("serial", f"the trial failed: {problem}")
+
+
+class _Work:
+    """One share of an order; `result` fills while blocks are read."""
+
+    def __init__(self, side: ClientSide, order: CohortOrder, total: int) -> None:
+        self.result = CohortAnswer()
+        self._side, self._order, self._total = side, order, total
+        self.settings, self.seed, self.round = side.settings(order.config)
+        self._base = order.context.required_base("a cohort")
+        self.module = resize(side.template, self._base)
+
+    def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
+        """The clients and their data; one whose data cannot be had has failed."""
+        for node in nodes:
+            client = node - FIRST_NODE
+            try:
+                data = self._side.data_fn(client, self._total)
+            except Exception as problem:
+                self._fail(node, problem)
+                continue
+            yield node, Participant(client, data.train_x, data.train_y)
+
+    def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
+        """One client after the other."""
+        for node, one in self.participants(nodes):
+            yield from self._alone(node, one)
+
+    def stacked(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
+        """Many clients in one call; one after the other where that fails, so that the culprit is named."""
+        size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sum(t.nbytes for t in self._base.values()))))
+        clients = self.participants(nodes)
+        while block := list(islice(clients, size)):
+            try:
+                done = train_cohort(
+                    _loaded(self.module, self._base),
+                    [one for _, one in block],
+                    self.settings,
+                    seed=self.seed,
+                    round=self.round,
+                )
+            except Exception:
+                for node, one in block:
+                    yield from self._alone(node, one)
+                continue
+            yield from self._measured(block, done.states, done.reports)
+
+    def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
+        seeds = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
-            data = side.data_fn(client, total)
-            model = side.own_model(order.config, client) or _loaded(module, base)
-            report = train(model, data.train_x, data.train_y, settings, seed=seed, client=client, round=round)
-            loader = list(batches(data.train_x, data.train_y, device=next(model.parameters()).device))
-            sent, error = measured(order.config, model, loader, report)
+            model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
+            report = train(model, one.x, one.y, self.settings, **seeds)
+            sent, error = self._statistics(model, one, report)
         except Exception as problem:
-            result.failures.append((node, failure_reason(client, problem)))
-            continue
-        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        examples = len(data.train_x)
-        result.trained.append(Trained(client, node, examples, report.loss, error))
-        result.bytes_up += reply_bytes(state) + sum(map(reply_bytes, sent.values())) + 8 * (3 + (error is not None))
-        statistics = {name: decode(value) for name, value in sent.items()}
-        stacked = {name: tensor.cpu()[None] for name, tensor in state.items()}
-        yield StackedUpdates((client,), stacked, (float(examples),), (statistics,))
+            self._fail(node, problem)
+            return
+        state = {name: tensor.detach().cpu()[None] for name, tensor in model.state_dict().items()}
+        if not self._order.folds:  # the next client trains in the same memory
+            state = {name: tensor.clone() for name, tensor in state.items()}
+        yield self._block([(node, one)], state, [report], [sent], [error])
+
+    def _measured(
+        self, block: list[tuple[int, Participant]], states: State, reports: list[TrainingReport]
+    ) -> Iterator[StackedUpdates]:
+        states = {name: tensor.cpu() for name, tensor in states.items()}
+        if not self._order.pipeline.needs:
+            yield self._block(block, states, reports, [{}] * len(block), [None] * len(block))
+            return
+        for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
+            state = {name: tensor[k : k + 1] for name, tensor in states.items()}
+            try:
+                model = _loaded(self.module, {name: tensor[0] for name, tensor in state.items()})
+                sent, error = self._statistics(model, one, report)
+            except Exception as problem:
+                self._fail(node, problem)
+                continue
+            yield self._block([(node, one)], state, [report], [sent], [error])
+
+    def _statistics(
+        self, model: nn.Module, one: Participant, report: TrainingReport
+    ) -> tuple[dict[str, State], float | None]:
+        if not self._order.pipeline.needs:
+            return {}, None
+        loader = list(batches(one.x, one.y, device=next(model.parameters()).device))
+        sent, error = measured(self._order.config, model, loader, report)
+        return dict(sent), error
+
+    def _block(
+        self,
+        block: list[tuple[int, Participant]],
+        states: State,
+        reports: list[TrainingReport],
+        sent: list[dict[str, State]],
+        errors: list[float | None],
+    ) -> StackedUpdates:
+        examples = [len(one.x) for _, one in block]
+        each = state_bytes({name: tensor[0] for name, tensor in states.items()})
+        for (node, one), n, report, error in zip(block, examples, reports, errors, strict=True):
+            self.result.trained.append(Trained(one.client, node, n, report.loss, error))
+            self.result.bytes_up += each + 8 * (3 + (error is not None))
+        self.result.bytes_up += sum(state_bytes(value) for values in sent for value in values.values())
+        return StackedUpdates(
+            tuple(one.client for _, one in block),
+            states,
+            tuple(map(float, examples)),
+            tuple({name: decode(value) for name, value in values.items()} for values in sent),
+        )
+
+    def _fail(self, node: int, problem: Exception) -> None:
+        self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
 
 
 @torch.no_grad()
@@ -89,9 +195,9 @@ def _loaded(module: nn.Module, state: State) -> nn.Module:
     return module
 
 
-def reply_bytes(state: State) -> int:
+def state_bytes(state: State) -> int:
     """Bytes of these tensors in a message."""
-    return sum(_array_bytes(tuple(tensor.shape), tensor.dtype) for tensor in state.values())
+    return sum(_array_bytes(tensor.shape, tensor.dtype) for tensor in state.values())
 
 
 @lru_cache(maxsize=4096)

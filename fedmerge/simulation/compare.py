@@ -27,7 +27,7 @@ from fedmerge.training.device import choose_device
 __all__ = ["FailedRun", "Outcome", "check_output", "compare", "run_folder", "run_on_grid"]
 
 # These change how fast a run is, not what comes out, so a record may differ in them.
-_HOW = ("workers", "threads")
+_HOW = ("workers", "threads", "engine")
 
 
 def run_folder(out: Path, method: str, seed: int) -> Path:
@@ -114,7 +114,7 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome
             experiment.strategy(method)
     outcome = Outcome([], [])
     with _quiet(config.threads):
-        workers = make_workers(config.workers)
+        workers = make_workers(config.workers, config.engine)
         try:
             for experiment in experiments:
                 for method in config.methods:

@@ -58,7 +58,7 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
-    ``workers`` and ``threads`` change how fast it runs, not what comes out.
+    ``workers``, ``threads`` and ``engine`` change how fast it runs, not what comes out.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -80,6 +80,7 @@ class Config(_Section):
     workers: int | str = "auto"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
+    engine: Literal["auto", "serial", "stacked"] = "auto"
 
     def resolved(self, method: str, seed: int) -> dict[str, Any]:
         """The configuration of one run, every default written out; loading it gives that run again."""

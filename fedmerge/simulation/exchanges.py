@@ -27,7 +27,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One round of messages: ``kind`` is train, evaluate or query."""
+    """One round of messages: ``kind`` is train, evaluate or query; ``engine`` is how clients trained."""
 
     kind: str
     ok: int
@@ -35,6 +35,7 @@ class Exchange:
     bytes_down: int
     bytes_up: int
     seconds: float
+    engine: str = "messages"
 
 
 class MeasuredGrid(WrappedGrid):
@@ -90,7 +91,7 @@ class MeasuredGrid(WrappedGrid):
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
         seconds = time.perf_counter() - started
-        self.exchanges.append(Exchange("train", len(answer.trained), failures, down, answer.bytes_up, seconds))
+        self.exchanges.append(Exchange("train", len(answer.trained), failures, down, answer.bytes_up, seconds, answer.engine.name if answer.engine else ""))
         return answer
 
 

@@ -63,13 +63,27 @@ class _DataFn:
     source: _Source
 
     def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
-        partition = _partition(self.source)
-        if num_partitions != len(partition.train):
+        return self.loaded()(partition_id, num_partitions)
+
+    def loaded(self) -> _LoadedDataFn:
+        source = self.source
+        return _LoadedDataFn(_dataset(source.name, source.folder, source.options), _partition(source))
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedDataFn:
+    """The same with the data in it, for processes that share memory."""
+
+    dataset: Dataset
+    partition: Partition
+
+    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
+        known = len(self.partition.train)
+        if num_partitions != known:
             raise ConfigError(
-                f"the federation has {num_partitions} nodes, the partition {len(partition.train)} clients: "
-                "make them equal"
+                f"the federation has {num_partitions} nodes, the partition {known} clients: make them equal"
             )
-        return partition.client_data(_dataset(self.source.name, self.source.folder, self.source.options), partition_id)
+        return self.partition.client_data(self.dataset, partition_id)
 
 
 @dataclass(frozen=True)

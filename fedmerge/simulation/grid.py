@@ -11,8 +11,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
+from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
-from fedmerge.simulation.ray_workers import RayWorkers
 from fedmerge.simulation.workers import InProcess, Job, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortOrder
@@ -37,6 +37,9 @@ class SimulationGrid(Grid):
         1 or ``"auto"`` runs clients in this process, a larger number on so many Ray actors, ``"ray"`` on one
         actor per CPU of the cluster that RAY_ADDRESS names, or of this machine. GPUs are shared among actors.
         Workers made before, by :func:`make_workers`, serve one grid after the other and are not closed here.
+    engine
+        How clients of ours train for a strategy of ours: ``"serial"``, one after the other, ``"stacked"``, many in one
+        call, or ``"auto"``, whichever is faster on the first clients. Workers made before have one of their own.
     run_config
         What clients find in ``Context.run_config``.
 
@@ -59,13 +62,14 @@ class SimulationGrid(Grid):
         num_clients: int,
         *,
         workers: int | Literal["auto", "ray"] | Workers = "auto",
+        engine: Engine = "auto",
         run_config: UserConfig | None = None,
     ) -> None:
         if num_clients < 1:
             raise ConfigError(f"a federation needs at least one client, got {num_clients}")
         become_server_task()
         self._owned = not isinstance(workers, Workers)
-        self._workers = workers if isinstance(workers, Workers) else make_workers(workers)
+        self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine)
         self._workers.use(client_app)
         self._has_side = isinstance(client_app, FedmergeClientApp)
         self._run: Any = new_run()
@@ -173,9 +177,13 @@ def parse_workers(workers: int | str) -> int | Literal["auto", "ray"]:
     return number
 
 
-def make_workers(workers: int | str) -> Workers:
+def make_workers(workers: int | str, engine: Engine = "auto") -> Workers:
     """Start the workers that were asked for; see :class:`SimulationGrid`."""
     wanted = parse_workers(workers)
     if wanted in ("auto", 1):
-        return InProcess()
-    return RayWorkers(wanted if isinstance(wanted, int) else None)
+        return InProcess(engine)
+    try:
+        from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
+    return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine)

@@ -2,165 +2,157 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-from flwr.app import Context, Message, Metadata, RecordDict
+import ray
+import torch
 from flwr.clientapp import ClientApp
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
 
-from fedmerge.errors import ConfigError
-from fedmerge.simulation.cohort_work import answer
-from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, error_reply, failure_reason, rebuild
-from fedmerge.simulation.workers import Job, Outcome, Workers, handle, warm_up
+from fedmerge.simulation.cohort_work import Engine
+from fedmerge.simulation.flower_task import error_reply
+from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
+from fedmerge.simulation.ray_pool import Call, Pool
+from fedmerge.simulation.workers import Job, Outcome, Workers
+from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.training import EngineChoice
 
 __all__ = ["RayWorkers"]
 
 
 class RayWorkers(Workers):
-    """A pool of Ray actors, each running one client at a time in a process of its own.
+    """A pool of Ray actors, each running clients in a process of its own; one that is lost is replaced.
+
+    What clients need is put into the object store once, and there all processes of a node read the same memory:
+    a client must not change the examples that it is given in place.
 
     Parameters
     ----------
     count
         Number of actors; None takes one per CPU of the cluster.
+    engine
+        See :class:`~fedmerge.simulation.workers.Workers`.
+    shares
+        Pieces per actor that a round is divided into: more balance better, fewer travel less.
     """
 
-    def __init__(self, count: int | None = None) -> None:
-        try:
-            ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
-        self._ray = ray
+    def __init__(self, count: int | None = None, *, engine: Engine = "auto", shares: int = 4) -> None:
+        super().__init__(engine)
+        self._shares = shares
         self._started = not ray.is_initialized()
         if self._started:
-            _start(ray, count)
-        cluster = ray.cluster_resources()
-        count = count or max(1, int(cluster.get("CPU", 1)))
-        gpus = cluster.get("GPU", 0.0) / count
-        actor: Any = ray.remote(_Actor).options(
-            num_cpus=1,
-            num_gpus=min(gpus, 1.0) if gpus else 0,
-            # A message is a pure function of its arguments, so a lost actor may simply do it again.
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        self._actors = [actor.remote() for _ in range(count)]
+            _start(count)
+        # Tensors lie in the object store as arrays, which are read where they lie; torch's own way copies them.
+        ray.util.register_serializer(Tensor, serializer=_to_array, deserializer=_from_array)
+        self._actors = self._make_workers(count)
+        self._pool: Pool = Pool(self._actors)
+        self._leaders: Pool | None = self._make_leaders()
         self._app: Any = None
-        self.shares = 4
 
     def use(self, app: ClientApp) -> None:
-        """Put the app into the object store once; each actor unpickles it at its first message."""
-        self._app = self._ray.put(app)
+        """Put the app into the object store once, with its data; each process unpickles it at its first message."""
+        super().use(app)
+        if isinstance(app, FedmergeClientApp):
+            app = app.with_data()
+        self._app = ray.put(app)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Give every idle actor the next job; each distinct content travels to the object store once."""
-        ray = self._ray
         contents = {id(job.message.content): job.message.content for job in jobs}
         shared = {key: ray.put(content) for key, content in contents.items()}
-        calls = (
-            (
-                lambda actor, job=job: actor.handle.remote(
-                    [self._app], job.message.metadata, shared[id(job.message.content)], job.context
-                )
-            )
-            for job in jobs
-        )
-        for job, reference in zip(jobs, self._in_turn(calls), strict=True):
-            yield self._outcome(reference, job)
 
-    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
-        """Give every idle actor the next share of the clients; each share comes back as one sum, or its models."""
-        told = self._ray.put(order.without_model())
-        result = CohortAnswer()
-        shares = _shares(order.nodes, self.shares * len(self._actors))
-        calls = ((lambda actor, nodes=nodes: actor.train.remote([self._app], [told], nodes, total)) for nodes in shares)
-        for nodes, reference in zip(shares, self._in_turn(calls), strict=True):
-            try:
-                answer = self._ray.get(reference)
-            except self._ray.exceptions.RayError as error:
-                answer = CohortAnswer(failures=[(node, failure_reason(node - FIRST_NODE, error)) for node in nodes])
-            result.extend(answer, order.pipeline)
-        return result
+        def call(job: Job) -> Call:
+            content, message = shared[id(job.message.content)], job.message
+            return lambda worker: worker.handle.remote([self._app], message.metadata, content, job.context)
 
-    def _in_turn(self, calls: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
-        """Start each call on the next idle actor; references of finished ones, in the order of `calls`."""
-        idle, running, done = list(self._actors), {}, set()
-        waiting, started = iter(enumerate(calls)), {}
-        position = 0
-        while True:
-            while idle and (following := next(waiting, None)) is not None:
-                number, call = following
-                actor = idle.pop()
-                started[number] = reference = call(actor)
-                running[reference] = number, actor
-            while position in done:
-                yield started.pop(position)
-                position += 1
-            if not running:
-                return
-            ready, _ = self._ray.wait(list(running), num_returns=1)
-            number, actor = running.pop(ready[0])
-            idle.append(actor)
-            done.add(number)
+        for job, given in zip(jobs, self._pool.run([call(job) for job in jobs]), strict=True):
+            if isinstance(given, RayError):
+                yield Outcome(error_reply(job.message, job.context, given), job.context)
+            else:
+                yield Outcome(*given)
+
+    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+        """Measure on one of the workers."""
+        app, told = [self._app], [ray.put(order.without_model())]
+        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)]))
+        return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
+
+    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
+        """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
+        app, told = [self._app], [ray.put(order.without_model())]
+        if self._leaders is None:
+            return train_on(self._pool, app, told, order, order.nodes, total, self._shares, engine)
+
+        def call(piece: Sequence[int]) -> Call:
+            return lambda leader: leader.train.remote(app, told, piece, total, self._shares, engine)
+
+        pieces = divided(order.nodes, len(self._leaders))
+        return gathered(self._leaders, pieces, [call(piece) for piece in pieces], order)
 
     def close(self) -> None:
         """End the actors, and Ray too if it was started here."""
         for actor in self._actors:
-            self._ray.kill(actor)
+            ray.kill(actor)
         self._actors = []
+        ray.util.deregister_serializer(Tensor)
         if self._started:
-            self._ray.shutdown()
+            ray.shutdown()
 
-    def _outcome(self, reference: Any, job: Job) -> Outcome:
-        try:
-            reply, context = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            return Outcome(error_reply(job.message, job.context, error), job.context)
-        return Outcome(reply, context)
+    def _make_workers(self, count: int | None) -> list[Any]:
+        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        count = count or max(1, int(cluster.get("CPU", 1)))
+        gpus = cluster.get("GPU", 0.0) / count
+        worker: Any = ray.remote(Worker).options(
+            num_cpus=1,
+            num_gpus=min(gpus, 1.0) if gpus else 0,
+            max_restarts=-1,
+            scheduling_strategy="SPREAD",
+        )
+        return [worker.remote() for _ in range(count)]
+
+    def _make_leaders(self) -> Pool | None:
+        """One per node, where there are several."""
+        if sum(node["Alive"] for node in ray.nodes()) < 2:  # type: ignore[no-untyped-call]
+            return None
+        by_node: dict[str, list[Any]] = {}
+        where = ray.get([actor.ping.remote() for actor in self._actors])
+        for actor, (node, _) in zip(self._actors, where, strict=True):
+            by_node.setdefault(node, []).append(actor)
+        leaders = [
+            ray.remote(Leader)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+            )
+            .remote(actors)
+            for node, actors in sorted(by_node.items())
+        ]
+        self._actors = self._actors + leaders
+        return Pool(leaders)
 
 
-def _start(ray: Any, count: int | None) -> None:
+def _to_array(tensor: Tensor) -> Any:
+    """A tensor as an array under its dtype; bfloat16, which NumPy lacks, as its 16 bits."""
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
+
+
+def _from_array(given: Any) -> Tensor:
+    array, dtype = given
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+
+
+def _start(count: int | None) -> None:
     """Start Ray here, or join the cluster that RAY_ADDRESS names."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its reaction to an exhausted GPU count is about to change; ours is to ask for the share we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": count, "include_dashboard": False}
+    here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": count, "include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **here)
-
-
-class _Actor:
-    """Runs in a Ray process: the app, and one message at a time."""
-
-    def __init__(self) -> None:
-        import torch  # noqa: PLC0415 - only the actor sets its threads
-
-        torch.set_num_threads(1)
-        become_server_task()
-        warm_up()
-        self._known: dict[str, tuple[Any, Any]] = {}
-
-    def handle(
-        self, app: list[Any], metadata: Metadata, content: RecordDict, context: Context
-    ) -> tuple[Message, Context]:
-        job = Job(rebuild(metadata, content), context)
-        return tuple(handle(self._fetched("app", app), job))  # type: ignore[return-value]
-
-    def train(self, app: list[Any], order: list[Any], nodes: Sequence[int], total: int) -> CohortAnswer:
-        return answer(self._fetched("app", app).side, self._fetched("order", order), nodes, total)
-
-    def _fetched(self, kind: str, reference: list[Any]) -> Any:
-        # The reference comes in a list, which Ray leaves alone: fetched and unpickled once, not per message.
-        known = self._known.get(kind)
-        if known is None or known[0] != reference[0]:
-            known = self._known[kind] = reference[0], importlib.import_module("ray").get(reference[0])
-        return known[1]
-
-
-def _shares(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
-    """`nodes` in `number` runs of about equal length, none empty."""
-    number = min(number, len(nodes))
-    ends = [len(nodes) * (i + 1) // number for i in range(number)]
-    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -96,6 +96,7 @@ class Recorder:
             "seconds_merge": self._merge_seconds - _seconds([e for e in training if e.kind == "query"]),
             "seconds_evaluate": evaluating + _seconds(evaluation),
             "parameters": parameters,
+            "engine": trained[0].engine if trained else None,
             # In the first round all methods have the same client models.
             "references": self._references() if round == 1 and self._experiment.config.references else {},
             "statistics_error": _metric(self._train_metrics, ERROR_KEY),

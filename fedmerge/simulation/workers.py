@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedmerge.simulation.cohort_work import answer
+from fedmerge.simulation.cohort_work import Engine, answer, choose
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.strategies.client_app import FedmergeClientApp
+from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.training import EngineChoice
 from fedmerge.training.local import LocalTraining, train
 
 __all__ = ["InProcess", "Job", "Outcome", "Workers", "content_bytes", "handle", "warm_up"]
@@ -35,19 +37,45 @@ class Outcome(NamedTuple):
 
 
 class Workers(ABC):
-    """Runs jobs; a client that fails gives an error reply and never stops the others."""
+    """Runs jobs; a client that fails gives an error reply and never stops the others.
 
-    @abstractmethod
+    Parameters
+    ----------
+    engine
+        How cohorts train: ``"serial"``, one client after the other, ``"stacked"``, many in one call, or ``"auto"``,
+        whichever is faster on the first clients.
+    """
+
+    def __init__(self, engine: Engine = "auto") -> None:
+        self._engine = engine
+        self._choice: EngineChoice | None = None
+
     def use(self, app: ClientApp) -> None:
         """Answer messages with `app` from now on."""
+        self._choice = None
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes in the order of `jobs`."""
 
-    @abstractmethod
     def train(self, order: CohortOrder, total: int) -> CohortAnswer:
         """Train a cohort of the `total` known clients, without messages; the app must be one of ours."""
+        if self._engine != "auto":
+            choice = EngineChoice(self._engine, "as asked for")
+        else:
+            # Once for a whole run and for all workers, so that what comes out does not depend on who was how busy.
+            choice = self._choice = self._choice or self.choose(order, total)
+        answer = self.train_by(order, total, choice.name)
+        answer.engine = choice
+        return answer
+
+    @abstractmethod
+    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+        """Measure which engine is faster."""
+
+    @abstractmethod
+    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
+        """Train a cohort with one engine."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to free
         """Free what the workers hold."""
@@ -56,11 +84,13 @@ class Workers(ABC):
 class InProcess(Workers):
     """Runs clients one after the other in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine = "auto") -> None:
+        super().__init__(engine)
         warm_up()
 
     def use(self, app: ClientApp) -> None:
         """Answer messages with `app` from now on."""
+        super().use(app)
         self._app = app
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -68,10 +98,18 @@ class InProcess(Workers):
         for job in jobs:
             yield handle(self._app, job)
 
-    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
+    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+        """Measure here."""
+        return choose(self._side, order, order.nodes, total)
+
+    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
         """Train and fold here."""
+        return answer(self._side, order, order.nodes, total, engine)
+
+    @property
+    def _side(self) -> ClientSide:
         assert isinstance(self._app, FedmergeClientApp)
-        return answer(self._app.side, order, order.nodes, total)
+        return self._app.side
 
 
 def warm_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -55,17 +56,10 @@ def client_app(
     >>> import torch
     >>> rows = torch.randn(10, 4), torch.zeros(10, dtype=torch.long)
     >>> app = client_app(lambda: nn.Linear(4, 2), lambda partition, total: ClientData(*rows, *rows))
-    >>> type(app).__name__
-    'ClientApp'
+    >>> isinstance(app, ClientApp)
+    True
     """
-    client = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn)
-    app = FedmergeClientApp(client)
-    app.train()(client.train)
-    app.evaluate()(client.evaluate)
-    app.query()(client.query)
-    app.query("statistics")(client.query)
-    app.query("partition")(client.partition)
-    return app
+    return FedmergeClientApp(ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn))
 
 
 class FedmergeClientApp(ClientApp):
@@ -74,3 +68,14 @@ class FedmergeClientApp(ClientApp):
     def __init__(self, side: ClientSide) -> None:
         super().__init__()
         self.side = side
+        self.train()(side.train)
+        self.evaluate()(side.evaluate)
+        self.query()(side.query)
+        self.query("statistics")(side.query)
+        self.query("partition")(side.partition)
+
+    def with_data(self) -> FedmergeClientApp:
+        """The same app with its data in it, where ``data_fn`` can say which (``data_fn.loaded()``), for processes
+        that share memory; as it stands it makes them from settings, wherever it runs."""
+        loaded = getattr(self.side.data_fn, "loaded", None)
+        return self if loaded is None else FedmergeClientApp(replace(self.side, data_fn=loaded()))

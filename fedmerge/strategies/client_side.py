@@ -69,10 +69,14 @@ class ClientSide:
 
     def own_model(self, config: ConfigRecord, partition: int) -> nn.Module | None:
         """What a client starts from instead of the model sent, where clients start apart."""
-        first = _integer(config, "server-round", 0) <= 1 and not _integer(config, "stage", 0)
-        if self.own_model_fn is None or not first:
+        if self.own_model_fn is None or not self.starts_apart(config):
             return None
         return self.own_model_fn(partition).to(choose_device(self.device))
+
+    def starts_apart(self, config: ConfigRecord) -> bool:
+        """Whether clients start from models of their own."""
+        first = _integer(config, "server-round", 0) <= 1 and not _integer(config, "stage", 0)
+        return self.own_model_fn is not None and first
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the model sent on the held-out examples."""

@@ -11,6 +11,7 @@ from fedmerge.aggregators.base import Fold
 from fedmerge.intake import Partial
 from fedmerge.pipeline import Pipeline
 from fedmerge.strategies.measure import ERROR_KEY
+from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["CohortAnswer", "CohortOrder", "Trained"]
@@ -80,6 +81,7 @@ class CohortAnswer:
     updates: list[ClientUpdate] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     bytes_up: int = 0
+    engine: EngineChoice | None = None
 
     def __iter__(self) -> Iterator[Message]:
         """No messages: only a strategy of ours asks for such an answer, and it reads the fields."""

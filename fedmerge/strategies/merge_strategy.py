@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,25 +15,25 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import BadUpdate, InvalidOption, UnknownName
+from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
-from fedmerge.registry import entry
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.keywords import check_keywords, statistics_settings
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.stages import exchange
 from fedmerge.strategies.wire import (
-    decode_update,
-    from_arrays,
+    Decoded,
     reply_order,
     to_arrays,
+    view_arrays,
     weight_of,
 )
-from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.update import MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -135,14 +134,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 raise InvalidOption(f"options {sorted(options)} go into the pipeline that was passed as method")
             self.pipeline = method
         else:
-            _check_keywords(method, options)
+            check_keywords(method, options, MergeStrategy)
             self.pipeline = build_pipeline(
                 method,
                 {parse_method(method)[0].name: options},
                 batch_norm=batch_norm,
                 on_bad_update=on_bad_update,
                 min_updates=min_updates,
-                statistics=_settings(statistics),
+                statistics=statistics_settings(statistics),
                 repair=repair,
             )
         self.seed = seed
@@ -186,7 +185,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             The method lacks something on the server that all the training would be in vain without.
         """
         self._check_server()
-        self._base, self._grid = from_arrays(arrays), grid
+        self._base, self._grid = view_arrays(arrays), grid
         if self.fraction_train == 0.0:
             return []
         # The caller's own seed, if it set one, is the root of what clients draw.
@@ -256,7 +255,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             ),
         )
         if not isinstance(replies, CohortAnswer):
-            result = self.pipeline.merge(self._decoded(valid), context, self.memory, buffers=self._buffers)
+            updates = Decoded(valid, self.arrayrecord_key, self.weighted_by_key)
+            result = self.pipeline.merge(updates, context, self.memory, buffers=self._buffers)
         elif replies.partial is not None:
             result = self.pipeline.finish(replies.partial, context, self.memory, self._buffers)
         else:
@@ -300,30 +300,3 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """Average what clients found on their held-out examples; those that hold none do not count."""
         counted = [m for m in replies if m.has_error() or weight_of(m.content, self.weighted_by_key) != 0]
         return super().aggregate_evaluate(server_round, counted)
-
-    def _decoded(self, replies: list[tuple[int, Message]]) -> Iterator[ClientUpdate | BadUpdate]:
-        """Decode one reply at a time, so that a fold never holds more than one."""
-        for client, message in replies:
-            try:
-                yield decode_update(client, message.content, self.arrayrecord_key, self.weighted_by_key)
-            except BadUpdate as bad:
-                yield bad
-
-
-def _settings(given: StatisticsSettings | Mapping[str, Any] | None) -> StatisticsSettings:
-    if given is None or isinstance(given, StatisticsSettings):
-        return given or StatisticsSettings()
-    known = [field.name for field in dataclasses.fields(StatisticsSettings)]
-    for name in given:
-        if name not in known:
-            raise UnknownName("setting of statistics", name, known)
-    return StatisticsSettings(**given)
-
-
-def _check_keywords(method: str, options: dict[str, Any]) -> None:
-    """Name the nearest keyword for a misspelt one, be it Flower's or the method's."""
-    own = entry("aggregator", parse_method(method)[0].name).options
-    flower = MergeStrategy.__init__.__kwdefaults__ or {}
-    for name in options:
-        if name not in own:
-            raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower])

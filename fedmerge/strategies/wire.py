@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedmerge.update import ClientUpdate
 __all__ = [
     "CLIENT_KEY",
     "PARTITION_KEY",
+    "Decoded",
     "decode_update",
     "from_arrays",
     "partition_of",
@@ -28,6 +30,7 @@ __all__ = [
     "statistics_from_reply",
     "statistics_records",
     "to_arrays",
+    "view_arrays",
     "weight_of",
 ]
 
@@ -37,6 +40,12 @@ PARTITION_KEY = "partition-id"
 _STATISTIC = "statistics."
 _BFLOAT16 = "bfloat16"
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
+
+
+with warnings.catch_warnings():
+    # torch warns once in a process of memory that must not be written; nobody writes into what a message brought.
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 
 def to_arrays(state: State) -> ArrayRecord:
@@ -54,23 +63,28 @@ def _to_array(tensor: Tensor) -> Array:
 
 def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     """Decode named tensors; every one owns its memory."""
+    return {name: tensor.clone() for name, tensor in view_arrays(record).items()}
+
+
+def view_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """Decode named tensors, to be read only: they lie in the record's own memory where they can."""
     return {name: _from_array(array) for name, array in record.items()}
 
 
 def _from_array(array: Array) -> Tensor:
-    tensor = torch.from_numpy(_numpy(array))
+    tensor = torch.from_numpy(_numpy(array)).contiguous()
     return tensor.view(torch.bfloat16) if array.dtype == _BFLOAT16 else tensor
 
 
 def _numpy(array: Array) -> NDArray[Any]:
-    """The array, copied once out of its npy bytes; ``Array.numpy()`` copies twice and parses every header."""
+    """The array as it lies in its npy bytes; ``Array.numpy()`` copies twice and parses every header."""
     data = array.data
     if array.stype != "numpy.ndarray" or data[:8] != _NPY_1_0:
         return np.asarray(array.numpy())
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, column_major, dtype = _npy_header(data[8:start])
     flat = np.frombuffer(data, dtype, offset=start)
-    return flat.reshape(shape, order="F" if column_major else "C").copy()
+    return flat.reshape(shape, order="F" if column_major else "C")
 
 
 @lru_cache(maxsize=4096)
@@ -95,7 +109,7 @@ def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> 
         found.update(dict.fromkeys(scalars, scalars))
     for key, record in content.array_records.items():
         if key.startswith(_STATISTIC):
-            found[key[len(_STATISTIC) :]] = decode(from_arrays(record))
+            found[key[len(_STATISTIC) :]] = decode(view_arrays(record))
     return found
 
 
@@ -155,6 +169,21 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
             f'Reply with a MetricRecord({{"{weight_key}": number of examples}}).',
         )
     try:
-        return ClientUpdate(client, from_arrays(arrays), weight, statistics_from_reply(content, metrics))
+        return ClientUpdate(client, view_arrays(arrays), weight, statistics_from_reply(content, metrics))
     except (TypeError, ValueError, RuntimeError, EOFError, InvalidOption) as error:
         raise BadUpdate(client, f"its arrays cannot be decoded ({error})", "Send NumPy arrays of numbers.") from error
+
+
+class Decoded:
+    """Replies in client order, decoded one at a time whenever they are read: a fold never holds more than one."""
+
+    def __init__(self, replies: Sequence[tuple[int, Message]], arrays_key: str, weight_key: str) -> None:
+        self._replies, self._keys = replies, (arrays_key, weight_key)
+
+    def __iter__(self) -> Iterator[ClientUpdate | BadUpdate]:
+        """Decode, from the start."""
+        for client, message in self._replies:
+            try:
+                yield decode_update(client, message.content, *self._keys)
+            except BadUpdate as bad:
+                yield bad

@@ -1,6 +1,22 @@
 """Local training of clients."""
 
+from fedmerge.training.cohort import Participant, TrainedCohort, train_cohort
+from fedmerge.training.engine import AutoEngine, EngineChoice, choose_engine
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
+from fedmerge.training.one_by_one import train_one_by_one
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["LocalTraining", "TrainingReport", "batches", "evaluate", "train"]
+__all__ = [
+    "AutoEngine",
+    "EngineChoice",
+    "LocalTraining",
+    "Participant",
+    "TrainedCohort",
+    "TrainingReport",
+    "batches",
+    "choose_engine",
+    "evaluate",
+    "train",
+    "train_cohort",
+    "train_one_by_one",
+]

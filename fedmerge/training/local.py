@@ -68,6 +68,23 @@ class LocalTraining:
         demand(self.batch_size >= 1, "batch_size", "at least 1")
         demand(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or left out")
 
+    @property
+    def length(self) -> tuple[int | None, int | None]:
+        """Epochs and steps, exactly one of them a number."""
+        return (None, self.steps) if self.steps is not None else (self.epochs or _USUAL_EPOCHS, None)
+
+    def report(self, steps: int, loss: float) -> TrainingReport:
+        """The report of a client that took so many steps at this mean loss."""
+        # Adam's steps are no linear recursion in the gradients, so its constants do not describe them.
+        linear = self.optimizer == "sgd"
+        return TrainingReport(
+            steps=steps,
+            loss=loss,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum if linear else 0.0,
+            proximal_mu=self.proximal_mu if linear else 0.0,
+        )
+
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser."""
         if self.optimizer == "adam":
@@ -109,13 +126,9 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
     optimizer = settings.make_optimizer(parameters)
-    order = batch_indices(
-        len(x),
-        settings.batch_size,
-        epochs=None if settings.steps is not None else settings.epochs or _USUAL_EPOCHS,
-        steps=settings.steps,
-        generator=generator(seed, "batches", client, round),
-    )
+    epochs, number = settings.length
+    draws = generator(seed, "batches", client, round)
+    order = batch_indices(len(x), settings.batch_size, epochs=epochs, steps=number, generator=draws)
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -133,15 +146,7 @@ def train(
             optimizer.step()
             total += loss.detach() * len(rows)
             steps, examples = steps + 1, examples + len(rows)
-    # Adam's steps are no linear recursion in the gradients, so its constants do not describe them.
-    linear = settings.optimizer == "sgd"
-    return TrainingReport(
-        steps=steps,
-        loss=float(total) / examples,
-        learning_rate=settings.learning_rate,
-        momentum=settings.momentum if linear else 0.0,
-        proximal_mu=settings.proximal_mu if linear else 0.0,
-    )
+    return settings.report(steps, float(total) / examples)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge.seeding import generator, integer_seed, torch_generator
+from fedmerge.seeding_many import generators
 from fedmerge.training import LocalTraining, evaluate, train
 
 KEYS = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 1), (0, "a", 1, 0), (0, "a", 1, 1)]
@@ -22,6 +23,16 @@ def test_streams_differ_by_seed_purpose_and_key(draw):
     draws = {key: int(draw(*key)) for key in KEYS}
     assert len(set(draws.values())) == len(KEYS)
     assert draws == {key: int(draw(*key)) for key in KEYS}
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**33 + 5, 2**130 + 17])
+@pytest.mark.parametrize("clients", [[0, 3, 2**32 - 1, 17], [2**32, 5], [2**63], []])
+@pytest.mark.parametrize("key", [(), (1,), (2**40,), (1, 2, 3)])
+def test_generators_of_many_clients_are_those_of_each(seed, clients, key):
+    # The odd 32-bit draw leaves half a word over, which must not reach the next client.
+    many = [(g.permutation(50).tolist(), g.integers(9, dtype="i4")) for g in generators(seed, "batches", clients, *key)]
+    each = [generator(seed, "batches", client, *key) for client in clients]
+    assert many == [(g.permutation(50).tolist(), g.integers(9, dtype="i4")) for g in each]
 
 
 def test_torch_streams_are_apart_and_repeatable():

@@ -1,0 +1,116 @@
+"""What runs in Ray's processes: workers that train, and leaders of the workers on one node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import ray
+import torch
+from flwr.app import Context, Message, Metadata, RecordDict
+from ray.exceptions import RayError
+
+from fedmerge.simulation.cohort_work import answer, choose
+from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
+from fedmerge.simulation.ray_pool import Call, Pool
+from fedmerge.simulation.workers import Job, handle, warm_up
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.training import EngineChoice
+
+__all__ = ["Leader", "Worker", "train_on"]
+
+EngineName = Literal["serial", "stacked"]
+Reference = list[Any]
+"""A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call."""
+
+
+class Worker:
+    """One process that trains clients, one at a time or a cohort."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        become_server_task()
+        warm_up()
+        self._known = _Known()
+
+    def ping(self) -> tuple[str, int]:
+        """The node it runs on, and its process."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    def handle(
+        self, app: Reference, metadata: Metadata, content: RecordDict, context: Context
+    ) -> tuple[Message, Context]:
+        """Answer one message."""
+        outcome = handle(self._known("app", app), Job(rebuild(metadata, content), context))
+        return outcome.reply, outcome.context
+
+    def choose(self, app: Reference, order: Reference, nodes: Sequence[int], total: int) -> EngineChoice:
+        """Measure which engine is faster."""
+        return choose(self._known("app", app).side, self._known("order", order), nodes, total)
+
+    def train(
+        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, engine: EngineName
+    ) -> CohortAnswer:
+        """Train some clients of an order and fold them."""
+        return answer(self._known("app", app).side, self._known("order", order), nodes, total, engine)
+
+
+class Leader:
+    """Has the workers of its own node train, and folds their sums: one sum leaves a node, however many clients."""
+
+    def __init__(self, workers: Sequence[Any]) -> None:
+        torch.set_num_threads(1)
+        become_server_task()
+        self._pool = Pool(workers)
+        self._known = _Known()
+
+    def ping(self) -> None:
+        """Answer."""
+
+    def train(self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int) -> CohortAnswer:
+        """Train some clients of an order in `shares` pieces per worker."""
+        return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares, engine)
+
+
+def train_on(
+    pool: Pool, app: Reference, told: Reference, order: CohortOrder, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+) -> CohortAnswer:
+    """Divide clients among workers and add up what comes back, in the order of the clients."""
+
+    def call(piece: Sequence[int]) -> Call:
+        return lambda worker: worker.train.remote(app, told, piece, total, engine)
+
+    pieces = divided(nodes, shares * len(pool))
+    return gathered(pool, pieces, [call(piece) for piece in pieces], order)
+
+
+def gathered(pool: Pool, pieces: Sequence[Sequence[int]], calls: Sequence[Call], order: CohortOrder) -> CohortAnswer:
+    """The answers of all `pieces` as one; where one failed for good, its clients failed."""
+    result = CohortAnswer()
+    for piece, given in zip(pieces, pool.run(calls), strict=True):
+        if isinstance(given, RayError):
+            result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
+        else:
+            result.extend(given, order.pipeline)
+    return result
+
+
+def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
+    """`nodes` in `number` runs of about equal length, none empty."""
+    number = min(number, len(nodes))
+    ends = [len(nodes) * (i + 1) // number for i in range(number)]
+    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class _Known:
+    """What was fetched last of each kind."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Any, Any]] = {}
+
+    def __call__(self, kind: str, reference: Reference) -> Any:
+        known = self._values.get(kind)
+        if known is None or known[0] != reference[0]:
+            known = self._values[kind] = reference[0], ray.get(reference[0])
+        return known[1]

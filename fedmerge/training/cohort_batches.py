@@ -1,0 +1,158 @@
+"""The batches of many clients, step by step: the same rows that each would draw alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmerge.errors import CannotStack, InvalidOption
+from fedmerge.seeding_many import generators
+from fedmerge.training.local import LocalTraining
+
+__all__ = ["CohortBatches", "Participant", "count_steps"]
+
+# What cross-entropy leaves out of its mean.
+_IGNORED = -100
+_SMALL_ROW = 32
+_NUMPY_TYPES = (torch.float32, torch.float64, torch.float16, torch.uint8, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Participant:
+    """One client of a cohort.
+
+    Parameters
+    ----------
+    client
+        Names the client's random streams, as in `fedmerge.training.train`.
+    x, y
+        Inputs [n, ...] and labels [n] or [n, T].
+
+    Examples
+    --------
+    >>> Participant(3, torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)).client
+    3
+    """
+
+    client: int
+    x: Tensor
+    y: Tensor
+
+
+def count_steps(examples: int, settings: LocalTraining) -> int:
+    """Optimiser steps of a client.
+
+    Examples
+    --------
+    >>> count_steps(25, LocalTraining(epochs=2, batch_size=10))
+    6
+    """
+    epochs, steps = settings.length
+    return steps or (epochs or 0) * -(-examples // settings.batch_size)
+
+
+class CohortBatches:
+    """All batches of participants that are sorted by their steps, those with the most first.
+
+    `sizes` [K, steps] tells how many rows a client's batch has, 0 where it has finished: at any step those still at
+    work come first.
+    """
+
+    def __init__(
+        self, participants: Sequence[Participant], settings: LocalTraining, seed: int, round: int, device: torch.device
+    ) -> None:
+        first = participants[0]
+        for one in participants:
+            if len(one.x) == 0:
+                raise InvalidOption(f"client {one.client} has no examples to train on")
+            if one.x.shape[1:] != first.x.shape[1:] or one.y.shape[1:] != first.y.shape[1:]:
+                raise CannotStack(
+                    f"examples of client {one.client} have shapes {[*one.x.shape[1:]]} and {[*one.y.shape[1:]]}, "
+                    f"those of client {first.client} {[*first.x.shape[1:]]} and {[*first.y.shape[1:]]}"
+                )
+        self._device = device
+        self._x = _Rows([one.x for one in participants])
+        self._y = _Rows([one.y for one in participants])
+        self.rows, self.sizes = _draw(participants, settings, seed, round)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the longest."""
+        return int(self.sizes.shape[1])
+
+    def at(self, step: int, members: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs [k, b, ...], labels [k, b, ...] and the labels' weights at one step of some clients.
+
+        The weights sum to one for each client; they are None where all are equal. Where sizes differ, rows that a
+        client does not have are copies of its first example, of weight zero.
+        """
+        sizes = self.sizes[members, step]
+        most = int(sizes.max())
+        rows = self.rows[members, step, :most]
+        x, y = self._x.take(members, rows), self._y.take(members, rows)
+        weights: Tensor | None = None
+        ignored = y == _IGNORED
+        if sizes.min() < most or bool(ignored.any()):
+            present = torch.from_numpy(np.arange(most) < sizes[:, None]).to(y.device)
+            present = present.reshape(present.shape + (1,) * (y.ndim - 2)) & ~ignored
+            counts = present.flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))
+            weights = (present.double() / counts).to(self._device)
+        return x.to(self._device), y.to(self._device), weights
+
+
+class _Rows:
+    """The examples of several clients, from which to take rows of each."""
+
+    def __init__(self, sources: list[Tensor]) -> None:
+        first = sources[0]
+        # Small rows, such as labels: one array of all, and one call for all clients. Large rows are copied once only.
+        self._joined = first[0].numel() <= _SMALL_ROW or first.device.type != "cpu" or first.dtype not in _NUMPY_TYPES
+        if self._joined:
+            self._all = torch.cat(sources)
+            self._starts = np.cumsum([0, *(len(source) for source in sources[:-1])])[:, None]
+        else:
+            self._shape, self._dtype = first.shape[1:], first.dtype
+            self._arrays = [source.detach().contiguous().numpy() for source in sources]
+
+    def take(self, members: slice | NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+        """Rows [k, b, ...] of some of the clients, given by their numbers [k, b]."""
+        if self._joined:
+            index = torch.from_numpy(rows + self._starts[members])
+            return self._all[index.to(self._all.device)]
+        chosen = self._arrays[members] if isinstance(members, slice) else [self._arrays[i] for i in members]
+        out = torch.empty(*rows.shape, *self._shape, dtype=self._dtype)
+        # NumPy's take costs half of what torch's does here; any mode but "raise" spares it a copy of the result.
+        for target, source, wanted in zip(out.numpy(), chosen, rows, strict=True):
+            source.take(wanted, 0, target, "clip")
+        return out
+
+
+def _draw(
+    participants: Sequence[Participant], settings: LocalTraining, seed: int, round: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows [K, steps, batch] of every batch, padded with zeros, and how many each has."""
+    epochs, steps = settings.length
+    batch = settings.batch_size
+    most = count_steps(len(participants[0].x), settings)
+    batch = min(batch, max(len(one.x) for one in participants))
+    rows = np.zeros((len(participants), most, batch), dtype=np.int64)
+    sizes = np.zeros((len(participants), most), dtype=np.int64)
+    draws = generators(seed, "batches", [one.client for one in participants], round)
+    for table, size, one, rng in zip(rows, sizes, participants, draws, strict=True):
+        n = len(one.x)
+        each = -(-n // settings.batch_size)
+        last = n - (each - 1) * batch
+        end = steps or (epochs or 0) * each
+        for start in range(0, end, each):
+            order = rng.permutation(n)
+            stop = min(start + each, end)
+            size[start:stop] = batch
+            if stop == start + each:
+                size[stop - 1] = last
+            table[start:stop].reshape(-1)[:n] = order[: (stop - start) * batch]
+    return rows, sizes

@@ -1,0 +1,173 @@
+"""Which way to train a cohort: stacked or one client after the other, whichever was measured to be faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fedmerge.errors import CannotStack
+from fedmerge.training.cohort import TrainedCohort, train_cohort
+from fedmerge.training.cohort_batches import Participant, count_steps
+from fedmerge.training.local import LocalTraining
+from fedmerge.training.one_by_one import train_one_by_one
+
+__all__ = ["AutoEngine", "EngineChoice", "choose_engine"]
+
+# A trial is a few steps of a few clients: enough to see a factor, cheap beside a round.
+_CLIENTS, _STEPS, _REPEATS = 8, 2, 2
+# Gradients that differ by more than this share of their norm are not the same gradients.
+_SAME = 1e-2
+
+Measure = Callable[[Callable[[], object]], float]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine, and why.
+
+    Parameters
+    ----------
+    name
+        ``"serial"`` or ``"stacked"``.
+    reason
+        In words.
+    serial_seconds, stacked_seconds
+        What the trial took; None where there was nothing to measure.
+    """
+
+    name: Literal["serial", "stacked"]
+    reason: str
+    serial_seconds: float | None = None
+    stacked_seconds: float | None = None
+
+
+def choose_engine(
+    model: nn.Module,
+    participants: Sequence[Participant],
+    settings: LocalTraining,
+    *,
+    seed: int,
+    round: int,
+    measure: Measure | None = None,
+) -> EngineChoice:
+    """Try both engines on a few clients, check that they agree, and take the faster.
+
+    Parameters
+    ----------
+    model, participants, settings, seed, round
+        As for `train_cohort`.
+    measure
+        Seconds that a call takes; by default CPU time, or the time on the clock for a GPU.
+
+    Examples
+    --------
+    >>> clients = [Participant(i, torch.randn(6, 2), torch.zeros(6, dtype=torch.long)) for i in range(4)]
+    >>> taken = iter([1.0, 2.0, 1.1, 2.1])
+    >>> options = {"seed": 0, "round": 1, "measure": lambda call: next(taken)}
+    >>> choose_engine(nn.Linear(2, 3), clients, LocalTraining(), **options).reason
+    'stacked took 2.00 of the serial time, on 4 clients and 2 steps'
+    """
+    device = next(model.parameters()).device
+    measure = measure or (lambda call: _seconds(call, device))
+    few = participants[:_CLIENTS]
+    steps = min(_STEPS, max(count_steps(len(one.x), settings) for one in few))
+    trial = replace(settings, epochs=None, steps=steps)
+
+    def serial() -> object:
+        return train_one_by_one(model, few, trial, seed=seed, round=round)
+
+    def stacked() -> object:
+        return train_cohort(model, few, trial, seed=seed, round=round)
+
+    try:
+        # Also the warm-up of both: a first call pays for what torch loads when it is first wanted.
+        difference = _difference(model, few[:2], settings, seed, round)
+        if difference > _SAME:
+            return EngineChoice("serial", f"stacked gradients differ from serial ones by {difference:.1%}")
+        times = [(measure(serial), measure(stacked)) for _ in range(_REPEATS)]
+    except CannotStack as error:
+        return EngineChoice("serial", error.reason)
+    one, many = (min(taken) for taken in zip(*times, strict=True))
+    what = f"stacked took {many / max(one, 1e-12):.2f} of the serial time, on {len(few)} clients and {steps} steps"
+    return EngineChoice("stacked" if many < one else "serial", what, one, many)
+
+
+@dataclass
+class AutoEngine:
+    """Trains cohorts by the faster engine, measured once for each architecture, device and setting.
+
+    Which engine is faster is a matter of the machine, so that two machines may differ in the last bits of a result.
+    Where that matters, call `train_cohort` or `train_one_by_one`.
+
+    Parameters
+    ----------
+    choices
+        What was measured so far.
+
+    Examples
+    --------
+    >>> clients = [Participant(i, torch.randn(6, 2), torch.zeros(6, dtype=torch.long)) for i in range(4)]
+    >>> auto = AutoEngine()
+    >>> len(auto.train(nn.Linear(2, 3), clients, LocalTraining(), seed=0, round=1).reports), len(auto.choices)
+    (4, 1)
+    """
+
+    choices: dict[tuple[object, ...], EngineChoice] = field(default_factory=dict)
+
+    def choose(
+        self, model: nn.Module, participants: Sequence[Participant], settings: LocalTraining, *, seed: int, round: int
+    ) -> EngineChoice:
+        """The choice for such a cohort, measured where it is the first."""
+        key = _kind(model, participants, settings)
+        if key not in self.choices:
+            self.choices[key] = choose_engine(model, participants, settings, seed=seed, round=round)
+        return self.choices[key]
+
+    def train(
+        self, model: nn.Module, participants: Sequence[Participant], settings: LocalTraining, *, seed: int, round: int
+    ) -> TrainedCohort:
+        """As `train_cohort`, by the engine chosen."""
+        if self.choose(model, participants, settings, seed=seed, round=round).name == "stacked":
+            try:
+                return train_cohort(model, participants, settings, seed=seed, round=round)
+            except CannotStack as error:
+                # Clients other than those of the trial, with inputs of other shapes.
+                self.choices[_kind(model, participants, settings)] = EngineChoice("serial", error.reason)
+        return train_one_by_one(model, participants, settings, seed=seed, round=round)
+
+
+def _kind(model: nn.Module, participants: Sequence[Participant], settings: LocalTraining) -> tuple[object, ...]:
+    tensors = tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters())
+    x, y = participants[0].x, participants[0].y
+    size = min(len(participants), _CLIENTS)
+    return (str(model), tensors, next(model.parameters()).device, settings, x.shape[1:], y.shape[1:], size)
+
+
+def _difference(model: nn.Module, few: Sequence[Participant], settings: LocalTraining, seed: int, round: int) -> float:
+    """How far apart one step of plain SGD ends with either engine, relative to its length."""
+    once = replace(settings, optimizer="sgd", momentum=0.0, epochs=None, steps=1)
+    stacked = train_cohort(model, few, once, seed=seed, round=round).states
+    serial = train_one_by_one(model, few, once, seed=seed, round=round).states
+    apart = moved = 0.0
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            apart += float((stacked[name] - serial[name]).double().square().sum())
+            moved += float((serial[name] - p.detach()).double().square().sum())
+    return (apart / moved) ** 0.5 if moved else float(apart > 0)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,137 @@
+"""The weights of many clients as one: every tensor of a model with a client axis in front, and their descent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedmerge.training.local import LocalTraining
+
+__all__ = ["Members", "Stack", "call", "descend", "slots"]
+
+# Some of the clients of a stack: a slice is a view of its tensors, numbers are a copy.
+Members = slice | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The tensors of K clients.
+
+    Parameters
+    ----------
+    weights
+        Parameters that train, [K, *shape].
+    buffers
+        Buffers, [K, *shape].
+    slots
+        What the optimiser remembers, [K, *shape] for each weight: ``momentum``, or Adam's ``mean`` and ``square``.
+    """
+
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    slots: dict[str, dict[str, Tensor]]
+
+    def part(self, members: Members) -> Stack:
+        """The tensors of some clients."""
+
+        def some(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor[members] for name, tensor in tensors.items()}
+
+        return Stack(some(self.weights), some(self.buffers), {kind: some(kept) for kind, kept in self.slots.items()})
+
+    def put(self, members: Members, part: Stack) -> None:
+        """Write a part back; nothing to do where it is a view."""
+        if isinstance(members, slice):
+            return
+        for mine, other in ((self.weights, part.weights), (self.buffers, part.buffers)):
+            for name, tensor in other.items():
+                mine[name][members] = tensor
+        for kind, kept in part.slots.items():
+            for name, tensor in kept.items():
+                self.slots[kind][name][members] = tensor
+
+    def with_weights(self, weights: dict[str, Tensor]) -> Stack:
+        """The same with other weights."""
+        return replace(self, weights=weights)
+
+
+def call(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Output of `model` with other tensors in place of its own.
+
+    A shared parameter goes by its first name. It is put into each module that has it, once: ``functional_call`` by
+    itself puts it into a module once for each name, and then fails to take it out again.
+    """
+    first: dict[int, str] = {}
+    given: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, own in (*module._parameters.items(), *module._buffers.items()):
+            if own is not None:
+                place = f"{path}.{name}" if path else name
+                known = first.setdefault(id(own), place)
+                if known in tensors:
+                    given[place] = tensors[known]
+    out: Tensor = functional_call(model, given, (x,), tie_weights=False)
+    return out
+
+
+def slots(settings: LocalTraining, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What the optimiser remembers before the first step."""
+    kinds = ("mean", "square") if settings.optimizer == "adam" else ("momentum",) if settings.momentum else ()
+    return {kind: {name: torch.zeros_like(tensor) for name, tensor in weights.items()} for kind in kinds}
+
+
+def descend(
+    part: Stack, gradients: Mapping[str, Tensor], start: Mapping[str, Tensor], settings: LocalTraining, step: int
+) -> None:
+    """One step of each client, in place: proximal term, clipping and optimiser, in the order of the serial path.
+
+    Parameters
+    ----------
+    part
+        The clients that take the step.
+    gradients
+        [k, *shape] of each weight that has one; overwritten.
+    start
+        The weights sent out, [*shape].
+    step
+        Steps taken before.
+    """
+    if settings.proximal_mu:
+        for name, gradient in gradients.items():
+            gradient.add_(part.weights[name] - start[name], alpha=settings.proximal_mu)
+    if settings.clip_norm is not None:
+        _clip(gradients, settings.clip_norm)
+    for name, gradient in gradients.items():
+        weight = part.weights[name]
+        if settings.weight_decay:
+            gradient.add_(weight, alpha=settings.weight_decay)
+        if settings.optimizer == "adam":
+            _adam(weight, gradient, part.slots["mean"][name], part.slots["square"][name], settings, step + 1)
+        elif settings.momentum:
+            speed = part.slots["momentum"][name].mul_(settings.momentum).add_(gradient)
+            weight.sub_(speed, alpha=settings.learning_rate)
+        else:
+            weight.sub_(gradient, alpha=settings.learning_rate)
+
+
+def _clip(gradients: Mapping[str, Tensor], largest: float) -> None:
+    """Scale each client's gradient to the largest norm, as ``torch.nn.utils.clip_grad_norm_`` does for one."""
+    norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients.values()]
+    factor = (largest / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients.values():
+        gradient.mul_(factor.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+def _adam(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, settings: LocalTraining, count: int) -> None:
+    """Adam with torch's constants (arXiv 1412.6980, algorithm 1)."""
+    decay_mean, decay_square, epsilon = 0.9, 0.999, 1e-8
+    mean.lerp_(gradient, 1 - decay_mean)
+    square.mul_(decay_square).addcmul_(gradient, gradient, value=1 - decay_square)
+    spread = (square / (1 - decay_square**count)).sqrt_().add_(epsilon)
+    weight.addcdiv_(mean, spread, value=-settings.learning_rate / (1 - decay_mean**count))
