@@ -6,6 +6,7 @@ import importlib
 import logging
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +31,7 @@ class Reading(NamedTuple):
     cpu_so_far: float
     peak_mib: float
     accuracy: float | None
+    engine: str
     data: str
 
 
@@ -104,7 +106,7 @@ def _serve(connection: Connection, system: str, task: Task) -> None:
     torch.set_num_threads(1)
     usage, before = Usage(), (0.0, 0.0)
 
-    def pause(round: int, state: Any) -> None:
+    def pause(round: int, state: Callable[[], State], engine: str) -> None:
         nonlocal before
         if task.device == "cuda":
             torch.cuda.synchronize()
@@ -114,7 +116,8 @@ def _serve(connection: Connection, system: str, task: Task) -> None:
             connection.send("ready")
         else:
             accuracy = _accuracy(task, state()) if round == task.rounds else None
-            connection.send(Reading(cpu - before[0], wall - before[1], cpu, peak, accuracy, task.data.name))
+            spent = cpu - before[0], wall - before[1], cpu
+            connection.send(Reading(*spent, peak, accuracy, engine, task.data.name))
         if round < task.rounds:
             connection.recv()
             before = usage.read()[0], time.perf_counter()

@@ -15,7 +15,7 @@ def run(task: Task, pause: Pause) -> None:
     """Train with Module, autograd and torch.optim.SGD; sum the models in place as they come."""
     workload, model = task.workload, task.model()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pause(0, lambda: state)
+    pause(0, lambda: state, "")
     for round in range(1, task.rounds + 1):
         total, weight = {name: torch.zeros_like(tensor) for name, tensor in state.items()}, 0
         for client in task.sampled(round):
@@ -31,7 +31,7 @@ def run(task: Task, pause: Pause) -> None:
             _add(total, model.state_dict(), len(data))
             weight += len(data)
         state = {name: tensor / weight for name, tensor in total.items()}
-        pause(round, lambda state=state: state)  # type: ignore[misc]
+        pause(round, lambda state=state: state, "autograd")  # type: ignore[misc]
 
 
 def _add(total: dict[str, Tensor], state: dict[str, Tensor], weight: int) -> None:

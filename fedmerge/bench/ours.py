@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import nn
 
 from fedmerge.bench.task import Pause, Task
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, client_app, from_arrays, to_arrays
+from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.training import LocalTraining
 
 __all__ = ["run"]
@@ -23,6 +25,18 @@ class _ModelFn:
 
     def __call__(self) -> nn.Module:
         return self.task.model()
+
+
+class _Grid(SimulationGrid):
+    """Notes which engine it chose, for the report."""
+
+    engine = ""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if isinstance(replies, CohortAnswer) and replies.engine is not None:
+            self.engine = replies.engine.name
+        return replies
 
 
 def run(task: Task, pause: Pause) -> None:
@@ -45,9 +59,9 @@ def run(task: Task, pause: Pause) -> None:
     )
 
     def evaluated(round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        pause(round, lambda: from_arrays(arrays))
+        pause(round, lambda: from_arrays(arrays), grid.engine)
         return None
 
-    with SimulationGrid(app, workload.clients, workers=task.workers) as grid:
+    with _Grid(app, workload.clients, workers=task.workers) as grid:
         initial = to_arrays(task.model().state_dict())
         strategy.start(grid, initial, num_rounds=task.rounds, evaluate_fn=evaluated)

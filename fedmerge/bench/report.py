@@ -11,8 +11,6 @@ from fedmerge.bench.interleave import Measured
 
 __all__ = ["Row", "rows", "speed_table"]
 
-_ENGINES = {"loop": "autograd", "stacked": "by hand", "fedmerge": "in process", "fedmerge-ray": "ray"}
-
 
 class Row(TypedDict):
     """One line of ``fedmerge bench --json``; ratios are over the plain loop, None where it did not run."""
@@ -41,8 +39,6 @@ def rows(measured: Sequence[Measured]) -> list[Row]:
 
 def _row(one: Measured, loop: Measured | None) -> Row:
     workload, ours = one.task.workload, one.system.startswith("fedmerge")
-    workers = one.task.workers if ours else 1
-    engine = _ENGINES["fedmerge-ray" if workers > 1 else one.system]
     return Row(
         workload=workload.name,
         system="fedmerge" if ours else one.system,
@@ -54,8 +50,8 @@ def _row(one: Measured, loop: Measured | None) -> Row:
         seconds_to_first_round=round(one.seconds_to_first_round, 2),
         cpu_seconds_to_first_round=round(one.readings[0].cpu_so_far, 2),
         rounds=one.task.rounds,
-        workers=workers,
-        engine="vmap" if one.system == "stacked" and workload.channels else engine,
+        workers=one.task.workers if ours else 1,
+        engine=one.readings[-1].engine,
         device=one.task.device,
         data=one.readings[0].data,
     )

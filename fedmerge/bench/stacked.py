@@ -28,7 +28,7 @@ def run(task: Task, pause: Pause) -> None:
     plain = not task.workload.channels
     step = _mlp_step(model, task.workload.learning_rate) if plain else _step(model, task.workload.learning_rate)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pause(0, lambda: state)
+    pause(0, lambda: state, "")
     for round in range(1, task.rounds + 1):
         total, weight = {name: torch.zeros_like(tensor) for name, tensor in state.items()}, 0
         clients = task.sampled(round)
@@ -43,7 +43,7 @@ def run(task: Task, pause: Pause) -> None:
                 total[name].view(-1).addmv_(tensor.flatten(1).T, scale)
             weight += sum(sizes)
         state = {name: tensor / weight for name, tensor in total.items()}
-        pause(round, lambda state=state: state)  # type: ignore[misc]
+        pause(round, lambda state=state: state, "by hand" if plain else "vmap")  # type: ignore[misc]
 
 
 def _batches(task: Task, chunk: list[int], round: int, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

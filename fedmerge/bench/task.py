@@ -84,8 +84,10 @@ class Task:
         return evaluate(model, self.data.test_x, self.data.test_y)[1]
 
 
-Pause = Callable[[int, Callable[[], State]], None]
-"""Called by a system when it is ready (round 0) and after each round, with a way to get the global model.
+Pause = Callable[[int, Callable[[], State], str], None]
+"""Called by a system when it is ready (round 0) and after each round.
+
+It is handed the round, a way to get the global model, and how clients were trained.
 
 It blocks until the next round may begin: what a system does between two calls is what is measured.
 """

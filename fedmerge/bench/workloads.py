@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import Literal
 
 import torch
@@ -99,11 +98,8 @@ def build(workload: Workload, input_shape: tuple[int, ...], classes: int, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer_seed(seed, "initialisation"))
         for below, above in pairwise((input_shape[0], *workload.channels)):
-            layers += [nn.Conv2d(below, above, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        shrunk = 2 ** len(workload.channels)
-        flat = prod((*workload.channels[-1:], *(n // shrunk for n in input_shape[1:])))
-        if not workload.channels:
-            flat = prod(input_shape)
+            layers += [nn.Conv2d(below, above, 3), nn.ReLU(), nn.MaxPool2d(2)]
+        flat = nn.Sequential(*layers)(torch.zeros(1, *input_shape)).numel()
         layers.append(nn.Flatten())
         for below, above in pairwise((flat, *workload.hidden)):
             layers += [nn.Linear(below, above), nn.ReLU()]

@@ -14,13 +14,13 @@ from fedmerge.data import ClientData
 
 MLP = Workload("mlp", "digits", 40, 6, 21, "dealt", (12,), 8, 0.1, 2)
 LAZY = Workload("lazy", "digits", 1_000_000, 5, 20, "drawn", (8,), 10, 0.1, 2)
-CNN = Workload("cnn", "digits", 4, 4, 60, "dirichlet", (16,), 16, 0.05, 2, channels=(4, 8))
+CNN = Workload("cnn", "digits", 4, 4, 60, "dirichlet", (16,), 16, 0.05, 2, channels=(4,))
 
 
 def states(system: str, task: Task):
     """The global model when ready and after each round."""
     found = []
-    find_system(system)(task, lambda round, state: found.append((round, dict(state()))))
+    find_system(system)(task, lambda round, state, engine: found.append((round, dict(state()))))
     assert [round for round, _ in found] == list(range(task.rounds + 1))
     return [state for _, state in found]
 
@@ -59,7 +59,8 @@ def test_of_a_million_known_clients_only_sampled_ones_are_asked_for_data(system)
     counting = Counting(task.data_fn)
     task.__dict__["data_fn"] = counting  # where the cached property keeps it
     states(system, task)
-    assert counting.asked == task.sampled(1) + task.sampled(2)
+    assert set(counting.asked) == {*task.sampled(1), *task.sampled(2)}
+    assert len(counting.asked) <= 3 * 2 * LAZY.sampled  # fedmerge tries its engines on a few first
 
 
 def test_both_sizes_of_w3_give_a_client_the_same_rows():
