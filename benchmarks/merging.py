@@ -3,8 +3,8 @@
     python benchmarks/merging.py [--methods fedavg,otfusion] [--clients 2,5,10,20] [--widths 50,100,200] [--repeats 3]
 
 MLPs 784-h-10 a little apart from one common initialisation. Clients grow at width 100, the width grows at 5 clients.
-Statistics that a method needs are measured beforehand, on 64 random examples a client, and not counted. Prints a line of
-JSON for each method and size: the least of the repeats, after a first merge that pays for imports and tracing.
+Statistics that a method needs are measured beforehand, on 64 random examples a client, and not counted. Prints a line
+of JSON for each method and size: the least of the repeats, after a first merge that pays for imports and tracing.
 """
 
 from __future__ import annotations

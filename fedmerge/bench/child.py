@@ -126,8 +126,8 @@ def _serve(connection: Connection, system: str, task: Task) -> None:
         run = find_system(system)
         logging.getLogger("flwr").setLevel(logging.ERROR)  # only now: Flower sets its own level when imported
         run(task, pause)
-    except EOFError:
-        return
+    except (EOFError, BrokenPipeError):
+        return  # whoever asked is gone
     except Exception as error:
         connection.send(FedMergeError(f"{type(error).__name__}: {error}"))
 
