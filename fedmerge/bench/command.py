@@ -13,6 +13,7 @@ from fedmerge.bench.child import find_system
 from fedmerge.bench.interleave import measure
 from fedmerge.bench.report import Row, rows
 from fedmerge.bench.task import Task
+from fedmerge.bench.usage import machine
 from fedmerge.bench.workloads import find_workload
 from fedmerge.errors import ConfigError
 
@@ -63,6 +64,7 @@ def run_bench(
         tasks += [replace(task, device="cuda", workers=1) for task in tasks if task.workload.name in _ON_GPU]
     elif device == "cuda":
         _tell("torch sees no CUDA device: rows on the GPU are skipped")
+    _tell(f"machine: {machine()}")
     for task in tasks:
         here = systems if task.device == "cpu" else [name for name in systems if name in ("loop", "fedmerge")]
         if not here:

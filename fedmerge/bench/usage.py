@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["Usage"]
+import torch
+
+__all__ = ["Usage", "machine"]
 
 _PROC = Path("/proc")
 
@@ -38,6 +41,21 @@ class Usage:
                 self._peak[pid] = _peak_kib(pid)
         own = _peak_kib(os.getpid()) if _PROC.is_dir() else _own_peak_kib()
         return time.process_time() + sum(self._cpu.values()), (own + sum(self._peak.values())) / 1024
+
+
+def machine() -> str:
+    """Cores, processor and torch, for the head of a report.
+
+    Examples
+    --------
+    >>> "torch" in machine()
+    True
+    """
+    model = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = (_PROC / "cpuinfo").read_text().splitlines()
+        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
+    return f"{os.cpu_count()} cores, {model}, torch {torch.__version__}"
 
 
 def _descendants() -> list[int]:
