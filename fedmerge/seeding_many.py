@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmerge.seeding import generator
 
-__all__ = ["generators"]
+__all__ = ["Streams"]
 
 Words = NDArray[np.uint32]
 
@@ -24,39 +24,50 @@ _WORD, _DOUBLE = (1 << 32) - 1, (1 << 128) - 1
 _PCG64_STEP = 0x2360ED051FC65DA44385DF649FCCF645
 
 
-def generators(seed: int, purpose: str, clients: Sequence[int], *key: int) -> Iterator[np.random.Generator]:
-    """``generator(seed, purpose, client, *key)`` of each client in turn.
-
-    Each is good until the next is asked for: they share one object.
+class Streams:
+    """``generator(seed, purpose, client, *key)`` of each of many clients.
 
     Examples
     --------
-    >>> many = [g.permutation(9).tolist() for g in generators(0, "batches", [3, 4], 1)]
-    >>> many == [generator(0, "batches", client, 1).permutation(9).tolist() for client in (3, 4)]
+    >>> streams = Streams(0, "batches", [3, 4], 1)
+    >>> [g.permutation(3).tolist() for g in streams.generators([0, 1])] == [
+    ...     generator(0, "batches", client, 1).permutation(3).tolist() for client in (3, 4)
+    ... ]
     True
     """
-    if not all(0 <= client <= _WORD for client in clients):
-        # A larger number takes more words of the seed, so these clients are no columns of one table.
-        yield from (generator(seed, purpose, client, *key) for client in clients)
-        return
-    bits = np.random.PCG64()
-    shared = np.random.Generator(bits)
-    head = _words(seed)
-    head += [0] * (_POOL - len(head))
-    head += _words(zlib.crc32(purpose.encode()))
-    tail = [word for number in key for word in _words(number)]
-    ids = np.asarray(clients, dtype=np.uint32)
-    state = _expand(_pool([*head, ids, *tail], len(ids)))
-    for a, b, c, d in state.tolist():
-        increment = ((c << 64 | d) << 1 | 1) & _DOUBLE
-        start = ((increment + (a << 64 | b)) * _PCG64_STEP + increment) & _DOUBLE
-        bits.state = {
-            "bit_generator": "PCG64",
-            "state": {"state": start, "inc": increment},
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
-        yield shared
+
+    def __init__(self, seed: int, purpose: str, clients: Sequence[int], *key: int) -> None:
+        self._seed, self._purpose, self._clients, self._key = seed, purpose, clients, key
+        # A larger number takes more words of the seed, so such clients are no columns of one table.
+        self._small = all(0 <= client <= _WORD for client in clients)
+        if self._small:
+            head = _words(seed)
+            head += [0] * (_POOL - len(head))
+            head += _words(zlib.crc32(purpose.encode()))
+            ids = np.asarray(clients, dtype=np.uint32)
+            tail = [word for number in key for word in _words(number)]
+            self._seeds = _expand(_pool([*head, ids, *tail], len(ids)))
+
+    def generators(self, rows: Sequence[int]) -> Iterator[np.random.Generator]:
+        """The generators of some clients, by their places in the list given.
+
+        Each is at the start of its stream, and good until the next is asked for: they share one object.
+        """
+        if not self._small:
+            yield from (generator(self._seed, self._purpose, self._clients[row], *self._key) for row in rows)
+            return
+        bits = np.random.PCG64()
+        shared = np.random.Generator(bits)
+        for a, b, c, d in self._seeds[rows].tolist():
+            increment = ((c << 64 | d) << 1 | 1) & _DOUBLE
+            start = ((increment + (a << 64 | b)) * _PCG64_STEP + increment) & _DOUBLE
+            bits.state = {
+                "bit_generator": "PCG64",
+                "state": {"state": start, "inc": increment},
+                "has_uint32": 0,
+                "uinteger": 0,
+            }
+            yield shared
 
 
 def _words(number: int) -> list[int]:

@@ -69,9 +69,8 @@ def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: in
     participants = [one for _, one in islice(work.participants(nodes), _TRIED)]
     if not participants:
         return EngineChoice("serial", "no client has data")
-    seeds = {"seed": work.seed, "round": work.round}
     try:
-        return choose_engine(work.module, participants, work.settings, **seeds)
+        return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
     except Exception as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")
@@ -123,10 +122,10 @@ class _Work:
             yield from self._measured(block, done.states, done.reports)
 
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
-        seeds = {"seed": self.seed, "client": one.client, "round": self.round}
+        named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
             model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
-            report = train(model, one.x, one.y, self.settings, **seeds)
+            report = train(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except Exception as problem:
             self._fail(node, problem)

@@ -91,7 +91,17 @@ class MeasuredGrid(WrappedGrid):
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
         seconds = time.perf_counter() - started
-        self.exchanges.append(Exchange("train", len(answer.trained), failures, down, answer.bytes_up, seconds, answer.engine.name if answer.engine else ""))
+        self.exchanges.append(
+            Exchange(
+                "train",
+                len(answer.trained),
+                failures,
+                down,
+                answer.bytes_up,
+                seconds,
+                answer.engine.name if answer.engine else "",
+            )
+        )
         return answer
 
 

@@ -62,19 +62,29 @@ class Leader:
     def __init__(self, workers: Sequence[Any]) -> None:
         torch.set_num_threads(1)
         become_server_task()
-        self._pool = Pool(workers)
+        self._workers, self._pool = list(workers), Pool(workers)
         self._known = _Known()
 
     def ping(self) -> None:
-        """Answer."""
+        """Answer once one of its workers does: a leader that was moved off a lost node may have none for good."""
+        ray.wait([worker.ping.remote() for worker in self._workers], num_returns=1)
 
-    def train(self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int) -> CohortAnswer:
+    def train(
+        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+    ) -> CohortAnswer:
         """Train some clients of an order in `shares` pieces per worker."""
         return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares, engine)
 
 
 def train_on(
-    pool: Pool, app: Reference, told: Reference, order: CohortOrder, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+    pool: Pool,
+    app: Reference,
+    told: Reference,
+    order: CohortOrder,
+    nodes: Sequence[int],
+    total: int,
+    shares: int,
+    engine: EngineName,
 ) -> CohortAnswer:
     """Divide clients among workers and add up what comes back, in the order of the clients."""
 

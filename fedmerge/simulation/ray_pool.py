@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from fedmerge.errors import FedMergeError
 
@@ -17,13 +19,23 @@ Call = Callable[[Any], Any]
 """Starts one piece of work on an actor and gives the reference of its result."""
 
 _ATTEMPTS = 3
+_LOOK = 2.0  # seconds between looks at what hangs
 _PATIENCE = 300.0  # seconds; restarting a lost actor takes as long as importing torch
+_FETCH = 60.0  # seconds for a finished result, which may lie on a node that is gone
+_SLOW, _SLOW_SECONDS = 4.0, 10.0  # times the median, and at least this long: work that somebody else does as well
+
+
+class _Running(NamedTuple):
+    number: int | None
+    """Of the call; None for a ping."""
+    actor: Any
+    since: float
 
 
 class Pool:
-    """Actors that may be lost at any moment: their work is done again by others.
+    """Actors that may be lost, or hang, at any moment: their work is done again by others.
 
-    Work must be a pure function of its arguments. An actor needs a method ``ping`` that answers at once.
+    Work must be a pure function of its arguments. An actor needs a method ``ping`` that answers once it can work.
 
     Parameters
     ----------
@@ -46,35 +58,57 @@ class Pool:
             All actors are lost, and none comes back.
         """
         waiting, idle = deque(range(len(calls))), list(self._actors)
-        running: dict[Any, tuple[int | None, Any]] = {}
+        running: dict[Any, _Running] = {}
         attempts, finished = [0] * len(calls), {}
-        position = 0
+        taken: list[float] = []
+        position, progress = 0, time.monotonic()
         while position < len(calls):
+            if idle and not waiting:
+                waiting += _hanging(running, taken)
             while idle and waiting:
                 number, actor = waiting.popleft(), idle.pop()
                 attempts[number] += 1
-                running[calls[number](actor)] = number, actor
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_PATIENCE)
-            if not ready and all(number is None for number, _ in running.values()):
-                raise FedMergeError(f"all {len(self._actors)} workers on Ray are lost and none came back: see its logs")
+                running[calls[number](actor)] = _Running(number, actor, time.monotonic())
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK)
             for reference in ready:
-                done, actor = running.pop(reference)
-                lost = False
-                try:
-                    result = ray.get(reference)
-                except RayActorError as error:
-                    result, lost = error, True
-                except RayError as error:
-                    result = error
-                if lost:  # it is back when it answers
-                    running[actor.ping.remote()] = None, actor
-                    if done is not None and attempts[done] < _ATTEMPTS:
-                        waiting.appendleft(done)
-                        continue
+                progress = time.monotonic()
+                done, actor, since = running.pop(reference)
+                result, lost = _result(reference)
+                if lost:
+                    running[actor.ping.remote()] = _Running(None, actor, progress)
                 else:
                     idle.append(actor)
-                if done is not None:
-                    finished[done] = result
+                if done is None or done < position or done in finished:
+                    continue  # a ping, or work that another has done by now
+                if lost and attempts[done] < _ATTEMPTS:
+                    waiting.appendleft(done)
+                    continue
+                taken.append(progress - since)
+                finished[done] = result
+            if time.monotonic() - progress > _PATIENCE and all(one.number is None for one in running.values()):
+                raise FedMergeError(f"all {len(self._actors)} workers on Ray are lost and none came back: see its logs")
             while position in finished:
                 yield finished.pop(position)
                 position += 1
+
+
+def _result(reference: Any) -> tuple[Any, bool]:
+    """What a call gave, or its error, and whether the actor was lost over it."""
+    try:
+        return ray.get(reference, timeout=_FETCH), False
+    except (RayActorError, ObjectLostError, GetTimeoutError) as error:
+        return error, True
+    except RayError as error:
+        return error, False
+
+
+def _hanging(running: dict[Any, _Running], taken: Sequence[float]) -> list[int]:
+    """Calls that take so much longer than others did that their actors may be gone without a word; each once."""
+    limit = max(_SLOW_SECONDS, _SLOW * median(taken)) if taken else _PATIENCE
+    late = time.monotonic() - limit
+    often = [one.number for one in running.values()]
+    return [
+        one.number
+        for one in running.values()
+        if one.number is not None and one.since < late and often.count(one.number) == 1
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
-from fedmerge.training.cohort_batches import CohortBatches, Participant, count_steps
+from fedmerge.seeding_many import Streams
+from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
+from fedmerge.training.cohort_states import CohortStates
 from fedmerge.training.dropout_masks import DropoutStreams
 from fedmerge.training.linear_layers import linear_layers
-from fedmerge.training.linear_stack import Layer, train_linear
+from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.report import TrainingReport
-from fedmerge.training.stack import Stack, slots
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
 
@@ -92,62 +93,59 @@ def train_cohort(
     >>> done.states["weight"].shape, [report.steps for report in done.reports]
     (torch.Size([2, 3, 2]), [3, 2])
     """
-    if not participants:
-        raise InvalidOption("there are no participants to train")
-    device = next(model.parameters()).device
+    if at_once is not None and at_once < 1:
+        raise InvalidOption(f"at_once must be at least 1, or left out, got {at_once}")
+    check_participants(participants)
     first = participants[0]
-    layers = linear_layers(model, first.x, first.y) if len(first.x) else None
-    out = _Results(model, len(participants))
+    layers = linear_layers(model, first.x, first.y)
     # The longest first, so that those who still work are always in front.
     steps = [count_steps(len(one.x), settings) for one in participants]
-    order = sorted(range(len(participants)), key=lambda i: (-steps[i], -len(participants[i].x)))
-    with _training(model):
+    order = sorted(range(len(participants)), key=lambda row: (-steps[row], -len(participants[row].x)))
+    states = CohortStates(model, len(participants))
+    streams = Streams(seed, "batches", [one.client for one in participants], round)
+    losses = [0.0] * len(participants)
+
+    def train(rows: list[int]) -> Tensor:
+        """Train some clients into their rows of the states; the sum of each one's losses."""
+        chunk = [participants[row] for row in rows]
+        batches = CohortBatches(chunk, settings, streams.generators(rows), states.device)
+        if layers is None:
+            dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
+            stack = states.stack(rows, settings)
+            total = train_by_autograd(model, stack, batches, states.start, settings, dropout)
+        else:
+            worth = batches.rows[0].size >= _EXAMPLES_WORTH_TRANSPOSING
+            stack = states.stack(rows, settings, transposed={layer.weight for layer in layers} if worth else ())
+            total = train_linear(layers, stack, batches, states.start, settings)
+        states.put(rows, stack)
+        return total
+
+    with torch.no_grad(), _training(model):
         size = at_once or clients_at_once(model, participants[order[0]], settings, by_hand=layers is not None)
-    losses: list[float] = [0.0] * len(participants)
-    done = 0
-    while done < len(order):
-        rows = order[done : done + size]
-        try:
-            chunk = [participants[row] for row in rows]
-            with _training(model):
-                total = _train_chunk(model, layers, out, rows, chunk, settings, seed, round)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            size = max(1, min(size, len(rows)) // 2)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        for row, loss in zip(rows, total.tolist(), strict=True):
-            losses[row] = loss
-        done += len(rows)
+        while order:
+            rows = order[:size]
+            total = _or_none_for_want_of_memory(train, rows)
+            if total is None:
+                size = max(1, len(rows) // 2)
+                continue
+            for row, loss in zip(rows, total.tolist(), strict=True):
+                losses[row] = loss
+            order = order[size:]
     seen = [_examples_seen(len(one.x), count, settings) for one, count in zip(participants, steps, strict=True)]
     reports = [settings.report(n, loss / k) for n, loss, k in zip(steps, losses, seen, strict=True)]
-    return TrainedCohort(out.states(), reports)
+    return TrainedCohort(states.named(), reports)
 
 
-def _train_chunk(
-    model: nn.Module,
-    layers: tuple[Layer, ...] | None,
-    out: _Results,
-    rows: list[int],
-    chunk: list[Participant],
-    settings: LocalTraining,
-    seed: int,
-    round: int,
-) -> Tensor:
-    """Train some clients into their rows of the results; the sum of each one's losses."""
-    batches = CohortBatches(chunk, settings, seed, round, out.device)
-    transpose = layers is not None and batches.rows[0].size >= _EXAMPLES_WORTH_TRANSPOSING
-    stack = out.stack(rows, settings, {layer.weight for layer in layers or ()} if transpose else set())
-    with torch.no_grad():
-        if layers is not None:
-            total = train_linear(layers, stack, batches, out.start, settings)
-        else:
-            streams = DropoutStreams([one.client for one in chunk], seed, round, out.device)
-            total = train_by_autograd(model, stack, batches, out.start, settings, streams)
-        out.put(rows, stack)
-    return total
+def _or_none_for_want_of_memory(train: Callable[[list[int]], Tensor], rows: list[int]) -> Tensor | None:
+    """What `train` returns; None where memory did not suffice and fewer clients may do."""
+    try:
+        return train(rows)
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+    # Not inside the handler: the error holds on to what was computed so far.
+    torch.cuda.empty_cache()
+    return None
 
 
 @contextmanager
@@ -160,58 +158,6 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-class _Results:
-    """The tensors of all clients, written chunk by chunk."""
-
-    def __init__(self, model: nn.Module, count: int) -> None:
-        self._model, self._count = model, count
-        self.start = {name: p.detach() for name, p in model.named_parameters()}
-        self._weights = {name for name, p in model.named_parameters() if p.requires_grad}
-        self._buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
-        self.device = next(iter(self.start.values())).device
-        moving = {**{name: self.start[name] for name in self._weights}, **self._buffers}
-        self._all = {name: t.new_empty(count, *t.shape) for name, t in moving.items()}
-
-    def stack(self, rows: list[int], settings: LocalTraining, transposed: set[str]) -> Stack:
-        """The start of some clients, in place where their rows follow each other."""
-        place = _span(rows)
-
-        def copies(name: str, tensor: Tensor) -> Tensor:
-            if name in transposed:
-                return tensor.new_empty(len(rows), *tensor.shape[::-1]).copy_(tensor.T).mT
-            room = self._all[name][place] if place else tensor.new_empty(len(rows), *tensor.shape)
-            return room.copy_(tensor)
-
-        weights = {name: copies(name, tensor) for name, tensor in self.start.items() if name in self._weights}
-        buffers = {name: copies(name, tensor) for name, tensor in self._buffers.items()}
-        return Stack(weights, buffers, slots(settings, weights))
-
-    def put(self, rows: list[int], stack: Stack) -> None:
-        """Keep what some clients have become."""
-        place = _span(rows)
-        for name, tensor in (*stack.weights.items(), *stack.buffers.items()):
-            kept = self._all[name]
-            if not place:
-                kept[rows] = tensor
-            elif kept[place].data_ptr() != tensor.data_ptr():
-                kept[place] = tensor
-
-    def states(self) -> dict[str, Tensor]:
-        """All tensors under the names of the state dict, in which a shared tensor has several."""
-        first = {id(t): name for name, t in (*self._model.named_parameters(), *self._model.named_buffers())}
-        tensors = {name: t for name, t in self._model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-        names = {name: first[id(t)] for name, t in tensors.items()}
-        return {
-            name: self._all[own] if own in self._all else self.start[own].expand(self._count, *self.start[own].shape)
-            for name, own in names.items()
-        }
-
-
-def _span(rows: list[int]) -> slice | None:
-    """The rows as a slice, where each follows the one before."""
-    return slice(rows[0], rows[-1] + 1) if rows == [*range(rows[0], rows[-1] + 1)] else None
 
 
 def _examples_seen(examples: int, steps: int, settings: LocalTraining) -> int:

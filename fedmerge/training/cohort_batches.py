@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.errors import CannotStack, InvalidOption
-from fedmerge.seeding_many import generators
 from fedmerge.training.local import LocalTraining
 
-__all__ = ["CohortBatches", "Participant", "count_steps"]
+__all__ = ["CohortBatches", "Participant", "check_participants", "count_steps"]
 
 # What cross-entropy leaves out of its mean.
 _IGNORED = -100
@@ -56,6 +55,30 @@ def count_steps(examples: int, settings: LocalTraining) -> int:
     return steps or (epochs or 0) * -(-examples // settings.batch_size)
 
 
+def check_participants(participants: Sequence[Participant]) -> None:
+    """Refuse a cohort without clients or examples, and one whose examples do not fit into one tensor.
+
+    Raises
+    ------
+    InvalidOption
+        There are no participants, or one has no examples.
+    CannotStack
+        Their examples differ in shape.
+    """
+    if not participants:
+        raise InvalidOption("there are no participants to train")
+    first = participants[0]
+    shapes = first.x.shape[1:], first.y.shape[1:]
+    for one in participants:
+        if one.x.shape[0] == 0:
+            raise InvalidOption(f"client {one.client} has no examples to train on")
+        if (one.x.shape[1:], one.y.shape[1:]) != shapes:
+            raise CannotStack(
+                f"examples of client {one.client} have shapes {[*one.x.shape[1:]]} and {[*one.y.shape[1:]]}, "
+                f"those of client {first.client} {[*first.x.shape[1:]]} and {[*first.y.shape[1:]]}"
+            )
+
+
 class CohortBatches:
     """All batches of participants that are sorted by their steps, those with the most first.
 
@@ -64,21 +87,16 @@ class CohortBatches:
     """
 
     def __init__(
-        self, participants: Sequence[Participant], settings: LocalTraining, seed: int, round: int, device: torch.device
+        self,
+        participants: Sequence[Participant],
+        settings: LocalTraining,
+        draws: Iterable[np.random.Generator],
+        device: torch.device,
     ) -> None:
-        first = participants[0]
-        for one in participants:
-            if len(one.x) == 0:
-                raise InvalidOption(f"client {one.client} has no examples to train on")
-            if one.x.shape[1:] != first.x.shape[1:] or one.y.shape[1:] != first.y.shape[1:]:
-                raise CannotStack(
-                    f"examples of client {one.client} have shapes {[*one.x.shape[1:]]} and {[*one.y.shape[1:]]}, "
-                    f"those of client {first.client} {[*first.x.shape[1:]]} and {[*first.y.shape[1:]]}"
-                )
         self._device = device
         self._x = _Rows([one.x for one in participants])
         self._y = _Rows([one.y for one in participants])
-        self.rows, self.sizes = _draw(participants, settings, seed, round)
+        self.rows, self.sizes = _draw(participants, settings, draws)
 
     @property
     def steps(self) -> int:
@@ -133,7 +151,7 @@ class _Rows:
 
 
 def _draw(
-    participants: Sequence[Participant], settings: LocalTraining, seed: int, round: int
+    participants: Sequence[Participant], settings: LocalTraining, draws: Iterable[np.random.Generator]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows [K, steps, batch] of every batch, padded with zeros, and how many each has."""
     epochs, steps = settings.length
@@ -142,7 +160,6 @@ def _draw(
     batch = min(batch, max(len(one.x) for one in participants))
     rows = np.zeros((len(participants), most, batch), dtype=np.int64)
     sizes = np.zeros((len(participants), most), dtype=np.int64)
-    draws = generators(seed, "batches", [one.client for one in participants], round)
     for table, size, one, rng in zip(rows, sizes, participants, draws, strict=True):
         n = len(one.x)
         each = -(-n // settings.batch_size)

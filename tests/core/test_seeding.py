@@ -12,7 +12,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge.seeding import generator, integer_seed, torch_generator
-from fedmerge.seeding_many import generators
+from fedmerge.seeding_many import Streams
 from fedmerge.training import LocalTraining, evaluate, train
 
 KEYS = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 1), (0, "a", 1, 0), (0, "a", 1, 1)]
@@ -30,8 +30,10 @@ def test_streams_differ_by_seed_purpose_and_key(draw):
 @pytest.mark.parametrize("key", [(), (1,), (2**40,), (1, 2, 3)])
 def test_generators_of_many_clients_are_those_of_each(seed, clients, key):
     # The odd 32-bit draw leaves half a word over, which must not reach the next client.
-    many = [(g.permutation(50).tolist(), g.integers(9, dtype="i4")) for g in generators(seed, "batches", clients, *key)]
-    each = [generator(seed, "batches", client, *key) for client in clients]
+    rows = [*range(len(clients)), *range(len(clients))[::-1]]
+    streams = Streams(seed, "batches", clients, *key).generators(rows)
+    many = [(g.permutation(50).tolist(), g.integers(9, dtype="i4")) for g in streams]
+    each = [generator(seed, "batches", clients[row], *key) for row in rows]
     assert many == [(g.permutation(50).tolist(), g.integers(9, dtype="i4")) for g in each]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.models import build_model
-from fedmerge.training import LocalTraining, Participant, cohort, train, train_cohort
+from fedmerge.training import LocalTraining, Participant, cohort, stack_size, train, train_cohort
 from fedmerge.training.linear_layers import linear_layers
 
 RAGGED = (13, 7, 20, 1, 12)
@@ -84,7 +84,7 @@ def engine(request, monkeypatch):
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_fifty_steps_of_an_mlp(engine, kind):
     settings = LocalTraining(**{"learning_rate": 0.05, **OPTIMISERS[kind]}, steps=50, batch_size=5)
-    check(small(hidden=[9, 6]), clients(), settings)
+    check(small(hidden=[9, 6]), clients(sizes=(13, 7, 20)), settings)
 
 
 @pytest.mark.parametrize("length", [{"epochs": 1}, {"epochs": 3}, {"steps": 1}, {"steps": 4}, {}])
@@ -184,6 +184,35 @@ def test_vgg_with_dropout_draws_the_masks_of_each_client(kind):
     check(net, clients(sizes=(13, 7)), settings)
 
 
+class Centred(nn.Module):
+    """Rows that see each other, without a buffer to tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.output(x - x.mean(0))
+
+
+class Counting(nn.Linear):
+    """A buffer that sees the rows, which do not see each other."""
+
+    def __init__(self):
+        super().__init__(64, 3)
+        self.register_buffer("seen", torch.zeros(64))
+
+    def forward(self, x):
+        self.seen.add_(x.flatten(1).sum(0).detach())
+        return super().forward(x.flatten(1))
+
+
+@pytest.mark.parametrize("make", [Centred, Counting])
+def test_padded_rows_stay_out_of_whatever_sees_a_batch(make):
+    check(make(), clients(), LocalTraining(learning_rate=0.05, epochs=3, batch_size=5))
+
+
 def test_dropout_of_every_sort():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Dropout(0.3, inplace=True), nn.ReLU(), nn.Dropout(0.0), nn.Dropout2d(0.5), nn.Flatten(),
@@ -242,6 +271,17 @@ def test_random_draws_that_are_no_dropout_cannot_be_stacked():
         train_cohort(net, clients(), LocalTraining(), seed=0, round=0)
 
 
+def test_memory_bounds_a_stack(monkeypatch):
+    net, one = small("lenet", channels=(2, 3), hidden=(6,)), clients()[2]
+    settings = LocalTraining(batch_size=20)
+    each = stack_size.bytes_per_client(net, one.x, settings)
+    # Weights, gradients and momentum; the output of the first convolution and of its ReLU, and their gradients.
+    assert each > 3 * sum(p.numel() * 4 for p in net.parameters()) + 2 * 2 * 20 * 2 * 64 * 4
+    for free, fit in ((6 * each, 3), (each, 1), (0, 1)):
+        monkeypatch.setattr(stack_size, "free_memory", lambda device, free=free: free)
+        assert stack_size.clients_at_once(net, one, settings, by_hand=False) == fit
+
+
 def test_inputs_of_unequal_shapes_cannot_be_stacked():
     people = [*clients((6,), (3,)), *clients((5,), (3,))]
     with pytest.raises(CannotStack, match="shapes"):
@@ -262,15 +302,17 @@ def test_same_seeds_same_bits_and_the_global_stream_untouched(engine):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("CUDA out of memory"), MemoryError()])
 def test_stacks_are_halved_where_memory_runs_out(monkeypatch, error):
-    tried, real = [], cohort._train_chunk
+    tried, real = [], cohort.train_linear
 
-    def tight(model, layers, out, rows, *rest):
-        tried.append(len(rows))
-        if len(rows) > 2:
-            raise error
-        return real(model, layers, out, rows, *rest)
+    def tight(layers, stack, *rest):
+        clients = len(stack.weights["layers.0.weight"])
+        tried.append(clients)
+        done = real(layers, stack, *rest)
+        if clients > 2:
+            raise error  # half done: what was trained in place must not be the start of the second try
+        return done
 
-    monkeypatch.setattr(cohort, "_train_chunk", tight)
+    monkeypatch.setattr(cohort, "train_linear", tight)
     check(small(hidden=[9]), clients(sizes=(5, 6, 7, 8, 9, 4, 3, 2)), LocalTraining(batch_size=4), at_once=8)
     assert tried == [8, 4, 2, 2, 2, 2]
 
@@ -279,7 +321,7 @@ def test_other_errors_and_a_single_client_that_does_not_fit_are_raised(monkeypat
     def fail(*_):
         raise RuntimeError(message)
 
-    monkeypatch.setattr(cohort, "_train_chunk", fail)
+    monkeypatch.setattr(cohort, "train_linear", fail)
     for message in ("something else", "out of memory"):
         with pytest.raises(RuntimeError, match=message):
             train_cohort(small(), clients(), LocalTraining(), seed=0, round=0, at_once=4)
@@ -290,6 +332,8 @@ def test_no_participants_and_no_examples():
         train_cohort(small(), [], LocalTraining(), seed=0, round=0)
     with pytest.raises(InvalidOption, match="client 12 has no examples"):
         train_cohort(small(), clients(sizes=(3, 4, 0)), LocalTraining(), seed=0, round=0)
+    with pytest.raises(InvalidOption, match="at_once"):
+        train_cohort(small(), clients(), LocalTraining(), seed=0, round=0, at_once=0)
 
 
 def test_one_clients_state_loads_into_the_model():

@@ -1,0 +1,67 @@
+"""Where the models of a cohort grow: tensors with a row for each client, filled some clients at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from fedmerge.training.local import LocalTraining
+from fedmerge.training.stack import Stack, slots
+
+__all__ = ["CohortStates"]
+
+
+class CohortStates:
+    """The tensors of all clients, written chunk by chunk."""
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        self._model, self._count = model, count
+        self.start = {name: p.detach() for name, p in model.named_parameters()}
+        self._weights = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+        self.device = next(iter(self.start.values())).device
+        moving = {**{name: self.start[name] for name in self._weights}, **self._buffers}
+        self._all = {name: t.new_empty(count, *t.shape) for name, t in moving.items()}
+
+    def stack(self, rows: list[int], settings: LocalTraining, transposed: Collection[str] = ()) -> Stack:
+        """The start of some clients, in place where their rows follow each other.
+
+        Those `transposed` look the same and lie in memory the other way round.
+        """
+        place = _span(rows)
+
+        def copies(name: str, tensor: Tensor) -> Tensor:
+            if name in transposed:
+                return tensor.new_empty(len(rows), *tensor.shape[::-1]).copy_(tensor.T).mT
+            room = self._all[name][place] if place else tensor.new_empty(len(rows), *tensor.shape)
+            return room.copy_(tensor)
+
+        weights = {name: copies(name, tensor) for name, tensor in self.start.items() if name in self._weights}
+        buffers = {name: copies(name, tensor) for name, tensor in self._buffers.items()}
+        return Stack(weights, buffers, slots(settings, weights))
+
+    def put(self, rows: list[int], stack: Stack) -> None:
+        """Keep what some clients have become."""
+        place = _span(rows)
+        for name, tensor in (*stack.weights.items(), *stack.buffers.items()):
+            kept = self._all[name]
+            if not place:
+                kept[rows] = tensor
+            elif kept[place].data_ptr() != tensor.data_ptr():
+                kept[place] = tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors under the names of the state dict, in which a shared tensor has several."""
+        first = {id(t): name for name, t in (*self._model.named_parameters(), *self._model.named_buffers())}
+        tensors = {name: t for name, t in self._model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        names = {name: first[id(t)] for name, t in tensors.items()}
+        return {
+            name: self._all[own] if own in self._all else self.start[own].expand(self._count, *self.start[own].shape)
+            for name, own in names.items()
+        }
+
+
+def _span(rows: list[int]) -> slice | None:
+    """The rows as a slice, where each follows the one before."""
+    return slice(rows[0], rows[-1] + 1) if rows == [*range(rows[0], rows[-1] + 1)] else None
