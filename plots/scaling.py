@@ -42,10 +42,10 @@ def main() -> None:
                     dashes=look.dashes,
                     label={"loop": "plain PyTorch loop"}.get(system, system),
                 )
-            if axis != "workers":
-                panel.set_xscale("log")
-            else:
-                panel.set_xticks(sorted({value for value, _ in points[axis, system]}))
+            ticks = sorted({value for value, _ in points[axis, "fedmerge"]})
+            panel.set_xscale("log")
+            panel.set_xticks(ticks, [f"{value // 1000}k" if value >= 10_000 else str(value) for value in ticks])
+            panel.minorticks_off()
             panel.set_ylim(bottom=0)
             panel.set_xlabel(LABELS[axis])
             if number == 0:
