@@ -1,0 +1,67 @@
+"""fedmerge by its public road: a strategy that starts on a SimulationGrid, with our ClientApp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from torch import nn
+
+from fedmerge.bench.task import Pause, Task
+from fedmerge.simulation import SimulationGrid
+from fedmerge.strategies import FedAvg, client_app, from_arrays, to_arrays
+from fedmerge.strategies.cohort_order import CohortAnswer
+from fedmerge.training import LocalTraining
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True)
+class _ModelFn:
+    """Makes the model; travels to workers as settings."""
+
+    task: Task
+
+    def __call__(self) -> nn.Module:
+        return self.task.model()
+
+
+class _Grid(SimulationGrid):
+    """Notes which engine it chose, for the report."""
+
+    engine = ""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if isinstance(replies, CohortAnswer) and replies.engine is not None:
+            self.engine = replies.engine.name
+        return replies
+
+
+def run(task: Task, pause: Pause) -> None:
+    """Run the strategy; its evaluation on the server is where it waits for the next round."""
+    workload = task.workload
+    app = client_app(
+        _ModelFn(task),
+        task.data_fn,
+        training=LocalTraining(
+            learning_rate=workload.learning_rate, momentum=0.0, epochs=1, batch_size=workload.batch_size
+        ),
+        device=task.device,
+    )
+    strategy = FedAvg(
+        seed=task.seed,
+        fraction_train=workload.sampled / workload.clients,
+        min_train_nodes=workload.sampled,  # the fraction may round down by one
+        min_available_nodes=workload.clients,
+        fraction_evaluate=0.0,
+    )
+
+    def evaluated(round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        pause(round, lambda: from_arrays(arrays), grid.engine)
+        return None
+
+    with _Grid(app, workload.clients, workers=task.workers) as grid:
+        initial = to_arrays(task.model().state_dict())
+        strategy.start(grid, initial, num_rounds=task.rounds, evaluate_fn=evaluated)
