@@ -21,6 +21,10 @@ from fedmerge.training import EngineChoice
 __all__ = ["Leader", "Worker", "train_on"]
 
 EngineName = Literal["serial", "stacked"]
+
+_PIECES = {"serial": 8, "stacked": 1}
+"""Per worker and round: clients that train one by one are dear, and balance; stacked ones are cheap, and many."""
+
 Reference = list[Any]
 """A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call."""
 
@@ -70,10 +74,10 @@ class Leader:
         ray.wait([worker.ping.remote() for worker in self._workers], num_returns=1)
 
     def train(
-        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, shares: int, engine: EngineName
+        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, engine: EngineName
     ) -> CohortAnswer:
-        """Train some clients of an order in `shares` pieces per worker."""
-        return train_on(self._pool, app, order, self._known("order", order), nodes, total, shares, engine)
+        """Train some clients of an order on its workers."""
+        return train_on(self._pool, app, order, self._known("order", order), nodes, total, engine)
 
 
 def train_on(
@@ -83,7 +87,6 @@ def train_on(
     order: CohortOrder,
     nodes: Sequence[int],
     total: int,
-    shares: int,
     engine: EngineName,
 ) -> CohortAnswer:
     """Divide clients among workers and add up what comes back, in the order of the clients."""
@@ -91,7 +94,7 @@ def train_on(
     def call(piece: Sequence[int]) -> Call:
         return lambda worker: worker.train.remote(app, told, piece, total, engine)
 
-    pieces = divided(nodes, shares * len(pool))
+    pieces = divided(nodes, _PIECES[engine] * len(pool))
     return gathered(pool, pieces, [call(piece) for piece in pieces], order)
 
 

@@ -37,13 +37,10 @@ class RayWorkers(Workers):
         Number of actors; None takes one per CPU of the cluster.
     engine
         See :class:`~fedmerge.simulation.workers.Workers`.
-    shares
-        Pieces per actor that a round is divided into: more balance better, fewer travel less.
     """
 
-    def __init__(self, count: int | None = None, *, engine: Engine = "auto", shares: int = 4) -> None:
+    def __init__(self, count: int | None = None, *, engine: Engine = "auto") -> None:
         super().__init__(engine)
-        self._shares = shares
         self._started = not ray.is_initialized()
         if self._started:
             _start(count)
@@ -86,10 +83,10 @@ class RayWorkers(Workers):
         """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
         app, told = [self._app], [ray.put(order.without_model())]
         if self._leaders is None:
-            return train_on(self._pool, app, told, order, order.nodes, total, self._shares, engine)
+            return train_on(self._pool, app, told, order, order.nodes, total, engine)
 
         def call(piece: Sequence[int]) -> Call:
-            return lambda leader: leader.train.remote(app, told, piece, total, self._shares, engine)
+            return lambda leader: leader.train.remote(app, told, piece, total, engine)
 
         pieces = divided(order.nodes, len(self._leaders))
         return gathered(self._leaders, pieces, [call(piece) for piece in pieces], order)
