@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import consumers, moments
+from fedmerge.matching.listening import consumers, moments
 from fedmerge.matching.features import units
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
@@ -33,13 +33,17 @@ class CCAMerge(Aligning):
     ----------
     gamma
         Ridge on the covariances, relative to their mean diagonal, positive.
+    examples
+        At most so many of the server's are listened to, evenly from all its batches; at least 1.
     """
 
     requires_data = True
 
     gamma: float = 0.1
+    examples: int = 500
 
     def __post_init__(self) -> None:
+        check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "gamma", 1e-12, float("inf"), open_high=True)
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
@@ -54,7 +58,7 @@ class CCAMerge(Aligning):
         others = [i for i in range(len(updates)) if i != anchor]
         pairs = [(anchor, anchor), *((i, i) for i in others), *((anchor, i) for i in others)]
         sites = [[consumers(u.sites) for u in parts]] * len(updates)
-        heard = moments(sites, modules, pairs, context.inputs("CCA merging"))
+        heard = moments(sites, modules, pairs, context.sample("CCA merging", self.examples))
         for j, update in enumerate(updates):
             plans = {}
             for number, unit in enumerate(parts):
