@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.listening import consumers, moments
 from fedmerge.matching.features import units
+from fedmerge.matching.listening import consumers, moments
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
@@ -40,7 +40,7 @@ class CCAMerge(Aligning):
     requires_data = True
 
     gamma: float = 0.1
-    examples: int = 500
+    examples: int = 2000
 
     def __post_init__(self) -> None:
         check_range(self, "examples", 1, float("inf"), open_high=True)
@@ -68,18 +68,16 @@ class CCAMerge(Aligning):
             yield replace(update, state=transport(spec, update.state, plans))
 
     def _plan(self, reference: Tensor, own: Tensor, cross: Tensor) -> Plan:
-        sxx, sxx_inverse = self._roots(reference)
-        syy, syy_inverse = self._roots(own)
-        u, _, vt = torch.linalg.svd(sxx_inverse @ cross @ syy_inverse)
-        rotation = vt.T @ u.T
-        forward = syy_inverse @ rotation @ sxx
-        backward = sxx_inverse @ rotation.T @ syy
+        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same."""
+        lx, ly = (torch.linalg.cholesky(self._ridged(s)) for s in (reference, own))
+        whitened = torch.linalg.solve_triangular(lx, cross, upper=False)
+        whitened = torch.linalg.solve_triangular(ly, whitened.T, upper=False).T
+        u, _, vt = torch.linalg.svd(whitened)
+        rotation = u @ vt  # from the client's whitened features to the reference's
+        forward = torch.linalg.solve_triangular(ly.T, rotation.T @ lx.T, upper=True)
+        backward = torch.linalg.solve_triangular(lx.T, rotation @ ly.T, upper=True)
         return Plan(forward.T, backward)
 
-    def _roots(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """``S^1/2`` and ``S^-1/2`` of the ridged covariance."""
-        values, vectors = torch.linalg.eigh(covariance)
-        unit = values.clamp_min(0).mean().clamp_min(1e-300)
-        values = values.clamp_min(0) + self.gamma * unit
-        root = (vectors * values.sqrt()) @ vectors.T
-        return root, (vectors / values.sqrt()) @ vectors.T
+    def _ridged(self, covariance: Tensor) -> Tensor:
+        unit = covariance.diagonal().mean().clamp_min(1e-300)
+        return covariance + self.gamma * unit * torch.eye(len(covariance)).to(covariance)

@@ -12,10 +12,10 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption, ModelError
-from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.features import Unit, incoming, units
-from fedmerge.matching.transport import coupling, mass, plan_of
+from fedmerge.matching.listening import Moments, consumers, moments
+from fedmerge.matching.transport import coupling, distances, mass, plan_of
 from fedmerge.permutations import PermutationSpec, Site, transport
 from fedmerge.permutations.transport import Plan
 from fedmerge.registry import register
@@ -169,7 +169,7 @@ class OTFusion(Aligning):
             own, found = heard[number, pair[0], pair[0]], heard[number, *pair]
             squares = own.squares_a[:, None] + found.squares_b[None, :] - 2 * found.products
             return squares.clamp_min(0).sqrt(), features_a, features_b
-        return torch.cdist(features_a.double(), features_b.double()), features_a, features_b
+        return distances(features_a, features_b), features_a, features_b
 
 
 def _mean(total: WeightedSum) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.features import units
+from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
@@ -60,7 +60,9 @@ class ZipIt(Aligning):
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        heard = moments([[consumers(u.sites) for u in parts]] * count, modules, pairs, context.sample("ZipIt", self.examples))
+        heard = moments(
+            [[consumers(u.sites) for u in parts]] * count, modules, pairs, context.sample("ZipIt", self.examples)
+        )
         shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
         shares /= shares.sum()
         plans: list[dict[int, Plan]] = [{} for _ in updates]
