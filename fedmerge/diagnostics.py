@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedmerge.barriers import Barrier, barrier
 from fedmerge.errors import InvalidOption
-from fedmerge.matching.activations import consumers, moments
 from fedmerge.matching.features import rows, units
+from fedmerge.matching.listening import consumers, moments
 from fedmerge.permutations import PermutationSpec, Site
 from fedmerge.state import State
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
+from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.seeding import torch_generator
@@ -189,6 +191,11 @@ class MergeContext:
             raise InvalidOption(f"{method} needs inputs on the server: pass data=.")
         for batch in self.data:
             yield batch[0] if isinstance(batch, tuple | list) else batch
+
+    def sample(self, method: str, most: int) -> Iterator[Tensor]:
+        """At most so many of the server's inputs, see :func:`~fedmerge.matching.listening.evenly`."""
+        number = length_hint(self.data, 0) if self.data is not None else 0
+        return evenly(self.inputs(method), number or None, most)
 
     def symmetries(self, state: State, method: str) -> PermutationSpec:
         """Which neurons of a model with the shapes of `state` may be re-ordered.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import consumers, moments
 from fedmerge.matching.features import units
+from fedmerge.matching.listening import consumers, moments
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
@@ -33,13 +33,17 @@ class CCAMerge(Aligning):
     ----------
     gamma
         Ridge on the covariances, relative to their mean diagonal, positive.
+    examples
+        At most so many of the server's are listened to, evenly from all its batches; at least 1.
     """
 
     requires_data = True
 
     gamma: float = 0.1
+    examples: int = 2000
 
     def __post_init__(self) -> None:
+        check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "gamma", 1e-12, float("inf"), open_high=True)
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
@@ -54,7 +58,7 @@ class CCAMerge(Aligning):
         others = [i for i in range(len(updates)) if i != anchor]
         pairs = [(anchor, anchor), *((i, i) for i in others), *((anchor, i) for i in others)]
         sites = [[consumers(u.sites) for u in parts]] * len(updates)
-        heard = moments(sites, modules, pairs, context.inputs("CCA merging"))
+        heard = moments(sites, modules, pairs, context.sample("CCA merging", self.examples))
         for j, update in enumerate(updates):
             plans = {}
             for number, unit in enumerate(parts):
@@ -64,18 +68,16 @@ class CCAMerge(Aligning):
             yield replace(update, state=transport(spec, update.state, plans))
 
     def _plan(self, reference: Tensor, own: Tensor, cross: Tensor) -> Plan:
-        sxx, sxx_inverse = self._roots(reference)
-        syy, syy_inverse = self._roots(own)
-        u, _, vt = torch.linalg.svd(sxx_inverse @ cross @ syy_inverse)
-        rotation = vt.T @ u.T
-        forward = syy_inverse @ rotation @ sxx
-        backward = sxx_inverse @ rotation.T @ syy
+        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same."""
+        lx, ly = (torch.linalg.cholesky(self._ridged(s)) for s in (reference, own))
+        whitened = torch.linalg.solve_triangular(lx, cross, upper=False)
+        whitened = torch.linalg.solve_triangular(ly, whitened.T, upper=False).T
+        u, _, vt = torch.linalg.svd(whitened)
+        rotation = u @ vt  # from the client's whitened features to the reference's
+        forward = torch.linalg.solve_triangular(ly.T, rotation.T @ lx.T, upper=True)
+        backward = torch.linalg.solve_triangular(lx.T, rotation @ ly.T, upper=True)
         return Plan(forward.T, backward)
 
-    def _roots(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """``S^1/2`` and ``S^-1/2`` of the ridged covariance."""
-        values, vectors = torch.linalg.eigh(covariance)
-        unit = values.clamp_min(0).mean().clamp_min(1e-300)
-        values = values.clamp_min(0) + self.gamma * unit
-        root = (vectors * values.sqrt()) @ vectors.T
-        return root, (vectors / values.sqrt()) @ vectors.T
+    def _ridged(self, covariance: Tensor) -> Tensor:
+        unit = covariance.diagonal().mean().clamp_min(1e-300)
+        return covariance + self.gamma * unit * torch.eye(len(covariance)).to(covariance)

@@ -12,10 +12,10 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption, ModelError
-from fedmerge.matching.activations import Moments, consumers, moments
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.features import Unit, incoming, units
-from fedmerge.matching.transport import coupling, mass, plan_of
+from fedmerge.matching.listening import Moments, consumers, moments
+from fedmerge.matching.transport import coupling, distances, mass, plan_of
 from fedmerge.permutations import PermutationSpec, Site, transport
 from fedmerge.permutations.transport import Plan
 from fedmerge.registry import register
@@ -51,6 +51,8 @@ class OTFusion(Aligning):
     fusion
         With more than two models, ``"successive"`` carries each onto the mean of those before, ``"anchor"``
         all onto the first; ``"barycentre"`` repeats with the mean of all.
+    examples
+        At most so many of the server's are listened to, evenly from all its batches; at least 1.
     """
 
     may_change_width: ClassVar[bool] = True
@@ -60,8 +62,10 @@ class OTFusion(Aligning):
     regularization: float = 0.01
     importance: Literal["uniform", "l1", "l2"] = "uniform"
     fusion: Literal["successive", "anchor", "barycentre"] = "successive"
+    examples: int = 500
 
     def __post_init__(self) -> None:
+        check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "regularization", 1e-6, float("inf"), open_high=True)
         for name, known in (
             ("ground", ("weights", "activations")),
@@ -106,7 +110,7 @@ class OTFusion(Aligning):
         modules = [context.module(u.state, "OTFusion") for u in updates]
         sites = [[consumers(s) for unit in units(spec) for s in (unit.sites, *unit.kind_sites)] for spec in specs]
         pairs = [(order[0], i) for i in order]
-        return moments(sites, modules, pairs, context.inputs("OTFusion"))
+        return moments(sites, modules, pairs, context.sample("OTFusion", self.examples))
 
     def _onto(
         self,
@@ -165,7 +169,7 @@ class OTFusion(Aligning):
             own, found = heard[number, pair[0], pair[0]], heard[number, *pair]
             squares = own.squares_a[:, None] + found.squares_b[None, :] - 2 * found.products
             return squares.clamp_min(0).sqrt(), features_a, features_b
-        return torch.cdist(features_a.double(), features_b.double()), features_a, features_b
+        return distances(features_a, features_b), features_a, features_b
 
 
 def _mean(total: WeightedSum) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ class Rebasin(Permuting):
         At most so many rounds over all clients, at least 1.
     restarts
         Trials of the first match on weights, in other orders of visits, the best of which is taken; at least 1.
+    examples
+        At most so many of the server's are listened to, evenly from all its batches; at least 1.
 
     Examples
     --------
@@ -56,8 +58,10 @@ class Rebasin(Permuting):
     ground: Literal["weights", "activations"] = "weights"
     sweeps: int = 10
     restarts: int = 1
+    examples: int = 500
 
     def __post_init__(self) -> None:
+        check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "sweeps", 1, float("inf"), open_high=True)
         check_range(self, "restarts", 1, float("inf"), open_high=True)
         if self.ground not in ("weights", "activations"):
@@ -74,4 +78,4 @@ class Rebasin(Permuting):
             return match_many(spec, trained, weights, rounds=self.sweeps, restarts=self.restarts, generator=generator)
         modules = [context.module(state, "Rebasin") for state in states]
         anchor = max(range(len(states)), key=lambda i: weights[i])
-        return match_activations(spec, modules, context.inputs("Rebasin"), anchor)
+        return match_activations(spec, modules, context.sample("Rebasin", self.examples), anchor)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import Moments, consumers, moments
 from fedmerge.matching.features import units
+from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
@@ -35,14 +35,18 @@ class ZipIt(Aligning):
         Factor on the similarity of what has been merged already, in (0, 1]; alpha in the paper.
     budget
         Part of a client's features that may be merged within it, in [0, 1]; beta in the paper.
+    examples
+        At most so many of the server's are listened to, evenly from all its batches; at least 1.
     """
 
     requires_data = True
 
     discount: float = 0.3
     budget: float = 0.125
+    examples: int = 500
 
     def __post_init__(self) -> None:
+        check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "discount", 1e-12, 1.0)
         check_range(self, "budget", 0.0, 1.0)
 
@@ -56,7 +60,9 @@ class ZipIt(Aligning):
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        heard = moments([[consumers(u.sites) for u in parts]] * count, modules, pairs, context.inputs("ZipIt"))
+        heard = moments(
+            [[consumers(u.sites) for u in parts]] * count, modules, pairs, context.sample("ZipIt", self.examples)
+        )
         shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
         shares /= shares.sum()
         plans: list[dict[int, Plan]] = [{} for _ in updates]

@@ -17,8 +17,10 @@ def assign(similarity: Tensor) -> Tensor:
     >>> assign(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     tensor([1, 0])
     """
-    _, columns = linear_sum_assignment(similarity.double().cpu().numpy(), maximize=True)
-    return torch.from_numpy(columns)
+    cost = -similarity.double().cpu()
+    cost -= cost.amin(1, keepdim=True)  # shorter paths to search, the same solution
+    cost -= cost.amin(0)
+    return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
 
 
 def total(similarity: Tensor, perm: Tensor) -> float:

@@ -49,14 +49,26 @@ def units(spec: PermutationSpec) -> list[Unit]:
 
 def rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
     """Features [n, k * rest] of a site's neurons, the tensor's other axes re-ordered by `others`."""
+    return _without_nothing(_rows(tensor, site, others))
+
+
+def _rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
     for axis, index in others.items():
         if axis != site.axis:
             tensor = tensor.index_select(axis, index.to(tensor.device))
     moved = tensor.movedim(site.axis, 0)
-    found = moved[site.positions.ravel().to(moved.device)].reshape(len(site.positions), -1)
-    found = found.to(accumulator_dtype(found.dtype))
-    # Weights of inputs that are always 0 decay to nothing; squares of nothing are denormal, and slow.
-    return torch.where(found.abs() < _NOTHING, 0.0, found)
+    n, k = site.positions.shape
+    if k == 1 and n == len(moved) and torch.equal(site.positions[:, 0], torch.arange(n)):
+        found = moved.reshape(n, -1)  # all of them in order: nothing to copy
+    else:
+        found = moved[site.positions.ravel().to(moved.device)].reshape(n, -1)
+    return found.to(accumulator_dtype(found.dtype))
+
+
+def _without_nothing(tensor: Tensor) -> Tensor:
+    """Weights of inputs that are always 0 decay to nothing; squares of nothing are denormal, and slow."""
+    small = tensor.abs() < _NOTHING
+    return torch.where(small, 0.0, tensor) if bool(tensor[small].any()) else tensor
 
 
 def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: Collection[int], plans: Plans) -> Tensor:
@@ -93,7 +105,9 @@ class WeightSimilarity:
     """Inner products of the neurons of two models, under permutations of the second that change step by step."""
 
     def __init__(self, spec: PermutationSpec, a: State, b: State, perms: list[Tensor]) -> None:
-        self.spec, self.a, self.b, self.perms = spec, a, b, perms
+        self.spec, self.perms = spec, perms
+        names = dict.fromkeys(name for name, _ in spec.touching)
+        self.a, self.b = ({n: _without_nothing(s[n]) for n in names if n in a and n in s} for s in (a, b))
         self._axes: dict[str, list[int]] = {}
         for name, axis in spec.touching:
             self._axes.setdefault(name, []).append(axis)
@@ -131,7 +145,7 @@ class WeightSimilarity:
         key = (name, site.axis, int(site.positions[0, 0]))
         known = self._kept.get(key)
         if known is None or known[0] != version:
-            known = (version, (rows(self.a[name], site, {}) @ rows(self.b[name], site, others).T).double())
+            known = (version, (_rows(self.a[name], site, {}) @ _rows(self.b[name], site, others).T).double())
             self._kept[key] = known
         return known[1]
 

@@ -10,9 +10,27 @@ from torch import Tensor
 from fedmerge.matching.assignment import assign
 from fedmerge.permutations.transport import Plan
 
-__all__ = ["Solver", "coupling", "mass", "plan_of"]
+__all__ = ["Solver", "coupling", "distances", "mass", "plan_of"]
+
+_COLUMNS = 1024  # turned into float64 at a time
 
 Solver = Literal["emd", "sinkhorn"]
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """[n_a, n_b] Euclidean, float64; of the features only a part at a time, as copies would outgrow the models.
+
+    Examples
+    --------
+    >>> distances(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    tensor([[4.],
+            [5.]], dtype=torch.float64)
+    """
+    squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for one, other in zip(torch.split(a, _COLUMNS, 1), torch.split(b, _COLUMNS, 1), strict=True):
+        x, y = one.double(), other.double()
+        squares += x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+    return squares.clamp_min(0).sqrt()
 
 
 def mass(features: Tensor, importance: Literal["uniform", "l1", "l2"]) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 __all__ = ["zip_clusters"]
 
+_NEVER = 1e9  # far below any similarity
+
 
 def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: float, budget: float) -> Tensor:
     """Merge the most similar features until `clusters` are left.
@@ -33,22 +35,15 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
     Tensor
         [N], the cluster of each feature.
     """
-    number = len(similarity)
-    scores = similarity.double().clone()
+    scores = similarity.double().cpu().clone()
     scores.fill_diagonal_(-torch.inf)
-    cluster = torch.arange(number)
+    place = torch.arange(len(scores))  # of each feature among the clusters that are left
     models = torch.nn.functional.one_hot(owner).bool()  # [clusters, models] which models are in a cluster
     room = (budget * torch.bincount(owner)).long()
-    alive = number
-    active = torch.ones(number, dtype=torch.bool)
-    while alive > clusters:
-        within = (models[:, None] & models[None]) & (room[None, None] <= 0)
-        allowed = torch.where(within.any(2), -torch.inf, scores)
-        best, partner = allowed.max(1)
-        if not torch.isfinite(best).any():  # budgets are spent: only merging within a model is left
-            best, partner = scores.max(1)
-        index = torch.arange(number)
-        mutual = (partner[partner] == index) & (index < partner) & torch.isfinite(best) & active
+    while len(scores) > clusters:
+        partner, best = _best(scores, models, room)
+        index = torch.arange(len(scores))
+        mutual = (partner[partner] == index) & (index < partner) & torch.isfinite(best)
         chosen = mutual.nonzero().ravel()
         chosen = chosen[torch.argsort(best[chosen], descending=True)]
         smaller = _discounted(torch.minimum(scores[chosen], scores[partner[chosen]]), discount)
@@ -57,24 +52,35 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
         first = best[chosen] >= smaller.max()
         first &= ((shared.cumsum(0) <= room.clamp_min(0)) | ~shared).all(1)
         first[0] = True
-        kept = chosen[first][: alive - clusters]
-        gone, smaller = partner[kept], smaller[first][: alive - clusters]
+        kept = chosen[first][: len(scores) - clusters]
+        gone, smaller = partner[kept], smaller[first][: len(kept)]
         room -= (models[kept] & models[gone]).sum(0)
         scores[kept] = smaller
         scores[:, kept] = smaller.T
         pairs = _discounted(torch.minimum(smaller[:, kept], smaller[:, gone]), discount)
         scores[kept[:, None], kept[None]] = pairs
-        scores[gone], scores[:, gone] = -torch.inf, -torch.inf
         scores.fill_diagonal_(-torch.inf)
         models[kept] |= models[gone]
-        models[gone] = False
-        active[gone] = False
-        renamed = torch.arange(number)
-        renamed[gone] = kept
-        cluster = renamed[cluster]
-        alive -= len(kept)
-    found: Tensor = torch.unique(cluster, return_inverse=True)[1]
+        left = torch.ones(len(scores), dtype=torch.bool)
+        left[gone] = False
+        scores, models = scores[left][:, left], models[left]
+        renamed = left.cumsum(0) - 1
+        renamed[gone] = renamed[kept]
+        place = renamed[place]
+    found: Tensor = torch.unique(place, return_inverse=True)[1]
     return found
+
+
+def _best(scores: Tensor, models: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """Each cluster's best partner and how good it is, within a model only as far as there is room."""
+    spent = models[:, room <= 0].double()
+    allowed = torch.addmm(scores, spent, spent.T, alpha=-_NEVER) if spent.numel() else scores
+    partner = torch.from_numpy(allowed.numpy().argmax(1))  # several times as fast as torch's
+    best = allowed.gather(1, partner[:, None])[:, 0]
+    if not (best > -_NEVER / 2).any():  # budgets are spent: only merging within a model is left
+        partner = torch.from_numpy(scores.numpy().argmax(1))
+        best = scores.gather(1, partner[:, None])[:, 0]
+    return partner, torch.where(best > -_NEVER / 2, best, -torch.inf)
 
 
 def _discounted(similarity: Tensor, discount: float) -> Tensor:

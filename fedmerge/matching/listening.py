@@ -1,0 +1,185 @@
+"""What neurons say on the same inputs: one pass of each model, and moments within and between models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fedmerge.permutations.spec import Site
+
+__all__ = ["Moments", "consumers", "evenly", "moments"]
+
+_LINEAR = {torch.nn.functional.linear, torch._C._nn.linear}
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_TOGETHER = 256  # examples in one forward pass: more costs memory and is no faster
+
+
+class _Inputs(TorchFunctionMode):
+    """Keeps what goes into products with certain weights, as [examples, features] or [examples, channels]."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LINEAR or func in _CONVOLUTIONS:
+            x = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            name = self._names.get(id(weight))
+            if name is not None:
+                axis = -1 if func in _LINEAR else x.ndim - _CONVOLUTIONS[func] - 1
+                self.seen.setdefault(name, []).append(x.movedim(axis, -1).reshape(-1, x.shape[axis]))
+        return func(*args, **kwargs)
+
+
+def consumers(sites: Sequence[Site]) -> list[Site]:
+    """Sites whose neurons go into a linear layer or a convolution: there they can be heard."""
+    return [site for site in sites if site.role == "in"]
+
+
+def evenly(batches: Iterable[Tensor], number: int | None, most: int) -> Iterator[Tensor]:
+    """At most so many examples, evenly from all batches, as the first ones may all be of one kind.
+
+    Parameters
+    ----------
+    batches
+        Of inputs.
+    number
+        How many batches there are; where that is unknown, the first are taken.
+    most
+        How many examples.
+
+    Examples
+    --------
+    >>> [x.tolist() for x in evenly(torch.arange(12).split(4), 3, 6)]
+    [[0, 2], [4, 6], [8, 10]]
+    """
+    taken = 0
+    for i, x in enumerate(batches):
+        share = most - taken if number is None else (i + 1) * most // number - taken
+        share = min(share, len(x), most - taken)
+        if share > 0:
+            yield x[torch.arange(share) * len(x) // share]
+        taken += max(share, 0)
+        if taken >= most:
+            return
+
+
+@dataclass
+class Moments:
+    """Sums over samples of one group's activations in two models (which may be one): [n_a], [n_b] and [n_a, n_b]."""
+
+    count: float
+    sum_a: Tensor
+    sum_b: Tensor
+    squares_a: Tensor
+    squares_b: Tensor
+    products: Tensor
+
+    def covariance(self) -> Tensor:
+        """[n_a, n_b]."""
+        return self.products / self.count - torch.outer(self.sum_a, self.sum_b) / self.count**2
+
+    def correlation(self) -> Tensor:
+        """[n_a, n_b] Pearson; 0 where a neuron never changes."""
+        deviations = []
+        for total, squares in ((self.sum_a, self.squares_a), (self.sum_b, self.squares_b)):
+            variance = squares / self.count - (total / self.count).square()
+            floor = 1e-10 * (squares / self.count).clamp_min(1e-300)
+            deviations.append(torch.where(variance > floor, variance, torch.inf).sqrt())
+        return self.covariance() / torch.outer(*deviations)
+
+
+def moments(
+    heard_at: Sequence[Sequence[Sequence[Site]]],
+    modules: Sequence[nn.Module],
+    pairs: Sequence[tuple[int, int]],
+    inputs: Iterable[Tensor],
+) -> dict[tuple[int, int, int], Moments]:
+    """Moments of activations for pairs of models, by ``(number of the group, a, b)``, streamed over batches.
+
+    Products are sums in float32 within a batch, in float64 over batches.
+
+    Parameters
+    ----------
+    heard_at
+        For each model and group, the sites where the group is heard; what several sites hear is added up.
+    modules
+        The models, of one architecture; they are left in eval mode, convolutions with channels last.
+    pairs
+        Which of them to compare.
+    inputs
+        The same batches for all.
+    """
+    found: dict[tuple[int, int, int], Moments] = {}
+    names = []
+    for module, groups in zip(modules, heard_at, strict=True):
+        wanted = {s.parameter for sites in groups for s in sites}
+        names.append({id(p): n for n, p in module.named_parameters() if n in wanted})
+        if any(p.ndim == 4 for p in module.parameters()):
+            module.to(memory_format=torch.channels_last)  # half the time on a CPU, and nothing to transpose
+    for x in _together(inputs):
+        heard = [_hear(module, known, x) for module, known in zip(modules, names, strict=True)]
+        for g in range(len(heard_at[0])):
+            samples = [
+                [_samples(seen, site) for site in groups[g] if site.parameter in seen]
+                for seen, groups in zip(heard, heard_at, strict=True)
+            ]
+            sums = [[(s.sum(0).double(), s.square().sum(0).double()) for s in own] for own in samples]
+            for a, b in pairs:
+                for one, other, own, its in zip(samples[a], samples[b], sums[a], sums[b], strict=True):
+                    part = Moments(float(len(one)), own[0], its[0], own[1], its[1], (one.T @ other).double())
+                    found[g, a, b] = _sum(found[g, a, b], part) if (g, a, b) in found else part
+    return found
+
+
+def _together(inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Small batches of equal shapes in one, as far as they come one after the other."""
+    waiting: list[Tensor] = []
+    for x in inputs:
+        alike = not waiting or x.shape[1:] == waiting[0].shape[1:]
+        if waiting and (not alike or sum(map(len, waiting)) + len(x) > _TOGETHER):
+            yield torch.cat(waiting)
+            waiting = []
+        waiting.append(x)
+    if waiting:
+        yield torch.cat(waiting)
+
+
+@torch.no_grad()
+def _hear(module: nn.Module, names: Mapping[int, str], x: Tensor) -> dict[str, Tensor]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _Inputs(names) as taps:
+            module.eval()(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in taps.seen.items()}
+
+
+def _samples(seen: Mapping[str, Tensor], site: Site) -> Tensor:
+    """[samples, n]: positions that a neuron owns (space behind a flatten) are samples of it."""
+    x = seen[site.parameter].detach()
+    n, k = site.positions.shape
+    if k == 1 and torch.equal(site.positions[:, 0], torch.arange(x.shape[1])):
+        return x
+    return x[:, site.positions.T.ravel().to(x.device)].reshape(-1, n)
+
+
+def _sum(one: Moments, other: Moments) -> Moments:
+    return Moments(
+        one.count + other.count,
+        one.sum_a + other.sum_a,
+        one.sum_b + other.sum_b,
+        one.squares_a + other.squares_a,
+        one.squares_b + other.squares_b,
+        one.products + other.products,
+    )
