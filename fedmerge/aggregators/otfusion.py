@@ -62,7 +62,7 @@ class OTFusion(Aligning):
     regularization: float = 0.01
     importance: Literal["uniform", "l1", "l2"] = "uniform"
     fusion: Literal["successive", "anchor", "barycentre"] = "successive"
-    examples: int = 500
+    examples: int = 1000
 
     def __post_init__(self) -> None:
         check_range(self, "examples", 1, float("inf"), open_high=True)

@@ -58,7 +58,7 @@ class Rebasin(Permuting):
     ground: Literal["weights", "activations"] = "weights"
     sweeps: int = 10
     restarts: int = 1
-    examples: int = 500
+    examples: int = 1000
 
     def __post_init__(self) -> None:
         check_range(self, "examples", 1, float("inf"), open_high=True)

@@ -43,7 +43,7 @@ class ZipIt(Aligning):
 
     discount: float = 0.3
     budget: float = 0.125
-    examples: int = 500
+    examples: int = 1000
 
     def __post_init__(self) -> None:
         check_range(self, "examples", 1, float("inf"), open_high=True)
