@@ -16,7 +16,7 @@ from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpd
 from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
 from fedmerge.registry import build, entries
-from fedmerge.repair import Rescale, has_batch_norm, recalibrated
+from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, cast_like, is_finite, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
@@ -229,33 +229,15 @@ class Pipeline:
             next_memory |= with_prefix(f"step{i}", own)
         state = cast_like({**merged, **intake.buffers.finish(context.base)}, reference)
         _check_finite({name: state[name] for name in merged}, self.aggregator)
-        if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1:
-            self._repair(state, context, intake.rescale)
+        if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
+            norms = self.batch_norm not in ("recalibrate", "local")
+            repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
             tuple(intake.accepted),
             tuple(intake.dropped),
         )
-
-    def _repair(self, state: dict[str, Tensor], context: MergeContext, rescale: Rescale | None) -> None:
-        """Bring activations back to the size that they had in the models that were merged."""
-        if self.repair == "none":
-            return
-        name = type(self.aggregator).__name__
-        if rescale is not None:
-            state.update(cast_like(rescale.finish(context.module(state, name)), state))
-        if not has_batch_norm(state) or self.batch_norm in ("recalibrate", "local"):
-            return
-        if context.data is None or context.model_fn is None:
-            log.warning(
-                "%s: statistics of batch norm are averages, which do not fit a merged model: pass data=, or have the "
-                'clients measure them with batch_norm="recalibrate"',
-                name,
-            )
-            return
-        measured = recalibrated(context.module(state, name), context.inputs(name))
-        state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
 
 
 def _wait(bad: BadUpdate) -> None:

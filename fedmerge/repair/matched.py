@@ -1,0 +1,49 @@
+"""What follows a merge of re-ordered neurons: activations brought back to the size that they had."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from fedmerge.repair.batch_norm import has_batch_norm, recalibrated
+from fedmerge.repair.rescale import Rescale
+from fedmerge.state import cast_like
+from fedmerge.update import MergeContext
+
+__all__ = ["repair_matched"]
+
+log = logging.getLogger("fedmerge")
+
+
+def repair_matched(
+    state: dict[str, Tensor], context: MergeContext, method: str, *, rescale: Rescale | None, norms: bool
+) -> None:
+    """Repair a merged state in place.
+
+    Parameters
+    ----------
+    state
+        Parameters and buffers of the merged model.
+    context
+        Knows the model, and the server's data where there are any.
+    method
+        What merged, for messages.
+    rescale
+        What was heard of the models before they were merged, where every layer is to be corrected.
+    norms
+        Whether statistics of batch norm are to be measured here.
+    """
+    if rescale is not None:
+        state.update(cast_like(rescale.finish(context.module(state, method)), state))
+    if not norms or not has_batch_norm(state):
+        return
+    if context.data is None or context.model_fn is None:
+        log.warning(
+            "%s: statistics of batch norm are averages, which do not fit a merged model: pass data=, or have the "
+            'clients measure them with batch_norm="recalibrate"',
+            method,
+        )
+        return
+    measured = recalibrated(context.module(state, method), context.inputs(method))
+    state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
