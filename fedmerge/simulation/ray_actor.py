@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 from fedmerge.simulation.cohort_work import answer, choose
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
 from fedmerge.simulation.ray_pool import Call, Pool
+from fedmerge.simulation.ray_tensors import share_tensors
 from fedmerge.simulation.workers import Job, handle, warm_up
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training import EngineChoice
@@ -35,6 +37,7 @@ class Worker:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         become_server_task()
+        share_tensors()
         warm_up()
         self._known = _Known()
 
@@ -66,6 +69,7 @@ class Leader:
     def __init__(self, workers: Sequence[Any]) -> None:
         torch.set_num_threads(1)
         become_server_task()
+        share_tensors()
         self._workers, self._pool = list(workers), Pool(workers)
         self._known = _Known()
 
@@ -104,8 +108,10 @@ def gathered(pool: Pool, pieces: Sequence[Sequence[int]], calls: Sequence[Call],
     for piece, given in zip(pieces, pool.run(calls), strict=True):
         if isinstance(given, RayError):
             result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
-        else:
-            result.extend(given, order.pipeline)
+            continue
+        if result.partial is None:  # what the others are added to must be ours: they lie in the object store
+            given.partial = copy.deepcopy(given.partial)
+        result.extend(given, order.pipeline)
     return result
 
 

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import ray
-import torch
 from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch import Tensor
 
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
+from fedmerge.simulation.ray_tensors import share_tensors, stop_sharing
 from fedmerge.simulation.workers import Job, Outcome, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
@@ -44,8 +43,7 @@ class RayWorkers(Workers):
         self._started = not ray.is_initialized()
         if self._started:
             _start(count)
-        # Tensors lie in the object store as arrays, which are read where they lie; torch's own way copies them.
-        ray.util.register_serializer(Tensor, serializer=_to_array, deserializer=_from_array)
+        share_tensors()
         self._actors = self._make_workers(count)
         self._pool: Pool = Pool(self._actors)
         self._leaders: Pool | None = self._make_leaders()
@@ -96,7 +94,7 @@ class RayWorkers(Workers):
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
-        ray.util.deregister_serializer(Tensor)
+        stop_sharing()
         if self._started:
             ray.shutdown()
 
@@ -132,18 +130,6 @@ class RayWorkers(Workers):
         ]
         self._actors = self._actors + leaders
         return Pool(leaders)
-
-
-def _to_array(tensor: Tensor) -> Any:
-    """A tensor as an array under its dtype; bfloat16, which NumPy lacks, as its 16 bits."""
-    tensor = tensor.detach().cpu()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
-
-
-def _from_array(given: Any) -> Tensor:
-    array, dtype = given
-    tensor = torch.from_numpy(array)
-    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def _start(count: int | None) -> None:
