@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
-from fedmerge.strategies.wire import reply_order
+from fedmerge.strategies.wire import STEPS_KEY, reply_order
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
 
@@ -26,7 +26,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One round of messages: ``kind`` is train, evaluate or query."""
+    """One round of messages: ``kind`` is train, evaluate or query.
+
+    ``local_steps`` is how many optimiser steps all clients took, None where one of them does not tell.
+    """
 
     kind: str
     ok: int
@@ -34,12 +37,14 @@ class Exchange:
     bytes_down: int
     bytes_up: int
     seconds: float
+    local_steps: int | None = None
 
 
 class MeasuredGrid(WrappedGrid):
     """Passes everything on to another grid and keeps account; works on Flower's own grids too.
 
-    With `keep_trained` the replies of the last training exchange stay in ``trained``.
+    With `keep_trained` the replies of a round's first training exchange stay in ``trained``: those of later ones
+    hold models that the server has had a hand in, or parts of models.
     """
 
     def __init__(self, grid: Grid, *, keep_trained: bool = False) -> None:
@@ -59,13 +64,14 @@ class MeasuredGrid(WrappedGrid):
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
         seconds = time.perf_counter() - started
-        if self._keep_trained and sent and sent[0].metadata.message_type == "train":
+        kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
+        if self._keep_trained and kind == "train" and all(e.kind != "train" for e in self.exchanges):
             self.trained = replies
         if sent:
             failed = [m for _, m in reply_order(replies) if m.has_error()]
             self.exchanges.append(
                 Exchange(
-                    kind=sent[0].metadata.message_type.partition(".")[0],
+                    kind=kind,
                     ok=len(replies) - len(failed),
                     failures=tuple(
                         Failure(m.metadata.src_node_id, m.error.reason or "no reason given") for m in failed
@@ -73,9 +79,16 @@ class MeasuredGrid(WrappedGrid):
                     bytes_down=_total_bytes(message.content for message in sent),
                     bytes_up=_total_bytes(m.content for m in replies if m.has_content()),
                     seconds=seconds,
+                    local_steps=_total_steps(m.content for m in replies if m.has_content()),
                 )
             )
         return replies
+
+
+def _total_steps(contents: Iterable[RecordDict]) -> int | None:
+    told = [[record.get(STEPS_KEY) for record in content.metric_records.values()] for content in contents]
+    counts = [next((n for n in found if isinstance(n, int | float)), None) for found in told]
+    return None if None in counts else sum(int(n) for n in counts if n is not None)
 
 
 def _total_bytes(contents: Iterable[RecordDict]) -> int:

@@ -16,8 +16,9 @@ from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.state import State
-from fedmerge.strategies.measure import add_statistics
-from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, to_arrays
+from fedmerge.strategies.measure import add_statistics, strings
+from fedmerge.strategies.stages import keep, kept_model
+from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
@@ -62,7 +63,7 @@ def client_app(
     Returns
     -------
     ClientApp
-        Metrics of its replies: ``num-examples``, ``train_loss``; ``eval_loss``, ``eval_acc``.
+        Metrics of its replies: ``num-examples``, ``train_loss``, ``local-steps``; ``eval_loss``, ``eval_acc``.
 
     Examples
     --------
@@ -97,14 +98,16 @@ class _Client:
         return self.model_fn().to(choose_device(self.device))
 
     def train(self, message: Message, context: Context) -> Message:
-        model, config = self._receive(message, context)
         partition, data = self._data(context)
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
         stage = _integer(config, "stage", 0)
+        state = kept_model(message, context) if stage else None
+        model, config = self._receive(message, context, state)
         if self.own_model_fn is not None and _integer(config, "server-round", 0) <= 1 and not stage:
             model = self.own_model_fn(partition).to(choose_device(self.device))
-        frozen = config.get("frozen", [])
+        frozen = strings(config, "frozen")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not isinstance(frozen, list) or name not in frozen)
+            parameter.requires_grad_(name not in frozen)
         settings = _overridden(self.training, config)
         report = train(
             model,
@@ -119,8 +122,13 @@ class _Client:
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
-        reply = RecordDict({"arrays": to_arrays(model.state_dict())})
-        reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), "train_loss": report.loss})
+        keep(context, config, model)
+        wanted = strings(config, "send")
+        sent = {n: t for n, t in model.state_dict().items() if not stage or n in wanted}
+        reply = RecordDict({"arrays": to_arrays(sent)})
+        reply["metrics"] = MetricRecord(
+            {"num-examples": len(data.train_x), "train_loss": report.loss, STEPS_KEY: report.steps}
+        )
         self._measure(reply, message, model, data, report)
         return self._send(message, partition, reply)
 
@@ -143,13 +151,16 @@ class _Client:
         partition, _ = _node(context)
         return self._send(message, partition, RecordDict())
 
-    def _receive(self, message: Message, context: Context) -> tuple[nn.Module, ConfigRecord]:
-        """The model as it was sent, and the message's configuration."""
+    def _receive(
+        self, message: Message, context: Context, state: State | None = None
+    ) -> tuple[nn.Module, ConfigRecord]:
+        """The model as it was sent, unless it is known, and the message's configuration."""
         arrays = next(iter(message.content.array_records.values()), None)
         if arrays is None:
             raise ModelError(f"the {message.metadata.message_type} message brings no ArrayRecord with a model")
         config = next(iter(message.content.config_records.values()), ConfigRecord())
-        state: State = from_arrays(arrays)
+        if state is None:
+            state = from_arrays(arrays)
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
         try:

@@ -21,6 +21,7 @@ from fedmerge.update import ClientUpdate
 __all__ = [
     "CLIENT_KEY",
     "PARTITION_KEY",
+    "STEPS_KEY",
     "decode_update",
     "from_arrays",
     "partition_of",
@@ -34,6 +35,8 @@ __all__ = [
 CLIENT_KEY = "client"
 """Record of a reply that tells who sent it."""
 PARTITION_KEY = "partition-id"
+STEPS_KEY = "local-steps"
+"""Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
 _BFLOAT16 = "bfloat16"
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
