@@ -33,8 +33,8 @@ class FedMA(Layerwise):
     Wang et al. 2020, algorithm 1. A neuron is what goes into it. Where clients can be reached (in a federation, or
     with ``clients=``), there is one exchange for each layer but the output: clients keep their model, and a layer goes
     up when it is to be matched and down when it is merged, so that all exchanges together cost about one more round.
-    Where not, it is the one-shot variant. The output layer is averaged with each class weighed by who has seen it. Rounds after the
-    first, in which all clients start from the merged model, keep its order of neurons.
+    Where not, it is the one-shot variant. The output layer is averaged with each class weighed by who has seen it.
+    Rounds after the first, in which all clients start from the merged model, keep its order of neurons.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class FedMA(Layerwise):
         As in :class:`~fedmerge.aggregators.pfnm.PFNM`.
     max_width
         Widest a layer may grow unless a client is wider; none by default. 1 keeps all at the widest client's, so that
-        later rounds cost what those of ``fedavg`` do: with retraining that gave more accuracy for its bytes than growth.
+        later rounds cost what those of ``fedavg`` do; with retraining, LeNets gained more per byte so than by growth.
     retrain_epochs
         Passes over a client's examples between layers, at least 0; 0 is the one-shot variant.
     """
