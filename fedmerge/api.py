@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,10 +16,11 @@ from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import Entry, build, entries
+from fedmerge.stages import News, Stage, catch_up
 from fedmerge.state import State, module_state
 from fedmerge.statistics import Batches, Statistic, compute_statistics
 from fedmerge.training.local import LocalTraining, train
-from fedmerge.update import ClientUpdate, MergeContext, Stage
+from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["MethodInfo", "merge", "methods"]
 
@@ -161,7 +161,7 @@ def merge(
         data=data,
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
-        exchange=None if clients is None else partial(_trained_on, models[0], clients, seed),
+        exchange=None if clients is None else _AtHand(models, clients, seed),
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
@@ -186,20 +186,26 @@ def _statistics(
     return found
 
 
-def _trained_on(
-    model: nn.Module, clients: Sequence[Batches], seed: int, sent: Mapping[int, State], stage: Stage
-) -> list[ClientUpdate]:
-    """One more exchange with clients whose loaders are at hand."""
-    answers = []
-    for client, state in sent.items():
-        module = resize(model, state)
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name not in stage.frozen)
-        pairs = list(clients[client])
-        x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-        train(module, x, y, LocalTraining(epochs=stage.epochs), seed=seed, client=client, round=stage.number)
-        answers.append(ClientUpdate(client, module_state(module)[0], len(x)))
-    return answers
+class _AtHand:
+    """Further exchanges with clients whose models and loaders are at hand."""
+
+    def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int) -> None:
+        self._model, self._clients, self._seed = models[0], clients, seed
+        self._kept = [dict(model.state_dict()) for model in models]
+
+    def __call__(self, sent: Mapping[int, News], stage: Stage) -> list[ClientUpdate]:
+        answers = []
+        for client, news in sent.items():
+            module = resize(self._model, catch_up(self._kept[client], news))
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name not in stage.frozen)
+            pairs = list(self._clients[client])
+            x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+            train(module, x, y, LocalTraining(epochs=stage.epochs), seed=self._seed, client=client, round=stage.number)
+            self._kept[client] = dict(module.state_dict())
+            state = {name: self._kept[client][name] for name in stage.send}
+            answers.append(ClientUpdate(client, state, len(x)))
+        return answers
 
 
 def _number(weight: Any, model: int) -> float:

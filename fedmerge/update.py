@@ -15,29 +15,11 @@ from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.seeding import torch_generator
+from fedmerge.stages import News, Stage
 from fedmerge.state import State
 from fedmerge.training.local import evaluate
 
-__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "Stage"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What clients do in one more exchange within a merge.
-
-    Parameters
-    ----------
-    number
-        Of the stage, from 1; batches are drawn anew in each.
-    frozen
-        Names of parameters that are not trained.
-    epochs
-        Passes over a client's examples.
-    """
-
-    number: int
-    frozen: tuple[str, ...]
-    epochs: int
+__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
 
 
 @dataclass(frozen=True)
@@ -128,8 +110,8 @@ class MergeContext:
     model_fn
         Makes a module of the architecture, for methods that have to run it.
     exchange
-        Sends each client a model and has it trained further, for methods with several exchanges; the answers of
-        those that replied. None where clients cannot be reached.
+        Tells each client what is new and has it train on, for methods with several exchanges; the answers of those
+        that replied hold what the stage asks for. None where clients cannot be reached.
     """
 
     base: State | None = None
@@ -138,7 +120,7 @@ class MergeContext:
     data: Iterable[Any] | None = None
     example: Tensor | None = None
     model_fn: Callable[[], nn.Module] | None = None
-    exchange: Callable[[Mapping[int, State], Stage], list[ClientUpdate]] | None = None
+    exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

@@ -34,6 +34,11 @@ class Aggregator(ABC):
     """Whether the merged model may be wider or narrower than the clients'."""
 
     @property
+    def several_exchanges(self) -> bool:
+        """Whether clients are asked again within a merge, and so keep their model after training."""
+        return False
+
+    @property
     def needs(self) -> tuple[Statistic, ...]:
         """Statistics that clients must measure after training."""
         return ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,12 +11,18 @@ from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.layerwise import Clients, Layerwise
+from fedmerge.errors import BadUpdate
 from fedmerge.matching.features import Unit
+from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
+from fedmerge.stages import News, Stage, catch_up, reordering
 from fedmerge.state import State
-from fedmerge.update import ClientUpdate, MergeContext, Stage
+from fedmerge.update import MergeContext
+from fedmerge.validation import check_update
 
 __all__ = ["FedMA"]
+
+log = logging.getLogger("fedmerge")
 
 
 @register("fedma", paper="arXiv:2002.06440")
@@ -24,14 +31,18 @@ class FedMA(Layerwise):
     """Layers matched from the input on; after each, clients train the layers above it while it stays as merged.
 
     Wang et al. 2020, algorithm 1. A neuron is what goes into it. Where clients can be reached (in a federation, or
-    with ``clients=``), each layer costs one exchange with them, plus one for the output layer; where not, it is the
-    one-shot variant. The output layer is averaged with each class weighed by who has seen it. Rounds after the
-    first, in which all clients start from the merged model, keep its order of neurons.
+    with ``clients=``), there is one exchange for each layer but the output: clients keep their model, and a layer goes
+    up when it is to be matched and down when it is merged, so that all exchanges together cost about one more round.
+    Where not, it is the one-shot variant. The output layer is averaged with each class weighed by who has seen it.
+    Rounds after the first, in which all clients start from the merged model, keep its order of neurons.
 
     Parameters
     ----------
-    sigma, sigma0, gamma, sweeps, max_width, class_aware
+    sigma, sigma0, gamma, sweeps, class_aware
         As in :class:`~fedmerge.aggregators.pfnm.PFNM`.
+    max_width
+        Widest a layer may grow unless a client is wider; none by default. 1 keeps all at the widest client's, so that
+        later rounds cost what those of ``fedavg`` do; with retraining, LeNets gained more per byte so than by growth.
     retrain_epochs
         Passes over a client's examples between layers, at least 0; 0 is the one-shot variant.
     """
@@ -47,45 +58,81 @@ class FedMA(Layerwise):
         """Nothing: what a neuron is used for changes when the layers above are trained."""
         return []
 
-    def between(self, clients: Clients, left: int, context: MergeContext) -> Clients:
-        """Merge what is matched, and have the clients train the rest."""
-        if self.retrain_epochs == 0 or context.exchange is None:
-            return clients
-        carried = clients.carried()
-        frozen = self._merge_done(clients, carried)
-        sent = {u.client: state for u, state in zip(clients.updates, carried, strict=True)}
-        stage = Stage(number=len(clients.done), frozen=tuple(frozen), epochs=self.retrain_epochs)
-        returned = {u.client: u for u in context.exchange(sent, stage)}
-        updates = []
-        for update in clients.updates:
-            # A client that does not answer in a stage goes on with what it was sent.
-            back: ClientUpdate | None = returned.get(update.client)
-            state = dict(sent[update.client]) if back is None else {**back.state}
-            state |= {name: sent[update.client][name] for name in frozen}
-            updates.append(replace(update, state=state))
-        fresh = self._start(updates, context)
-        fresh.done |= clients.done
-        return fresh
+    @property
+    def several_exchanges(self) -> bool:
+        """Unless it is the one-shot variant."""
+        return self.retrain_epochs > 0
 
-    @staticmethod
-    def _merge_done(clients: Clients, carried: list[dict[str, Tensor]]) -> list[str]:
-        """Put the mean of every tensor that is settled in place of each client's; their names."""
-        spec = clients.specs[0]
-        settled = []
-        for name in clients.trained[0]:
-            standing = [i for (other, _), all_ in spec.touching.items() if other == name for i, _ in all_]
-            produced = [
-                i
-                for (other, _), all_ in spec.touching.items()
-                for i, site in all_
-                if other == name and site.role == "out"
-            ]
-            if produced and all(i in clients.done for i in standing):
-                settled.append(name)
-        weights = torch.tensor(clients.weights, dtype=torch.float64)
-        weights /= weights.sum()
-        for name in settled:
-            mean = sum(float(w) * c[name].double() for w, c in zip(weights, carried, strict=True))
-            for state in carried:
-                state[name] = torch.as_tensor(mean).to(state[name].dtype)
-        return settled
+    def between(self, clients: Clients, upcoming: Unit | None, context: MergeContext) -> Clients:
+        """Merge what is matched, and have the clients train the rest.
+
+        Clients keep their model, so that a layer travels up once, when it is to be matched, and down once, when it is
+        merged; of layers in between the server knows only the shapes.
+        """
+        if context.exchange is None or not self.several_exchanges:
+            return clients
+        fresh = _settled(clients.specs[0], clients.trained[0], clients.done) - clients.settled
+        frozen = clients.settled | fresh
+        asked = None if upcoming is None else _asked(clients, upcoming) - frozen
+        order = list(clients.updates[0].state)
+        merged = _means(clients, [n for n in order if n in fresh])
+        stage = Stage(
+            number=len(clients.done),
+            frozen=tuple(n for n in order if n in frozen),
+            epochs=self.retrain_epochs,
+            send=tuple(n for n in order if (n not in frozen if asked is None else n in asked)),
+            last=upcoming is None,
+        )
+        news = {
+            u.client: News(merged, reordering(spec, u.state, plan, frozen))
+            for u, spec, plan in zip(clients.updates, clients.specs, clients.plans, strict=True)
+        }
+        caught = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
+        reached = {client: told for client, told in news.items() if client not in clients.silent}
+        for answer in context.exchange(reached, stage):
+            try:
+                check_update(answer, {name: caught[answer.client][name] for name in stage.send})
+                caught[answer.client] |= answer.state
+                del reached[answer.client]
+            except BadUpdate as bad:
+                log.warning("stage %d: %s", stage.number, bad)
+        for client in reached:
+            log.warning("stage %d: client %d stays at what it sent last, and is not asked again", stage.number, client)
+        after = self._start([replace(u, state=caught[u.client]) for u in clients.updates], context)
+        after.done, after.settled, after.silent = clients.done, frozen, clients.silent | set(reached)
+        return after
+
+
+def _settled(spec: PermutationSpec, trained: State, done: Collection[int]) -> set[str]:
+    """Names of parameters that neurons come out of and all of whose groups are matched."""
+    groups: dict[str, set[int]] = {}
+    produced = set()
+    for (name, _), standing in spec.touching.items():
+        groups.setdefault(name, set()).update(i for i, _ in standing)
+        if any(site.role == "out" for _, site in standing):
+            produced.add(name)
+    return {name for name in trained if name in produced and groups[name] <= set(done)}
+
+
+def _asked(clients: Clients, upcoming: Unit) -> set[str]:
+    """Names of parameters that a layer is matched by, or that are settled once it is."""
+    spec, known = clients.specs[0], clients.done | set(upcoming.members)
+    groups: dict[str, set[int]] = {}
+    for (name, _), standing in spec.touching.items():
+        others = {i for i, site in standing if site.role != "out" or i in known}
+        groups.setdefault(name, set()).update(others)
+    into = {s.parameter for g in upcoming.members for s in spec.groups[g].sites if s.role == "out"}
+    described = {name for name in into if name in clients.trained[0] and groups[name] <= known}
+    return described | _settled(spec, clients.trained[0], known)
+
+
+def _means(clients: Clients, names: Collection[str]) -> dict[str, Tensor]:
+    """The mean of every tensor over the clients that have its neurons, in global coordinates."""
+    carried = clients.carried()
+    shares = torch.tensor(clients.weights, dtype=torch.float64)
+    shares /= shares.sum()
+    found = {}
+    for name in names:
+        mean = sum(float(s) * c[name].double() for s, c in zip(shares, carried, strict=True))
+        found[name] = torch.as_tensor(mean).to(carried[0][name].dtype)
+    return found

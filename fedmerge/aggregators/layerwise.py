@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import ClassVar
 
 import torch
@@ -45,6 +46,10 @@ class Clients:
         Tensors with a row for each class, where class counts tell how many there are.
     counts
         [clients, classes], or None.
+    settled
+        Names of the tensors that are merged, and the same at all clients.
+    silent
+        Clients that have not answered and are not asked any more.
     """
 
     updates: list[ClientUpdate]
@@ -54,6 +59,8 @@ class Clients:
     done: set[int]
     heads: list[str]
     counts: Tensor | None
+    settled: set[str] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)
 
     @property
     def weights(self) -> list[float]:
@@ -94,8 +101,8 @@ class Layerwise(Aligning):
     def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
         """Output weights [n, positions * classes] that describe a neuron besides what goes into it."""
 
-    def between(self, clients: Clients, left: int, context: MergeContext) -> Clients:
-        """What happens when a layer is matched, `left` of them being left."""
+    def between(self, clients: Clients, upcoming: Unit | None, context: MergeContext) -> Clients:
+        """What happens when a layer is matched, before the `upcoming` one; None after the last."""
         return clients
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
@@ -106,10 +113,12 @@ class Layerwise(Aligning):
         clients = self._start(list(updates), context)
         if not _in_step(updates, context):
             generator = context.torch_generator(type(self).__name__)
-            number = len(units(clients.specs[0]))
-            for position in range(number):
-                if self._match(clients, position, generator, context):
-                    clients = self.between(clients, number - 1 - position, context)
+            # Blocks, such as heads of attention, stay as they are.
+            layers = [i for i, unit in enumerate(units(clients.specs[0])) if not unit.kinds]
+            for position, after in zip_longest(layers, layers[1:]):
+                self._match(clients, position, generator, context)
+                upcoming = None if after is None else units(clients.specs[0])[after]
+                clients = self.between(clients, upcoming, context)
         carried = clients.carried()
         if clients.counts is not None:
             class_weighted(carried, clients.heads, clients.weights, clients.counts)
@@ -130,16 +139,14 @@ class Layerwise(Aligning):
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
         return Clients(updates, specs, trained, [{} for _ in updates], set(), heads, counts)
 
-    def _match(self, clients: Clients, position: int, generator: torch.Generator, context: MergeContext) -> bool:
-        """Match one layer; False where it is one of blocks, which stay as they are.
+    def _match(self, clients: Clients, position: int, generator: torch.Generator, context: MergeContext) -> None:
+        """Match one layer.
 
         A layer grows only where a grown model runs: directions of an LSTM, say, have one width.
         """
         described = []
         for spec, state, plan in zip(clients.specs, clients.trained, clients.plans, strict=True):
             unit = units(spec)[position]
-            if unit.kinds:
-                return False
             own = incoming(spec, state, unit.sites, clients.done, plan)
             described.append([own, *self.outgoing(state, unit, clients.heads)])
         widest = max(len(parts[0]) for parts in described)
@@ -158,7 +165,6 @@ class Layerwise(Aligning):
             if layer.size == widest or self._runs(clients, context):
                 break
         clients.done |= set(unit.members)
-        return True
 
     def _runs(self, clients: Clients, context: MergeContext) -> bool:
         try:

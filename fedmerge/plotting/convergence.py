@@ -1,4 +1,4 @@
-"""The convergence figure: accuracy against rounds, megabytes and seconds, a curve per method."""
+"""The convergence figure: accuracy against rounds, megabytes, local steps and seconds, a curve per method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_convergence", "plot_convergence"]
 
-WIDTH = 10.0
+PANEL_WIDTH = 10 / 3
 MARKS = 7  # markers on a curve
 WIDE_RANGE = 10.0  # the dearest method costs so many times the cheapest: a linear axis would flatten the cheap
 
@@ -30,7 +30,7 @@ WIDE_RANGE = 10.0  # the dearest method costs so many times the cheapest: a line
 def plot_convergence(
     folders: Sequence[Path], out: Path, *, target: float | None = None, confidence: float = 0.95
 ) -> Path:
-    """Draw test accuracy against rounds, megabytes sent and seconds spent.
+    """Draw test accuracy against rounds, megabytes sent, local steps (where all runs count them) and seconds spent.
 
     Each method is one curve: the mean over its seeds, with a confidence band (Student's t over seeds in
     each round) where it has two seeds or more. Costs are running totals, mean over seeds; their axis turns
@@ -68,7 +68,7 @@ def plot_convergence(
     check_target(target)
     file = picture_path(out, "convergence.png")
     drawn = curves(read_runs(folders), confidence)
-    with blank(WIDTH, 3.3) as figure:
+    with blank(PANEL_WIDTH * len(_costs(drawn)), 3.3) as figure:
         draw_convergence(figure, drawn, target=target, confidence=confidence)
         return save(figure, file)
 
@@ -76,14 +76,10 @@ def plot_convergence(
 def draw_convergence(
     figure: Figure, drawn: Sequence[Curve], *, target: float | None = None, confidence: float = 0.95
 ) -> None:
-    """Fill a blank figure with the three panels, the legend below and the names at the curves' ends."""
+    """Fill a blank figure with a panel for each cost, the legend below and the names at the curves' ends."""
     looks = styles(curve.method for curve in drawn)
-    panels = figure.subplots(1, 3, sharey=True)
-    costs: tuple[tuple[list[Floats], str], ...] = (
-        ([curve.rounds for curve in drawn], "round"),
-        ([curve.megabytes for curve in drawn], "megabytes sent (up + down)"),
-        ([curve.seconds for curve in drawn], "seconds (training + merging)"),
-    )
+    costs = _costs(drawn)
+    panels = figure.subplots(1, len(costs), sharey=True)
     for axes, (xs, label) in zip(panels, costs, strict=True):
         _panel(axes, drawn, xs, looks, log=label != "round" and _wide(xs))
         axes.set_xlabel(f"{label}, log scale" if axes.get_xscale() == "log" else label)
@@ -96,6 +92,17 @@ def draw_convergence(
         _name_target(panels[-1], target)
     _legend(figure, panels[0], _caption(drawn, confidence))
     name_ends(figure, panels[0], drawn, looks)
+
+
+def _costs(drawn: Sequence[Curve]) -> list[tuple[list[Floats], str]]:
+    """What accuracy is drawn against, a panel each."""
+    steps = [curve.steps for curve in drawn if curve.steps is not None]
+    return [
+        ([curve.rounds for curve in drawn], "round"),
+        ([curve.megabytes for curve in drawn], "megabytes sent (up + down)"),
+        *([(steps, "local steps (all clients)")] if len(steps) == len(drawn) else []),
+        ([curve.seconds for curve in drawn], "seconds (training + merging)"),
+    ]
 
 
 def _panel(axes: Axes, drawn: Sequence[Curve], xs: Sequence[Floats], looks: dict[str, Style], log: bool) -> None:

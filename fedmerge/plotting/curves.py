@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.plotting.runs import Run, by_method
+from fedmerge.plotting.runs import STEPS, Run, by_method
 
 __all__ = ["Curve", "accuracy_limits", "curves", "half_width", "uploads"]
 
@@ -22,7 +22,7 @@ BAND_ROOM = 0.15  # of the range of the means: how far a band may widen the axis
 
 @dataclass(frozen=True)
 class Curve:
-    """One method's mean over seeds: accuracy in percent against three costs, which start at zero."""
+    """One method's mean over seeds: accuracy in percent against costs, which start at zero."""
 
     method: str
     seeds: int
@@ -31,6 +31,7 @@ class Curve:
     rounds: Floats
     megabytes: Floats
     seconds: Floats
+    steps: Floats | None = None  # optimiser steps of all clients; None where a run does not count them
 
 
 def curves(runs: Sequence[Run], confidence: float = 0.95) -> list[Curve]:
@@ -103,6 +104,7 @@ def _curve(method: str, runs: Sequence[Run], confidence: float) -> Curve:
         rounds=np.array(rounds, dtype=np.float64),
         megabytes=_stack(runs, rounds, ("bytes_down", "bytes_up")).mean(axis=0) / MEGABYTE,
         seconds=_stack(runs, rounds, ("seconds_train", "seconds_merge")).mean(axis=0),
+        steps=_stack(runs, rounds, (STEPS,)).mean(axis=0) if all(map(_counts_steps, runs)) else None,
     )
 
 
@@ -114,6 +116,10 @@ def uploads(runs: Sequence[Run], drawn: Sequence[Curve]) -> dict[str, Floats]:
         / MEGABYTE
         for curve in drawn
     }
+
+
+def _counts_steps(run: Run) -> bool:
+    return all(row.get(STEPS) is not None for row in run.rows)
 
 
 def _evaluated(run: Run) -> set[int]:

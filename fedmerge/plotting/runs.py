@@ -20,6 +20,7 @@ IN_PROGRESS = ".partial"
 COUNTS = ("seed", "round", "clients_ok", "clients_failed", "bytes_down", "bytes_up", "parameters")
 SECONDS = ("seconds_train", "seconds_merge", "seconds_evaluate")
 MEASURES = ("test_loss", "test_accuracy", "train_loss")  # null where nothing was measured
+STEPS = "local_steps"  # missing in older records, null where clients do not tell
 KEYS = ("method", *COUNTS, *SECONDS, *MEASURES)
 
 
@@ -143,7 +144,7 @@ def _check(row: Mapping[str, Any], where: str) -> None:
     missing = [key for key in KEYS if key not in row]
     if missing:
         raise RecordError(f"{where}: lacks {', '.join(missing)}. Was it written by another version? Run it again.")
-    bad = [key for key in KEYS if not _valid(key, row[key])]
+    bad = [key for key in (*KEYS, STEPS) if key in row and not _valid(key, row[key])]
     if bad:
         found = ", ".join(f"{key} = {row[key]!r}" for key in bad)
         raise RecordError(
@@ -155,7 +156,7 @@ def _valid(key: str, value: Any) -> bool:
     if key == "method":
         return isinstance(value, str) and value != ""
     if value is None:
-        return key in MEASURES
+        return key in (*MEASURES, STEPS)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if key in ("test_loss", "train_loss"):

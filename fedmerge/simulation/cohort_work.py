@@ -172,8 +172,8 @@ class _Work:
         examples = [len(one.x) for _, one in block]
         each = state_bytes({name: tensor[0] for name, tensor in states.items()})
         for (node, one), n, report, error in zip(block, examples, reports, errors, strict=True):
-            self.result.trained.append(Trained(one.client, node, n, report.loss, error))
-            self.result.bytes_up += each + 8 * (3 + (error is not None))
+            self.result.trained.append(Trained(one.client, node, n, report.loss, report.steps, error))
+            self.result.bytes_up += each + 8 * (4 + (error is not None))
         self.result.bytes_up += sum(state_bytes(value) for values in sent for value in values.values())
         return StackedUpdates(
             tuple(one.client for _, one in block),

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
-from fedmerge.strategies.wire import reply_order
+from fedmerge.strategies.wire import STEPS_KEY, reply_order
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
 
@@ -27,7 +27,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One round of messages: ``kind`` is train, evaluate or query; ``engine`` is how clients trained."""
+    """One round of messages: ``kind`` is train, evaluate or query; ``engine`` is how clients trained.
+
+    ``local_steps`` is how many optimiser steps all clients took, None where one of them does not tell.
+    """
 
     kind: str
     ok: int
@@ -36,12 +39,14 @@ class Exchange:
     bytes_up: int
     seconds: float
     engine: str = "messages"
+    local_steps: int | None = None
 
 
 class MeasuredGrid(WrappedGrid):
     """Passes everything on to another grid and keeps account; works on Flower's own grids too.
 
-    With `keep_trained` the replies of the last training exchange stay in ``trained``.
+    With `keep_trained` the replies of a round's first training exchange stay in ``trained``: those of later ones
+    hold models that the server has had a hand in, or parts of models.
     """
 
     def __init__(self, grid: Grid, *, keep_trained: bool = False) -> None:
@@ -65,13 +70,14 @@ class MeasuredGrid(WrappedGrid):
         return self._noted(sent, replies, time.perf_counter() - started)
 
     def _noted(self, sent: list[Message], replies: list[Message], seconds: float) -> list[Message]:
-        if self._keep_trained and sent and sent[0].metadata.message_type == "train":
+        kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
+        if self._keep_trained and kind == "train" and all(e.kind != "train" for e in self.exchanges):
             self.trained = replies
         if sent:
             failed = [m for _, m in reply_order(replies) if m.has_error()]
             self.exchanges.append(
                 Exchange(
-                    kind=sent[0].metadata.message_type.partition(".")[0],
+                    kind=kind,
                     ok=len(replies) - len(failed),
                     failures=tuple(
                         Failure(m.metadata.src_node_id, m.error.reason or "no reason given") for m in failed
@@ -79,6 +85,7 @@ class MeasuredGrid(WrappedGrid):
                     bytes_down=_total_bytes(message.content for message in sent),
                     bytes_up=_total_bytes(m.content for m in replies if m.has_content()),
                     seconds=seconds,
+                    local_steps=_total_steps(m.content for m in replies if m.has_content()),
                 )
             )
         return replies
@@ -93,16 +100,23 @@ class MeasuredGrid(WrappedGrid):
         seconds = time.perf_counter() - started
         self.exchanges.append(
             Exchange(
-                "train",
-                len(answer.trained),
-                failures,
-                down,
-                answer.bytes_up,
-                seconds,
-                answer.engine.name if answer.engine else "",
+                kind="train",
+                ok=len(answer.trained),
+                failures=failures,
+                bytes_down=down,
+                bytes_up=answer.bytes_up,
+                seconds=seconds,
+                engine=answer.engine.name if answer.engine else "",
+                local_steps=sum(one.steps for one in answer.trained),
             )
         )
         return answer
+
+
+def _total_steps(contents: Iterable[RecordDict]) -> int | None:
+    told = [[record.get(STEPS_KEY) for record in content.metric_records.values()] for content in contents]
+    counts = [next((n for n in found if isinstance(n, int | float)), None) for found in told]
+    return None if None in counts else sum(int(n) for n in counts if n is not None)
 
 
 def _total_bytes(contents: Iterable[RecordDict]) -> int:

@@ -131,8 +131,7 @@ class SimulationGrid(Grid):
 
         A strategy of ours with clients of ours gets its answer without a message per client.
         """
-        # Clients that keep batch norms of their own keep them in a context.
-        if isinstance(messages, CohortOrder) and self._has_side and messages.pipeline.batch_norm != "local":
+        if isinstance(messages, CohortOrder) and self._has_side and not messages.keeps:
             self._check_node(messages.nodes[-1])
             return self._workers.train(messages, self._num_clients)
         return self.pull_messages(self.push_messages(messages))

@@ -92,6 +92,7 @@ class Recorder:
             "bytes_down": sum(e.bytes_down for e in training),
             "bytes_up": sum(e.bytes_up for e in training),
             "bytes_evaluate": sum(e.bytes_down + e.bytes_up for e in evaluation),
+            "local_steps": _steps(trained),
             "seconds_train": _seconds(training),
             "seconds_merge": self._merge_seconds - _seconds([e for e in training if e.kind == "query"]),
             "seconds_evaluate": evaluating + _seconds(evaluation),
@@ -136,6 +137,12 @@ def _metric(metrics: MetricRecord | None, name: str) -> float | None:
 
 def _seconds(exchanges: Iterable[Exchange]) -> float:
     return sum(exchange.seconds for exchange in exchanges)
+
+
+def _steps(exchanges: Iterable[Exchange]) -> int | None:
+    """Optimiser steps of all clients and stages; None where a client does not tell."""
+    counts = [exchange.local_steps for exchange in exchanges]
+    return None if None in counts else sum(n for n in counts if n is not None)
 
 
 def _count(arrays: ArrayRecord) -> int:

@@ -49,7 +49,7 @@ def client_app(
     Returns
     -------
     ClientApp
-        Metrics of its replies: ``num-examples``, ``train_loss``; ``eval_loss``, ``eval_acc``.
+        Metrics of its replies: ``num-examples``, ``train_loss``, ``local-steps``; ``eval_loss``, ``eval_acc``.
 
     Examples
     --------

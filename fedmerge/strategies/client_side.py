@@ -17,8 +17,9 @@ from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.state import State
-from fedmerge.strategies.measure import add_statistics
-from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, to_arrays
+from fedmerge.strategies.measure import add_statistics, strings
+from fedmerge.strategies.stages import keep, kept_model
+from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
@@ -46,20 +47,27 @@ class ClientSide:
 
     def train(self, message: Message, context: Context) -> Message:
         """Train the model sent."""
-        model, config = self._receive(message, context)
         partition, data = self._data(context)
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        stage = _integer(config, "stage", 0)
+        model, config = self._receive(message, context, kept_model(message, context) if stage else None)
         model = self.own_model(config, partition) or model
-        frozen = config.get("frozen", [])
+        frozen = strings(config, "frozen")
         for name, parameter in model.named_parameters():
-            if isinstance(frozen, list) and name in frozen:
+            if name in frozen:
                 parameter.requires_grad_(False)
         settings, seed, round = self.settings(config)
         report = train(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
-        reply = RecordDict({"arrays": to_arrays(model.state_dict())})
-        reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), "train_loss": report.loss})
+        keep(context, config, model)
+        wanted = strings(config, "send")
+        sent = {n: t for n, t in model.state_dict().items() if not stage or n in wanted}
+        reply = RecordDict({"arrays": to_arrays(sent)})
+        reply["metrics"] = MetricRecord(
+            {"num-examples": len(data.train_x), "train_loss": report.loss, STEPS_KEY: report.steps}
+        )
         self._measure(reply, message, model, data, report)
         return self._send(message, partition, reply)
 
@@ -102,13 +110,16 @@ class ClientSide:
         partition, _ = _node(context)
         return self._send(message, partition, RecordDict())
 
-    def _receive(self, message: Message, context: Context) -> tuple[nn.Module, ConfigRecord]:
-        """The model as it was sent, and the message's configuration."""
+    def _receive(
+        self, message: Message, context: Context, state: State | None = None
+    ) -> tuple[nn.Module, ConfigRecord]:
+        """The model as it was sent, unless it is known, and the message's configuration."""
         arrays = next(iter(message.content.array_records.values()), None)
         if arrays is None:
             raise ModelError(f"the {message.metadata.message_type} message brings no ArrayRecord with a model")
         config = next(iter(message.content.config_records.values()), ConfigRecord())
-        state: State = from_arrays(arrays)
+        if state is None:
+            state = view_arrays(arrays)
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
         try:

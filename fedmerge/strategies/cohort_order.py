@@ -11,6 +11,8 @@ from fedmerge.aggregators.base import Fold
 from fedmerge.intake import Partial
 from fedmerge.pipeline import Pipeline
 from fedmerge.strategies.measure import ERROR_KEY
+from fedmerge.strategies.stages import KEEP_KEY
+from fedmerge.strategies.wire import STEPS_KEY
 from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -56,6 +58,11 @@ class CohortOrder:
         return replace(self, content=RecordDict({"config": self.config}), nodes=())
 
     @property
+    def keeps(self) -> bool:
+        """Whether clients are to keep something until the next message, which takes a Context each."""
+        return self.config.get("batch-norm") == "local" or bool(self.config.get(KEEP_KEY))
+
+    @property
     def folds(self) -> bool:
         """Whether sums may travel instead of models."""
         return isinstance(self.pipeline.aggregator, Fold)
@@ -69,6 +76,7 @@ class Trained:
     node: int
     examples: int
     train_loss: float
+    steps: int
     error: float | None = None
 
 
@@ -103,7 +111,8 @@ class CohortAnswer:
         counted = [one for one in self.trained if one.client in accepted]
         total = sum(one.examples for one in counted)
         means: dict[str, int | float | list[int] | list[float]] = {
-            "train_loss": sum(one.train_loss * (one.examples / total) for one in counted)
+            "train_loss": sum(one.train_loss * (one.examples / total) for one in counted),
+            STEPS_KEY: sum(one.steps * (one.examples / total) for one in counted),
         }
         errors = [(one.error, one.examples) for one in counted if one.error is not None]
         if len(errors) == len(counted):

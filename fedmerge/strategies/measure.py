@@ -19,7 +19,7 @@ from fedmerge.statistics.settings import StatisticsSettings, compressed, to_sett
 from fedmerge.strategies.wire import statistics_records
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ERROR_KEY", "add_statistics", "measured", "request_of"]
+__all__ = ["ERROR_KEY", "add_statistics", "measured", "request_of", "strings"]
 
 _Entry = str | float | list[str]
 
@@ -69,10 +69,10 @@ def measured(
     config: ConfigRecord, model: nn.Module, batches: Batches, report: TrainingReport | None = None
 ) -> tuple[Mapping[str, State], float | None]:
     """What a message's configuration asks for, as it is sent, and the error of compression where there can be one."""
-    names = _strings(config, "needs")
+    names = strings(config, "needs")
     if not names:
         return {}, None
-    wanted = [statistic(n, s) for n, s in zip_longest(names, _strings(config, "needs-settings"), fillvalue="{}")]
+    wanted = [statistic(n, s) for n, s in zip_longest(names, strings(config, "needs-settings"), fillvalue="{}")]
     compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
@@ -97,7 +97,14 @@ def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
     return request
 
 
-def _strings(config: ConfigRecord, key: str) -> list[str]:
+def strings(config: ConfigRecord, key: str) -> list[str]:
+    """An entry that is a list of strings; empty where it is missing.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
     value = config.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")

@@ -25,7 +25,7 @@ from fedmerge.strategies.keywords import check_keywords, statistics_settings
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.sampling import sample_nodes
-from fedmerge.strategies.stages import exchange
+from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import (
     Decoded,
     reply_order,
@@ -195,6 +195,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             config[key] = value
         if self.pipeline.batch_norm == "local":
             config["batch-norm"] = "local"
+        if self.pipeline.aggregator.several_exchanges:
+            config[KEEP_KEY] = True
         nodes = sample_nodes(
             grid,
             self.fraction_train,

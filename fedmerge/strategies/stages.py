@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+import torch
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor, nn
 
-from fedmerge.errors import BadUpdate, FedMergeError
-from fedmerge.state import State
-from fedmerge.strategies.wire import decode_update, reply_order, to_arrays
-from fedmerge.update import ClientUpdate, Stage
-from fedmerge.validation import check_update
+from fedmerge.errors import BadUpdate, FedMergeError, ModelError
+from fedmerge.stages import News, Stage, catch_up
+from fedmerge.strategies.wire import decode_update, from_arrays, reply_order, to_arrays
+from fedmerge.update import ClientUpdate
 
-__all__ = ["exchange"]
+__all__ = ["KEEP_KEY", "exchange", "keep", "kept_model"]
 
 log = logging.getLogger("fedmerge")
+
+KEEP_KEY = "keep-model"
+"""Entry of a message's ConfigRecord: the client keeps its model in its Context until the next message."""
+_KEPT = "fedmerge.model"
+_SOURCES = "sources"
 
 
 def exchange(
@@ -26,10 +32,10 @@ def exchange(
     weight_key: str,
     config: Mapping[str, int],
     nodes: Mapping[int, int],
-    sent: Mapping[int, State],
+    sent: Mapping[int, News],
     stage: Stage,
 ) -> list[ClientUpdate]:
-    """Send each client its model and collect what it makes of it.
+    """Tell each client what is new and collect what it makes of it.
 
     Parameters
     ----------
@@ -42,35 +48,66 @@ def exchange(
     nodes
         The node of each client.
     sent
-        A model for each client.
+        What to tell each client.
     stage
-        What to train, and how long.
+        What to train, how long, and what to send back.
 
     Returns
     -------
     list of ClientUpdate
-        Of those that answered with a model that can be used; a warning names the others.
+        Of those that answered with tensors that can be used; a warning names the others.
     """
     if grid is None:
         raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
     told = ConfigRecord(dict(config))
-    told["stage"], told["epochs"], told["frozen"] = stage.number, stage.epochs, list(stage.frozen)
+    told["stage"], told["epochs"], told[KEEP_KEY] = stage.number, stage.epochs, not stage.last
+    told["frozen"], told["send"] = list(stage.frozen), list(stage.send)
     messages = [
         Message(
-            content=RecordDict({arrays_key: to_arrays(state), config_key: told}),
+            content=RecordDict(
+                {arrays_key: to_arrays(news.settled), _SOURCES: to_arrays(_packed(news)), config_key: told}
+            ),
             message_type=MessageType.TRAIN,
             dst_node_id=nodes[client],
         )
-        for client, state in sent.items()
+        for client, news in sent.items()
     ]
     updates = []
     for client, reply in reply_order(m for m in grid.send_and_receive(messages) if not m.has_error()):
         try:
-            update = decode_update(client, reply.content, arrays_key, weight_key)
-            check_update(update, sent[client])
-            updates.append(update)
+            updates.append(decode_update(client, reply.content, arrays_key, weight_key))
         except BadUpdate as bad:
-            log.warning("stage %d: client %d goes on with what it was sent: %s", stage.number, client, bad)
-    for client in sorted(set(sent) - {u.client for u in updates}):
-        log.warning("stage %d: client %d goes on with what it was sent", stage.number, client)
+            log.warning("stage %d: client %d: %s", stage.number, client, bad)
     return updates
+
+
+def _packed(news: News) -> dict[str, Tensor]:
+    """The re-ordering under ``"axis name"``."""
+    return {f"{axis} {name}": index.to(torch.int32) for (name, axis), index in news.sources.items()}
+
+
+def keep(context: Context, config: ConfigRecord, model: nn.Module) -> None:
+    """Leave the model in the client's Context where the message asks for it, and nothing where it does not."""
+    context.state.pop(_KEPT, None)
+    if config.get(KEEP_KEY):
+        context.state[_KEPT] = to_arrays(model.state_dict())
+
+
+def kept_model(message: Message, context: Context) -> dict[str, Tensor]:
+    """What the client has kept, brought up to date with what the message tells.
+
+    Raises
+    ------
+    ModelError
+        It has kept nothing, or another model than the message is about.
+    """
+    records = message.content.array_records
+    kept, sources = context.state.array_records.get(_KEPT), records.get(_SOURCES)
+    if kept is None or sources is None:
+        raise ModelError("a stage goes on with the model that the client has kept in its Context, and there is none")
+    moved = {}
+    for key, index in from_arrays(sources).items():
+        axis, _, name = key.partition(" ")
+        moved[name, int(axis)] = index.long()
+    settled = next(record for key, record in records.items() if key != _SOURCES)
+    return catch_up(from_arrays(kept), News(from_arrays(settled), moved))

@@ -22,6 +22,7 @@ from fedmerge.update import ClientUpdate
 __all__ = [
     "CLIENT_KEY",
     "PARTITION_KEY",
+    "STEPS_KEY",
     "Decoded",
     "decode_update",
     "from_arrays",
@@ -37,6 +38,8 @@ __all__ = [
 CLIENT_KEY = "client"
 """Record of a reply that tells who sent it."""
 PARTITION_KEY = "partition-id"
+STEPS_KEY = "local-steps"
+"""Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
 _BFLOAT16 = "bfloat16"
 _NPY_1_0 = b"\x93NUMPY\x01\x00"

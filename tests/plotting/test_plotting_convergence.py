@@ -59,6 +59,18 @@ def test_three_panels_share_the_accuracy_axis_and_hold_a_line_per_method(write_r
         assert axes.lines[0].get_ydata() == pytest.approx([10, 55, 80])
 
 
+def test_local_steps_have_a_panel_where_every_run_counts_them(write_run, out):
+    for seed in (0, 1):
+        write_run("fedma", seed, [0.1, 0.5, 0.8], local_steps=40 + 20 * seed)
+        write_run("fedavg", seed, [0.1, 0.5, 0.8], local_steps=30)
+    write_run("fedavg", 2, [0.1, 0.5, 0.8], out="UNCOUNTED", local_steps=None)
+    figure = drawn(curves(read_runs([out])))
+    axes = {panel.get_xlabel(): panel for panel in figure.axes}["local steps (all clients)"]
+    ends = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert ends == {"fedma": [50, 100, 150], "fedavg": [30, 60, 90]}
+    assert len(drawn(curves(read_runs([out, out.parent / "UNCOUNTED"]))).axes) == 3
+
+
 def test_bands_lie_around_the_mean_and_within_0_to_100():
     figure = drawn([synthetic("a", 99.5), synthetic("b", 50, seeds=1)])
     for axes in figure.axes:

@@ -21,8 +21,19 @@ BASE = {
     "model": {"name": "logistic"},
 }
 KEYS = {
-    *("method", "seed", "round", "test_loss", "test_accuracy", "train_loss", "clients_ok", "clients_failed"),
+    *(
+        "local_steps",
+        "method",
+        "seed",
+        "round",
+        "test_loss",
+        "test_accuracy",
+        "train_loss",
+        "clients_ok",
+        "clients_failed",
+    ),
     *("bytes_down", "bytes_up", "seconds_train", "seconds_merge", "seconds_evaluate", "parameters"),
+    "local_steps",
 }
 
 
@@ -102,6 +113,16 @@ def test_partial_participation_and_no_client_evaluation(tmp_path):
     (folder,) = compare(config, tmp_path, ignore).runs
     assert [row["clients_ok"] for row in rows(folder)] == [0, 2, 2]
     assert all(row["client_accuracy"] is None and row["bytes_evaluate"] == 0 for row in rows(folder))
+
+
+def test_local_steps_of_all_stages_are_counted(tmp_path):
+    settings = {"methods": ["fedavg", "fedma"], "seeds": [0], "model": {"name": "mlp", "options": {"hidden": [8]}}}
+    config = make_config(BASE, settings, {"training": {"epochs": 2, "batch_size": 32}, "rounds": 1})
+    fedavg, fedma = (rows(folder) for folder in compare(config, tmp_path, ignore).runs)
+    held = Experiment(config, 0).partition.train
+    epoch = sum(-(-len(indices) // 32) for indices in held)
+    assert [row["local_steps"] for row in fedavg] == [0, 2 * epoch]
+    assert [row["local_steps"] for row in fedma] == [0, 2 * epoch + epoch]  # one stage, of one epoch
 
 
 def test_a_record_of_another_configuration_is_not_replaced(tmp_path):

@@ -87,6 +87,7 @@ def test_one_failing_client_gives_one_error_reply_with_its_traceback_and_the_rou
     grid = MeasuredGrid(SimulationGrid(failing_app(), CLIENTS))
     result = FedAvg(fraction_evaluate=0.0).start(grid, initial(), num_rounds=3)
     assert [exchange.ok for exchange in grid.exchanges] == [2, 2, 2]
+    assert [exchange.local_steps for exchange in grid.exchanges] == [None] * 3  # this app does not tell
     (failure,) = grid.exchanges[0].failures
     assert failure.reason.startswith("client 1: RuntimeError: disk on fire")
     assert "Traceback" in failure.reason

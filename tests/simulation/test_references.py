@@ -66,6 +66,14 @@ def test_the_first_round_of_a_record_holds_them(tmp_path):
     assert all(json.loads(line)["references"] == {} for line in (other / "rounds.jsonl").read_text().splitlines())
 
 
+def test_they_are_of_the_models_before_any_stage(tmp_path):
+    settings = {"methods": ["fedavg", "fedma"], "rounds": 1, "model": {"name": "mlp", "options": {"hidden": [8]}}}
+    folders, failed = compare(make_config(BASE, settings), tmp_path, lambda row: None)
+    assert not failed
+    last = [json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1]) for folder in folders]
+    assert last[0]["references"] == last[1]["references"] != {}
+
+
 def test_a_record_tells_what_compression_lost(tmp_path):
     settings = {"methods": ["regmean"], "rounds": 1, "statistics": {"compression": "int8", "budget": 0.2}}
     (folder,), failed = compare(make_config(BASE, settings), tmp_path, lambda row: None)

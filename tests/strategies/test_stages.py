@@ -10,6 +10,7 @@ from torch import nn
 import fedmerge
 from fedmerge import InvalidOption, MergeContext
 from fedmerge.aggregators.fedma import FedMA as FedMAMerge
+from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import GAMF, PFNM, FedMA, MergeStrategy, OTFusion, client_app, from_arrays
@@ -47,7 +48,7 @@ class Heard(SimulationGrid):
             return []
         self.sent.append([m.content for m in messages])
         replies = list(super().send_and_receive(messages, **keywords))
-        self.replies.append([r.content for r in replies])
+        self.replies.append([r.content for r in replies if r.has_content()])
         return replies
 
 
@@ -58,22 +59,25 @@ def started(strategy, own, rounds=1):
     return result, grid
 
 
-def test_a_stage_is_a_message_round_and_frozen_layers_do_not_train():
+def test_a_stage_is_a_message_round_in_which_each_layer_travels_once():
     strategy = FedMA(model_fn=model, example=EXAMPLE, fraction_evaluate=0.0, gamma=1e-3)
     result, grid = started(strategy, apart)
     assert len(grid.sent) == 3  # training, and a stage after each of the two hidden layers
+    layers = [["0.weight", "0.bias"], ["2.weight", "2.bias"], ["4.weight", "4.bias"]]
     frozen = [contents[0].config_records["config"].get("frozen") for contents in grid.sent[1:]]
-    assert frozen == [["0.weight", "0.bias"], ["0.weight", "0.bias", "2.weight", "2.bias"]]
-    for contents, replies, names in zip(grid.sent[1:], grid.replies[1:], frozen, strict=True):
-        sent, back = (sorted((from_arrays(c["arrays"]) for c in side), key=str) for side in (contents, replies))
-        for one, other in zip(sent, back, strict=True):
-            assert all(torch.equal(one[n], sent[0][n]) for n in names)  # one merged layer for all
-            assert all(torch.equal(one[n], other[n]) for n in names)
-            assert not torch.equal(one["4.weight"], other["4.weight"])
+    assert frozen == [layers[0], layers[0] + layers[1]]
     merged = from_arrays(result.arrays)
-    last = from_arrays(grid.sent[-1][0]["arrays"])
-    for name in frozen[-1]:
-        torch.testing.assert_close(merged[name], last[name])
+    for contents, replies, down, up in zip(grid.sent[1:], grid.replies[1:], layers[:2], layers[1:], strict=True):
+        for content in contents:
+            sent = from_arrays(content["arrays"])
+            assert list(sent) == down
+            for name in down:  # one merged layer for all, which stays
+                torch.testing.assert_close(sent[name], merged[name])
+        assert all(list(from_arrays(content["arrays"])) == up for content in replies)
+    # A client re-orders what it has kept by what it is told: places of inputs, not weights, are sent for that.
+    told = [from_arrays(content["sources"]) for content in grid.sent[1]]
+    assert any(told)
+    assert all(index.shape == (6,) for sources in told for key, index in sources.items() if key == "1 2.weight")
 
 
 def test_without_retraining_there_is_one_exchange():
@@ -83,7 +87,7 @@ def test_without_retraining_there_is_one_exchange():
     assert len(grid.sent) == 1
 
 
-def test_a_client_that_fails_in_a_stage_goes_on_with_what_it_was_sent(caplog):
+def test_a_client_that_fails_in_a_stage_stays_at_what_it_sent_and_is_not_asked_again(caplog):
     class Lossy(Heard):
         def send_and_receive(self, messages, **keywords):
             messages = list(messages)
@@ -93,8 +97,41 @@ def test_a_client_that_fails_in_a_stage_goes_on_with_what_it_was_sent(caplog):
     strategy = FedMA(model_fn=model, example=EXAMPLE, fraction_evaluate=0.0, gamma=1e-3)
     with Lossy(apart) as grid:
         result = strategy.start(grid, ArrayRecord(model().state_dict()), num_rounds=1)
-    assert "goes on with what it was sent" in caplog.text
+    assert "stays at what it sent last" in caplog.text
+    assert [len(contents) for contents in grid.sent] == [3, 2, 1]
     assert all(t.isfinite().all() for t in from_arrays(result.arrays).values())
+
+
+def test_a_client_that_has_kept_nothing_fails_its_stage_and_the_merge_goes_on(caplog):
+    class Forgetful(Heard):
+        def send_and_receive(self, messages, **keywords):
+            messages = list(messages)
+            for message in messages[:1]:
+                message.content.config_records["config"]["keep-model"] = False
+            return super().send_and_receive(messages, **keywords)
+
+    with Forgetful(apart) as grid:
+        strategy = FedMA(model_fn=model, example=EXAMPLE, fraction_evaluate=0.0)
+        result = strategy.start(grid, ArrayRecord(model().state_dict()), num_rounds=1)
+    assert "stays at what it sent last" in caplog.text
+    assert all(t.isfinite().all() for t in from_arrays(result.arrays).values())
+
+
+def test_batch_norms_and_blocks_that_stay_come_back_after_the_last_stage():
+    def vit(seed):
+        return build_model("vit", (1, 8, 8), 3, seed=seed, dim=8, heads=2, depth=1)
+
+    def normed(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 1, 8, 8, generator=generator), torch.arange(12) % 3
+    for make in (vit, normed):
+        merged = fedmerge.merge([make(1), make(2)], "fedma", example=x[:2], clients=[[(x, y)], [(x, y)]], repair="none")
+        assert all(t.isfinite().all() for t in merged.state_dict().values())
+        assert merged.eval()(x).shape == (12, 3)
 
 
 @pytest.mark.parametrize("kind", [PFNM, OTFusion])
