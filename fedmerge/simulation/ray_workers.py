@@ -137,5 +137,7 @@ def _start(count: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its reaction to an exhausted GPU count is about to change; ours is to ask for the share we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": count, "include_dashboard": False}
+    here: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": count, "include_dashboard": False}
+    )
     ray.init(log_to_driver=False, configure_logging=False, **here)
