@@ -45,8 +45,8 @@ class Exchange:
 class MeasuredGrid(WrappedGrid):
     """Passes everything on to another grid and keeps account; works on Flower's own grids too.
 
-    With `keep_trained` the replies of a round's first training exchange stay in ``trained``: those of later ones
-    hold models that the server has had a hand in, or parts of models.
+    With `keep_trained` the replies of the first training exchange stay in ``trained``: those of later ones hold
+    models that the server has had a hand in, or parts of models.
     """
 
     def __init__(self, grid: Grid, *, keep_trained: bool = False) -> None:
@@ -62,7 +62,7 @@ class MeasuredGrid(WrappedGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait, and note what it took."""
-        if isinstance(messages, CohortOrder) and not self._keep_trained:
+        if isinstance(messages, CohortOrder) and (self.trained or not self._keep_trained):
             return self._cohort(messages, timeout)
         sent = list(messages)
         started = time.perf_counter()
@@ -71,7 +71,7 @@ class MeasuredGrid(WrappedGrid):
 
     def _noted(self, sent: list[Message], replies: list[Message], seconds: float) -> list[Message]:
         kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
-        if self._keep_trained and kind == "train" and all(e.kind != "train" for e in self.exchanges):
+        if self._keep_trained and kind == "train" and not self.trained:
             self.trained = replies
         if sent:
             failed = [m for _, m in reply_order(replies) if m.has_error()]
