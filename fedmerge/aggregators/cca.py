@@ -40,6 +40,7 @@ class CCAMerge(Aligning):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "gamma", 1e-12, float("inf"), open_high=True)
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:

@@ -62,6 +62,7 @@ class OTFusion(Aligning):
     fusion: Literal["successive", "anchor", "barycentre"] = "successive"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "regularization", 1e-6, float("inf"), open_high=True)
         for name, known in (
             ("ground", ("weights", "activations")),

@@ -58,6 +58,7 @@ class Rebasin(Permuting):
     restarts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "sweeps", 1, float("inf"), open_high=True)
         check_range(self, "restarts", 1, float("inf"), open_high=True)
         if self.ground not in ("weights", "activations"):

@@ -43,6 +43,7 @@ class ZipIt(Aligning):
     budget: float = 0.125
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "discount", 1e-12, 1.0)
         check_range(self, "budget", 0.0, 1.0)
 
