@@ -55,7 +55,8 @@ def outcomes(folders: Sequence[Path]) -> list[Outcome]:
 def plot_hostile(folders: Sequence[Path], out: Path) -> Path:
     """Draw the last round's accuracy, and success of attacks that aim at something, against the share of attackers.
 
-    A panel for each attack and measure; a curve for each method, the mean over seeds, with a stroke from the lowest seed to the highest.
+    A panel for each attack and measure; a curve for each method, the mean over seeds, with a stroke from the lowest
+    seed to the highest.
 
     Parameters
     ----------
