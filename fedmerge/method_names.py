@@ -10,7 +10,7 @@ from fedmerge.errors import InvalidOption
 
 __all__ = ["Part", "parse_method", "parse_value", "split_methods"]
 
-_PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>[^()]*)\))?")
+_PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
 
 class Part(NamedTuple):
@@ -32,6 +32,8 @@ def parse_method(method: str) -> list[Part]:
     --------
     >>> parse_method("fednova+server_adam(learning_rate=0.1)")[1]
     Part(name='server_adam', options={'learning_rate': 0.1})
+    >>> parse_method("rebasin(combine=trimmed_mean(trim=0.1))")[0].options
+    {'combine': 'trimmed_mean(trim=0.1)'}
     """
     return [_part(text, method) for text in _split(method, "+")]
 
@@ -75,12 +77,22 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _part(text: str, method: str) -> Part:
     found = _PART.fullmatch(text.strip())
-    if found is None:
+    if found is None or not _balanced(found["options"] or ""):
         raise InvalidOption(f"cannot read {text!r} of method {method!r}: want name, or name(option=value,...)")
     options: dict[str, Any] = {}
-    for item in filter(None, (found["options"] or "").split(",")):
+    for item in filter(None, _split(found["options"] or "", ",")):
         key, equals, value = item.partition("=")
-        if not equals or not key.strip():
+        if not equals or not key.strip().isidentifier():
             raise InvalidOption(f"cannot read {item!r} of method {method!r}: want option=value")
         options[key.strip()] = parse_value(value.strip())
     return Part(found["name"].strip(), options)
+
+
+def _balanced(text: str) -> bool:
+    """Whether every parenthesis in `text` has its other half."""
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            return False
+    return depth == 0

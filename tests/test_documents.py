@@ -33,8 +33,8 @@ def test_the_aggregator_of_the_contributing_guide_works_as_it_stands(monkeypatch
     models = [nn.Linear(2, 1, bias=False) for _ in range(3)]
     for model, value in zip(models, (1.0, 2.0, 9.0), strict=True):
         nn.init.constant_(model.weight, value)
-    assert torch.equal(fedmerge.merge(models, "median").weight, torch.full((1, 2), 2.0))
-    assert MergeStrategy("median").pipeline.aggregator
+    assert torch.equal(fedmerge.merge(models, "midrange").weight, torch.full((1, 2), 5.0))
+    assert MergeStrategy("midrange").pipeline.aggregator
 
 
 def test_the_readmes_server_app_loads():

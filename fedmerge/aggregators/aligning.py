@@ -1,41 +1,69 @@
-"""What methods share that bring the clients' neurons into one order and average then."""
+"""What methods share that bring the clients' neurons into one order and average, or else combine, them then."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator
+from fedmerge.errors import InvalidOption
+from fedmerge.method_names import parse_method
 from fedmerge.permutations import PermutationSpec
-from fedmerge.state import State, WeightedSum
+from fedmerge.registry import build
+from fedmerge.state import State
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["Aligning", "Permuting"]
 
 
+@dataclass(frozen=True)
 class Aligning(Aggregator):
-    """Brings models into one order of neurons, then averages them by their weights.
+    """Brings models into one order of neurons, then averages them by their weights, or combines them otherwise.
 
     Running statistics follow the neurons, so :meth:`align` sees them; how they are merged is the pipeline's
     policy, applied to what :meth:`align` gives.
+
+    Parameters
+    ----------
+    combine
+        What merges the aligned models: an aggregator that needs nothing but them, options in parentheses, such as
+        ``"median"`` or ``"trimmed_mean(trim=0.3)"``.
     """
 
     requires_model: ClassVar[bool] = True
+
+    combine: str = field(default="fedavg", kw_only=True)
+
+    def __post_init__(self) -> None:
+        combiner, name = self.combiner, f"{type(self).__name__}: combine = {self.combine!r}"
+        if isinstance(combiner, Aligning):
+            raise InvalidOption(f"{name} aligns once more: name a method that merges what is aligned, such as median")
+        if combiner.needs:
+            raise InvalidOption(f"{name} needs statistics, which do not follow the neurons: name one that needs none")
+        if combiner.requires_base:
+            raise InvalidOption(f"{name} looks at updates, but the base is not aligned: name one that needs no base")
+
+    @cached_property
+    def combiner(self) -> Aggregator:
+        """The aggregator that `combine` names."""
+        name, *steps = parse_method(self.combine)
+        if steps:
+            raise InvalidOption(f"combine = {self.combine!r}: server steps stand behind the whole method, not in it")
+        made: Aggregator = build("aggregator", name.name, name.options)
+        return made
 
     @abstractmethod
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
         """Updates that may be averaged tensor by tensor, one at a time."""
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
-        """The weighted mean of what :meth:`align` gave."""
-        total = WeightedSum()
-        for update in updates:
-            total.add(update.state, update.weight)
-        return total.mean(), {}
+        """Combine what :meth:`align` gave."""
+        return self.combiner.merge(updates, context, memory)
 
 
 class Permuting(Aligning):

@@ -39,6 +39,7 @@ class C2M3(Permuting):
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "steps", 0, float("inf"), open_high=True)
         check_range(self, "tolerance", 0.0, 1.0)
 

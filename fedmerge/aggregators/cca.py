@@ -43,6 +43,7 @@ class CCAMerge(Aligning):
     examples: int = 2000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "gamma", 1e-12, float("inf"), open_high=True)
 

@@ -44,6 +44,7 @@ class GAMF(Permuting):
     iterations: int = 20
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "coldest", 1e-12, float("inf"), open_high=True)
         check_range(self, "hottest", self.coldest, float("inf"), open_high=True)
         check_range(self, "steps", 1, float("inf"), open_high=True)

@@ -86,6 +86,7 @@ class Layerwise(Aligning):
     class_aware: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sigma", "sigma0", "gamma"):
             check_range(self, name, 1e-12, float("inf"), open_high=True)
         check_range(self, "sweeps", 0, float("inf"), open_high=True)

@@ -65,6 +65,7 @@ class OTFusion(Aligning):
     examples: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "regularization", 1e-6, float("inf"), open_high=True)
         for name, known in (

@@ -61,6 +61,7 @@ class Rebasin(Permuting):
     examples: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "sweeps", 1, float("inf"), open_high=True)
         check_range(self, "restarts", 1, float("inf"), open_high=True)

@@ -46,6 +46,7 @@ class ZipIt(Aligning):
     examples: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "examples", 1, float("inf"), open_high=True)
         check_range(self, "discount", 1e-12, 1.0)
         check_range(self, "budget", 0.0, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fedmerge.plotting.barrier import plot_barrier, plot_matching
 from fedmerge.plotting.changes import plot_costs, plot_similarity
 from fedmerge.plotting.convergence import plot_convergence
+from fedmerge.plotting.hostile import plot_hostile
 from fedmerge.plotting.partition import plot_partition
 from fedmerge.plotting.permutations import plot_permutations
 from fedmerge.plotting.runs import Run, read_runs
@@ -19,6 +20,7 @@ __all__ = [
     "plot_barrier",
     "plot_convergence",
     "plot_costs",
+    "plot_hostile",
     "plot_matching",
     "plot_partition",
     "plot_permutations",

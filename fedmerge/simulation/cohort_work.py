@@ -18,7 +18,7 @@ from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
-from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train, train_cohort
+from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
 from fedmerge.update import StackedUpdates
 
 __all__ = ["Engine", "answer", "choose"]
@@ -119,13 +119,13 @@ class _Work:
                 for node, one in block:
                     yield from self._alone(node, one)
                 continue
-            yield from self._measured(block, done.states, done.reports)
+            yield from self._measured(block, self._tampered(block, done.states), done.reports)
 
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
             model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
-            report = train(model, one.x, one.y, self.settings, **named)
+            report = self._side.fit(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except Exception as problem:
             self._fail(node, problem)
@@ -134,6 +134,20 @@ class _Work:
         if not self._order.folds:  # the next client trains in the same memory
             state = {name: tensor.clone() for name, tensor in state.items()}
         yield self._block([(node, one)], state, [report], [sent], [error])
+
+    def _tampered(self, block: list[tuple[int, Participant]], states: State) -> State:
+        """What the clients of a block send of what they have trained."""
+        tamper = self._side.tamper
+        if tamper is None:
+            return states
+        names = [name for name, _ in self.module.named_parameters()]
+        base = {name: self._base[name].to(states[name]) for name in names}
+        sent = {name: states[name].clone() for name in names}
+        for k, (_, one) in enumerate(block):
+            trained = {name: states[name][k] for name in names}
+            for name, tensor in tamper(trained, base, one.client, self.round).items():
+                sent[name][k] = tensor
+        return {**states, **sent}
 
     def _measured(
         self, block: list[tuple[int, Participant]], states: State, reports: list[TrainingReport]

@@ -19,10 +19,19 @@ from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline
 from fedmerge.records import read_toml
 from fedmerge.registry import build, entries
+from fedmerge.simulation.attacks import Attack
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.training.local import LocalTraining
 
-__all__ = ["Config", "DataSettings", "ModelSettings", "load_config", "make_config", "parse_assignment"]
+__all__ = [
+    "AttackSettings",
+    "Config",
+    "DataSettings",
+    "ModelSettings",
+    "load_config",
+    "make_config",
+    "parse_assignment",
+]
 
 
 class _Section(BaseModel):
@@ -50,6 +59,24 @@ class ModelSettings(_Section):
     variants: tuple[dict[str, Any], ...] = ()
 
 
+class AttackSettings(_Section):
+    """What a share of the clients, chosen by the seed, does to the others.
+
+    ``kind`` is ``label_flip``, ``sign_flip``, ``scaled_update``, ``gaussian_noise`` or ``backdoor``; ``options`` are
+    the fields of that class in :mod:`fedmerge.simulation.attacks`.
+    """
+
+    kind: str
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    options: dict[str, Any] = {}
+
+    @property
+    def attack(self) -> Attack:
+        """The behaviour, its options checked."""
+        made: Attack = build("attack", self.kind, self.options)
+        return made
+
+
 class Config(_Section):
     """Everything that a comparison depends on.
 
@@ -58,7 +85,8 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
-    ``workers``, ``threads`` and ``engine`` change how fast it runs, not what comes out.
+    With ``attack`` some clients are hostile. ``workers``, ``threads`` and ``engine`` change how fast it runs, not what
+    comes out.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -74,6 +102,7 @@ class Config(_Section):
     on_bad_update: Literal["drop", "raise"] = "drop"
     evaluate_clients: bool = True
     statistics: StatisticsSettings = StatisticsSettings()
+    attack: AttackSettings | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     references: bool = False
     server_examples: Annotated[int, Field(ge=0)] = 0
@@ -88,6 +117,8 @@ class Config(_Section):
         settings["methods"], settings["seeds"] = [method], [seed]
         settings["options"] = _resolved_options(method, self.options)
         settings["model"]["options"] = {**_known_defaults(self.model.name), **settings["model"]["options"]}
+        if self.attack is not None:
+            settings["attack"]["options"] = dataclasses.asdict(self.attack.attack)  # type: ignore[call-overload]
         return settings
 
 
@@ -149,6 +180,8 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
         faults = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise ConfigError("configuration: " + "; ".join(faults)) from error
     _check_methods(config)
+    if config.attack is not None:
+        _ = config.attack.attack
     return config
 
 

@@ -22,6 +22,7 @@ from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
+from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.training.device import choose_device
@@ -211,14 +212,25 @@ class Experiment:
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
         model = self.config.model
+        data_fn, hostile = _DataFn(self._source), self.hostile
         own = _OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
             self.model_fn,
-            _DataFn(self._source),
+            data_fn if hostile is None else HostileDataFn(data_fn, hostile),
             training=self.config.training,
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
+            tamper=hostile,
         )
+
+    @property
+    def hostile(self) -> Hostile | None:
+        """The clients that attack, where the configuration has any."""
+        settings = self.config.attack
+        if settings is None:
+            return None
+        attackers = chosen_attackers(self.seed, self.num_clients, settings.share)
+        return Hostile(settings.attack, attackers, self.dataset.num_classes, self.seed)
 
     def initial_arrays(self) -> ArrayRecord:
         """The initial global model."""
@@ -257,6 +269,16 @@ class Experiment:
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Loss and accuracy of a global model on the test set."""
         return evaluate(self._judged(from_arrays(arrays)), self.dataset.test_x, self.dataset.test_y)
+
+    def attack_success(self, arrays: ArrayRecord) -> float | None:
+        """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
+        hostile = self.hostile
+        shown = None if hostile is None else hostile.attack.triggered(self.dataset.test_x, self.dataset.test_y)
+        if shown is None:
+            return None
+        inputs, target = shown
+        wanted = torch.full((len(inputs),), target)
+        return evaluate(self._judged(from_arrays(arrays)), inputs, wanted)[1]
 
     @torch.no_grad()
     def probabilities(self, state: State) -> Tensor:

@@ -61,8 +61,11 @@ class Recorder:
         """Record round `server_round`, which ended with the global model `arrays`."""
         started = time.perf_counter()
         loss, accuracy = self._experiment.test(arrays)
+        success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
         row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
+        if self._experiment.hostile is not None:
+            row |= {"attackers": sorted(self._experiment.hostile.attackers), "attack_success": success}
         self._record.append(row)
         memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
         self._record.checkpoint(server_round, from_arrays(arrays), memory)

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.data.client_data import ClientData
-from fedmerge.strategies.client_side import ClientSide
+from fedmerge.strategies.client_side import ClientSide, Tamper
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["FedmergeClientApp", "client_app"]
@@ -22,6 +22,7 @@ def client_app(
     training: LocalTraining | None = None,
     device: str = "auto",
     own_model_fn: Callable[[int], nn.Module] | None = None,
+    tamper: Tamper | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -45,6 +46,9 @@ def client_app(
         ``own_model_fn(partition_id)`` makes the model that a client starts the first round from instead of the one
         sent, at a width of its own where the method can merge that. Models may then be wider than `model_fn` says:
         what a message brings decides.
+    tamper
+        ``tamper(state, base, client, round)`` gives the parameters that a client sends, having trained from `base` to
+        `state`: what hostile clients do to their models. Statistics are measured on what it gives.
 
     Returns
     -------
@@ -59,7 +63,7 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    return FedmergeClientApp(ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn))
+    return FedmergeClientApp(ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper))
 
 
 class FedmergeClientApp(ClientApp):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
@@ -24,7 +24,10 @@ from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ClientSide"]
+__all__ = ["ClientSide", "Tamper"]
+
+Tamper = Callable[[State, State, int, int], State]
+"""``tamper(state, base, client, round)``: the parameters that a client sends, having trained from `base` to `state`."""
 
 _LOCAL_BUFFERS = "fedmerge.buffers"
 _STAGES = 1 << 20  # more than there are rounds
@@ -39,6 +42,7 @@ class ClientSide:
     training: LocalTraining
     device: str
     own_model_fn: Callable[[int], nn.Module] | None
+    tamper: Tamper | None = None
 
     @cached_property
     def template(self) -> nn.Module:
@@ -57,7 +61,7 @@ class ClientSide:
             if name in frozen:
                 parameter.requires_grad_(False)
         settings, seed, round = self.settings(config)
-        report = train(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
+        report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
@@ -70,6 +74,18 @@ class ClientSide:
         )
         self._measure(reply, message, model, data, report)
         return self._send(message, partition, reply)
+
+    def fit(
+        self, model: nn.Module, x: Tensor, y: Tensor, settings: LocalTraining, *, seed: int, client: int, round: int
+    ) -> TrainingReport:
+        """Train one client's model in place, and leave in it what the client sends."""
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        base = {} if self.tamper is None else {name: p.clone() for name, p in parameters.items()}
+        report = train(model, x, y, settings, seed=seed, client=client, round=round)
+        if self.tamper is not None:
+            for name, tensor in self.tamper(parameters, base, client, round).items():
+                parameters[name].copy_(tensor)
+        return report
 
     def settings(self, config: ConfigRecord) -> tuple[LocalTraining, int, int]:
         """How to train under a message's configuration, and the seed and round of its batches."""

@@ -109,6 +109,11 @@ ONE_MODEL = {
 MIXES = dict.fromkeys(("copies", "still"), "it mixes neurons, even those of equal models")
 CLASSES_APART = dict.fromkeys(("ratios",), "the output layer goes by class counts and not by weights")
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
+CLIPPED = {"one client": "an update beyond the bound is shortened by design"}
+WANTS_THREE = dict.fromkeys(
+    ("one client", "own memory", "bad updates", "bad first", "rows"),
+    "a client is judged by its neighbours, which takes three clients at least",
+)
 
 ROWS = (
     Row("fedavg"),
@@ -133,7 +138,18 @@ ROWS = (
     Row("mats", {"curvature": "gram", "steps": 10}, grams),
     Row("gradient_matching", statistics=diagonals, excused=OWN_ROWS, remembers=True),
     Row("gradient_matching", {"scale": 0.5, "delta": 0.1}, diagonals, OWN_ROWS | HALF_STEP, remembers=True),
+    Row("median"),
+    Row("trimmed_mean"),
+    Row("trimmed_mean", {"trim": 0.4}),
+    Row("geometric_median"),
+    Row("krum", excused=WANTS_THREE),
+    Row("krum", {"attackers": 0.0, "selected": 2}, excused=WANTS_THREE),
+    Row("norm_clipping", {"bound": 1000.0}),
+    Row("norm_clipping", excused=CLIPPED),
+    Row("median_norm_clipping"),
     Row("rebasin", excused=ONE_MODEL, traces=True),
+    Row("rebasin", {"combine": "median"}, excused=ONE_MODEL, traces=True),
+    Row("otfusion", {"combine": "trimmed_mean(trim=0.4)"}, excused=ONE_MODEL, traces=True),
     Row("rebasin", {"ground": "activations"}, excused=ONE_MODEL, traces=True, hears=True),
     Row("otfusion", excused=ONE_MODEL, traces=True),
     Row("otfusion", {"solver": "sinkhorn", "importance": "l1"}, excused=ONE_MODEL | MIXES, traces=True),

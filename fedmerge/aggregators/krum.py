@@ -1,0 +1,69 @@
+"""Krum and Multi-Krum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.robust import counted, squared_distances
+from fedmerge.errors import InvalidOption, NoUsableUpdates
+from fedmerge.registry import register
+from fedmerge.state import State, WeightedSum
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["Krum"]
+
+
+@register("krum", paper="arXiv:1703.02757")
+@dataclass(frozen=True)
+class Krum(Aggregator):
+    """The client nearest to its neighbours (Krum), or the mean of several such (Multi-Krum).
+
+    Blanchard et al. 2017: with n clients of which f are hostile, a client's score is the sum of squared distances
+    to the n - f - 2 nearest others; the `selected` lowest scores are averaged, each with one vote. It wants
+    n >= 2 f + 3. On skewed labels an honest client may be far from all others, and is left out then.
+
+    Parameters
+    ----------
+    attackers
+        f: below 1 the largest share of the clients that may be hostile, from 1 on their number.
+    selected
+        How many are averaged, at least 1, which is Krum; never more than the n - f that can be honest.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sent = [ClientUpdate(i, {"w": torch.tensor([v])}) for i, v in enumerate((1.0, 1.1, 1.3, 1.4, 1e6))]
+    >>> Krum(attackers=1).merge(sent, MergeContext(), {})[0]["w"]
+    tensor([1.1000])
+    """
+
+    attackers: float = 0.2
+    selected: int = 1
+
+    def __post_init__(self) -> None:
+        check_range(self, "attackers", 0.0, math.inf, open_high=True)
+        check_range(self, "selected", 1, math.inf, open_high=True)
+        if self.attackers >= 1 and self.attackers != int(self.attackers):
+            raise InvalidOption(
+                f"Krum: attackers must be a share below 1 or a whole number of clients, got {self.attackers!r}"
+            )
+
+    def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
+        """The mean of those with the lowest scores, of equal ones the first."""
+        updates = list(updates)
+        count = len(updates)
+        hostile = counted(self.attackers, count) if self.attackers < 1 else int(self.attackers)
+        if count < 2 * hostile + 3:
+            raise NoUsableUpdates(
+                f"Krum with {hostile} attackers wants at least {2 * hostile + 3} usable updates, got {count}: "
+                "lower attackers, or have more clients take part"
+            )
+        distances = squared_distances(updates).sort(1).values[:, 1:]  # the nearest of all is a client itself
+        scores = distances[:, : count - hostile - 2].sum(1)
+        total = WeightedSum()
+        for i in scores.sort(stable=True).indices[: min(self.selected, count - hostile)].sort().values.tolist():
+            total.add(updates[i].state, 1.0)
+        return total.mean(), {}
