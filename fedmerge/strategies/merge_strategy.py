@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.errors import InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
@@ -25,6 +23,7 @@ from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import request_of
+from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
@@ -37,15 +36,6 @@ __all__ = ["MergeReport", "MergeStrategy"]
 log = logging.getLogger("fedmerge")
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """Who took part in the last merge: client numbers, and those left out with the reason."""
-
-    round: int
-    accepted: tuple[int, ...]
-    dropped: tuple[BadUpdate, ...]
 
 
 class MergeStrategy(FlowerFedAvg):
@@ -170,17 +160,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         RecordError
             No checkpoint in ``checkpoint_dir`` can be used, or they are of another configuration or model.
         """
-        given = signature(FlowerFedAvg.start).bind(self, *arguments, **keywords)
-        given.apply_defaults()
-        keywords = {name: value for name, value in given.arguments.items() if name != "self"}
         unchanged = all(
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
         )
         self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
         try:
             if self._checkpoints is not None:
-                return self._checkpoints.start(self, super().start, keywords)
-            return super().start(**keywords)
+                return self._checkpoints.start(self, super().start, *arguments, **keywords)
+            return super().start(*arguments, **keywords)
         finally:
             self._cohorts = False
 

@@ -22,6 +22,7 @@ def start_after(
     initial_arrays: ArrayRecord,
     num_rounds: int,
     evaluate_fn: Callable[[int, ArrayRecord], Any] | None = None,
+    evaluate_again: bool = False,
     **keywords: Any,
 ) -> Result:
     """Run the rounds after round `done`: everything that depends on a round's number is as if none was interrupted.
@@ -35,11 +36,13 @@ def start_after(
     start
         Its way to start, such as ``strategy.start``.
     initial_arrays
-        The global model after round `done`, which was evaluated then.
+        The global model after round `done`.
     num_rounds
         Number of the last round.
     evaluate_fn, keywords
         As for ``Strategy.start``.
+    evaluate_again
+        Whether the model after round `done` is evaluated once more, which it was then if nothing came in between.
 
     Returns
     -------
@@ -48,7 +51,9 @@ def start_after(
     """
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
-        return evaluate_fn(server_round + done, arrays) if evaluate_fn is not None and server_round else None
+        if evaluate_fn is None or (server_round == 0 and not evaluate_again):
+            return None
+        return evaluate_fn(server_round + done, arrays)
 
     with _shifted(strategy, done):
         result = start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,8 @@ class StrategyCheckpoints:
         sections = {"state": view_arrays(arrays), "memory": strategy.memory}
         save_checkpoint(self.folder, Checkpoint(round, sections, {"strategy": _settings(strategy)}), keep=self.keep)
 
-    def start(self, strategy: MergeStrategy, start: Callable[..., Result], keywords: dict[str, Any]) -> Result:
-        """Start, from the newest checkpoint if there is one.
+    def start(self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+        """Call `start`, from the newest checkpoint if there is one.
 
         Raises
         ------
@@ -63,9 +64,11 @@ class StrategyCheckpoints:
         """
         checkpoint = newest_checkpoint(self.folder)
         if checkpoint is None:
-            return start(**keywords)
-        self._check(checkpoint, _settings(strategy), keywords["initial_arrays"])
-        done, wanted = checkpoint.round, keywords["num_rounds"]
+            return start(*arguments, **keywords)
+        given = signature(start).bind(*arguments, **keywords)
+        given.apply_defaults()
+        self._check(checkpoint, _settings(strategy), given.arguments["initial_arrays"])
+        done, wanted = checkpoint.round, given.arguments["num_rounds"]
         if done >= wanted:
             log.warning(
                 "all %d rounds are in %s: nothing is left to run; for a new run choose another checkpoint_dir",
@@ -73,9 +76,12 @@ class StrategyCheckpoints:
             )  # fmt: skip
         else:
             log.info("continuing after round %d of %d, from %s", done, wanted, self.folder)
+        if strategy.pipeline.batch_norm == "local":
+            log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
         strategy.memory = dict(checkpoint.section("memory"))
-        given = {**keywords, "initial_arrays": to_arrays(checkpoint.section("state"))}
-        return start_after(done, strategy, start, **given)
+        given.arguments["initial_arrays"] = to_arrays(checkpoint.section("state"))
+        # The server may have died between the merge, which is saved, and the test of its model.
+        return start_after(done, strategy, start, evaluate_again=True, **given.arguments)
 
     def _check(self, checkpoint: Checkpoint, settings: Mapping[str, Any], initial: ArrayRecord) -> None:
         known = checkpoint.facts.get("strategy", {})
