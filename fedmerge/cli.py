@@ -92,6 +92,33 @@ def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite:
 
 
 @app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison, or of one run.")],
+) -> None:
+    """Go on with what was interrupted: every run continues after its last whole checkpoint.
+
+    Finished runs stay, those not begun are started. On one worker the result is, to the last bit, that of a run
+    which nobody disturbed. Make sure that the interrupted command is no longer running.
+    """
+    from fedmerge.report import Progress
+    from fedmerge.simulation.compare import Outcome, compare
+    from fedmerge.simulation.unfinished import find_unfinished
+
+    found = find_unfinished(folder)
+    outcome = Outcome([], [])
+    rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
+    with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
+        for config in found.configs:
+            runs, failed = compare(config, found.out, progress, resume=True)
+            outcome.runs.extend(runs)
+            outcome.failed.extend(failed)
+    if found.whole:
+        _show(found.configs[0], outcome.runs, outcome.failed, found.out)
+    else:
+        _show_runs(outcome.runs, outcome.failed)
+
+
+@app.command()
 def plot(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of comparisons or of runs.")],
     out: Annotated[Path | None, typer.Option(help="The picture; else <kind>.png in the first folder.")] = None,
@@ -222,22 +249,35 @@ def _default_out(config: Any) -> Path:
 
 
 def _run(config: Any, out: Path | None, *, overwrite: bool) -> None:
-    from fedmerge.report import Progress, show, summary_table
+    from fedmerge.report import Progress
     from fedmerge.simulation.compare import check_output, compare
-    from fedmerge.simulation.partitions import save_partition
-    from fedmerge.simulation.results import write_results
 
     folder = out or _default_out(config)
     if not overwrite:
         check_output(config, folder)
     with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
         runs, failed = compare(config, folder, progress)
+    _show(config, runs, failed, folder)
+
+
+def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> None:
+    """Table and pictures of a comparison."""
+    from fedmerge.report import show, summary_table
+    from fedmerge.simulation.partitions import save_partition
+    from fedmerge.simulation.results import write_results
+
     if runs:
         rows, target, paths = write_results(config, runs, folder)
         _, _, drawn = save_partition(config, config.seeds[0], folder)
         show(summary_table(rows, target))
         for path in [*paths, *drawn]:
             typer.echo(path)
+    _show_runs([], failed)
+
+
+def _show_runs(runs: list[Path], failed: list[Any]) -> None:
+    for folder in runs:
+        typer.echo(folder)
     for run in failed:
         typer.echo(f"error: {run.folder.name} failed: {run.error}", err=True)
     if failed:

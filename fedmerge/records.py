@@ -1,73 +1,65 @@
-"""Run records on disk: written whole or not at all, never pickled."""
+"""The record of one run on disk: its configuration, a row per round, checkpoints to go on from."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import tomli_w
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import RecordError
-from fedmerge.state import State, prefixed, with_prefix
+from fedmerge.files import flush_folder, pack_tensors, read_toml, write_atomically, write_tensors, write_toml
+from fedmerge.state import State
 
-__all__ = ["RunRecord", "read_checkpoint", "read_toml", "write_atomically", "write_tensors", "write_toml"]
+__all__ = [
+    "PARTIAL",
+    "RunRecord",
+    "comparable",
+    "differing",
+    "read_checkpoint",
+    "read_toml",
+    "write_atomically",
+    "write_tensors",
+    "write_toml",
+]
+
+log = logging.getLogger("fedmerge")
 
 PARTIAL = ".partial"
 """Ending of the folder of a run that has not finished."""
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+# These change how a run is done, not what comes out, so a record may differ in them.
+_HOW = ("workers", "threads", "engine", "keep_checkpoints")
 
 
-def write_toml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write nested settings as TOML; what is None is left out, as TOML has no null."""
-    write_atomically(path, tomli_w.dumps(_without_none(content)).encode())
+def comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings as flat ``a.b`` keys without nulls, and without those that do not change the result.
 
-
-def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in content.items() if value is not None}
-    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises
-    ------
-    RecordError
-        It is missing or no TOML.
+    Examples
+    --------
+    >>> comparable({"rounds": 2, "workers": 3, "training": {"epochs": 1, "steps": None}})
+    {'rounds': 2, 'training.epochs': 1}
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not valid TOML: {error}; mend that line") from error
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= comparable(value, f"{path}{key}.")
+        elif value is not None and path + key not in _HOW:
+            flat[path + key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
-def write_tensors(path: Path, tensors: State, metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as one safetensors file."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    seen: set[int] = set()
-    for name, tensor in contiguous.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer in seen:  # tied weights are one tensor, which the format wants twice
-            contiguous[name] = tensor.clone()
-        seen.add(pointer)
-    write_atomically(path, save(contiguous, dict(metadata or {})))
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys in which two configurations would give different results."""
+    a, b = comparable(one), comparable(other)
+    return sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
 
 
 class RunRecord:
@@ -79,55 +71,122 @@ class RunRecord:
         Where the complete record will stand.
     config
         Everything resolved; running it again gives the same record.
+    keep_checkpoints
+        How many of the last checkpoints stay.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.partial = folder.with_name(folder.name + PARTIAL)
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, keep_checkpoints: int = 3) -> None:
+        self._describe(folder, config, keep_checkpoints)
         if self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True)
         write_toml(self.partial / "config.toml", config)
 
+    def _describe(self, folder: Path, config: Mapping[str, Any], keep: int) -> None:
+        self.folder, self._config, self._keep = folder, config, keep
+        self.partial = folder.with_name(folder.name + PARTIAL)
+        self._position = 0
+
+    @classmethod
+    def reopen(
+        cls, folder: Path, config: Mapping[str, Any], *, keep_checkpoints: int = 3
+    ) -> tuple[Self, Checkpoint | None]:
+        """Take up a run that was interrupted: rows beyond its last whole checkpoint are dropped.
+
+        Returns
+        -------
+        tuple
+            The record, and the checkpoint to go on from; None where the run was interrupted before its first one,
+            and the record is as new.
+
+        Raises
+        ------
+        RecordError
+            No checkpoint can be used, or the configuration is not that of the checkpoint.
+        """
+        record = cls.__new__(cls)
+        record._describe(folder, config, keep_checkpoints)
+        checkpoint = newest_checkpoint(record.partial / "checkpoint", record._rows_fault)
+        if checkpoint is None:
+            return cls(folder, config, keep_checkpoints=keep_checkpoints), None
+        other = differing(checkpoint.facts["config"], config)
+        if other:
+            raise RecordError(
+                f"{record.partial} was saved under another configuration (it differs in {', '.join(other)}): "
+                "restore its config.toml, or delete the folder to start again"
+            )
+        record._position = int(checkpoint.facts["position"])
+        with record._rows.open("r+b") as file:
+            file.truncate(record._position)
+        return record, checkpoint
+
+    @property
+    def _rows(self) -> Path:
+        return self.partial / "rounds.jsonl"
+
+    def _rows_fault(self, checkpoint: Checkpoint) -> str | None:
+        """What is wrong with the rows that a checkpoint counts on."""
+        position = checkpoint.facts.get("position", 0)
+        rows = self._rows.read_bytes() if self._rows.exists() else b""
+        if len(rows) < position or (position and rows[position - 1 : position] != b"\n"):
+            return f"{self._rows} lacks rows that were written before it"
+        return None
+
     def write_partition(self, tensors: State) -> None:
         """Keep who held which examples."""
         write_tensors(self.partial / "partition.safetensors", tensors)
 
+    def has_partition(self, tensors: State) -> bool:
+        """Whether this is who held which examples when the run was begun."""
+        path = self.partial / "partition.safetensors"
+        return path.exists() and path.read_bytes() == pack_tensors(tensors)
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one round to ``rounds.jsonl``, as a whole line; NaN and infinity become null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        with (self.partial / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean, allow_nan=False) + "\n")
+        with self._rows.open("ab") as file:
+            file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self._position = file.tell()
 
-    def checkpoint(self, round: int, state: State, memory: State) -> None:
-        """Keep the global model and the method's memory after `round`, in one file."""
-        tensors = {**with_prefix("state", state), **with_prefix("memory", memory)}
-        write_tensors(self.partial / "checkpoint" / "server.safetensors", tensors, {"round": str(round)})
+    def checkpoint(
+        self,
+        round: int,
+        state: State,
+        memory: State,
+        *,
+        sections: Mapping[str, State] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep the global model, the method's memory and whatever else going on after `round` takes."""
+        whole = {"config": comparable(self._config), "position": self._position, **(facts or {})}
+        parts = {"state": state, "memory": memory, **(sections or {})}
+        save_checkpoint(self.partial / "checkpoint", Checkpoint(round, parts, whole), keep=self._keep)
 
     def finish(self) -> Path:
         """Put the complete record in its place; a record that stood there gives way only now."""
         old = self.folder.with_name(self.folder.name + ".old")
         if self.folder.exists():
+            if old.exists():  # somebody was interrupted right here
+                shutil.rmtree(old)
             self.folder.rename(old)
         self.partial.rename(self.folder)
+        flush_folder(self.folder.parent)
         if old.exists():
             shutil.rmtree(old)
         return self.folder
 
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
-    """Round, global model and method memory of a run's last checkpoint.
+    """Round, global model and method memory of a run's last checkpoint that is whole.
 
     Raises
     ------
     RecordError
-        There is none, or it is damaged.
+        There is none.
     """
-    path = folder / "checkpoint" / "server.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            number = int((file.metadata() or {})["round"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise RecordError(f"no usable checkpoint at {path}: {error}") from error
-    return number, prefixed("state", tensors), prefixed("memory", tensors)
+    checkpoint = newest_checkpoint(folder / "checkpoint")
+    if checkpoint is None:
+        raise RecordError(f"no usable checkpoint in {folder / 'checkpoint'}: there is none")
+    return checkpoint.round, dict(checkpoint.section("state")), dict(checkpoint.section("memory"))

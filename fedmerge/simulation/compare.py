@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +14,25 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
+from fedmerge.checkpoints import Checkpoint
 from fedmerge.errors import FedMergeError, RecordError
-from fedmerge.records import RunRecord, read_toml
+from fedmerge.files import read_toml
+from fedmerge.records import RunRecord, differing
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
+from fedmerge.simulation.snapshot import cannot_restore, restore
+from fedmerge.simulation.unfinished import begin, end, is_finished, run_folder
+from fedmerge.strategies.numbering import start_after
+from fedmerge.strategies.wire import to_arrays
 from fedmerge.training.device import choose_device
 
 __all__ = ["FailedRun", "Outcome", "check_output", "compare", "run_folder", "run_on_grid"]
 
-# These change how fast a run is, not what comes out, so a record may differ in them.
-_HOW = ("workers", "threads", "engine")
-
-
-def run_folder(out: Path, method: str, seed: int) -> Path:
-    """Where the record of one run stands."""
-    name = method.translate({ord(":"): ".", ord("("): "-", ord(","): "-", ord(")"): None})
-    return out / f"{name}-seed{seed}"
+log = logging.getLogger("fedmerge")
 
 
 def check_output(config: Config, out: Path) -> None:
@@ -49,24 +48,12 @@ def check_output(config: Config, out: Path) -> None:
             folder = run_folder(out, method, seed)
             if not folder.exists():
                 continue
-            known, wanted = (_comparable(c) for c in (read_toml(folder / "config.toml"), config.resolved(method, seed)))
-            differing = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
-            if differing:
+            other = differing(read_toml(folder / "config.toml"), config.resolved(method, seed))
+            if other:
                 raise RecordError(
-                    f"{folder} holds a run of another configuration (it differs in {', '.join(differing)}): "
+                    f"{folder} holds a run of another configuration (it differs in {', '.join(other)}): "
                     "choose another --out, or pass --overwrite"
                 )
-
-
-def _comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Settings as flat ``a.b`` keys without nulls, and without those that do not change the result."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _comparable(value, f"{path}{key}.")
-        elif value is not None and path + key not in _HOW:
-            flat[path + key] = value
-    return flat
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,7 @@ class Outcome(NamedTuple):
     failed: list[FailedRun]
 
 
-def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome:
+def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume: bool = False) -> Outcome:
     """Run the whole comparison; methods share partition, initial model and batches of a seed.
 
     Parameters
@@ -95,6 +82,9 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome
         Folder for the records, one folder per run.
     on_row
         Called after every round with its row.
+    resume
+        Go on with what an interrupted call left in `out`: runs that are finished stay, those that were begun
+        continue after their last checkpoint.
 
     Returns
     -------
@@ -112,40 +102,88 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None]) -> Outcome
         experiment.check_model()
         for method in config.methods:
             experiment.strategy(method)
+    if not resume:
+        begin(config, out)
     outcome = Outcome([], [])
     with _quiet(config.threads):
         workers = make_workers(config.workers, config.engine)
         try:
             for experiment in experiments:
                 for method in config.methods:
+                    if resume and is_finished(config, method, experiment.seed, out):
+                        outcome.runs.append(run_folder(out, method, experiment.seed))
+                        continue
                     grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
                     try:
-                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row))
+                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume))
                     except FedMergeError as error:
                         outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
         finally:
             workers.close()
+    end(out)
     return outcome
 
 
-def run_on_grid(experiment: Experiment, method: str, grid: Grid, out: Path, on_row: Callable[[Row], None]) -> Path:
-    """Run one method on any grid, Flower's own included, and return the folder of its record."""
-    config = experiment.config
-    measured = MeasuredGrid(grid, keep_trained=config.references)
+def run_on_grid(
+    experiment: Experiment,
+    method: str,
+    grid: Grid,
+    out: Path,
+    on_row: Callable[[Row], None],
+    *,
+    resume: bool = False,
+) -> Path:
+    """Run one method on any grid, Flower's own included, and return the folder of its record.
+
+    With `resume` it goes on after the last checkpoint of an interrupted run, where there is one.
+
+    Raises
+    ------
+    FedMergeError
+        The run cannot go on, or its checkpoints cannot be used.
+    """
+    measured = MeasuredGrid(grid, keep_trained=experiment.config.references)
     strategy = experiment.strategy(method)
-    record = RunRecord(run_folder(out, method, experiment.seed), config.resolved(method, experiment.seed))
-    record.write_partition(experiment.partition.to_tensors())
+    record, checkpoint = _record(experiment, method, out, resume)
     recorder = Recorder(method, experiment, strategy=strategy, grid=measured, record=record, on_row=on_row)
+    keywords: dict[str, Any] = {
+        "grid": measured,
+        "initial_arrays": experiment.initial_arrays(),
+        "num_rounds": experiment.config.rounds,
+        # Strategies that are not ours do not know our seed, and clients must.
+        "train_config": ConfigRecord({"seed": experiment.seed}),
+        "evaluate_fn": recorder,
+    }
     with _seeded_random(experiment.seed):
-        strategy.start(
-            grid=measured,
-            initial_arrays=experiment.initial_arrays(),
-            num_rounds=config.rounds,
-            # Strategies that are not ours do not know our seed, and clients must.
-            train_config=ConfigRecord({"seed": experiment.seed}),
-            evaluate_fn=recorder,
-        )
+        if checkpoint is None:
+            strategy.start(**keywords)
+        else:
+            restore(checkpoint, strategy, grid)
+            keywords["initial_arrays"] = to_arrays(checkpoint.section("state"))
+            start_after(checkpoint.round, strategy, strategy.start, **keywords)
     return record.finish()
+
+
+def _record(experiment: Experiment, method: str, out: Path, resume: bool) -> tuple[RunRecord, Checkpoint | None]:
+    """The record to write, and what to go on from, if anything."""
+    seed, keep = experiment.seed, experiment.config.keep_checkpoints
+    folder, settings = run_folder(out, method, seed), experiment.config.resolved(method, seed)
+    partition = experiment.partition.to_tensors()
+    if resume:
+        record, checkpoint = RunRecord.reopen(folder, settings, keep_checkpoints=keep)
+        problem = None if checkpoint is None else cannot_restore(checkpoint)
+        if checkpoint is not None and problem is None:
+            if not record.has_partition(partition):
+                raise RecordError(
+                    f"{record.partial}: the data divide among clients otherwise than when it was begun: "
+                    "restore the data, or delete the folder to start again"
+                )
+            return record, checkpoint
+        if problem is not None:
+            log.warning("%s starts again from the first round: %s", folder.name, problem)
+    record = RunRecord(folder, settings, keep_checkpoints=keep)
+    record.write_partition(partition)
+    return record, None
 
 
 @contextmanager

@@ -85,8 +85,9 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
-    With ``attack`` some clients are hostile. ``workers``, ``threads`` and ``engine`` change how fast it runs, not what
-    comes out.
+    With ``attack`` some clients are hostile.
+    ``workers``, ``threads`` and ``engine`` change how fast it runs, not what comes out. ``keep_checkpoints`` is how
+    many of the last checkpoints of a run stay, for ``fedmerge resume``.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -110,6 +111,7 @@ class Config(_Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     engine: Literal["auto", "serial", "stacked"] = "auto"
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 3
 
     def resolved(self, method: str, seed: int) -> dict[str, Any]:
         """The configuration of one run, every default written out; loading it gives that run again."""

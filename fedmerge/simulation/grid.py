@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -91,6 +91,20 @@ class SimulationGrid(Grid):
         """End the workers, if they were started here."""
         if self._owned:
             self._workers.close()
+
+    @property
+    def workers(self) -> Workers:
+        """Who runs the clients."""
+        return self._workers
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """What clients keep in their ``Context.state``, by node; those that keep nothing are left out."""
+        return {node: context.state for node, context in self._contexts.items() if len(context.state)}
+
+    def set_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Let clients find what they kept, be it in an earlier process."""
+        for node, state in states.items():
+            self._context(node).state = state
 
     def set_run(self, run: Any) -> None:
         """Set the run that :attr:`run` shows."""

@@ -14,8 +14,10 @@ from fedmerge.records import RunRecord
 from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.simulation.references import reference_accuracies
-from fedmerge.strategies import MergeStrategy, from_arrays
+from fedmerge.simulation.snapshot import snapshot
+from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.measure import ERROR_KEY
+from fedmerge.strategies.wire import view_arrays
 
 __all__ = ["Recorder"]
 
@@ -68,7 +70,8 @@ class Recorder:
             row |= {"attackers": sorted(self._experiment.hostile.attackers), "attack_success": success}
         self._record.append(row)
         memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
-        self._record.checkpoint(server_round, from_arrays(arrays), memory)
+        taken = snapshot(self._strategy, self._grid.inner)
+        self._record.checkpoint(server_round, view_arrays(arrays), memory, sections=taken.sections, facts=taken.facts)
         self._on_row(row)
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
 

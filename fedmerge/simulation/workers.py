@@ -54,6 +54,15 @@ class Workers(ABC):
         """Answer messages with `app` from now on."""
         self._choice = None
 
+    @property
+    def chosen(self) -> Literal["serial", "stacked"] | None:
+        """The engine that was measured to be faster, once it was; set it to go on with that of an earlier process."""
+        return None if self._choice is None else self._choice.name
+
+    @chosen.setter
+    def chosen(self, name: Literal["serial", "stacked"] | None) -> None:
+        self._choice = None if name is None else EngineChoice(name, "as before the interruption")
+
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes in the order of `jobs`."""

@@ -17,6 +17,11 @@ class WrappedGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
+    @property
+    def inner(self) -> Grid:
+        """The grid within."""
+        return self._grid
+
     def set_run(self, run: Any) -> None:
         """Pass on."""
         self._grid.set_run(run)

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedmerge.errors import UnknownName
+from fedmerge.aggregators.base import Aggregator
+from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.method_names import parse_method
 from fedmerge.registry import entry
 from fedmerge.statistics import StatisticsSettings
 
-__all__ = ["check_keywords", "statistics_settings"]
+__all__ = ["check_keywords", "check_server", "statistics_settings"]
 
 
 def statistics_settings(given: StatisticsSettings | Mapping[str, Any] | None) -> StatisticsSettings:
@@ -38,3 +39,20 @@ def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None
     for name in options:
         if name not in own:
             raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower])
+
+
+def check_server(aggregator: Aggregator, model_fn: object, data: object, example: object) -> None:
+    """Make sure that the server has what the method wants there.
+
+    Raises
+    ------
+    InvalidOption
+        It lacks something without which all the training would be in vain.
+    """
+    name = type(aggregator).__name__
+    if aggregator.requires_data and data is None:
+        raise InvalidOption(f"{name} needs batches on the server: pass data=")
+    if aggregator.requires_model and model_fn is None:
+        raise InvalidOption(f"{name} has to know the model: pass model_fn=")
+    if aggregator.requires_model and example is None and data is None:
+        raise InvalidOption(f"{name} has to trace the model: pass example=, one batch of inputs")

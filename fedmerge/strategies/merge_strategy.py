@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,24 +15,20 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.errors import InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
-from fedmerge.strategies.keywords import check_keywords, statistics_settings
+from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import request_of
+from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.recalibration import recalibrate
+from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
-from fedmerge.strategies.wire import (
-    Decoded,
-    reply_order,
-    to_arrays,
-    view_arrays,
-    weight_of,
-)
+from fedmerge.strategies.wire import Decoded, reply_order, to_arrays, view_arrays, weight_of
 from fedmerge.update import MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -40,15 +36,6 @@ __all__ = ["MergeReport", "MergeStrategy"]
 log = logging.getLogger("fedmerge")
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """Who took part in the last merge: client numbers, and those left out with the reason."""
-
-    round: int
-    accepted: tuple[int, ...]
-    dropped: tuple[BadUpdate, ...]
 
 
 class MergeStrategy(FlowerFedAvg):
@@ -75,6 +62,9 @@ class MergeStrategy(FlowerFedAvg):
         One batch of inputs, for methods that trace the model; taken from `data` where there are any.
     repair
         See :class:`~fedmerge.pipeline.Pipeline`.
+    checkpoint_dir, keep_checkpoints
+        Where to leave a checkpoint after every merge, and how many of the last stay. :meth:`start` goes on from the
+        newest that is whole. One folder serves one run.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes, \
 weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in ``flwr.serverapp.strategy.FedAvg``.
@@ -105,6 +95,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         data: Iterable[Any] | None = None,
         example: Tensor | None = None,
         repair: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        keep_checkpoints: int = 3,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -147,6 +139,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.seed = seed
         self.memory: dict[str, Tensor] = {}
         """What the method remembers between rounds: part of a checkpoint."""
+        self._checkpoints = (
+            None if checkpoint_dir is None else StrategyCheckpoints(Path(checkpoint_dir), keep_checkpoints)
+        )
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
         self._buffers = None if model_fn is None else module_state(model_fn())[1]
@@ -159,12 +154,19 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
 
         Only here, for whoever calls the other methods wants to see messages: a strategy wrapped around this one,
         a subclass that looks at replies, a metric function of one's own.
+
+        Raises
+        ------
+        RecordError
+            No checkpoint in ``checkpoint_dir`` can be used, or they are of another configuration or model.
         """
         unchanged = all(
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
         )
         self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
         try:
+            if self._checkpoints is not None:
+                return self._checkpoints.start(self, super().start, *arguments, **keywords)
             return super().start(*arguments, **keywords)
         finally:
             self._cohorts = False
@@ -184,7 +186,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         InvalidOption
             The method lacks something on the server that all the training would be in vain without.
         """
-        self._check_server()
+        check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         self._base, self._grid = view_arrays(arrays), grid
         if self.fraction_train == 0.0:
             return []
@@ -211,16 +213,6 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             context = MergeContext(base=self._base, round=server_round, seed=self.seed)
             return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         return self._construct_messages(record, nodes, "train")
-
-    def _check_server(self) -> None:
-        aggregator = self.pipeline.aggregator
-        name = type(aggregator).__name__
-        if aggregator.requires_data and self._data is None:
-            raise InvalidOption(f"{name} needs batches on the server: pass data=")
-        if aggregator.requires_model and self._model_fn is None:
-            raise InvalidOption(f"{name} has to know the model: pass model_fn=")
-        if aggregator.requires_model and self._example is None and self._data is None:
-            raise InvalidOption(f"{name} has to trace the model: pass example=, one batch of inputs")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -275,7 +267,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         else:
             accepted = [message.content for client, message in valid if client in taken]
             metrics = self.train_metrics_aggr_fn(accepted, self.weighted_by_key)
-        return to_arrays(result.state), metrics
+        arrays = to_arrays(result.state)
+        if self._checkpoints is not None:
+            self._checkpoints.save(self, server_round, arrays)
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

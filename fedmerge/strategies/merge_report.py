@@ -1,0 +1,18 @@
+"""What a strategy tells of its last merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedmerge.errors import BadUpdate
+
+__all__ = ["MergeReport"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Who took part in the last merge: client numbers, and those left out with the reason."""
+
+    round: int
+    accepted: tuple[int, ...]
+    dropped: tuple[BadUpdate, ...]

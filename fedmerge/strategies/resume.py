@@ -1,0 +1,112 @@
+"""Checkpoints of a strategy of ours, and going on from them: wherever the rounds run, deployments included."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Result
+
+from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.strategies.numbering import start_after
+from fedmerge.strategies.wire import to_arrays, view_arrays
+
+if TYPE_CHECKING:
+    from fedmerge.strategies.merge_strategy import MergeStrategy
+
+__all__ = ["StrategyCheckpoints"]
+
+log = logging.getLogger("fedmerge")
+
+
+@dataclass(frozen=True)
+class StrategyCheckpoints:
+    """A folder in which a strategy leaves its model and memory after every merge.
+
+    Parameters
+    ----------
+    folder
+        Where; one folder serves one run.
+    keep
+        How many of the last ones stay.
+
+    Raises
+    ------
+    InvalidOption
+        `keep` is less than one.
+    """
+
+    folder: Path
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise InvalidOption(f"keep_checkpoints must be at least 1, got {self.keep}")
+
+    def save(self, strategy: MergeStrategy, round: int, arrays: ArrayRecord) -> None:
+        """Keep the model that `strategy` merged in `round`, and what it remembers."""
+        sections = {"state": view_arrays(arrays), "memory": strategy.memory}
+        save_checkpoint(self.folder, Checkpoint(round, sections, {"strategy": _settings(strategy)}), keep=self.keep)
+
+    def start(self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+        """Call `start`, from the newest checkpoint if there is one.
+
+        Raises
+        ------
+        RecordError
+            None of the checkpoints can be used, or they are of other settings or another model.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        if checkpoint is None:
+            return start(*arguments, **keywords)
+        given = signature(start).bind(*arguments, **keywords)
+        given.apply_defaults()
+        self._check(checkpoint, _settings(strategy), given.arguments["initial_arrays"])
+        done, wanted = checkpoint.round, given.arguments["num_rounds"]
+        if done >= wanted:
+            log.warning(
+                "all %d rounds are in %s: nothing is left to run; for a new run choose another checkpoint_dir",
+                wanted, self.folder,
+            )  # fmt: skip
+        else:
+            log.info("continuing after round %d of %d, from %s", done, wanted, self.folder)
+        if strategy.pipeline.batch_norm == "local":
+            log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
+        strategy.memory = dict(checkpoint.section("memory"))
+        given.arguments["initial_arrays"] = to_arrays(checkpoint.section("state"))
+        # The server may have died between the merge, which is saved, and the test of its model.
+        return start_after(done, strategy, start, evaluate_again=True, **given.arguments)
+
+    def _check(self, checkpoint: Checkpoint, settings: Mapping[str, Any], initial: ArrayRecord) -> None:
+        known = checkpoint.facts.get("strategy", {})
+        other = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+        if other:
+            told = "; ".join(f"{key} was {known.get(key)}, is {settings.get(key)}" for key in other)
+            raise RecordError(
+                f"{self.folder} holds checkpoints of another configuration ({told}): "
+                "go on with the settings of before, or choose another checkpoint_dir"
+            )
+        if set(initial) != set(checkpoint.section("state")):
+            raise RecordError(
+                f"{self.folder} holds checkpoints of another model, whose tensors have other names: "
+                "choose another checkpoint_dir"
+            )
+
+
+def _settings(strategy: MergeStrategy) -> dict[str, Any]:
+    """All that must not change between the rounds of one run, as JSON can hold it."""
+    numbers = (
+        "fraction_train",
+        "fraction_evaluate",
+        "min_train_nodes",
+        "min_available_nodes",
+        "weighted_by_key",
+        "seed",
+    )
+    return {"method": repr(strategy.pipeline), **{name: getattr(strategy, name) for name in numbers}}
