@@ -52,7 +52,7 @@ def main() -> int:
         home = Path(scratch)
         environment = _environment(home)
         try:
-            status = _run(flwr, home, environment, config, arguments.out, clients, arguments.timeout)
+            status = _run(flwr, home, environment, config, arguments, clients)
         finally:
             _end(home)
     record = run_folder(arguments.out, arguments.method, arguments.seed)
@@ -69,6 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--method", default="fedavg")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=lambda text: Path(text).absolute(), required=True)
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left in --out")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds until the run is given up")
     return parser.parse_args()
 
@@ -107,7 +108,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _run(
-    flwr: str, home: Path, environment: dict[str, str], config: Config, out: Path, clients: int, timeout: float
+    flwr: str, home: Path, environment: dict[str, str], config: Config, arguments: argparse.Namespace, clients: int
 ) -> str:
     """Submit the app, show its log while it runs, and return the status that it ended with."""
     # The daemons start in an empty folder: what lies in their folder comes before the app's own code.
@@ -117,15 +118,16 @@ def _run(
     shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
     settings = home / "fedmerge.toml"
     write_toml(settings, config.model_dump(mode="json"))
-    values = {"config": str(settings), "method": config.methods[0], "out": str(out), "seed": config.seeds[0]}
-    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    values = {"config": str(settings), "method": config.methods[0], "out": str(arguments.out)}
+    numbers = {"seed": config.seeds[0], "resume": arguments.resume}
+    run_config = " ".join(f"{key}={json.dumps(value)}" for key, value in {**values, **numbers}.items())
     simulation = f"num-supernodes={clients} client-resources-num-cpus=1"
     command = [flwr, "run", str(app), "--run-config", run_config, "--federation-config", simulation, "--stream"]
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + arguments.timeout
     try:
-        subprocess.run(command, cwd=neutral, env=environment, check=False, timeout=timeout)
+        subprocess.run(command, cwd=neutral, env=environment, check=False, timeout=arguments.timeout)
     except subprocess.TimeoutExpired:
-        return f"still running after {timeout:g} s"
+        return f"still running after {arguments.timeout:g} s"
     # The log ends a moment before the run does.
     status = _status(flwr, neutral, environment)
     while not status.startswith(ENDED) and status != NOT_SUBMITTED and time.monotonic() < deadline:

@@ -37,6 +37,8 @@ def snapshot(strategy: Strategy, grid: Grid) -> Snapshot:
         if isinstance(grid, SimulationGrid):
             facts["clients"] = to_plain(grid.client_states(), tensors)
             facts["engine"] = grid.workers.chosen
+        elif isinstance(strategy, MergeStrategy) and strategy.pipeline.batch_norm == "local":
+            raise NotPlain("its clients keep batch norms where this process does not see them")
     except NotPlain as error:
         facts["unsaved"] = str(error)
     return Snapshot({"simulation": tensors}, facts)
@@ -55,7 +57,7 @@ def restore(checkpoint: Checkpoint, strategy: Strategy, grid: Grid) -> None:
     _remind(strategy, from_plain(facts["strategy"], tensors))
     if isinstance(strategy, MergeStrategy):
         strategy.memory = dict(checkpoint.section("memory"))
-    if isinstance(grid, SimulationGrid):
+    if isinstance(grid, SimulationGrid) and "clients" in facts:  # it may have been begun on another grid
         grid.set_client_states(from_plain(facts["clients"], tensors))
         grid.workers.chosen = facts["engine"]
 

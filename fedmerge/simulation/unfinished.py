@@ -85,6 +85,7 @@ def find_unfinished(folder: Path) -> Unfinished:
     RecordError
         There is nothing of the kind, or a configuration cannot be read.
     """
+    folder = folder if folder.name else folder.resolve()  # "." has no name to look at
     if not folder.exists() and not _partial(folder).exists():
         raise RecordError(f"{folder} does not exist: name the folder of a comparison or of a run")
     if (folder / PLAN).exists():

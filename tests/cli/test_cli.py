@@ -75,6 +75,22 @@ def test_run_wants_one_method_and_one_seed(monkeypatch, capsys, tmp_path):
     assert "2 methods" in err
 
 
+def test_resume_finishes_what_was_begun_and_draws_it(monkeypatch, capsys, tmp_path):
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--methods", "fedavg,fedatt", "--out", "a")
+    before = (tmp_path / "a" / "fedavg-seed0" / "rounds.jsonl").read_bytes()
+    # As a kill leaves it: one run finished, one begun.
+    (tmp_path / "a" / "fedatt-seed0").rename(tmp_path / "a" / "fedatt-seed0.partial")
+    for name in ("summary.csv", "convergence.png"):
+        (tmp_path / "a" / name).unlink()
+    code, out, _ = fedmerge(monkeypatch, capsys, "resume", "a")
+    assert code == 0
+    assert "a/summary.csv" in out
+    assert (tmp_path / "a" / "summary.csv").read_text().count("\n") == 3
+    assert (tmp_path / "a" / "fedavg-seed0" / "rounds.jsonl").read_bytes() == before
+    code, out, _ = fedmerge(monkeypatch, capsys, "resume", "a/fedatt-seed0")
+    assert (code, out.split()) == (0, ["a/fedatt-seed0"])
+
+
 def test_plot_draws_finished_runs(monkeypatch, capsys, tmp_path):
     fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "a")
     code, out, _ = fedmerge(monkeypatch, capsys, "plot", "a", "--out", "again.png", "--target", 0.5)
@@ -125,6 +141,8 @@ MISTAKES = {
     "workers": (["compare", "--workers", "many"], "workers"),
     "device": (["compare", "--device", "tpu9"], "device"),
     "assignment": (["compare", "--set", "rounds"], "key=value"),
+    "nothing to resume": (["resume", "nowhere"], "nowhere does not exist"),
+    "no run to resume": (["resume", "."], "holds no run"),
     "nothing to plot": (["plot", "nowhere"], "nowhere"),
     "all clients diverge": (
         ["compare", *SMALL, "--set", "training.learning_rate=1e38", "--set", "training.momentum=0.9"],

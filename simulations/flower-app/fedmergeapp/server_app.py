@@ -23,4 +23,5 @@ def main(grid: Grid, context: Context) -> None:
         )
     configured = experiment(context.run_config)
     numbered = NumberedGrid(grid, configured.num_clients)
-    print(run_on_grid(configured, str(context.run_config["method"]), numbered, out, print))
+    method, resume = str(context.run_config["method"]), bool(context.run_config["resume"])
+    print(run_on_grid(configured, method, numbered, out, print, resume=resume))
