@@ -9,7 +9,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types study one-shot bench figures wheel clean
+.PHONY: help install demo test check lint types study one-shot bench hostile figures wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ one-shot: $(STAMP) ## Run the one-shot comparisons of simulations/ (an hour and 
 
 bench: $(STAMP) ## Measure speed and memory of rounds beside a plain PyTorch loop (minutes; real data in FEDMERGE_DATA)
 	$(BIN)/fedmerge bench
+
+hostile: $(STAMP) ## Run the study of hostile clients (minutes, on digits), and draw it
+	$(BIN)/python simulations/hostile.py
+	$(BIN)/python plots/hostile.py
 
 figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py

@@ -19,13 +19,13 @@ def main() -> None:
         sys.exit("there are no records: run `python simulations/hostile.py` first, or name its folder")
     folders = sorted(path for path in records.iterdir() if path.is_dir())
     ends = outcomes(folders)
-    shares = sorted({end.share for end in ends})
     for attack, measure in sorted({(end.attack, end.measure) for end in ends}):
-        print(f"\n{attack}, {measure} in % at shares", *shares)
         shown = [end for end in ends if (end.attack, end.measure) == (attack, measure)]
+        shares = sorted({end.share for end in shown})
+        print(f"\n{attack}, {measure} in % at shares", *shares)
         for method in dict.fromkeys(end.method for end in shown):
-            means = [fmean(e.value for e in shown if (e.method, e.share) == (method, share)) for share in shares]
-            print(f"{method:34}", *(f"{mean:6.1f}" for mean in means))
+            found = [[e.value for e in shown if (e.method, e.share) == (method, share)] for share in shares]
+            print(f"{method:34}", *(f"{fmean(values):6.1f}" if values else "     -" for values in found))
     print(plot_hostile(folders, HERE))
 
 

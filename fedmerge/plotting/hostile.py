@@ -84,7 +84,11 @@ def plot_hostile(folders: Sequence[Path], out: Path) -> Path:
     drawn = outcomes(folders)
     if not drawn:
         raise RecordError("there is no run to draw: name comparisons with an attack, see simulations/hostile.py")
-    panels = sorted({(o.attack, o.measure) for o in drawn}, key=lambda panel: (panel[1] != "test_accuracy", panel[0]))
+    aimed = {o.attack for o in drawn if o.measure == "attack_success"}  # these have two panels, side by side
+    panels = sorted(
+        {(o.attack, o.measure) for o in drawn},
+        key=lambda panel: (panel[0] in aimed, panel[0], panel[1] == "attack_success"),
+    )
     looks = styles(o.method for o in drawn)
     with blank(3.1 * len(panels) + 2.4, 3.3) as figure:
         for axes, (attack, measure) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from fedmerge.data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
-from fedmerge.simulation import Experiment, SimulationGrid, compare, make_config
+from fedmerge.simulation import Experiment, SimulationGrid, compare, load_config, make_config
 from fedmerge.simulation.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate, SignFlip
 from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
@@ -164,3 +166,20 @@ def test_a_backdoor_wants_images_larger_than_its_patch_and_a_class_that_exists()
         Backdoor(size=4).stamped(images().train_x)
     with pytest.raises(ConfigError, match="class 7"):
         Backdoor(target=7).poisoned(images(), 5, np.random.default_rng(0))
+
+
+@pytest.mark.study
+def test_a_fifth_of_sign_flippers_ruins_the_mean_and_costs_robust_methods_three_points_at_most(tmp_path):
+    given = load_config(Path(__file__).parents[2] / "simulations" / "hostile-digits.toml")
+    robust = ["median", "trimmed_mean(trim=0.4)", "geometric_median", "krum(attackers=0.4,selected=12)"]
+
+    def accuracy(method, share):
+        rows = []
+        settings = {"methods": [method], "attack": {"share": share}}
+        assert not compare(make_config(given, settings), tmp_path / str(share), rows.append).failed
+        return fmean(row["test_accuracy"] for row in rows if row["round"] == given["rounds"])
+
+    clean = accuracy("fedavg", 0.0)
+    assert accuracy("fedavg", 0.2) < 0.3
+    for method in robust:
+        assert accuracy(method, 0.2) > clean - 0.03, method
