@@ -142,9 +142,11 @@ def run_on_grid(
     FedMergeError
         The run cannot go on, or its checkpoints cannot be used.
     """
-    measured = MeasuredGrid(grid, keep_trained=experiment.config.references)
     strategy = experiment.strategy(method)
     record, checkpoint = _record(experiment, method, out, resume)
+    # References are those of round 1: where that is over, nobody needs its messages.
+    first = checkpoint is None or checkpoint.round == 0
+    measured = MeasuredGrid(grid, keep_trained=experiment.config.references and first)
     recorder = Recorder(method, experiment, strategy=strategy, grid=measured, record=record, on_row=on_row)
     keywords: dict[str, Any] = {
         "grid": measured,
