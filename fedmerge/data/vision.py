@@ -1,16 +1,16 @@
-"""MNIST, Fashion-MNIST and CIFAR-10, read by torchvision."""
+"""MNIST, Fashion-MNIST and CIFAR-10: downloaded by torchvision, which also reads the last."""
 
 from __future__ import annotations
 
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
+from fedmerge.data.idx import read_idx
 from fedmerge.data.unpack import has_packed, unpack
 from fedmerge.errors import DataError
 
@@ -25,6 +26,25 @@ __all__ = ["load_cifar10", "load_fashion_mnist", "load_mnist"]
 
 _IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _CIFAR_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+
+class _Part(NamedTuple):
+    """Images, uint8 ``[n, H, W]`` or ``[n, H, W, C]``, and the class of each."""
+
+    images: Tensor | np.ndarray
+    labels: Tensor | np.ndarray | list[int]
+
+
+def _idx_part(root: Path, source: _Source, train: bool) -> _Part:
+    """Read without torchvision, whose import takes longer than all of the reading."""
+    images, labels = (root / source.folder / file for file in (_IDX_FILES[:2] if train else _IDX_FILES[2:]))
+    return _Part(read_idx(images, axes=3), read_idx(labels, axes=1))
+
+
+def _cifar_part(root: Path, source: _Source, train: bool) -> _Part:
+    """The batches are pickles, which torchvision opens only where their checksums are the published ones."""
+    batches = _reader(source)(root, train=train, download=False)
+    return _Part(batches.data, batches.targets)
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,8 @@ class _Source:
     files: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    read: Callable[[Path, _Source, bool], _Part]
     archive: str | None = None
 
     def expected(self, root: Path) -> str:
@@ -42,8 +64,13 @@ class _Source:
         return f"{', '.join(self.files)} (or {packed}) in {root / self.folder}"
 
 
-_MNIST = _Source("mnist", "MNIST", "MNIST/raw", _IDX_FILES, (0.1307,), (0.3081,))
-_FASHION = _Source("fashion_mnist", "FashionMNIST", "FashionMNIST/raw", _IDX_FILES, (0.2860,), (0.3530,))
+_DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_MNIST = _Source("mnist", "MNIST", "MNIST/raw", _IDX_FILES, (0.1307,), (0.3081,), _DIGITS, _idx_part)
+_FASHION = _Source(
+    "fashion_mnist", "FashionMNIST", "FashionMNIST/raw", _IDX_FILES, (0.2860,), (0.3530,), _CLOTHES, _idx_part
+)
 _CIFAR10 = _Source(
     "cifar10",
     "CIFAR10",
@@ -51,6 +78,8 @@ _CIFAR10 = _Source(
     _CIFAR_FILES,
     (0.4914, 0.4822, 0.4465),
     (0.2470, 0.2435, 0.2616),
+    _THINGS,
+    _cifar_part,
     archive="cifar-10-python.tar.gz",
 )
 
@@ -102,23 +131,29 @@ def load_cifar10(data_dir: Path) -> Dataset:
 
 
 def _load(source: _Source, data_dir: Path) -> Dataset:
-    reader = getattr(need("torchvision.datasets", f"data set {source.name!r}"), source.torchvision_class)
-    with _readable_root(source, data_dir, reader) as root:
-        train, test = _read(source, data_dir, root, reader, True), _read(source, data_dir, root, reader, False)
+    with _readable_root(source, data_dir) as root:
+        train, test = _read(source, data_dir, root, True), _read(source, data_dir, root, False)
     return Dataset(
         name=source.name,
-        train_x=_normalised(train.data, source),
-        train_y=torch.as_tensor(train.targets, dtype=torch.int64),
-        test_x=_normalised(test.data, source),
-        test_y=torch.as_tensor(test.targets, dtype=torch.int64),
-        num_classes=len(train.classes),
-        class_names=tuple(train.classes),
+        train_x=_normalised(train.images, source),
+        train_y=torch.as_tensor(train.labels, dtype=torch.int64),
+        test_x=_normalised(test.images, source),
+        test_y=torch.as_tensor(test.labels, dtype=torch.int64),
+        num_classes=len(source.class_names),
+        class_names=source.class_names,
     )
 
 
+def _reader(source: _Source) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(
+        need("torchvision.datasets", f"data set {source.name!r}"), source.torchvision_class
+    )
+    return found
+
+
 @contextmanager
-def _readable_root(source: _Source, data_dir: Path, reader: Any) -> Iterator[Path]:
-    """A folder from which torchvision can read: the user's own, or a temporary one with its files unpacked."""
+def _readable_root(source: _Source, data_dir: Path) -> Iterator[Path]:
+    """A folder with all files unpacked: the user's own, or a temporary one."""
     if all((data_dir / source.folder / file).is_file() for file in source.files):
         yield data_dir
     elif has_packed(data_dir, source.folder, source.files, source.archive):
@@ -129,11 +164,12 @@ def _readable_root(source: _Source, data_dir: Path, reader: Any) -> Iterator[Pat
                 raise _damaged(source, data_dir, error) from error
             yield Path(scratch)
     else:
-        _download(source, data_dir, reader)
+        _download(source, data_dir)
         yield data_dir
 
 
-def _download(source: _Source, data_dir: Path, reader: Any) -> None:
+def _download(source: _Source, data_dir: Path) -> None:
+    reader = _reader(source)
     try:
         reader(data_dir, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
@@ -145,9 +181,11 @@ def _download(source: _Source, data_dir: Path, reader: Any) -> None:
         ) from error
 
 
-def _read(source: _Source, data_dir: Path, root: Path, reader: Any, train: bool) -> Any:
+def _read(source: _Source, data_dir: Path, root: Path, train: bool) -> _Part:
     try:
-        return reader(root, train=train, download=False)
+        return source.read(root, source, train)
+    except DataError:
+        raise  # torchvision is missing
     # torchvision has no error of its own for a damaged file: it fails wherever the parsing stops.
     except Exception as error:
         raise _damaged(source, data_dir, error) from error

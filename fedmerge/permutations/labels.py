@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Classes", "Labels", "Vector"]
 
@@ -116,6 +114,10 @@ class Labels:
         return Classes(of_label, pinned, parent, tag)
 
     def _joined(self, more: list[tuple[Vector, Vector]]) -> Vector:
+        # Here, for it takes as long as the rest of fedmerge, which also starts where nothing is traced.
+        from scipy import sparse  # noqa: PLC0415
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
         pairs = [*self._ties, *more]
         rows = np.concatenate([a for a, _ in pairs]) if pairs else np.zeros(0, dtype=int)
         columns = np.concatenate([b for _, b in pairs]) if pairs else np.zeros(0, dtype=int)
