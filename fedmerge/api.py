@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
+from fedmerge.questions import Answer, Question, respond
 from fedmerge.registry import Entry, build, entries
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.state import State, module_state
@@ -98,7 +100,8 @@ def merge(
     models
         Modules of one architecture; none is modified.
     method
-        A name of :func:`methods`; ``+`` adds server steps, as in ``"fedavg+server_momentum"``.
+        A name of :func:`methods`; ``+`` adds server steps and refinements, as in
+        ``"fedavg+ridge_head"``.
     weights
         One number per model, such as its examples; only their ratios matter. Equal where not given.
     base
@@ -147,6 +150,8 @@ def merge(
     # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
     pipeline = build_pipeline(method, {parse_method(method)[0].name: options}, on_bad_update="raise", repair=repair)
     _, buffers = module_state(models[0])
+    if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
+        example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
     updates = []
@@ -162,6 +167,7 @@ def merge(
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
+        ask=None if clients is None else partial(_asked_at_hand, models[0], clients),
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
@@ -184,6 +190,13 @@ def _statistics(
         elif batches is not None:
             found[name] = compute_statistics(model, batches, [kind])[name]
     return found
+
+
+def _asked_at_hand(
+    model: nn.Module, clients: Sequence[Batches], questions: Sequence[Question], asked: Sequence[int]
+) -> list[tuple[int, list[Answer]]]:
+    """Answers of clients whose loaders are at hand: what each would send, and nothing else of its data."""
+    return [(i, [respond(question, model, clients[i]) for question in questions]) for i in sorted(asked)]
 
 
 class _AtHand:

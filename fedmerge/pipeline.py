@@ -15,10 +15,12 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
+from fedmerge.refine.base import Refinement
+from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.registry import build, entries
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
-from fedmerge.state import Layout, State, cast_like, is_finite, prefixed, with_prefix
+from fedmerge.state import Layout, State, WeightedSum, cast_like, is_finite, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import common_form
@@ -36,6 +38,8 @@ class MergeResult:
     memory: dict[str, Tensor]
     accepted: tuple[int, ...]
     dropped: tuple[BadUpdate, ...]
+    exchanges: tuple[Exchanged, ...] = ()
+    """What was asked of clients about the merged model, one entry an exchange."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Pipeline:
     repair
         What follows a method that re-orders neurons: ``"auto"`` measures batch norms anew on the server's data,
         where there are both; ``"rescale"`` also corrects every layer (REPAIR), which needs data.
+    refinements
+        Taken last, with further exchanges: clients send sums at the merged model, and judge what comes of them.
     """
 
     aggregator: Aggregator
@@ -69,6 +75,7 @@ class Pipeline:
     min_updates: int = 1
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     repair: Literal["auto", "rescale", "none"] = "auto"
+    refinements: tuple[Refinement, ...] = ()
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -130,15 +137,19 @@ class Pipeline:
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
+        self._check_clients(context)
         # What can be read twice is first read without a look at every client.
         if not isinstance(updates, Iterator) and isinstance(self.aggregator, Fold) and self.aggregator.shows_nan:
             intake = self._intake(reference, layout, context, self._refuse, trusting=True)
             merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
             if all(map(is_finite, merged.values())):
                 return self._completed(merged, own, intake, context, memory)
-        intake = self._intake(reference, layout, context, self._refuse)
-        merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
-        return self._completed(merged, own, intake, context, memory)
+        intake, mean = self._intake(reference, layout, context, self._refuse), WeightedSum()
+        read = intake.read(updates, self.min_updates)
+        if self.refinements and not isinstance(self.aggregator, Fold):
+            read = _averaged(read, mean)
+        merged, own = self.aggregator.merge(read, inner, remembered)
+        return self._completed(merged, own, intake, context, memory, mean)
 
     def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str] | None) -> Partial:
         """The sum over some of the clients, for methods that are sums: what a worker sends instead of its models.
@@ -177,6 +188,7 @@ class Pipeline:
             A bad update, under ``on_bad_update="raise"``.
         """
         base, memory = context.required_base("a fold"), memory or {}
+        self._check_clients(context)
         layout = Layout.of(base, buffers)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
@@ -216,10 +228,21 @@ class Pipeline:
             trusting=trusting,
         )
 
+    def _check_clients(self, context: MergeContext) -> None:
+        if self.refinements and context.ask is None:
+            kinds = ", ".join(type(one).__name__ for one in self.refinements)
+            raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
+
     def _completed(
-        self, merged: State, own: State, intake: Intake, context: MergeContext, memory: State
+        self,
+        merged: State,
+        own: State,
+        intake: Intake,
+        context: MergeContext,
+        memory: State,
+        mean: WeightedSum | None = None,
     ) -> MergeResult:
-        """Server steps, buffers and repair after combining."""
+        """Server steps, buffers, repair and refinements after combining; `mean` is of what was combined."""
         reference, base = intake.reference, _inner(context, intake.layout).base
         next_memory = with_prefix("aggregator", own)
         for i, step in enumerate(self.server_steps):
@@ -232,12 +255,25 @@ class Pipeline:
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
             repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
+        exchanges: tuple[Exchanged, ...] = ()
+        if self.refinements and context.ask is not None:
+            others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
+            found = refine(state, others, self.refinements, context.ask, intake.accepted, self.statistics)
+            state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
             tuple(intake.accepted),
             tuple(intake.dropped),
+            exchanges,
         )
+
+
+def _averaged(updates: Iterable[ClientUpdate], mean: WeightedSum) -> Iterator[ClientUpdate]:
+    """The updates, which are added to `mean` as they pass: often the better start for what follows."""
+    for update in updates:
+        mean.add(update.state, update.weight)
+        yield update
 
 
 def _wait(bad: BadUpdate) -> None:
@@ -264,8 +300,8 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     Parameters
     ----------
     method
-        An aggregator, then any server steps, joined by ``+``; options may stand behind each in parentheses,
-        as in ``"fedfisher(variant=diag)"``.
+        An aggregator, then any server steps and refinements, joined by ``+``; options may stand behind each in
+        parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
     options
         Hyper-parameters by part, which those in parentheses override:
         ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
@@ -285,12 +321,16 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     (ServerMomentum(momentum=0.9, learning_rate=1.0),)
     """
     options = options or {}
-    first, *steps = parse_method(method)
-    for step in steps:
-        if step.name not in entries("server step"):
-            raise UnknownName("server step", step.name, entries("server step"), f"In {method!r}.")
-    return Pipeline(
-        build("aggregator", first.name, {**options.get(first.name, {}), **first.options}),
-        tuple(build("server step", step.name, {**options.get(step.name, {}), **step.options}) for step in steps),
-        **settings,
-    )
+    first, *others = parse_method(method)
+    aggregator: Aggregator = build("aggregator", first.name, {**options.get(first.name, {}), **first.options})
+    if aggregator.refined_by:
+        others = [*parse_method(aggregator.refined_by), *others]
+    made: dict[str, list[Any]] = {"server step": [], "refinement": []}
+    known = {name: kind for kind in made for name in entries(kind)}
+    for part in others:
+        if part.name not in known:
+            raise UnknownName("server step or refinement", part.name, known, f"In {method!r}.")
+        kind = known[part.name]
+        made[kind].append(build(kind, part.name, {**options.get(part.name, {}), **part.options}))
+    refinements = tuple(made["refinement"])
+    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, **settings)

@@ -48,7 +48,7 @@ _ENTRIES: dict[str, Entry] = {}
 
 
 def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered]:
-    """Register a frozen dataclass, an aggregator or a server step, under `name`.
+    """Register a frozen dataclass, an aggregator, a refinement or a server step, under `name`.
 
     Parameters
     ----------
@@ -78,10 +78,11 @@ def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered
 
 @functools.cache
 def _discover() -> None:
-    """Import what registers: the folder of aggregators, and what other installed packages announce."""
-    package = importlib.import_module("fedmerge.aggregators")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    """Import what registers: aggregators, refinements, and what other installed packages announce."""
+    for folder in ("fedmerge.aggregators", "fedmerge.refine"):
+        package = importlib.import_module(folder)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()
@@ -93,7 +94,7 @@ def _discover() -> None:
 
 
 def entries(kind: str) -> Mapping[str, Entry]:
-    """Everything registered of one kind, by name: ``"aggregator"`` or ``"server step"``."""
+    """Everything registered of one kind, by name: ``"aggregator"``, ``"refinement"`` or ``"server step"``."""
     _discover()
     return {name: found for name, found in sorted(_ENTRIES.items()) if found.kind == kind}
 

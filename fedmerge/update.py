@@ -14,6 +14,7 @@ from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
+from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
 from fedmerge.state import State
@@ -112,6 +113,8 @@ class MergeContext:
     exchange
         Tells each client what is new and has it train on, for methods with several exchanges; the answers of those
         that replied hold what the stage asks for. None where clients cannot be reached.
+    ask
+        Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
     """
 
     base: State | None = None
@@ -121,6 +124,7 @@ class MergeContext:
     example: Tensor | None = None
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
+    ask: Ask | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 
-__all__ = ["WeightMatrix", "bias_of", "check_factor"]
+__all__ = ["WeightMatrix", "bias_of", "check_factor", "reordered_factor"]
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,27 @@ def check_factor(statistic: str, weight: str, side: str, factor: Tensor, state: 
         raise InvalidOption(f"statistic {statistic!r}: factor {side} of {weight!r} has a negative diagonal")
     if bool((factor - factor.transpose(-1, -2)).abs().max() > 1e-3 * scale):
         raise InvalidOption(f"statistic {statistic!r}: factor {side} of {weight!r} is not symmetric")
+
+
+def reordered_factor(weight: str, side: str, factor: Tensor, state: State, move: Callable[[State], State]) -> Tensor:
+    """One factor, of inputs (side ``"A"``) or outputs (``"G"``), once `move` has re-ordered the neurons of a model.
+
+    Raises
+    ------
+    InvalidOption
+        The layer has groups, between which neurons have moved.
+    """
+    shape = state[weight].shape
+    if side == "G":
+        numbers = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+        index = move({weight: numbers})[weight].reshape(shape[0], -1)[:, 0]
+    else:
+        numbers = torch.arange(shape[1:].numel()).reshape(1, *shape[1:]).expand(shape)
+        index = move({weight: numbers})[weight][0].flatten()
+        if factor.shape[-1] == len(index) + 1:
+            index = torch.cat([index, torch.tensor([len(index)])])  # the bias stays the last
+    if bool((index == torch.arange(len(index))).all()):
+        return factor
+    if factor.ndim == 3:
+        raise InvalidOption(f"neurons of {weight!r}, a convolution with groups, have moved: its factors cannot follow")
+    return factor[index][:, index]

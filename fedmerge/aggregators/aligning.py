@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import build
 from fedmerge.state import State
+from fedmerge.statistics import Statistic
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["Aligning", "Permuting"]
@@ -36,6 +37,8 @@ class Aligning(Aggregator):
     """
 
     requires_model: ClassVar[bool] = True
+    carries_statistics: ClassVar[bool] = False
+    """Whether what clients measured is re-ordered with their neurons."""
 
     combine: str = field(default="fedavg", kw_only=True)
 
@@ -43,7 +46,7 @@ class Aligning(Aggregator):
         combiner, name = self.combiner, f"{type(self).__name__}: combine = {self.combine!r}"
         if isinstance(combiner, Aligning):
             raise InvalidOption(f"{name} aligns once more: name a method that merges what is aligned, such as median")
-        if combiner.needs:
+        if combiner.needs and not self.carries_statistics:
             raise InvalidOption(f"{name} needs statistics, which do not follow the neurons: name one that needs none")
         if combiner.requires_base:
             raise InvalidOption(f"{name} looks at updates, but the base is not aligned: name one that needs no base")
@@ -57,6 +60,11 @@ class Aligning(Aggregator):
         made: Aggregator = build("aggregator", name.name, name.options)
         return made
 
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """What the combination needs."""
+        return self.combiner.needs
+
     @abstractmethod
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
         """Updates that may be averaged tensor by tensor, one at a time."""
@@ -68,6 +76,8 @@ class Aligning(Aggregator):
 
 class Permuting(Aligning):
     """Alignment by permutations, which leave every client's function as it is."""
+
+    carries_statistics: ClassVar[bool] = True
 
     @abstractmethod
     def permutations(
@@ -82,5 +92,11 @@ class Permuting(Aligning):
             return
         spec = context.symmetries(updates[0].state, type(self).__name__)
         found = self.permutations(spec, updates, context)
+        carried = {kind.name: kind for kind in self.needs}
         for update, perms in zip(updates, found, strict=True):
-            yield replace(update, state=spec.apply(update.state, perms))
+            move = partial(spec.apply, perms=perms)
+            statistics = {
+                name: carried[name].reordered(value, update.state, move) if name in carried else value
+                for name, value in update.statistics.items()
+            }
+            yield replace(update, state=spec.apply(update.state, perms), statistics=statistics)

@@ -43,6 +43,11 @@ class Aggregator(ABC):
         """Statistics that clients must measure after training."""
         return ()
 
+    @property
+    def refined_by(self) -> str:
+        """Refinements that belong to the method, as one would write them behind its name: ``"ridge_head"``."""
+        return ""
+
     @abstractmethod
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Merge `updates` into one state.

@@ -18,8 +18,10 @@ from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import FisherDiag
 from fedmerge.statistics.fisher_kfac import FisherKfac
 from fedmerge.statistics.gram import Gram
+from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
+from fedmerge.statistics.loss_gradient import LossGradient
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
@@ -30,7 +32,10 @@ __all__ = [
     "FisherDiag",
     "FisherKfac",
     "Gram",
+    "HeadGradient",
+    "HeadSums",
     "LocalSteps",
+    "LossGradient",
     "Statistic",
     "StatisticsSettings",
     "compute_statistics",
@@ -38,7 +43,19 @@ __all__ = [
 ]
 
 _KINDS: Mapping[str, type[Statistic]] = {
-    kind.name: kind for kind in (LocalSteps, BatchNormMoments, ClassCounts, FisherDiag, FisherKfac, Gram, Activations)
+    kind.name: kind
+    for kind in (
+        LocalSteps,
+        BatchNormMoments,
+        ClassCounts,
+        FisherDiag,
+        FisherKfac,
+        Gram,
+        Activations,
+        HeadSums,
+        HeadGradient,
+        LossGradient,
+    )
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -63,6 +63,10 @@ class Statistic(ABC):
                 raise InvalidOption(
                     f"statistic {self.name!r}: {name!r} has {bad} of {tensor.numel()} entries NaN or infinite"
                 )
+
+    def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
+        """A value of the model with parameters `state` as it is once `move` has re-ordered the model's neurons."""
+        return value
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,6 +85,10 @@ class FisherDiag(FisherStatistic):
         super().check(value, state)
         for name, tensor in value.items():
             check_diagonal(self.name, name, tensor, state)
+
+    def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
+        """Entries follow their parameters."""
+        return dict(move(value))
 
 
 def check_diagonal(statistic: str, name: str, tensor: Tensor, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor
+from fedmerge.weights import check_factor, reordered_factor
 
 __all__ = ["FisherKfac"]
 
@@ -100,3 +101,14 @@ class FisherKfac(FisherStatistic):
                     raise InvalidOption(f"statistic {self.name!r}: {name!r} is there, {other!r} is missing")
             else:
                 raise InvalidOption(f"statistic {self.name!r}: {name!r} ends in none of .A, .G and .diag")
+
+    def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
+        """Rows and columns of the factors follow the neurons."""
+        moved = {}
+        for name, tensor in value.items():
+            parameter, _, part = name.rpartition(".")
+            if part == "diag":
+                moved[name] = move({parameter: tensor})[parameter]
+            else:
+                moved[name] = reordered_factor(parameter, part, tensor, state, move)
+        return moved

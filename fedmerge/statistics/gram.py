@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor
+from fedmerge.weights import check_factor, reordered_factor
 
 __all__ = ["Gram"]
 
@@ -67,3 +68,7 @@ class Gram(LayerStatistic):
             check_factor(self.name, name, "A", tensor, state)
             if not tensor.numel():
                 raise InvalidOption(f"statistic {self.name!r}: {name!r} is empty")
+
+    def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
+        """Rows and columns follow the neurons that go in."""
+        return {name: reordered_factor(name, "A", tensor, state, move) for name, tensor in value.items()}

@@ -1,0 +1,73 @@
+"""What a refinement is: a stage after the merge in which clients send sums and the server proposes a better model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedmerge.questions import Question
+from fedmerge.state import State
+from fedmerge.statistics import Statistic
+
+__all__ = ["Proposal", "Refinement", "Step", "Sums"]
+
+Sums = Mapping[str, Mapping[str, Tensor]]
+"""Means over all examples of all clients, by statistic and name, float64."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Models around the present one, for the clients' held-out examples to choose from.
+
+    Parameters
+    ----------
+    directions
+        What may be added to the present model.
+    points
+        Factors per direction. The first point, all zeros, is the present model: no stage has to make things worse.
+    preferred
+        The point that the next stage may measure at before it is known which is best; a wrong guess costs an exchange.
+    """
+
+    directions: tuple[State, ...]
+    points: tuple[tuple[float, ...], ...]
+    preferred: int
+
+    def around(self, base: State) -> Question:
+        """The question which point is best."""
+        return Question(base, self.directions, self.points, self.preferred)
+
+
+class Step(ABC):
+    """One exchange of a refinement."""
+
+    dear: ClassVar[bool] = False
+    """Whether what clients measure is so large, or takes so long, that it is not measured on a guess."""
+
+    @abstractmethod
+    def needs(self) -> tuple[Statistic, ...]:
+        """What clients measure at the present model."""
+
+    @abstractmethod
+    def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
+        """Better models than `state`, or None; and what the next steps of the merge should know.
+
+        Raises
+        ------
+        InvalidOption
+            It does not apply to this model: the stage is skipped with this reason.
+        """
+
+
+class Refinement(ABC):
+    """A stage behind an aggregator, ``fedavg+ridge_head``: a frozen dataclass that says which steps are taken."""
+
+    kind: ClassVar[str] = "refinement"
+
+    @abstractmethod
+    def steps(self) -> tuple[Step, ...]:
+        """The exchanges, one after the other."""

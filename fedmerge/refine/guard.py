@@ -1,0 +1,170 @@
+"""Take refinements one exchange after the other, and keep only what the clients' held-out examples find better."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.questions import Answer, Ask, Question, pooled
+from fedmerge.refine.base import Proposal, Refinement, Step
+from fedmerge.state import State
+from fedmerge.statistics import Statistic
+from fedmerge.statistics.settings import StatisticsSettings
+
+__all__ = ["Exchanged", "Refined", "refine"]
+
+log = logging.getLogger("fedmerge")
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What one exchange was about, and where it led.
+
+    Parameters
+    ----------
+    judged
+        Name of the step whose proposal was judged; empty where none was.
+    loss
+        Mean held-out loss of the model that was chosen; NaN where nothing was judged.
+    point
+        Factors of the point that was chosen, all zeros where the proposal was declined.
+    measured
+        Statistics that clients sent for the next step.
+    state
+        The model as it stood after the exchange.
+    """
+
+    judged: str
+    loss: float
+    point: tuple[float, ...]
+    measured: tuple[str, ...]
+    state: State = field(repr=False)
+
+
+@dataclass
+class Refined:
+    """The model after all stages, and the exchanges that led to it."""
+
+    state: dict[str, Tensor]
+    exchanges: list[Exchanged] = field(default_factory=list)
+
+
+def refine(
+    state: State,
+    alternatives: Sequence[State],
+    refinements: Sequence[Refinement],
+    ask: Ask,
+    clients: Sequence[int],
+    settings: StatisticsSettings,
+) -> Refined:
+    """Improve a merged model by sums from its clients.
+
+    The first step is taken from the merge and from every alternative; the best of what comes out goes on. From then
+    on a step's proposal is judged in the exchange in which the next step's statistics are measured, at the point that
+    is likely best; where another point is found better, they are measured anew. A proposal of which no point is better
+    than the present model is declined, and a step that does not apply to the model is skipped with its reason.
+
+    Parameters
+    ----------
+    state
+        The merged model, buffers included.
+    alternatives
+        Other merges of the same clients, such as their mean.
+    refinements
+        Stages, in order.
+    ask, clients
+        How to reach clients, and which are asked.
+    settings
+        How they send what they measure.
+    """
+    walk = _Walk(Refined(dict(state)), ask, clients, settings)
+    steps = [step for refinement in refinements for step in refinement.steps()]
+    memory: State = {}
+    if alternatives:
+        memory = walk.start([state, *alternatives], steps.pop(0) if steps else None)
+    proposal, proposed_by = None, ""
+    for step in steps:
+        if step.dear and proposal is not None:
+            walk.judge(proposal, proposed_by)
+            proposal = None
+        try:
+            sums = walk.judge(proposal, proposed_by, step.needs())
+            proposal, memory = step.propose(walk.refined.state, sums.statistics, memory)
+        except InvalidOption as error:
+            log.warning("%s is skipped: %s", _name(step), error)
+            proposal = None
+        proposed_by = _name(step)
+    if proposal is not None:
+        walk.judge(proposal, proposed_by)
+    return walk.refined
+
+
+@dataclass
+class _Walk:
+    """Where the refinement stands; every method is an exchange or two."""
+
+    refined: Refined
+    ask: Ask
+    clients: Sequence[int]
+    settings: StatisticsSettings
+
+    def start(self, branches: Sequence[State], step: Step | None) -> State:
+        """Take the first step from each of several models, and go on with the best; the step's memory."""
+        proposals: list[Proposal] = [Proposal((), ((),), 0)] * len(branches)
+        memories: list[State] = [{}] * len(branches)
+        if step is not None:
+            try:
+                found = self._asked([Question(branch) for branch in branches], step.needs())
+                for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
+                    proposal, memories[i] = step.propose(branch, sums.statistics, {})
+                    proposals[i] = proposal or proposals[i]
+            except InvalidOption as error:
+                log.warning("%s is skipped: %s", _name(step), error)
+        questions = [proposal.around(branch) for proposal, branch in zip(proposals, branches, strict=True)]
+        losses = [answer.loss for answer in self._asked(questions)]
+        best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
+        log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
+        self._move(questions[best], losses[best], _name(step) if step else "merge")
+        return memories[best]
+
+    def judge(self, proposal: Proposal | None, proposed_by: str, needs: Sequence[Statistic] = ()) -> Answer:
+        """Move to the best point of a proposal; statistics as they are there."""
+        if proposal is None:
+            return self._asked([Question(self.refined.state)], needs)[0]
+        question = proposal.around(self.refined.state)
+        found = self._asked([question], needs)[0]
+        best = self._move(question, found.loss, proposed_by)
+        if needs and best != proposal.preferred:
+            return self._asked([Question(self.refined.state)], needs)[0]
+        return found
+
+    def _move(self, question: Question, losses: Tensor, proposed_by: str) -> int:
+        best = int(torch.argmin(losses))
+        self.refined.state = question.point(best)
+        log.info("%s: held-out loss %.4f to %.4f", proposed_by, float(losses[0]), float(losses[best]))
+        self.refined.exchanges[-1] = replace(
+            self.refined.exchanges[-1],
+            judged=proposed_by,
+            loss=float(losses[best]),
+            point=question.points[best],
+            state=self.refined.state,
+        )
+        return best
+
+    def _asked(self, questions: Sequence[Question], needs: Sequence[Statistic] = ()) -> list[Answer]:
+        """One exchange."""
+        kinds = tuple(self.settings.applied(kind) for kind in needs)
+        asked = [replace(question, needs=kinds) for question in questions]
+        found = pooled(asked, self.ask(asked, self.clients))
+        names = tuple(kind.name for kind in kinds)
+        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state))
+        return found
+
+
+def _name(step: Step) -> str:
+    return type(step).__name__
