@@ -3,9 +3,10 @@
     python simulations/flower_keys.py keys --supernodes 2 --host superlink.example.org
 
 writes ``ca.crt`` (whom everybody trusts), ``server.pem`` and ``server.key`` (the SuperLink's certificate, for
-localhost, 127.0.0.1 and every --host), and for each SuperNode ``supernode-0`` (its private key) and ``supernode-0.pub``
-(to register). The authority's own key is forgotten: nobody can sign a further certificate with it. Meant for
-trials: who has an authority takes its certificate.
+localhost, 127.0.0.1 and every --host), and for each SuperNode ``supernode-0`` (its private key), ``supernode-0.pub``
+(to register), ``supernode-0.pem`` and ``supernode-0.key`` (its certificate towards its own processes, for localhost and
+127.0.0.1 only). The authority's own key is forgotten: nobody can sign a further certificate with it. Meant for trials:
+who has an authority takes its certificates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-LOOPBACK = ("localhost", "127.0.0.1")
+LOOPBACK: tuple[str, ...] = ("localhost", "127.0.0.1")
 
 
 def make_keys(folder: Path, supernodes: int, hosts: tuple[str, ...] = (), *, days: int = 365) -> None:
@@ -35,13 +36,15 @@ def make_keys(folder: Path, supernodes: int, hosts: tuple[str, ...] = (), *, day
         One is there already: a key that others rely on is not replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    authority, server = _new_key(), _new_key()
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedmerge trial authority")])
+    authority = _new_key()
+    issuer = _name("fedmerge trial authority")
     _write(folder / "ca.crt", _pem(_certificate(issuer, issuer, authority, authority, days)))
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SuperLink")])
-    names = [_alternative(host) for host in dict.fromkeys(LOOPBACK + hosts)]
-    _write(folder / "server.pem", _pem(_certificate(subject, issuer, server, authority, days, names)))
-    _write(folder / "server.key", server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), secret=True)
+    for name, served in [("server", hosts), *((f"supernode-{number}", ()) for number in range(supernodes))]:
+        key = _new_key()
+        names = [_alternative(host) for host in dict.fromkeys(LOOPBACK + served)]
+        _write(folder / f"{name}.pem", _pem(_certificate(_name(name), issuer, key, authority, days, names)))
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _write(folder / f"{name}.key", private, secret=True)
     for number in range(supernodes):
         make_supernode_key(folder / f"supernode-{number}")
 
@@ -56,6 +59,10 @@ def make_supernode_key(path: Path) -> None:
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _alternative(host: str) -> x509.GeneralName:

@@ -25,6 +25,7 @@ from flower_processes import (
 )
 
 CONNECTION = "deployment"
+_STRANGER = "stranger"
 _REFUSAL = "Failed to activate SuperNode"  # what the SuperLink of flwr 1.41 answers to a key that it does not know
 
 
@@ -69,7 +70,7 @@ class Deployment:
         self.address = f"127.0.0.1:{port}"
         if self.secure:
             make_keys(self.keys, supernodes)
-        security = [*self._certificates(), "--enable-supernode-auth"] if self.secure else ["--insecure"]
+        security = [*self._certificates("server"), "--enable-supernode-auth"] if self.secure else ["--insecure"]
         self._start(
             "superlink",
             ["flower-superlink", *security, "--host", "127.0.0.1", "--port", str(port)],
@@ -95,17 +96,16 @@ class Deployment:
         Raises
         ------
         DeploymentError
-            It is still there after `patience` seconds, it got a number as one of the SuperNodes has it, or it ended for
+            It is still there after `patience` seconds, it is among those online, or it ended for
             another reason than its key.
         """
-        name = "stranger"
-        make_supernode_key(self.keys / name)
-        self._start_supernode(name, *free_ports(1), "partition-id=0 num-partitions=1")
-        process = self.servers.pop(name)
+        make_supernode_key(self.keys / _STRANGER)
+        self._start_supernode(_STRANGER, *free_ports(1), "partition-id=0 num-partitions=1")
+        process = self.servers.pop(_STRANGER)
         until = min(time.monotonic() + patience, self.deadline)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.5)
-        log = last_lines(self._log(name))
+        log = last_lines(self._log(_STRANGER))
         online = [node for node in self._supernodes() if node.get("status") == "online"]
         if process.poll() is None or online:
             raise DeploymentError(f"the unregistered SuperNode was NOT refused; its log:\n{log}")
@@ -151,16 +151,17 @@ class Deployment:
         security = ["--insecure"]
         if self.secure:
             trust = ["--root-certificates", str(self.keys / "ca.crt")]
-            security = [*trust, *self._certificates(), "--auth-supernode-private-key", str(self.keys / name)]
+            own = self._certificates("supernode-0" if name == _STRANGER else name)
+            security = [*trust, *own, "--auth-supernode-private-key", str(self.keys / name)]
         self._start(
             name,
             ["flower-supernode", *security, "--superlink", self.address, "--host", "127.0.0.1", "--port", str(port)],
             ["--node-config", node_config],
         )
 
-    def _certificates(self) -> list[str]:
-        """Those of a server: the SuperLink, and each SuperNode towards its own processes."""
-        files = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
+    def _certificates(self, name: str) -> list[str]:
+        """Those of a server: of the SuperLink, or of a SuperNode towards its own processes."""
+        files = {"ca-certfile": "ca.crt", "certfile": f"{name}.pem", "keyfile": f"{name}.key"}
         return [part for option, file in files.items() for part in (f"--ssl-{option}", str(self.keys / file))]
 
     def _start(self, name: str, command: list[str], more: list[str]) -> None:

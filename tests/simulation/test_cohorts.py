@@ -20,7 +20,7 @@ from fedmerge.simulation.grid import make_workers
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training import LocalTraining
-from tests.federation import CLIENTS, initial, slow_app, tiny_app, tiny_data, tiny_model
+from tests.federation import CLIENTS, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
 
 METHODS = ["fedavg", "fednova", "fedatt", "fisher", "regmean", "gradient_matching", "fedfisher", "mats"]
 
@@ -126,10 +126,13 @@ def test_whoever_wants_messages_gets_them():
             seen.append(isinstance(answer, CohortAnswer))
             return answer
 
-    def start(strategy):
+    def start(strategy, *mods):
         seen.clear()
-        strategy.start(Spy(tiny_app(), CLIENTS), initial(), num_rounds=1)
+        strategy.start(Spy(tiny_app(*mods, model_fn=plain_model), CLIENTS), initial(plain_model), num_rounds=1)
         return seen[0]
+
+    def mod(message, context, call_next):
+        return call_next(message, context)
 
     def metrics(contents, key):
         assert all(isinstance(content, RecordDict) for content in contents)
@@ -138,6 +141,7 @@ def test_whoever_wants_messages_gets_them():
     wrapped = DifferentialPrivacyServerSideFixedClipping(MergeStrategy("fedavg"), 0.1, 1.0, CLIENTS)
     assert start(MergeStrategy("fedavg"))
     assert not start(wrapped)
+    assert not start(MergeStrategy("fedavg"), mod)
     assert not start(Messages("fedavg"))
     assert not start(MergeStrategy("fedavg", train_metrics_aggr_fn=metrics))
 

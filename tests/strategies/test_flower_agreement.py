@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, Strategy
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.simulation import SimulationGrid
@@ -114,19 +114,6 @@ def test_raise_policy_turns_a_bad_update_into_an_error():
     states[0]["3.bias"][0] = float("inf")
     with pytest.raises(Exception, match=r"client 10.*3\.bias"):
         prepared(FedAvg(on_bad_update="raise")).aggregate_train(1, [reply(10, states[0]), reply(11, states[1])])
-
-
-def test_survives_flowers_privacy_wrapper():
-    wrapper = DifferentialPrivacyServerSideFixedClipping(
-        FedAvg(fraction_evaluate=0.0), noise_multiplier=0.0, clipping_norm=1e6, num_sampled_clients=CLIENTS
-    )
-    with SimulationGrid(tiny_app(), CLIENTS) as grid:
-        wrapped = wrapper.start(grid, initial(), num_rounds=2)
-    with SimulationGrid(tiny_app(), CLIENTS) as grid:
-        bare = FedAvg(fraction_evaluate=0.0).start(grid, initial(), num_rounds=2)
-    np.testing.assert_allclose(
-        wrapped.arrays["0.weight"].numpy(), bare.arrays["0.weight"].numpy(), rtol=1e-4, atol=1e-5
-    )
 
 
 def test_sampling_is_seeded_and_differs_between_rounds():
