@@ -21,10 +21,11 @@ from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.failures import answered
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.strategies.privacy import check_not_refused, check_private
+from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
@@ -227,7 +228,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if isinstance(replies, CohortAnswer):
             nodes = {one.client: one.node for one in replies.trained}
         else:
-            valid = reply_order(m for m in check_not_refused(replies) if not m.has_error())
+            valid = reply_order(answered(replies))
             nodes = {client: m.metadata.src_node_id for client, m in valid}
         if not nodes:
             return None, None

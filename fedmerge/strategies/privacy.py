@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from types import FrameType
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -14,10 +13,10 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
 )
 
-from fedmerge.errors import InvalidOption, NoUsableUpdates
+from fedmerge.errors import InvalidOption
 from fedmerge.pipeline import Pipeline
 
-__all__ = ["check_not_refused", "check_private"]
+__all__ = ["check_private"]
 
 _WRAPPERS = (
     DifferentialPrivacyServerSideFixedClipping,
@@ -26,7 +25,6 @@ _WRAPPERS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
 )
 _FLOATS = ("float16", "float32", "float64")
-_MOD_FAILED_PRECONDITION = 6  # flwr.common.constant.ErrorCode.MOD_FAILED_PRECONDITION
 
 
 def _wrapper() -> str | None:
@@ -81,25 +79,3 @@ def _not_clippable(arrays: ArrayRecord) -> str | None:
                 "take a model without such tensors (group norm keeps no count of batches, as batch norm does)"
             )
     return None
-
-
-def check_not_refused(replies: Iterable[Message]) -> list[Message]:
-    """The same replies, unless all are errors, and one of a mod that cannot take what the method exchanges.
-
-    Other failures may pass; a mod such as ``LocalDpMod`` refuses in every round, and no round would change the model.
-
-    Raises
-    ------
-    NoUsableUpdates
-        So it is.
-    """
-    replies = list(replies)
-    if not all(reply.has_error() for reply in replies):
-        return replies
-    for reply in replies:
-        if reply.error.code == _MOD_FAILED_PRECONDITION:
-            raise NoUsableUpdates(
-                "no client could reply, for a mod of its ClientApp refuses what the method exchanges: "
-                f"{reply.error.reason} Take a method that merges models alone, such as fedavg, or leave out the mod."
-            )
-    return replies

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, FedMergeError, ModelError
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.strategies.privacy import check_not_refused
+from fedmerge.strategies.failures import answered
 from fedmerge.strategies.wire import decode_update, from_arrays, reply_order, to_arrays
 from fedmerge.update import ClientUpdate
 
@@ -78,9 +78,8 @@ def exchange(
         )
         for client, news in sent.items()
     ]
-    replies = check_not_refused(grid.send_and_receive(messages))
     updates = []
-    for client, reply in reply_order(m for m in replies if not m.has_error()):
+    for client, reply in reply_order(answered(grid.send_and_receive(messages))):
         try:
             updates.append(decode_update(client, reply.content, arrays_key, weight_key))
         except BadUpdate as bad:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -100,11 +102,12 @@ def test_replies_without_model_or_weight_are_bad_updates():
     assert "num-examples" in reasons[12]
 
 
-def test_error_replies_are_tolerated_and_nothing_but_errors_keeps_the_model():
+def test_error_replies_are_tolerated_and_nothing_but_errors_keeps_the_model(caplog):
     good = replies((0, 1))
-    failed = Message(Error(code=2, reason="boom"), reply_to=good[0])
+    failed = Message(Error(code=2, reason="boom\na traceback"), reply_to=good[0])
     merged, _ = prepared(FedAvg()).aggregate_train(1, [failed, *good])
     assert merged is not None
+    assert [message for _, level, message in caplog.record_tuples if level == logging.WARNING][-1].endswith(": boom")
     assert prepared(FedAvg()).aggregate_train(1, [failed]) == (None, None)
     assert prepared(FedAvg()).aggregate_train(1, []) == (None, None)
 
