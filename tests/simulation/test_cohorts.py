@@ -161,6 +161,21 @@ def test_an_order_is_its_messages_to_a_grid_that_does_not_know_it():
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_an_order_gives_the_same_messages_again():
+    """Flower's grid of a deployment reads them twice: it numbers them, then it sends those that have numbers."""
+    orders = []
+
+    class Grid(SimulationGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            orders.append(messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    run(MergeStrategy("fedavg"), Grid(tiny_app(), CLIENTS))
+    (order, *_) = [given for given in orders if isinstance(given, CohortOrder)]
+    assert len(list(order)) == CLIENTS
+    assert all(one is again for one, again in zip(order, order, strict=True))
+
+
 def test_known_clients_cost_nothing():
     asked = []
 

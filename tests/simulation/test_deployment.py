@@ -63,11 +63,13 @@ def assert_nothing_left(folder):
 def assert_agrees(done, folder, methods):
     assert done.returncode == 0, done.stdout + done.stderr
     found = dict(re.findall(r"^(\S+)-seed0: largest relative difference from the simulation (\S+)$", done.stdout, re.M))
+    print(found)  # pytest -rP shows it
     assert list(found) == methods
     assert all(float(difference) <= 1e-5 for difference in found.values())
     for method in methods:
         rows = [json.loads(line) for line in (folder / "out" / f"{method}-seed0" / "rounds.jsonl").open()]
-        assert [row["clients_ok"] for row in rows] == [0, *[2] * (len(rows) - 1)]
+        assert [row["clients_failed"] for row in rows] == [0] * len(rows)
+        assert all(row["clients_ok"] >= 2 for row in rows[1:])
         assert rows[-1]["engine"] == "messages"
     assert_nothing_left(folder)
 
