@@ -9,7 +9,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types study one-shot bench hostile figures wheel clean
+.PHONY: help install demo test check lint types study one-shot bench hostile deploy figures wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ bench: $(STAMP) ## Measure speed and memory of rounds beside a plain PyTorch loo
 hostile: $(STAMP) ## Run the study of hostile clients (minutes, on digits), and draw it
 	$(BIN)/python simulations/hostile.py
 	$(BIN)/python plots/hostile.py
+
+deploy: $(STAMP) ## Run three methods on a SuperLink and two SuperNodes with TLS, and compare with the simulation (minutes)
+	$(BIN)/python simulations/deploy.py simulations/deploy.toml --check --stranger --out runs/deploy
 
 figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py

@@ -24,6 +24,13 @@ def tiny_model() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
+def plain_model() -> nn.Module:
+    """The same without batch norm: nothing but parameters, as differential privacy wants it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
 def tiny_data(partition: int, total: int) -> ClientData:
     """8, 12 or 16 examples for training and 4 held out, different for every client."""
     generator = torch.Generator().manual_seed(partition)
@@ -32,9 +39,9 @@ def tiny_data(partition: int, total: int) -> ClientData:
     return ClientData(x[:n], y[:n], x[n:], y[n:])
 
 
-def tiny_app():
+def tiny_app(*mods, model_fn=tiny_model):
     """The federation's ClientApp."""
-    return client_app(tiny_model, tiny_data, training=TRAINING)
+    return client_app(model_fn, tiny_data, training=TRAINING, mods=mods)
 
 
 def slow_data(partition: int, total: int) -> ClientData:
@@ -48,9 +55,9 @@ def slow_app():
     return client_app(tiny_model, slow_data, training=TRAINING)
 
 
-def initial() -> ArrayRecord:
+def initial(model_fn=tiny_model) -> ArrayRecord:
     """The initial global model."""
-    return to_arrays(tiny_model().state_dict())
+    return to_arrays(model_fn().state_dict())
 
 
 def noisy_states(count: int = CLIENTS) -> list[dict[str, torch.Tensor]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tomllib
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import fedmerge
 from fedmerge import registry
-from fedmerge.strategies import MergeStrategy
+from fedmerge.simulation import SimulationGrid
+from fedmerge.strategies import MergeStrategy, to_arrays
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +48,45 @@ def test_the_readmes_server_app_loads():
     exec(compile(app, "readme", "exec"), scope)
     assert scope["app"]
     assert len(app.strip().splitlines()) <= 12
+
+
+def test_the_app_of_the_deployment_guide_runs_as_it_stands(tmp_path):
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    names = re.findall(r"`digits-app/([\w/]+\.py|pyproject\.toml)`", text)
+    sources = [source for _, source in re.findall(r"```(python|toml)\n(.*?)```", text, flags=re.DOTALL)]
+    assert names == ["pyproject.toml", *(f"digitsapp/{name}.py" for name in ("task", "client_app", "server_app"))]
+    (tmp_path / "digits-app" / "digitsapp").mkdir(parents=True)
+    for name, source in zip(names, sources[:4], strict=True):
+        (tmp_path / "digits-app" / name).write_text(source)
+    settings = tomllib.loads(sources[0])["tool"]["flwr"]["app"]
+    command = [sys.executable, "-c", sources[4].replace("/tmp/digits", str(tmp_path))]
+    path = os.pathsep.join([str(tmp_path / "digits-app"), str(ROOT)])
+    subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path})
+    assert load_file(tmp_path / "model.safetensors")["3.bias"].shape == (10,)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == settings["config"]["rounds"]
+    for side in settings["components"].values():
+        assert (tmp_path / "digits-app" / Path(*side.partition(":")[0].split(".")).with_suffix(".py")).exists()
+    build = [sys.executable, "-m", "flwr.cli.app", "build", "--app", str(tmp_path / "digits-app")]
+    built = subprocess.run(build, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert list(tmp_path.glob("*.fab")), built.stdout + built.stderr
+
+
+def test_the_privacy_examples_of_the_deployment_guide_run_together(monkeypatch):
+    sources = blocks("docs/deployment.md")
+    task, (client, votes) = sources[0], [s for s in sources if "mods=[" in s or "def equal_votes" in s]
+    monkeypatch.setitem(sys.modules, "digitsapp", types.ModuleType("digitsapp"))
+    monkeypatch.setitem(sys.modules, "digitsapp.task", types.ModuleType("digitsapp.task"))
+    exec(compile(task, "task", "exec"), vars(sys.modules["digitsapp.task"]))
+    scope = {}
+    for source in (votes, client.replace("mods=[", "mods=[equal_votes, ")):
+        exec(compile(source, "privacy", "exec"), scope)
+    reported = []
+    scope["strategy"].strategy.train_metrics_aggr_fn = lambda contents, key: reported.append(
+        [content["metrics"][key] for content in contents]
+    )
+    with SimulationGrid(scope["app"], 2) as grid:
+        scope["strategy"].start(grid, to_arrays(scope["make_model"]().state_dict()), num_rounds=1)
+    assert reported == [[1, 1]]
 
 
 def test_the_readme_names_every_method_and_no_other():

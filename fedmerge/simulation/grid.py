@@ -71,7 +71,8 @@ class SimulationGrid(Grid):
         self._owned = not isinstance(workers, Workers)
         self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine)
         self._workers.use(client_app)
-        self._has_side = isinstance(client_app, FedmergeClientApp)
+        # A mod wants to see messages.
+        self._has_side = isinstance(client_app, FedmergeClientApp) and not client_app.mods
         self._run: Any = new_run()
         self._num_clients = num_clients
         self._run_config: UserConfig = run_config or {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -12,7 +13,10 @@ from fedmerge.data.client_data import ClientData
 from fedmerge.strategies.client_side import ClientSide, Tamper
 from fedmerge.training.local import LocalTraining
 
-__all__ = ["FedmergeClientApp", "client_app"]
+__all__ = ["FedmergeClientApp", "Mod", "client_app"]
+
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+"""A mod of Flower's, such as ``flwr.clientapp.mod.LocalDpMod(...)``."""
 
 
 def client_app(
@@ -23,6 +27,7 @@ def client_app(
     device: str = "auto",
     own_model_fn: Callable[[int], nn.Module] | None = None,
     tamper: Tamper | None = None,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -49,6 +54,9 @@ def client_app(
     tamper
         ``tamper(state, base, client, round)`` gives the parameters that a client sends, having trained from `base` to
         `state`: what hostile clients do to their models. Statistics are measured on what it gives.
+    mods
+        Flower's mods around whatever sends arrays: training, and statistics in messages of their own. Not around
+        evaluation and the question for the partition, to which its mods that clip would answer with an error.
 
     Returns
     -------
@@ -63,23 +71,24 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    return FedmergeClientApp(ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper))
+    side = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper)
+    return FedmergeClientApp(side, mods)
 
 
 class FedmergeClientApp(ClientApp):
     """A ClientApp that shows what answers its messages, to whoever can do without messages."""
 
-    def __init__(self, side: ClientSide) -> None:
+    def __init__(self, side: ClientSide, mods: Sequence[Mod] = ()) -> None:
         super().__init__()
-        self.side = side
-        self.train()(side.train)
+        self.side, self.mods = side, tuple(mods)
+        self.train(mods=list(mods))(side.train)
         self.evaluate()(side.evaluate)
-        self.query()(side.query)
-        self.query("statistics")(side.query)
+        self.query(mods=list(mods))(side.query)
+        self.query("statistics", mods=list(mods))(side.query)
         self.query("partition")(side.partition)
 
     def with_data(self) -> FedmergeClientApp:
         """The same app with its data in it, where ``data_fn`` can say which (``data_fn.loaded()``), for processes
         that share memory; as it stands it makes them from settings, wherever it runs."""
         loaded = getattr(self.side.data_fn, "loaded", None)
-        return self if loaded is None else FedmergeClientApp(replace(self.side, data_fn=loaded()))
+        return self if loaded is None else FedmergeClientApp(replace(self.side, data_fn=loaded()), self.mods)

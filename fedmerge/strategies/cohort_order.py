@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -44,9 +45,12 @@ class CohortOrder:
     buffers: frozenset[str] | None
 
     def __iter__(self) -> Iterator[Message]:
-        """The messages, made as they are asked for."""
-        for node in self.nodes:
-            yield Message(content=self.content, message_type="train", dst_node_id=node)
+        """The messages; the same ones again, for Flower's grids number them in one pass and send them in the next."""
+        return iter(self._messages)
+
+    @cached_property
+    def _messages(self) -> list[Message]:
+        return [Message(content=self.content, message_type="train", dst_node_id=node) for node in self.nodes]
 
     @property
     def config(self) -> ConfigRecord:

@@ -21,9 +21,11 @@ from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.failures import answered
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import request_of
 from fedmerge.strategies.merge_report import MergeReport
+from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
@@ -54,14 +56,12 @@ class MergeStrategy(FlowerFedAvg):
         Makes the model; only methods that have to know the architecture need it.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
-    batch_norm, on_bad_update, min_updates, statistics
+    batch_norm, on_bad_update, min_updates, repair, statistics
         See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``.
     data
         Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
     example
         One batch of inputs, for methods that trace the model; taken from `data` where there are any.
-    repair
-        See :class:`~fedmerge.pipeline.Pipeline`.
     checkpoint_dir, keep_checkpoints
         Where to leave a checkpoint after every merge, and how many of the last stay. :meth:`start` goes on from the
         newest that is whole. One folder serves one run.
@@ -184,9 +184,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         Raises
         ------
         InvalidOption
-            The method lacks something on the server that all the training would be in vain without.
+            The method lacks something on the server, or sends what a wrapper for differential privacy does not cover.
         """
         check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
+        check_private(self.pipeline, arrays)
         self._base, self._grid = view_arrays(arrays), grid
         if self.fraction_train == 0.0:
             return []
@@ -227,8 +228,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if isinstance(replies, CohortAnswer):
             nodes = {one.client: one.node for one in replies.trained}
         else:
-            valid = reply_order(message for message in replies if not message.has_error())
-            nodes = {client: message.metadata.src_node_id for client, message in valid}
+            valid = reply_order(answered(replies))
+            nodes = {client: m.metadata.src_node_id for client, m in valid}
         if not nodes:
             return None, None
         context = MergeContext(

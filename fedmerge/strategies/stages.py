@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, FedMergeError, ModelError
 from fedmerge.stages import News, Stage, catch_up
+from fedmerge.strategies.failures import answered
 from fedmerge.strategies.wire import decode_update, from_arrays, reply_order, to_arrays
 from fedmerge.update import ClientUpdate
 
@@ -56,6 +57,11 @@ def exchange(
     -------
     list of ClientUpdate
         Of those that answered with tensors that can be used; a warning names the others.
+
+    Raises
+    ------
+    NoUsableUpdates
+        A mod of the clients refuses such messages.
     """
     if grid is None:
         raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
@@ -73,7 +79,7 @@ def exchange(
         for client, news in sent.items()
     ]
     updates = []
-    for client, reply in reply_order(m for m in grid.send_and_receive(messages) if not m.has_error()):
+    for client, reply in reply_order(answered(grid.send_and_receive(messages))):
         try:
             updates.append(decode_update(client, reply.content, arrays_key, weight_key))
         except BadUpdate as bad:

@@ -20,7 +20,7 @@ from fedmerge.simulation.grid import make_workers
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training import LocalTraining
-from tests.federation import CLIENTS, initial, slow_app, tiny_app, tiny_data, tiny_model
+from tests.federation import CLIENTS, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
 
 METHODS = ["fedavg", "fednova", "fedatt", "fisher", "regmean", "gradient_matching", "fedfisher", "mats"]
 
@@ -126,10 +126,13 @@ def test_whoever_wants_messages_gets_them():
             seen.append(isinstance(answer, CohortAnswer))
             return answer
 
-    def start(strategy):
+    def start(strategy, *mods):
         seen.clear()
-        strategy.start(Spy(tiny_app(), CLIENTS), initial(), num_rounds=1)
+        strategy.start(Spy(tiny_app(*mods, model_fn=plain_model), CLIENTS), initial(plain_model), num_rounds=1)
         return seen[0]
+
+    def mod(message, context, call_next):
+        return call_next(message, context)
 
     def metrics(contents, key):
         assert all(isinstance(content, RecordDict) for content in contents)
@@ -138,6 +141,7 @@ def test_whoever_wants_messages_gets_them():
     wrapped = DifferentialPrivacyServerSideFixedClipping(MergeStrategy("fedavg"), 0.1, 1.0, CLIENTS)
     assert start(MergeStrategy("fedavg"))
     assert not start(wrapped)
+    assert not start(MergeStrategy("fedavg"), mod)
     assert not start(Messages("fedavg"))
     assert not start(MergeStrategy("fedavg", train_metrics_aggr_fn=metrics))
 
@@ -155,6 +159,21 @@ def test_an_order_is_its_messages_to_a_grid_that_does_not_know_it():
     assert exchanges[0].engine == "messages"
     assert any(orders)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_order_gives_the_same_messages_again():
+    """Flower's grid of a deployment reads them twice: it numbers them, then it sends those that have numbers."""
+    orders = []
+
+    class Grid(SimulationGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            orders.append(messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    run(MergeStrategy("fedavg"), Grid(tiny_app(), CLIENTS))
+    (order, *_) = [given for given in orders if isinstance(given, CohortOrder)]
+    assert len(list(order)) == CLIENTS
+    assert all(one is again for one, again in zip(order, order, strict=True))
 
 
 def test_known_clients_cost_nothing():
