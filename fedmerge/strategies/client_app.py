@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.data.client_data import ClientData
-from fedmerge.strategies.client_side import ClientSide, Tamper
+from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["FedmergeClientApp", "client_app"]
@@ -23,6 +23,7 @@ def client_app(
     device: str = "auto",
     own_model_fn: Callable[[int], nn.Module] | None = None,
     tamper: Tamper | None = None,
+    mishaps: Mishaps | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -49,6 +50,9 @@ def client_app(
     tamper
         ``tamper(state, base, client, round)`` gives the parameters that a client sends, having trained from `base` to
         `state`: what hostile clients do to their models. Statistics are measured on what it gives.
+    mishaps
+        Faults of clients, as :class:`fedmerge.simulation.faults.Mishaps` draws them: crashes before training, damage on
+        the way of what is sent.
 
     Returns
     -------
@@ -63,7 +67,8 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    return FedmergeClientApp(ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper))
+    side = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper, mishaps)
+    return FedmergeClientApp(side)
 
 
 class FedmergeClientApp(ClientApp):

@@ -34,6 +34,8 @@ def exchange(
     nodes: Mapping[int, int],
     sent: Mapping[int, News],
     stage: Stage,
+    *,
+    timeout: float | None = None,
 ) -> list[ClientUpdate]:
     """Tell each client what is new and collect what it makes of it.
 
@@ -51,6 +53,8 @@ def exchange(
         What to tell each client.
     stage
         What to train, how long, and what to send back.
+    timeout
+        Seconds to wait for replies.
 
     Returns
     -------
@@ -73,7 +77,7 @@ def exchange(
         for client, news in sent.items()
     ]
     updates = []
-    for client, reply in reply_order(m for m in grid.send_and_receive(messages) if not m.has_error()):
+    for client, reply in reply_order(m for m in grid.send_and_receive(messages, timeout=timeout) if not m.has_error()):
         try:
             updates.append(decode_update(client, reply.content, arrays_key, weight_key))
         except BadUpdate as bad:
