@@ -22,11 +22,12 @@ from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
 from fedmerge.update import StackedUpdates
 
-__all__ = ["Engine", "answer", "choose"]
+__all__ = ["TRIED", "Engine", "answer", "choose"]
 
 Engine = Literal["auto", "serial", "stacked"]
 
-_TRIED = 8  # clients that a measurement of engines takes
+TRIED = 8
+"""Clients that a measurement of engines takes."""
 _BLOCK_BYTES = 256 << 20  # of models that are stacked before they are folded
 _BLOCK = 512  # clients: beyond, stacking saves nothing
 
@@ -67,7 +68,7 @@ def answer(
 def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
     """Measure on the first clients which engine is faster."""
     work = _Work(side, order, total)
-    participants = [one for _, one in islice(work.participants(nodes), _TRIED)]
+    participants = [one for _, one in islice(work.participants(nodes), TRIED)]
     if not participants:
         return EngineChoice("serial", "no client has data")
     try:

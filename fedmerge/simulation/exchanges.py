@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -75,9 +75,7 @@ class MeasuredGrid(WrappedGrid):
         asked = [message.metadata.dst_node_id for message in sent]  # a grid within may number nodes otherwise
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        silent = set(asked) - {reply.metadata.src_node_id for reply in replies}
-        failures = [Failure(node, no_reply(node - FIRST_NODE, timeout)) for node in silent]
-        return self._noted(sent, replies, time.perf_counter() - started, failures)
+        return self._noted(sent, replies, time.perf_counter() - started, _silent(asked, replies, timeout))
 
     def _noted(
         self, sent: list[Message], replies: list[Message], seconds: float, failures: list[Failure]
@@ -105,7 +103,8 @@ class MeasuredGrid(WrappedGrid):
         started = time.perf_counter()
         answer = self._grid.send_and_receive(order, timeout=timeout)
         if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
-            return self._noted(list(order), list(answer), time.perf_counter() - started, [])
+            replies, seconds = list(answer), time.perf_counter() - started
+            return self._noted(list(order), replies, seconds, _silent(order.nodes, replies, timeout))
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
         seconds = time.perf_counter() - started
@@ -122,6 +121,12 @@ class MeasuredGrid(WrappedGrid):
             )
         )
         return answer
+
+
+def _silent(asked: Sequence[int], replies: Iterable[Message], timeout: float | None) -> list[Failure]:
+    """Those who did not reply at all."""
+    heard = {reply.metadata.src_node_id for reply in replies}
+    return [Failure(node, no_reply(node - FIRST_NODE, timeout)) for node in asked if node not in heard]
 
 
 def _total_steps(contents: Iterable[RecordDict]) -> int | None:

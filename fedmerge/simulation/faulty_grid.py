@@ -47,19 +47,18 @@ class FaultyGrid(WrappedGrid):
         """Send to those who will reply."""
         if isinstance(messages, CohortOrder):
             return self._cohort(messages, timeout)
-        sent, given = [], []
+        sent, late = [], []
         for message in messages:
             config = next(iter(message.content.config_records.values()), ConfigRecord())
             # Further stages are only for those who replied in the first.
             first = message.metadata.message_type == "train" and not config.get("stage")
-            lost = self._lost([message.metadata.dst_node_id], config) if first else {}
+            node = message.metadata.dst_node_id
+            lost = self._lost([node], config) if first else {}
             if not lost:
                 sent.append(message)
-            elif self._mishaps.fault(message.metadata.dst_node_id - FIRST_NODE, _round(config)) == "slow":
-                stamp(message)
-                (reason,) = lost.values()
-                given.append(Message(Error(_UNAVAILABLE, reason), reply_to=message))
-        return [*self._grid.send_and_receive(sent, timeout=timeout), *given]
+            elif self._is_slow(node, config):
+                late.append(_too_late(message, lost[node]))
+        return [*self._grid.send_and_receive(sent, timeout=timeout), *late]
 
     def _cohort(self, order: CohortOrder, timeout: float | None) -> Iterable[Message]:
         lost = self._lost(order.nodes, order.config)
@@ -69,7 +68,12 @@ class FaultyGrid(WrappedGrid):
         answer = self._grid.send_and_receive(replace(order, nodes=left), timeout=timeout)
         if isinstance(answer, CohortAnswer):
             answer.failures += lost.items()
-        return answer
+            return answer
+        late = [node for node in lost if self._is_slow(node, order.config)]
+        return [*answer, *(_too_late(message, lost[node]) for node, message in zip(late, replace(order, nodes=late)))]
+
+    def _is_slow(self, node: int, config: ConfigRecord) -> bool:
+        return self._mishaps.fault(node - FIRST_NODE, _round(config)) == "slow"
 
     def _lost(self, nodes: Sequence[int], config: ConfigRecord) -> dict[int, str]:
         """Nodes whose reply does not come in time, and why."""
@@ -79,10 +83,15 @@ class FaultyGrid(WrappedGrid):
             reason = self._mishaps.lost(client, round, self._timeout)
             if reason is not None:
                 lost[node] = reason
-            elif self._mishaps.fault(client, round) == "slow":
+            elif self._is_slow(node, config):
                 told = f"slow: {self._mishaps.faults.slow_seconds:g} s, and the round waited"
                 self._waited_for.append({"client": client, "reason": told})
         return lost
+
+
+def _too_late(message: Message, reason: str) -> Message:
+    stamp(message)
+    return Message(Error(_UNAVAILABLE, reason), reply_to=message)
 
 
 def _round(config: ConfigRecord) -> int:

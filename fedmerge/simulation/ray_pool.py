@@ -56,6 +56,8 @@ class Pool:
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = list(actors)
+        self._lost: deque[tuple[float, Any]] = deque()
+        """Actors that are on their way back, and when to ask them."""
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -76,11 +78,12 @@ class Pool:
         FedMergeError
             All actors are lost, and none comes back.
         """
-        waiting, idle = deque(range(len(calls))), list(self._actors)
+        lost = self._lost
+        away = [actor for _, actor in lost]
+        waiting, idle = deque(range(len(calls))), [actor for actor in self._actors if actor not in away]
         running: dict[Any, _Running] = {}
         attempts, finished = [0] * len(calls), {}
         taken: list[float] = []
-        lost: deque[tuple[float, Any]] = deque()
         position, progress = 0, time.monotonic()
         while position < len(calls):
             if idle and not waiting:
@@ -90,9 +93,7 @@ class Pool:
                 attempts[number] += 1
                 running[calls[number](actor)] = _Running(number, actor, time.monotonic())
             ready = _ready(running)
-            while lost and lost[0][0] < time.monotonic():
-                _, actor = lost.popleft()
-                running[actor.ping.remote()] = _Running(None, actor, time.monotonic())
+            self._ask_lost(running)
             for reference in ready:
                 done, actor, since = running.pop(reference)
                 result, gone = _result(reference)
@@ -116,6 +117,21 @@ class Pool:
             while position in finished:
                 yield finished.pop(position)
                 position += 1
+        self._leave(running, kill=limits is not None)
+
+    def _ask_lost(self, running: dict[Any, _Running]) -> None:
+        """Ask those that were lost a while ago whether they are back."""
+        while self._lost and self._lost[0][0] < time.monotonic():
+            _, actor = self._lost.popleft()
+            running[actor.ping.remote()] = _Running(None, actor, time.monotonic())
+
+    def _leave(self, running: dict[Any, _Running], *, kill: bool) -> None:
+        """Note who is on the way back, or at work that others have done by now: where it is timed, it may hang."""
+        for one in running.values():
+            if kill and one.number is not None:
+                ray.kill(one.actor, no_restart=False)
+            if kill or one.number is None:
+                self._lost.append((time.monotonic(), one.actor))
 
 
 def _ready(running: dict[Any, _Running]) -> list[Any]:

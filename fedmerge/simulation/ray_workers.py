@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedmerge.simulation.cohort_work import Engine
+from fedmerge.simulation.cohort_work import TRIED, Engine
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
@@ -82,7 +82,8 @@ class RayWorkers(Workers):
     def choose(self, order: CohortOrder, total: int) -> EngineChoice:
         """Measure on one of the workers."""
         app, told = [self._app], [ray.put(order.without_model())]
-        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)]))
+        limits = [None if self._limit is None else TRIED * self._limit]
+        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)], limits))
         return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
 
     def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
