@@ -70,7 +70,8 @@ class FaultyGrid(WrappedGrid):
             answer.failures += lost.items()
             return answer
         late = [node for node in lost if self._is_slow(node, order.config)]
-        return [*answer, *(_too_late(message, lost[node]) for node, message in zip(late, replace(order, nodes=late)))]
+        messages = replace(order, nodes=late)
+        return [*answer, *(_too_late(message, lost[message.metadata.dst_node_id]) for message in messages)]
 
     def _is_slow(self, node: int, config: ConfigRecord) -> bool:
         return self._mishaps.fault(node - FIRST_NODE, _round(config)) == "slow"

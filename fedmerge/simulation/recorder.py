@@ -93,7 +93,8 @@ class Recorder:
         dropped = report.dropped if report is not None and report.round == round else ()
         trained = [e for e in training if e.kind == "train"]
         failures = [failure for e in exchanges for failure in e.failures]
-        ok = sum(e.ok for e in trained) - len(dropped)
+        # Of the first exchange: further stages are of the same clients.
+        ok = sum(e.ok for e in trained[:1]) - len(dropped)
         row = {
             "method": self._method,
             "seed": self._experiment.seed,

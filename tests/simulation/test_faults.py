@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -205,7 +206,7 @@ def test_fewer_clients_than_wanted_skip_their_round_only(method, tmp_path):
     few = [row["clients_ok"] < 9 for row in rows[1:]]
     assert True in few
     assert False in few
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         assert (row["skipped"] is not None) == (row["clients_ok"] < 9) == (row["test_loss"] == before["test_loss"])
         assert row["clients_failed"] == 12 - row["clients_ok"] == len(row["failures"]) + len(row["dropped"])
     strict = make_config(CONFIG, {**given, "on_too_few": "raise"})
