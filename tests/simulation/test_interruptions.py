@@ -23,7 +23,7 @@ from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.unfinished import PLAN, find_unfinished
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
 from fedmerge.strategies.client_side import ClientSide
-from tests.federation import CLIENTS, TRAINING, initial, tiny_data, tiny_model
+from tests.federation import CLIENTS, TRAINING, hanging_data, initial, tiny_data, tiny_model
 from tests.outcomes import outcomes
 
 CONFIG = {
@@ -133,30 +133,18 @@ def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, 
     assert strategy.last_report.accepted == (0, 2)
 
 
-def hanging_data(partition, total):
-    """Client 5 hangs, client 8 takes its process with it."""
-    if partition == 5:
-        time.sleep(3600)
-    if partition == 8:
-        os._exit(1)
-    return tiny_data(partition % CLIENTS, total)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "engine"), [(MergeStrategy, "serial"), (MergeStrategy, "stacked"), (Messages, "serial")]
-)
-def test_clients_that_hang_or_kill_their_worker_are_left_out_and_no_others(kind, engine, ray_here):
+@pytest.mark.parametrize("kind", [MergeStrategy, Messages])
+def test_clients_that_hang_or_kill_their_worker_are_left_out_and_no_others(kind, ray_here):
     app = client_app(tiny_model, hanging_data, training=TRAINING)
-    with SimulationGrid(app, 12, workers=2, engine=engine, client_timeout=4.0) as grid:
+    with SimulationGrid(app, 6, workers=2, engine="serial", client_timeout=4.0) as grid:
         measured, strategy = MeasuredGrid(grid), kind(model_fn=tiny_model, fraction_evaluate=0.0)
-        result = strategy.start(measured, initial(), num_rounds=2)
-    for exchange in measured.exchanges:
-        hung, died = exchange.failures
-        assert hung.reason.startswith("client 5: CutOff: cut off: it had computed for 4 s")
-        assert died.reason.startswith("client 8: ActorDiedError") or died.reason.startswith("client 8: RayActorError")
-        assert exchange.ok == 10
-    assert strategy.last_report.accepted == (0, 1, 2, 3, 4, 6, 7, 9, 10, 11)
+        result = strategy.start(measured, initial(), num_rounds=1)
+    (exchange,) = measured.exchanges
+    hung, died = exchange.failures
+    assert hung.reason.startswith("client 1: CutOff: cut off: it had computed for 4 s")
+    assert died.reason.startswith(("client 4: ActorDiedError", "client 4: ActorUnavailableError"))
+    assert strategy.last_report.accepted == (0, 2, 3, 5)
     assert all(tensor.isfinite().all() for tensor in from_arrays(result.arrays).values())
 
 
