@@ -8,9 +8,11 @@ from fedmerge.api import MethodInfo, merge, methods
 from fedmerge.errors import (
     BadUpdate,
     CannotStack,
+    ClientFailed,
     ConfigError,
     DataError,
     FedMergeError,
+    InjectedFault,
     InvalidOption,
     MissingStatistic,
     ModelError,
@@ -18,6 +20,7 @@ from fedmerge.errors import (
     PartitionError,
     RecordError,
     UnknownName,
+    WriteError,
 )
 from fedmerge.statistics import compute_statistics
 from fedmerge.update import ClientUpdate, MergeContext
@@ -27,10 +30,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BadUpdate",
     "CannotStack",
+    "ClientFailed",
     "ClientUpdate",
     "ConfigError",
     "DataError",
     "FedMergeError",
+    "InjectedFault",
     "InvalidOption",
     "MergeContext",
     "MethodInfo",
@@ -40,6 +45,7 @@ __all__ = [
     "PartitionError",
     "RecordError",
     "UnknownName",
+    "WriteError",
     "compute_statistics",
     "merge",
     "methods",

@@ -100,14 +100,14 @@ def resume(
     Finished runs stay, those not begun are started. On one worker the result is, to the last bit, that of a run
     which nobody disturbed. Make sure that the interrupted command is no longer running.
     """
-    from fedmerge.report import Progress
+    from fedmerge.report import Progress, interruptible
     from fedmerge.simulation.compare import Outcome, compare
     from fedmerge.simulation.unfinished import find_unfinished
 
     found = find_unfinished(folder)
     outcome = Outcome([], [])
     rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
-    with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
+    with interruptible(folder), Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
         for config in found.configs:
             runs, failed = compare(config, found.out, progress, resume=True)
             outcome.runs.extend(runs)
@@ -249,13 +249,13 @@ def _default_out(config: Any) -> Path:
 
 
 def _run(config: Any, out: Path | None, *, overwrite: bool) -> None:
-    from fedmerge.report import Progress
+    from fedmerge.report import Progress, interruptible
     from fedmerge.simulation.compare import check_output, compare
 
     folder = out or _default_out(config)
     if not overwrite:
         check_output(config, folder)
-    with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
+    with interruptible(folder), Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
         runs, failed = compare(config, folder, progress)
     _show(config, runs, failed, folder)
 

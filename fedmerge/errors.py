@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 __all__ = [
     "BadUpdate",
     "CannotStack",
+    "ClientFailed",
     "ConfigError",
     "DataError",
     "FedMergeError",
+    "InjectedFault",
     "InvalidOption",
     "MissingStatistic",
     "ModelError",
@@ -18,6 +22,7 @@ __all__ = [
     "PartitionError",
     "RecordError",
     "UnknownName",
+    "WriteError",
     "nearest",
 ]
 
@@ -40,6 +45,31 @@ class BadUpdate(FedMergeError):
 
 class NoUsableUpdates(FedMergeError):
     """Too few updates are left to merge once the bad ones are dropped."""
+
+    def __init__(self, message: str, dropped: Sequence[BadUpdate] = ()) -> None:
+        super().__init__(message)
+        self.dropped = tuple(dropped)
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[BadUpdate, ...]]]:
+        return type(self), (str(self), self.dropped)
+
+
+class ClientFailed(FedMergeError):
+    """A client raised, or did not reply, and the policy is that this ends the run."""
+
+    def __init__(self, client: int | str, round: int, reason: str) -> None:
+        super().__init__(
+            f"round {round}: client {client} failed: {reason}. "
+            'Mend the client, or take on_client_error = "skip", which leaves it out of the round.'
+        )
+        self.client, self.round, self.reason = client, round, reason
+
+    def __reduce__(self) -> tuple[type, tuple[int | str, int, str]]:
+        return type(self), (self.client, self.round, self.reason)
+
+
+class InjectedFault(FedMergeError):
+    """A simulated client failed because the configuration's ``faults`` say so."""
 
 
 class MissingStatistic(BadUpdate):
@@ -94,6 +124,23 @@ class CannotStack(ModelError):
 
 class RecordError(FedMergeError):
     """A run record is missing, damaged or would be overwritten."""
+
+
+class WriteError(RecordError):
+    """A file of a record cannot be written: the disk is full, or the place does not allow it."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{path} cannot be written: {reason}. {remedy}")
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, str]]:
+        return type(self), (self.path, self.reason, self.remedy)
+
+    @classmethod
+    def because(cls, path: Path, error: OSError) -> WriteError:
+        """What the system says about writing `path`, and what to do."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return cls(path, error.strerror or str(error), "Free some space" if full else "Choose another place")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

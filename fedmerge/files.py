@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,78 @@ import tomli_w
 from safetensors.torch import save
 from torch import Tensor
 
-from fedmerge.errors import RecordError
+from fedmerge.errors import RecordError, WriteError
 from fedmerge.state import State
 
-__all__ = ["flush_folder", "pack_tensors", "read_toml", "write_atomically", "write_tensors", "write_toml"]
+__all__ = [
+    "append_line",
+    "flush_folder",
+    "pack_tensors",
+    "read_toml",
+    "write_atomically",
+    "write_tensors",
+    "write_toml",
+    "writing",
+]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name `path` in the error where the disk is full, or something else keeps the block from writing.
+
+    Raises
+    ------
+    WriteError
+        It does.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError.because(path, error) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written; what stood there still stands, and no half is left beside it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before what it renames
-    temporary.replace(path)
-    flush_folder(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a rename may reach the disk before what it renames
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it would go on filling the disk
+            raise
+        flush_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> int:
+    """Add a whole line to a file, or nothing of it; the file's length after it.
+
+    Raises
+    ------
+    WriteError
+        It cannot be written.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        left = memoryview(line + b"\n")
+        try:
+            while left:  # a disk that fills up takes a part
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+        return file.tell()
 
 
 def flush_folder(folder: Path) -> None:

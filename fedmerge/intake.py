@@ -127,7 +127,9 @@ class Intake:
         """
         if len(self.accepted) < at_least:
             reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
-            raise NoUsableUpdates(f"{len(self.accepted)} usable updates, at least {at_least} wanted ({reasons})")
+            raise NoUsableUpdates(
+                f"{len(self.accepted)} usable updates, at least {at_least} wanted ({reasons})", self.dropped
+            )
 
     def _good(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
         for update in updates:

@@ -181,8 +181,5 @@ def _batches(inputs: Tensor, targets: Tensor | None) -> list[Any]:
 def _written(out: Path, merged: nn.Module, like: State, metadata: Mapping[str, str]) -> Path:
     # A copy each: safetensors refuses tensors that share memory, as tied weights do.
     state = {n: t.to(like[n].dtype, copy=True) if n in like else t.clone() for n, t in merged.state_dict().items()}
-    try:
-        write_tensors(out, state, metadata)
-    except OSError as error:
-        raise RecordError(f"{out} cannot be written: {error.strerror or error}. Choose another place") from error
+    write_tensors(out, state, metadata)
     return out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,16 @@ from torch import Tensor
 
 from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import RecordError
-from fedmerge.files import flush_folder, pack_tensors, read_toml, write_atomically, write_tensors, write_toml
+from fedmerge.files import (
+    append_line,
+    flush_folder,
+    pack_tensors,
+    read_toml,
+    write_atomically,
+    write_tensors,
+    write_toml,
+    writing,
+)
 from fedmerge.state import State
 
 __all__ = [
@@ -35,8 +43,8 @@ log = logging.getLogger("fedmerge")
 PARTIAL = ".partial"
 """Ending of the folder of a run that has not finished."""
 
-# These change how a run is done, not what comes out, so a record may differ in them.
-_HOW = ("workers", "threads", "engine", "keep_checkpoints")
+# These change how a run is done, or whether it goes on, not what comes out, so a record may differ in them.
+_HOW = ("workers", "threads", "engine", "keep_checkpoints", "on_client_error", "on_too_few")
 
 
 def comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -77,9 +85,10 @@ class RunRecord:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, keep_checkpoints: int = 3) -> None:
         self._describe(folder, config, keep_checkpoints)
-        if self.partial.exists():
-            shutil.rmtree(self.partial)
-        self.partial.mkdir(parents=True)
+        with writing(self.partial):
+            if self.partial.exists():
+                shutil.rmtree(self.partial)
+            self.partial.mkdir(parents=True)
         write_toml(self.partial / "config.toml", config)
 
     def _describe(self, folder: Path, config: Mapping[str, Any], keep: int) -> None:
@@ -116,7 +125,7 @@ class RunRecord:
                 "restore its config.toml, or delete the folder to start again"
             )
         record._position = int(checkpoint.facts["position"])
-        with record._rows.open("r+b") as file:
+        with writing(record._rows), record._rows.open("r+b") as file:
             file.truncate(record._position)
         return record, checkpoint
 
@@ -144,11 +153,7 @@ class RunRecord:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one round to ``rounds.jsonl``, as a whole line; NaN and infinity become null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        with self._rows.open("ab") as file:
-            file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self._position = file.tell()
+        self._position = append_line(self._rows, json.dumps(clean, allow_nan=False).encode())
 
     def checkpoint(
         self,
@@ -167,14 +172,15 @@ class RunRecord:
     def finish(self) -> Path:
         """Put the complete record in its place; a record that stood there gives way only now."""
         old = self.folder.with_name(self.folder.name + ".old")
-        if self.folder.exists():
-            if old.exists():  # somebody was interrupted right here
+        with writing(self.folder):
+            if self.folder.exists():
+                if old.exists():  # somebody was interrupted right here
+                    shutil.rmtree(old)
+                self.folder.rename(old)
+            self.partial.rename(self.folder)
+            flush_folder(self.folder.parent)
+            if old.exists():
                 shutil.rmtree(old)
-            self.folder.rename(old)
-        self.partial.rename(self.folder)
-        flush_folder(self.folder.parent)
-        if old.exists():
-            shutil.rmtree(old)
         return self.folder
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,12 +19,23 @@ from torch import Tensor
 from fedmerge.api import MethodInfo
 from fedmerge.registry import Entry
 
-__all__ = ["Progress", "methods_table", "partition_table", "show", "summary_table"]
+__all__ = ["Progress", "interruptible", "methods_table", "partition_table", "show", "summary_table"]
 
 
 def show(table: Table) -> None:
     """Print a table; a log file gets lines long enough for it."""
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Let Ctrl-C end the command with a word on how to go on in `folder`, and the exit code that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the round under way is given up, all before it is kept: `fedmerge resume {folder}` goes on"
+        print(f"interrupted: {kept if folder.exists() else 'nothing was begun'}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 class Progress:
@@ -51,7 +65,9 @@ class Progress:
         """Show one more round."""
         text = f"{row['method']} seed {row['seed']} round {row['round']}/{self._rounds}"
         text += f"  test {100 * row['test_accuracy']:.2f} %"
-        if row["clients_failed"]:
+        if row.get("skipped"):
+            text += f"  skipped: {row['skipped']}"
+        elif row["clients_failed"]:
             text += f"  {row['clients_failed']} of {row['clients_ok'] + row['clients_failed']} clients failed"
         if self._bars is None or self._task is None:
             loss = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"

@@ -85,6 +85,11 @@ class StackedUpdates:
     def __len__(self) -> int:
         return len(self.clients)
 
+    def __getitem__(self, rows: slice) -> StackedUpdates:
+        """Some of the clients; views."""
+        states = {name: stacked[rows] for name, stacked in self.states.items()}
+        return StackedUpdates(self.clients[rows], states, self.weights[rows], self.statistics[rows])
+
     def __iter__(self) -> Iterator[ClientUpdate]:
         """The clients one by one; their tensors are views."""
         for k, client in enumerate(self.clients):

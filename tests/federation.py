@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
@@ -47,6 +48,15 @@ def tiny_app(*mods, model_fn=tiny_model):
 def slow_data(partition: int, total: int) -> ClientData:
     """Of clients that take their time, so that there is a middle of the round to disturb."""
     time.sleep(0.1)
+    return tiny_data(partition % CLIENTS, total)
+
+
+def hanging_data(partition: int, total: int) -> ClientData:
+    """Client 1 hangs, client 4 takes its process with it."""
+    if partition == 1:
+        time.sleep(3600)
+    if partition == 4:
+        os._exit(1)
     return tiny_data(partition % CLIENTS, total)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Literal
@@ -21,11 +22,12 @@ from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
 from fedmerge.update import StackedUpdates
 
-__all__ = ["Engine", "answer", "choose"]
+__all__ = ["TRIED", "Engine", "answer", "choose"]
 
 Engine = Literal["auto", "serial", "stacked"]
 
-_TRIED = 8  # clients that a measurement of engines takes
+TRIED = 8
+"""Clients that a measurement of engines takes."""
 _BLOCK_BYTES = 256 << 20  # of models that are stacked before they are folded
 _BLOCK = 512  # clients: beyond, stacking saves nothing
 
@@ -66,7 +68,7 @@ def answer(
 def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
     """Measure on the first clients which engine is faster."""
     work = _Work(side, order, total)
-    participants = [one for _, one in islice(work.participants(nodes), _TRIED)]
+    participants = [one for _, one in islice(work.participants(nodes), TRIED)]
     if not participants:
         return EngineChoice("serial", "no client has data")
     try:
@@ -91,6 +93,8 @@ class _Work:
         for node in nodes:
             client = node - FIRST_NODE
             try:
+                if self._side.mishaps is not None:
+                    self._side.mishaps.begin(client, self.round)
                 data = self._side.data_fn(client, self._total)
             except Exception as problem:
                 self._fail(node, problem)
@@ -133,7 +137,7 @@ class _Work:
         state = {name: tensor.detach().cpu()[None] for name, tensor in model.state_dict().items()}
         if not self._order.folds:  # the next client trains in the same memory
             state = {name: tensor.clone() for name, tensor in state.items()}
-        yield self._block([(node, one)], state, [report], [sent], [error])
+        yield from self._sent([(node, one)], state, [report], [sent], [error])
 
     def _tampered(self, block: list[tuple[int, Participant]], states: State) -> State:
         """What the clients of a block send of what they have trained."""
@@ -154,7 +158,7 @@ class _Work:
     ) -> Iterator[StackedUpdates]:
         states = {name: tensor.cpu() for name, tensor in states.items()}
         if not self._order.pipeline.needs:
-            yield self._block(block, states, reports, [{}] * len(block), [None] * len(block))
+            yield from self._sent(block, states, reports, [{}] * len(block), [None] * len(block))
             return
         for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
             state = {name: tensor[k : k + 1] for name, tensor in states.items()}
@@ -164,7 +168,7 @@ class _Work:
             except Exception as problem:
                 self._fail(node, problem)
                 continue
-            yield self._block([(node, one)], state, [report], [sent], [error])
+            yield from self._sent([(node, one)], state, [report], [sent], [error])
 
     def _statistics(
         self, model: nn.Module, one: Participant, report: TrainingReport
@@ -174,6 +178,32 @@ class _Work:
         loader = list(batches(one.x, one.y, device=next(model.parameters()).device))
         sent, error = measured(self._order.config, model, loader, report)
         return dict(sent), error
+
+    def _sent(
+        self,
+        block: list[tuple[int, Participant]],
+        states: State,
+        reports: list[TrainingReport],
+        sent: list[dict[str, State]],
+        errors: list[float | None],
+    ) -> Iterator[StackedUpdates]:
+        """The block, but for those whose update is damaged on the way: they come alone, as their shapes may differ."""
+        whole, mishaps = self._block(block, states, reports, sent, errors), self._side.mishaps
+        if mishaps is None:
+            yield whole
+            return
+        start = 0
+        for k, client in enumerate(whole.clients):
+            if mishaps.sends_well(client, self.round):
+                continue
+            if start < k:
+                yield whole[start:k]
+            one = whole[k : k + 1]
+            damaged = mishaps.sent({name: tensor[0] for name, tensor in one.states.items()}, client, self.round)
+            yield replace(one, states={name: tensor[None] for name, tensor in damaged.items()})
+            start = k + 1
+        if start < len(whole):
+            yield whole[start:] if start else whole
 
     def _block(
         self,

@@ -13,19 +13,22 @@ from typing import Any, NamedTuple
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from fedmerge.checkpoints import Checkpoint
-from fedmerge.errors import FedMergeError, RecordError
+from fedmerge.errors import FedMergeError, RecordError, WriteError
 from fedmerge.files import read_toml
 from fedmerge.records import RunRecord, differing
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
 from fedmerge.simulation.snapshot import cannot_restore, restore
 from fedmerge.simulation.unfinished import begin, end, is_finished, run_folder
+from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays
 from fedmerge.training.device import choose_device
@@ -95,6 +98,8 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume:
     ------
     FedMergeError
         Before anything is written, if the data, partition, model or a strategy cannot be made.
+    WriteError
+        The disk is full, or does not take the record for another reason. All but the round under way is kept.
     """
     choose_device(config.device)
     experiments = [Experiment(config, seed) for seed in config.seeds]
@@ -106,7 +111,7 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume:
         begin(config, out)
     outcome = Outcome([], [])
     with _quiet(config.threads):
-        workers = make_workers(config.workers, config.engine)
+        workers = make_workers(config.workers, config.engine, config.round_timeout)
         try:
             for experiment in experiments:
                 for method in config.methods:
@@ -116,6 +121,9 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume:
                     grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
                     try:
                         outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume))
+                    except WriteError as error:
+                        remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
+                        raise WriteError(error.path, error.reason, remedy) from error
                     except FedMergeError as error:
                         outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
         finally:
@@ -146,17 +154,23 @@ def run_on_grid(
     record, checkpoint = _record(experiment, method, out, resume)
     # References are those of round 1: where that is over, nobody needs its messages.
     first = checkpoint is None or checkpoint.round == 0
-    measured = MeasuredGrid(grid, keep_trained=experiment.config.references and first)
-    recorder = Recorder(method, experiment, strategy=strategy, grid=measured, record=record, on_row=on_row)
+    config, mishaps = experiment.config, experiment.mishaps
+    faulty = None if mishaps is None else FaultyGrid(grid, mishaps, config.round_timeout)
+    measured = MeasuredGrid(faulty or grid, keep_trained=config.references and first)
+    recorder = Recorder(
+        method, experiment, strategy=strategy, grid=measured, record=record, on_row=on_row, faulty=faulty
+    )
     keywords: dict[str, Any] = {
         "grid": measured,
         "initial_arrays": experiment.initial_arrays(),
-        "num_rounds": experiment.config.rounds,
+        "num_rounds": config.rounds,
         # Strategies that are not ours do not know our seed, and clients must.
         "train_config": ConfigRecord({"seed": experiment.seed}),
         "evaluate_fn": recorder,
     }
-    with _seeded_random(experiment.seed):
+    if config.round_timeout is not None:
+        keywords["timeout"] = config.round_timeout
+    with _seeded_random(experiment.seed), _typed_errors(method, strategy):
         if checkpoint is None:
             strategy.start(**keywords)
         else:
@@ -197,6 +211,19 @@ def _seeded_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(before)
+
+
+@contextmanager
+def _typed_errors(method: str, strategy: Strategy) -> Iterator[None]:
+    """What somebody else's strategy raises, say at an update that it cannot average, ends its run and no other."""
+    try:
+        yield
+    except FedMergeError:
+        raise
+    except Exception as error:
+        if isinstance(strategy, MergeStrategy):
+            raise
+        raise FedMergeError(f"{method} cannot go on: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

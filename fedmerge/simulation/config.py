@@ -20,6 +20,7 @@ from fedmerge.pipeline import build_pipeline
 from fedmerge.records import read_toml
 from fedmerge.registry import build, entries
 from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.faults import Faults
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.training.local import LocalTraining
 
@@ -85,7 +86,11 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
-    With ``attack`` some clients are hostile.
+    With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
+
+    ``on_client_error``, ``on_too_few``, ``min_clients`` and ``round_timeout`` say what becomes of a round then, see
+    :class:`~fedmerge.strategies.MergeStrategy`. Virtual clients share a machine, so each may compute by itself for
+    ``round_timeout`` seconds: on Ray one that takes longer is cut off.
     ``workers``, ``threads`` and ``engine`` change how fast it runs, not what comes out. ``keep_checkpoints`` is how
     many of the last checkpoints of a run stay, for ``fedmerge resume``.
     """
@@ -101,9 +106,14 @@ class Config(_Section):
     fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_norm: BatchNormPolicy = "mean"
     on_bad_update: Literal["drop", "raise"] = "drop"
+    on_client_error: Literal["skip", "raise"] = "skip"
+    on_too_few: Literal["raise", "skip"] = "raise"
+    min_clients: Annotated[int, Field(ge=1)] = 1
+    round_timeout: Annotated[float, Field(gt=0)] | None = None
     evaluate_clients: bool = True
     statistics: StatisticsSettings = StatisticsSettings()
     attack: AttackSettings | None = None
+    faults: Faults | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
     references: bool = False
     server_examples: Annotated[int, Field(ge=0)] = 0

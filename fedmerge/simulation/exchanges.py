@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmerge.simulation.faults import no_reply
+from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
-from fedmerge.strategies.wire import STEPS_KEY, reply_order
+from fedmerge.strategies.wire import STEPS_KEY
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A node that answered with an error."""
+    """A node that answered with an error, or not at all."""
 
     node: int
     reason: str
+
+    @property
+    def client(self) -> int:
+        """Its client, on grids whose nodes are numbered as ours."""
+        return self.node - FIRST_NODE
 
 
 @dataclass(frozen=True)
@@ -65,23 +72,25 @@ class MeasuredGrid(WrappedGrid):
         if isinstance(messages, CohortOrder) and (self.trained or not self._keep_trained):
             return self._cohort(messages, timeout)
         sent = list(messages)
+        asked = [message.metadata.dst_node_id for message in sent]  # a grid within may number nodes otherwise
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        return self._noted(sent, replies, time.perf_counter() - started)
+        return self._noted(sent, replies, time.perf_counter() - started, _silent(asked, replies, timeout))
 
-    def _noted(self, sent: list[Message], replies: list[Message], seconds: float) -> list[Message]:
+    def _noted(
+        self, sent: list[Message], replies: list[Message], seconds: float, failures: list[Failure]
+    ) -> list[Message]:
         kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
         if self._keep_trained and kind == "train" and not self.trained:
             self.trained = replies
         if sent:
-            failed = [m for _, m in reply_order(replies) if m.has_error()]
+            failed = [m for m in replies if m.has_error()]
+            failures = failures + [Failure(m.metadata.src_node_id, m.error.reason or "no reason given") for m in failed]
             self.exchanges.append(
                 Exchange(
                     kind=kind,
                     ok=len(replies) - len(failed),
-                    failures=tuple(
-                        Failure(m.metadata.src_node_id, m.error.reason or "no reason given") for m in failed
-                    ),
+                    failures=tuple(sorted(failures, key=lambda failure: failure.node)),
                     bytes_down=_total_bytes(message.content for message in sent),
                     bytes_up=_total_bytes(m.content for m in replies if m.has_content()),
                     seconds=seconds,
@@ -94,7 +103,8 @@ class MeasuredGrid(WrappedGrid):
         started = time.perf_counter()
         answer = self._grid.send_and_receive(order, timeout=timeout)
         if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
-            return self._noted(list(order), list(answer), time.perf_counter() - started)
+            replies, seconds = list(answer), time.perf_counter() - started
+            return self._noted(list(order), replies, seconds, _silent(order.nodes, replies, timeout))
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
         seconds = time.perf_counter() - started
@@ -111,6 +121,12 @@ class MeasuredGrid(WrappedGrid):
             )
         )
         return answer
+
+
+def _silent(asked: Sequence[int], replies: Iterable[Message], timeout: float | None) -> list[Failure]:
+    """Those who did not reply at all."""
+    heard = {reply.metadata.src_node_id for reply in replies}
+    return [Failure(node, no_reply(node - FIRST_NODE, timeout)) for node in asked if node not in heard]
 
 
 def _total_steps(contents: Iterable[RecordDict]) -> int | None:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import ConfigError, ModelError
-from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
+from fedmerge.simulation.faults import Mishaps
 from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
+from fedmerge.simulation.model_fns import ModelFn, OwnModelFn
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.training.device import choose_device
@@ -88,36 +89,6 @@ class _LoadedDataFn:
 
 
 @dataclass(frozen=True)
-class _ModelFn:
-    """Makes the initial model; travels to workers as settings."""
-
-    name: str
-    input_shape: tuple[int, ...]
-    num_classes: int
-    seed: int
-    options: str
-
-    def __call__(self) -> nn.Module:
-        return build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **json.loads(self.options))
-
-
-@dataclass(frozen=True)
-class _OwnModelFn:
-    """Makes what a client starts from where clients start apart."""
-
-    common: _ModelFn
-    variants: tuple[str, ...]
-    seed: int
-
-    def __call__(self, partition_id: int) -> nn.Module:
-        options = json.loads(self.common.options)
-        if self.variants:
-            options |= json.loads(self.variants[partition_id % len(self.variants)])
-        seed = integer_seed(self.seed, "own initialisation", partition_id)
-        return replace(self.common, seed=seed, options=json.dumps(options))()
-
-
-@dataclass(frozen=True)
 class Experiment:
     """Everything that the methods of a comparison share for one seed.
 
@@ -178,10 +149,10 @@ class Experiment:
         return len(self.partition.train)
 
     @property
-    def model_fn(self) -> _ModelFn:
+    def model_fn(self) -> ModelFn:
         """Makes the initial model, the same every time."""
         model = self.config.model
-        return _ModelFn(
+        return ModelFn(
             model.name,
             self.dataset.input_shape,
             self.dataset.num_classes,
@@ -213,7 +184,7 @@ class Experiment:
         """The client side, small to pickle: workers make their data from the settings."""
         model = self.config.model
         data_fn, hostile = _DataFn(self._source), self.hostile
-        own = _OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
+        own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
             self.model_fn,
             data_fn if hostile is None else HostileDataFn(data_fn, hostile),
@@ -221,7 +192,14 @@ class Experiment:
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,
+            mishaps=self.mishaps,
         )
+
+    @property
+    def mishaps(self) -> Mishaps | None:
+        """What befalls clients, where the configuration has faults."""
+        faults = self.config.faults
+        return None if faults is None else Mishaps(faults, self.seed)
 
     @property
     def hostile(self) -> Hostile | None:
@@ -259,12 +237,21 @@ class Experiment:
             self.config.options,
             batch_norm=self.config.batch_norm,
             on_bad_update=self.config.on_bad_update,
+            min_updates=self.config.min_clients,
             statistics=self.config.statistics,
         )
         # The test set's first inputs show the model's shapes; their values tell nothing.
         example = torch.zeros_like(self.dataset.test_x[:2])
         known: dict[str, Any] = {"model_fn": self.model_fn, "example": example, "data": self._server_data}
-        return MergeStrategy(pipeline, seed=self.seed, **known, **flower)
+        return MergeStrategy(
+            pipeline,
+            seed=self.seed,
+            on_client_error=self.config.on_client_error,
+            on_too_few=self.config.on_too_few,
+            round_timeout=self.config.round_timeout,
+            **known,
+            **flower,
+        )
 
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Loss and accuracy of a global model on the test set."""

@@ -8,7 +8,7 @@ from uuid import uuid4
 import flwr
 from flwr.app import Context, Error, Message, Metadata, RecordDict
 
-from fedmerge.errors import FedMergeError
+from fedmerge.errors import FedMergeError, InjectedFault
 
 __all__ = [
     "FIRST_NODE",
@@ -81,6 +81,8 @@ def error_reply(message: Message, context: Context, error: BaseException) -> Mes
 
 
 def failure_reason(client: object, error: BaseException) -> str:
-    """Names client and error, then gives the traceback."""
+    """Names client and error, then gives the traceback, unless the fault was made on purpose."""
+    if isinstance(error, InjectedFault):
+        return f"client {client}: {error}"
     trace = "".join(traceback.format_exception(error)).strip()
     return f"client {client}: {type(error).__name__}: {error}\n{trace}"

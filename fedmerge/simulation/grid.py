@@ -40,6 +40,9 @@ class SimulationGrid(Grid):
     engine
         How clients of ours train for a strategy of ours: ``"serial"``, one after the other, ``"stacked"``, many in one
         call, or ``"auto"``, whichever is faster on the first clients. Workers made before have one of their own.
+    client_timeout
+        Seconds that a client may compute by itself: on Ray one that takes longer, perhaps for ever, is cut off and has
+        failed. In this process nobody can be cut off. Workers made before have one of their own.
     run_config
         What clients find in ``Context.run_config``.
 
@@ -63,13 +66,14 @@ class SimulationGrid(Grid):
         *,
         workers: int | Literal["auto", "ray"] | Workers = "auto",
         engine: Engine = "auto",
+        client_timeout: float | None = None,
         run_config: UserConfig | None = None,
     ) -> None:
         if num_clients < 1:
             raise ConfigError(f"a federation needs at least one client, got {num_clients}")
         become_server_task()
         self._owned = not isinstance(workers, Workers)
-        self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine)
+        self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine, client_timeout)
         self._workers.use(client_app)
         # A mod wants to see messages.
         self._has_side = isinstance(client_app, FedmergeClientApp) and not client_app.mods
@@ -142,7 +146,8 @@ class SimulationGrid(Grid):
         return [self._replies.pop(identity) for identity in list(message_ids) if identity in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run the clients and return their replies, in the order of `messages`; nothing here can time out.
+        """Run the clients and return their replies, in the order of `messages`; `timeout` is not for virtual
+        clients, who share a machine: see ``client_timeout``.
 
         A strategy of ours with clients of ours gets its answer without a message per client.
         """
@@ -191,7 +196,7 @@ def parse_workers(workers: int | str) -> int | Literal["auto", "ray"]:
     return number
 
 
-def make_workers(workers: int | str, engine: Engine = "auto") -> Workers:
+def make_workers(workers: int | str, engine: Engine = "auto", client_timeout: float | None = None) -> Workers:
     """Start the workers that were asked for; see :class:`SimulationGrid`."""
     wanted = parse_workers(workers)
     if wanted in ("auto", 1):
@@ -200,4 +205,4 @@ def make_workers(workers: int | str, engine: Engine = "auto") -> Workers:
         from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:
         raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
-    return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine)
+    return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine, client_timeout=client_timeout)

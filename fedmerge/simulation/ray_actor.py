@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import ray
@@ -78,10 +78,16 @@ class Leader:
         ray.wait([worker.ping.remote() for worker in self._workers], num_returns=1)
 
     def train(
-        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, engine: EngineName
+        self,
+        app: Reference,
+        order: Reference,
+        nodes: Sequence[int],
+        total: int,
+        engine: EngineName,
+        limit: float | None,
     ) -> CohortAnswer:
         """Train some clients of an order on its workers."""
-        return train_on(self._pool, app, order, self._known("order", order), nodes, total, engine)
+        return train_on(self._pool, app, order, self._known("order", order), nodes, total, engine, limit)
 
 
 def train_on(
@@ -92,26 +98,44 @@ def train_on(
     nodes: Sequence[int],
     total: int,
     engine: EngineName,
+    limit: float | None = None,
 ) -> CohortAnswer:
-    """Divide clients among workers and add up what comes back, in the order of the clients."""
+    """Divide clients among workers and add up what comes back, in the order of the clients.
+
+    Each may take `limit` seconds.
+    """
 
     def call(piece: Sequence[int]) -> Call:
         return lambda worker: worker.train.remote(app, told, piece, total, engine)
 
     pieces = divided(nodes, _PIECES[engine] * len(pool))
-    return gathered(pool, pieces, [call(piece) for piece in pieces], order)
+    return gathered(pool, pieces, call, order, limit)
 
 
-def gathered(pool: Pool, pieces: Sequence[Sequence[int]], calls: Sequence[Call], order: CohortOrder) -> CohortAnswer:
-    """The answers of all `pieces` as one; where one failed for good, its clients failed."""
-    result = CohortAnswer()
-    for piece, given in zip(pieces, pool.run(calls), strict=True):
+def gathered(
+    pool: Pool,
+    pieces: Sequence[Sequence[int]],
+    call: Callable[[Sequence[int]], Call],
+    order: CohortOrder,
+    limit: float | None = None,
+) -> CohortAnswer:
+    """The answers of all `pieces` as one; where one failed for good, its clients are tried one by one."""
+    result, again = CohortAnswer(), []
+    limits = None if limit is None else [limit * len(piece) for piece in pieces]
+    for piece, given in zip(pieces, pool.run([call(piece) for piece in pieces], limits), strict=True):
         if isinstance(given, RayError):
-            result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
+            if len(piece) > 1:
+                again += [[node] for node in piece]
+            else:
+                result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
             continue
         if result.partial is None:  # what the others are added to must be ours: they lie in the object store
             given.partial = copy.deepcopy(given.partial)
         result.extend(given, order.pipeline)
+    if again:
+        result.extend(gathered(pool, again, call, order, limit), order.pipeline)
+        result.trained.sort(key=lambda one: one.client)
+        result.updates.sort(key=lambda update: update.client)
     return result
 
 

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedmerge.simulation.cohort_work import Engine
+from fedmerge.simulation.cohort_work import TRIED, Engine
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
@@ -36,9 +36,13 @@ class RayWorkers(Workers):
         Number of actors; None takes one per CPU of the cluster.
     engine
         See :class:`~fedmerge.simulation.workers.Workers`.
+    client_timeout
+        Seconds that a client may compute before it is cut off; None leaves it all the time it wants.
     """
 
-    def __init__(self, count: int | None = None, *, engine: Engine = "auto") -> None:
+    def __init__(
+        self, count: int | None = None, *, engine: Engine = "auto", client_timeout: float | None = None
+    ) -> None:
         super().__init__(engine)
         self._started = not ray.is_initialized()
         if self._started:
@@ -47,6 +51,9 @@ class RayWorkers(Workers):
         self._actors = self._make_workers(count)
         self._pool: Pool = Pool(self._actors)
         self._leaders: Pool | None = self._make_leaders()
+        self._limit = client_timeout
+        if client_timeout is not None:  # the clock is for clients, not for processes that start
+            ray.get([actor.ping.remote() for actor in self._actors])
         self._app: Any = None
 
     def use(self, app: ClientApp) -> None:
@@ -65,7 +72,8 @@ class RayWorkers(Workers):
             content, message = shared[id(job.message.content)], job.message
             return lambda worker: worker.handle.remote([self._app], message.metadata, content, job.context)
 
-        for job, given in zip(jobs, self._pool.run([call(job) for job in jobs]), strict=True):
+        outcomes = self._pool.run([call(job) for job in jobs], [self._limit] * len(jobs))
+        for job, given in zip(jobs, outcomes, strict=True):
             if isinstance(given, RayError):
                 yield Outcome(error_reply(job.message, job.context, given), job.context)
             else:
@@ -74,20 +82,20 @@ class RayWorkers(Workers):
     def choose(self, order: CohortOrder, total: int) -> EngineChoice:
         """Measure on one of the workers."""
         app, told = [self._app], [ray.put(order.without_model())]
-        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)]))
+        limits = [None if self._limit is None else TRIED * self._limit]
+        given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)], limits))
         return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
 
     def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
         """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
         app, told = [self._app], [ray.put(order.without_model())]
         if self._leaders is None:
-            return train_on(self._pool, app, told, order, order.nodes, total, engine)
+            return train_on(self._pool, app, told, order, order.nodes, total, engine, self._limit)
 
         def call(piece: Sequence[int]) -> Call:
-            return lambda leader: leader.train.remote(app, told, piece, total, engine)
+            return lambda leader: leader.train.remote(app, told, piece, total, engine, self._limit)
 
-        pieces = divided(order.nodes, len(self._leaders))
-        return gathered(self._leaders, pieces, [call(piece) for piece in pieces], order)
+        return gathered(self._leaders, divided(order.nodes, len(self._leaders)), call, order)
 
     def close(self) -> None:
         """End the actors, and Ray too if it was started here."""

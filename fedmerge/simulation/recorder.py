@@ -13,10 +13,12 @@ from fedmerge.errors import NoUsableUpdates
 from fedmerge.records import RunRecord
 from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.references import reference_accuracies
 from fedmerge.simulation.snapshot import snapshot
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.measure import ERROR_KEY
+from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.wire import view_arrays
 
 __all__ = ["Recorder"]
@@ -39,6 +41,8 @@ class Recorder:
         Where rows go.
     on_row
         Called with every row, to show progress.
+    faulty
+        The grid that loses replies, where there is one.
     """
 
     def __init__(
@@ -50,10 +54,14 @@ class Recorder:
         grid: MeasuredGrid,
         record: RunRecord,
         on_row: Callable[[Row], None],
+        faulty: FaultyGrid | None = None,
     ) -> None:
         self._method, self._experiment, self._strategy = method, experiment, strategy
         self._grid, self._record, self._on_row = grid, record, on_row
+        self._faulty, config = faulty, experiment.config
+        self._policies = RoundPolicies(config.on_client_error, config.on_too_few)
         self._merge_seconds = 0.0
+        self._skipped: str | None = None
         self._train_metrics: MetricRecord | None = None
         self._client_metrics: MetricRecord | None = None
         setattr(strategy, "aggregate_train", self._timed(strategy.aggregate_train))  # noqa: B010 - a method
@@ -68,9 +76,11 @@ class Recorder:
         row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
         if self._experiment.hostile is not None:
             row |= {"attackers": sorted(self._experiment.hostile.attackers), "attack_success": success}
+        if self._faulty is not None:
+            row["waited_for"] = self._faulty.take_waited_for()
         self._record.append(row)
         memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
-        taken = snapshot(self._strategy, self._grid.inner)
+        taken = snapshot(self._strategy, self._grid.innermost)
         self._record.checkpoint(server_round, view_arrays(arrays), memory, sections=taken.sections, facts=taken.facts)
         self._on_row(row)
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
@@ -83,7 +93,8 @@ class Recorder:
         dropped = report.dropped if report is not None and report.round == round else ()
         trained = [e for e in training if e.kind == "train"]
         failures = [failure for e in exchanges for failure in e.failures]
-        ok = sum(e.ok for e in trained) - len(dropped)
+        # Of the first exchange: further stages are of the same clients.
+        ok = sum(e.ok for e in trained[:1]) - len(dropped)
         row = {
             "method": self._method,
             "seed": self._experiment.seed,
@@ -107,13 +118,16 @@ class Recorder:
             # In the first round all methods have the same client models.
             "references": self._references() if round == 1 and self._experiment.config.references else {},
             "statistics_error": _metric(self._train_metrics, ERROR_KEY),
-            "failures": [{"node": failure.node, "reason": failure.reason} for failure in failures],
+            "failures": [{"client": f.client, "node": f.node, "reason": f.reason} for f in failures],
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
+            "skipped": self._skipped if report is None or report.round != round else report.skipped,
         }
-        self._merge_seconds, self._train_metrics, self._client_metrics = 0.0, None, None
+        self._merge_seconds, self._train_metrics, self._client_metrics, self._skipped = 0.0, None, None, None
         if trained and ok == 0:
             reason = failures[0].reason.partition("\n")[0] if failures else "none replied"
-            raise NoUsableUpdates(f"{self._method}: all clients failed in round {round}; the first: {reason}")
+            if self._policies.on_too_few == "raise":
+                raise NoUsableUpdates(f"{self._method}: all clients failed in round {round}; the first: {reason}")
+            row["skipped"] = row["skipped"] or f"all clients failed; the first: {reason}"
         return row
 
     def _references(self) -> dict[str, float]:
@@ -122,11 +136,26 @@ class Recorder:
     def _timed(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Iterable[Message]) -> Any:
             started = time.perf_counter()
+            if self._too_few(server_round):
+                return None, None
             arrays, self._train_metrics = aggregate(server_round, replies)
             self._merge_seconds = time.perf_counter() - started
             return arrays, self._train_metrics
 
         return aggregate_train
+
+    def _too_few(self, round: int) -> bool:
+        """Whether too few clients replied to somebody else's strategy, which knows nothing of our policies."""
+        trained = [exchange for exchange in self._grid.exchanges if exchange.kind == "train"]
+        failures = [failure for exchange in trained for failure in exchange.failures]
+        self._policies.check(((f.client, f.reason.removeprefix(f"client {f.client}: ")) for f in failures), round)
+        least, ok = self._experiment.config.min_clients, sum(exchange.ok for exchange in trained)
+        if isinstance(self._strategy, MergeStrategy) or not trained or ok >= least:
+            return False
+        self._skipped = f"{ok} clients replied, at least {least} wanted"
+        if self._policies.on_too_few == "raise" and ok:
+            raise NoUsableUpdates(f"{self._method}: round {round}: {self._skipped}")
+        return True
 
     def _noted(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> Any:

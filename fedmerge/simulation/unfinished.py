@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmerge.errors import RecordError
-from fedmerge.files import read_toml, write_toml
+from fedmerge.files import read_toml, write_toml, writing
 from fedmerge.records import PARTIAL, differing
 from fedmerge.simulation.config import Config, load_config, make_config
 
@@ -26,12 +26,13 @@ def run_folder(out: Path, method: str, seed: int) -> Path:
 
 def begin(config: Config, out: Path) -> None:
     """Leave word of what a comparison is to run; what an earlier one began of the same runs is dropped."""
-    (out / PLAN).unlink(missing_ok=True)  # until the new one is there, nothing is to be resumed
-    for method in config.methods:
-        for seed in config.seeds:
-            begun = _partial(run_folder(out, method, seed))
-            if begun.exists():
-                shutil.rmtree(begun)
+    with writing(out):
+        (out / PLAN).unlink(missing_ok=True)  # until the new one is there, nothing is to be resumed
+        for method in config.methods:
+            for seed in config.seeds:
+                begun = _partial(run_folder(out, method, seed))
+                if begun.exists():
+                    shutil.rmtree(begun)
     write_toml(out / PLAN, config.model_dump(mode="json"))
 
 

@@ -22,6 +22,11 @@ class WrappedGrid(Grid):
         """The grid within."""
         return self._grid
 
+    @property
+    def innermost(self) -> Grid:
+        """The grid within all grids around it."""
+        return self._grid.innermost if isinstance(self._grid, WrappedGrid) else self._grid
+
     def set_run(self, run: Any) -> None:
         """Pass on."""
         self._grid.set_run(run)

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.data.client_data import ClientData
-from fedmerge.strategies.client_side import ClientSide, Tamper
+from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["FedmergeClientApp", "Mod", "client_app"]
@@ -27,6 +27,7 @@ def client_app(
     device: str = "auto",
     own_model_fn: Callable[[int], nn.Module] | None = None,
     tamper: Tamper | None = None,
+    mishaps: Mishaps | None = None,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
@@ -54,6 +55,9 @@ def client_app(
     tamper
         ``tamper(state, base, client, round)`` gives the parameters that a client sends, having trained from `base` to
         `state`: what hostile clients do to their models. Statistics are measured on what it gives.
+    mishaps
+        Faults of clients, as :class:`fedmerge.simulation.faults.Mishaps` draws them: crashes before training, damage on
+        the way of what is sent.
     mods
         Flower's mods around whatever sends arrays: training, and statistics in messages of their own. Not around
         evaluation and the question for the partition, to which its mods that clip would answer with an error.
@@ -71,7 +75,7 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    side = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper)
+    side = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper, mishaps)
     return FedmergeClientApp(side, mods)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -24,10 +24,24 @@ from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining, batches, evaluate, train
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ClientSide", "Tamper"]
+__all__ = ["ClientSide", "Mishaps", "Tamper"]
 
 Tamper = Callable[[State, State, int, int], State]
 """``tamper(state, base, client, round)``: the parameters that a client sends, having trained from `base` to `state`."""
+
+
+class Mishaps(Protocol):
+    """What befalls clients in a round: how simulations study faults."""
+
+    def begin(self, client: int, round: int) -> None:
+        """Called before a client trains; raises where that client crashes."""
+
+    def sends_well(self, client: int, round: int) -> bool:
+        """Whether :meth:`sent` leaves this client's update as it is."""
+
+    def sent(self, state: State, client: int, round: int) -> State:
+        """The tensors that arrive instead of `state`."""
+
 
 _LOCAL_BUFFERS = "fedmerge.buffers"
 _STAGES = 1 << 20  # more than there are rounds
@@ -43,6 +57,7 @@ class ClientSide:
     device: str
     own_model_fn: Callable[[int], nn.Module] | None
     tamper: Tamper | None = None
+    mishaps: Mishaps | None = None
 
     @cached_property
     def template(self) -> nn.Module:
@@ -54,13 +69,17 @@ class ClientSide:
         partition, data = self._data(context)
         config = next(iter(message.content.config_records.values()), ConfigRecord())
         stage = _integer(config, "stage", 0)
+        settings, seed, round = self.settings(config)
+        # One that stayed until the first stage of a round was over stays to its end.
+        mishaps = None if stage else self.mishaps
+        if mishaps is not None:
+            mishaps.begin(partition, round)
         model, config = self._receive(message, context, kept_model(message, context) if stage else None)
         model = self.own_model(config, partition) or model
         frozen = strings(config, "frozen")
         for name, parameter in model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
-        settings, seed, round = self.settings(config)
         report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
@@ -68,6 +87,8 @@ class ClientSide:
         keep(context, config, model)
         wanted = strings(config, "send")
         sent = {n: t for n, t in model.state_dict().items() if not stage or n in wanted}
+        if mishaps is not None:
+            sent = dict(mishaps.sent(sent, partition, round))
         reply = RecordDict({"arrays": to_arrays(sent)})
         reply["metrics"] = MetricRecord(
             {"num-examples": len(data.train_x), "train_loss": report.loss, STEPS_KEY: report.steps}

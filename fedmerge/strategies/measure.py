@@ -16,10 +16,11 @@ from fedmerge.statistics import Batches, statistic
 from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
+from fedmerge.strategies.stages import KEEP_KEY
 from fedmerge.strategies.wire import statistics_records
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ERROR_KEY", "add_statistics", "measured", "request_of", "strings"]
+__all__ = ["ERROR_KEY", "add_statistics", "fill_config", "measured", "request_of", "strings"]
 
 _Entry = str | float | list[str]
 
@@ -95,6 +96,18 @@ def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
     if pipeline.statistics.budget != default.budget:
         request["statistics-budget"] = pipeline.statistics.budget
     return request
+
+
+def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int) -> None:
+    """Write into the configuration of a round's messages all that clients have to know."""
+    config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
+    config["server-round"] = round
+    for key, value in request_of(pipeline).items():
+        config[key] = value
+    if pipeline.batch_norm == "local":
+        config["batch-norm"] = "local"
+    if pipeline.aggregator.several_exchanges:
+        config[KEEP_KEY] = True
 
 
 def strings(config: ConfigRecord, key: str) -> list[str]:

@@ -11,8 +11,12 @@ __all__ = ["MergeReport"]
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Who took part in the last merge: client numbers, and those left out with the reason."""
+    """Who took part in the last merge: client numbers, and those left out with the reason.
+
+    ``skipped`` says why there was no merge and the model stayed as it was, if so.
+    """
 
     round: int
     accepted: tuple[int, ...]
     dropped: tuple[BadUpdate, ...]
+    skipped: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,23 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
-from fedmerge.strategies.failures import answered
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
-from fedmerge.strategies.measure import request_of
+from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
+from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.recalibration import recalibrate
+from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
-from fedmerge.strategies.stages import KEEP_KEY, exchange
-from fedmerge.strategies.wire import Decoded, reply_order, to_arrays, view_arrays, weight_of
+from fedmerge.strategies.stages import exchange
+from fedmerge.strategies.wire import to_arrays, view_arrays, weight_of
 from fedmerge.update import MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -56,8 +57,13 @@ class MergeStrategy(FlowerFedAvg):
         Makes the model; only methods that have to know the architecture need it.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
-    batch_norm, on_bad_update, min_updates, repair, statistics
+    batch_norm, on_bad_update, repair, statistics
         See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``.
+    min_clients
+        Fewest usable updates to merge.
+    on_client_error, on_too_few, round_timeout
+        See :class:`~fedmerge.strategies.policies.RoundPolicies`; `round_timeout` takes the place of :meth:`start`'s
+        ``timeout``. A round that nobody replied in leaves the model as it is, as with Flower's strategies.
     data
         Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
     example
@@ -90,7 +96,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         seed: int = 0,
         batch_norm: BatchNormPolicy = "mean",
         on_bad_update: str = "drop",
-        min_updates: int = 1,
+        min_clients: int = 1,
+        on_client_error: str = "skip",
+        on_too_few: str = "raise",
+        round_timeout: float | None = None,
         statistics: StatisticsSettings | Mapping[str, Any] | None = None,
         data: Iterable[Any] | None = None,
         example: Tensor | None = None,
@@ -132,11 +141,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 {parse_method(method)[0].name: options},
                 batch_norm=batch_norm,
                 on_bad_update=on_bad_update,
-                min_updates=min_updates,
+                min_updates=min_clients,
                 statistics=statistics_settings(statistics),
                 repair=repair,
             )
-        self.seed = seed
+        self.seed, self.policies = seed, RoundPolicies(on_client_error, on_too_few, round_timeout)  # type: ignore[arg-type]
         self.memory: dict[str, Tensor] = {}
         """What the method remembers between rounds: part of a checkpoint."""
         self._checkpoints = (
@@ -148,6 +157,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None
+        self._asked: Sequence[int] = ()
 
     def start(self, *arguments: Any, **keywords: Any) -> Result:
         """Run the rounds, as Flower's strategies do; on a grid of ours without a message per client.
@@ -164,10 +174,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
         )
         self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
+        start = self.policies.timed(super().start)
         try:
             if self._checkpoints is not None:
-                return self._checkpoints.start(self, super().start, *arguments, **keywords)
-            return super().start(*arguments, **keywords)
+                return self._checkpoints.start(self, start, *arguments, **keywords)
+            return start(*arguments, **keywords)
         finally:
             self._cohorts = False
 
@@ -191,29 +202,18 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._base, self._grid = view_arrays(arrays), grid
         if self.fraction_train == 0.0:
             return []
-        # The caller's own seed, if it set one, is the root of what clients draw.
-        config.setdefault("seed", self.seed)
-        config["server-round"] = server_round
-        for key, value in request_of(self.pipeline).items():
-            config[key] = value
-        if self.pipeline.batch_norm == "local":
-            config["batch-norm"] = "local"
-        if self.pipeline.aggregator.several_exchanges:
-            config[KEEP_KEY] = True
-        nodes = sample_nodes(
-            grid,
-            self.fraction_train,
-            self.min_train_nodes,
-            self.min_available_nodes,
-            seed=self.seed,
-            purpose="sampling",
-            round=server_round,
-        )
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        fill_config(config, self.pipeline, self.seed, server_round)
+        nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
+        record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
         if self._cohorts:
             context = MergeContext(base=self._base, round=server_round, seed=self.seed)
             return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         return self._construct_messages(record, nodes, "train")
+
+    def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
+        return sample_nodes(
+            grid, fraction, least, self.min_available_nodes, seed=self.seed, purpose=purpose, round=round
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -224,14 +224,17 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         ------
         NoUsableUpdates
             Clients replied, but too few with an update that can be merged.
+        ClientFailed
+            One did not, under ``on_client_error="raise"``.
         """
+        received: Received
         if isinstance(replies, CohortAnswer):
-            nodes = {one.client: one.node for one in replies.trained}
+            received = ReceivedCohort(replies)
         else:
-            valid = reply_order(answered(replies))
-            nodes = {client: m.metadata.src_node_id for client, m in valid}
-        if not nodes:
-            return None, None
+            received = ReceivedMessages(replies, self._asked, self.arrayrecord_key, self.weighted_by_key)
+        self.policies.check(received.failures, server_round)
+        if not received.nodes:
+            return self._skipped(server_round, "no client replied with an update")
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -246,32 +249,36 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 self.configrecord_key,
                 self.weighted_by_key,
                 {"server-round": server_round, "seed": self.seed},
-                nodes,
+                received.nodes,
+                timeout=self.policies.round_timeout,
             ),
         )
-        if not isinstance(replies, CohortAnswer):
-            updates = Decoded(valid, self.arrayrecord_key, self.weighted_by_key)
-            result = self.pipeline.merge(updates, context, self.memory, buffers=self._buffers)
-        elif replies.partial is not None:
-            result = self.pipeline.finish(replies.partial, context, self.memory, self._buffers)
-        else:
-            result = self.pipeline.merge(replies.updates, context, self.memory, buffers=self._buffers)
+        try:
+            result = received.merge(self.pipeline, context, self.memory, self._buffers)
+        except NoUsableUpdates as error:
+            if self.policies.on_too_few == "raise":
+                raise
+            return self._skipped(server_round, str(error), error.dropped)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
-            asked = [node for client, node in nodes.items() if client in taken]
+            asked = [node for client, node in received.nodes.items() if client in taken]
             keys = self.arrayrecord_key, self.configrecord_key, self.weighted_by_key
-            recalibrate(self._grid, *keys, server_round, result.state, asked)
+            recalibrate(self._grid, *keys, server_round, result.state, asked, timeout=self.policies.round_timeout)
         self.memory = result.memory
         self.last_report = MergeReport(server_round, result.accepted, result.dropped)
-        if isinstance(replies, CohortAnswer):
-            metrics = replies.metrics(taken)
-        else:
-            accepted = [message.content for client, message in valid if client in taken]
-            metrics = self.train_metrics_aggr_fn(accepted, self.weighted_by_key)
+        metrics = received.metrics(taken)
+        if metrics is None:
+            metrics = self.train_metrics_aggr_fn(received.contents(taken), self.weighted_by_key)
         arrays = to_arrays(result.state)
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
         return arrays, metrics
+
+    def _skipped(self, round: int, reason: str, dropped: Sequence[BadUpdate] = ()) -> tuple[None, None]:
+        """Keep the model as it is: what Flower makes of no arrays."""
+        log.warning("round %d: the model stays as it is: %s", round, reason)
+        self.last_report = MergeReport(round, (), tuple(dropped), skipped=reason)
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -282,15 +289,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         config["server-round"] = server_round
         if self.pipeline.batch_norm == "local":
             config["batch-norm"] = "local"
-        nodes = sample_nodes(
-            grid,
-            self.fraction_evaluate,
-            self.min_evaluate_nodes,
-            self.min_available_nodes,
-            seed=self.seed,
-            purpose="evaluation sampling",
-            round=server_round,
-        )
+        share, least = self.fraction_evaluate, self.min_evaluate_nodes
+        nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return self._construct_messages(record, nodes, "evaluate")
 

@@ -27,6 +27,8 @@ def recalibrate(
     server_round: int,
     state: dict[str, Tensor],
     nodes: Sequence[int],
+    *,
+    timeout: float | None = None,
 ) -> None:
     """Have these nodes measure the merged model's batch norms, and pool what they find into `state`.
 
@@ -42,6 +44,8 @@ def recalibrate(
         The merged model; changed in place.
     nodes
         Who is asked.
+    timeout
+        Seconds to wait for replies.
     """
     if grid is None:
         raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
@@ -49,7 +53,9 @@ def recalibrate(
     content = RecordDict({arrays_key: to_arrays(state), config_key: config})
     messages = [Message(content=content, message_type="query.statistics", dst_node_id=node) for node in nodes]
     measured = []
-    for client, message in reply_order(m for m in grid.send_and_receive(messages) if not m.has_error()):
+    for client, message in reply_order(
+        m for m in grid.send_and_receive(messages, timeout=timeout) if not m.has_error()
+    ):
         weight = weight_of(message.content, weight_key)
         try:
             moments = statistics_from_reply(message.content, None).get("batch_norm", {})

@@ -35,6 +35,8 @@ def exchange(
     nodes: Mapping[int, int],
     sent: Mapping[int, News],
     stage: Stage,
+    *,
+    timeout: float | None = None,
 ) -> list[ClientUpdate]:
     """Tell each client what is new and collect what it makes of it.
 
@@ -52,6 +54,8 @@ def exchange(
         What to tell each client.
     stage
         What to train, how long, and what to send back.
+    timeout
+        Seconds to wait for replies.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def exchange(
         for client, news in sent.items()
     ]
     updates = []
-    for client, reply in reply_order(answered(grid.send_and_receive(messages))):
+    for client, reply in reply_order(answered(grid.send_and_receive(messages, timeout=timeout))):
         try:
             updates.append(decode_update(client, reply.content, arrays_key, weight_key))
         except BadUpdate as bad:

@@ -94,7 +94,7 @@ def test_whoever_fails_is_named_and_stops_nobody(engine):
         assert strategy.last_report.accepted == (2,)
         assert [bad.client for bad in strategy.last_report.dropped] == [1]
         assert all(torch.isfinite(t).all() for t in state.values())
-        strategy = MergeStrategy("fedavg", model_fn=tiny_model, fraction_evaluate=0.0, min_updates=2)
+        strategy = MergeStrategy("fedavg", model_fn=tiny_model, fraction_evaluate=0.0, min_clients=2)
         with pytest.raises(NoUsableUpdates, match="client 1"):
             run(strategy, grid, rounds=1)
 

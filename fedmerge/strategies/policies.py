@@ -1,0 +1,83 @@
+"""What a strategy does when clients fail, are late, or too few are left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
+from typing import Any, Literal
+
+from flwr.serverapp.strategy import Result
+
+from fedmerge.errors import ClientFailed, InvalidOption
+
+__all__ = ["RoundPolicies"]
+
+
+@dataclass(frozen=True)
+class RoundPolicies:
+    """Policies of a round.
+
+    Parameters
+    ----------
+    on_client_error
+        ``"skip"`` leaves a client that fails out of its round, ``"raise"`` ends the run with its name.
+    on_too_few
+        ``"raise"`` ends the run where fewer updates than wanted can be merged, ``"skip"`` keeps the model as it is and
+        goes on with the next round.
+    round_timeout
+        Seconds to wait for replies, None for as long as Flower does.
+
+    Raises
+    ------
+    InvalidOption
+        A value that it does not know, or no time at all.
+
+    Examples
+    --------
+    >>> RoundPolicies(on_client_error="raise").check([(3, "disk on fire")], round=2)
+    Traceback (most recent call last):
+    ...
+    fedmerge.errors.ClientFailed: round 2: client 3 failed: disk on fire. Mend the client, or take \
+on_client_error = "skip", which leaves it out of the round.
+    """
+
+    on_client_error: Literal["skip", "raise"] = "skip"
+    on_too_few: Literal["raise", "skip"] = "raise"
+    round_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("on_client_error", "on_too_few"):
+            if getattr(self, name) not in ("skip", "raise"):
+                raise InvalidOption(f'{name} must be "skip" or "raise", got {getattr(self, name)!r}')
+        timeout = self.round_timeout
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0 and not math.isnan(timeout)):
+            raise InvalidOption(f"round_timeout must be a positive number of seconds, got {timeout!r}")
+
+    def timed(self, start: Callable[..., Result]) -> Callable[..., Result]:
+        """`start`, a strategy's, with the timeout of these policies."""
+        return start if self.round_timeout is None else _with_timeout(start, self.round_timeout)
+
+    def check(self, failures: Iterable[tuple[int | str, str]], round: int) -> None:
+        """Look at the clients that failed in a round, and why.
+
+        Raises
+        ------
+        ClientFailed
+            There is one, and the policy is ``"raise"``.
+        """
+        if self.on_client_error == "raise":
+            for client, reason in failures:
+                raise ClientFailed(client, round, reason.partition("\n")[0])
+
+
+def _with_timeout(start: Callable[..., Result], seconds: float) -> Callable[..., Result]:
+    @wraps(start)
+    def timed(*arguments: Any, **keywords: Any) -> Result:
+        given = signature(start).bind(*arguments, **keywords)
+        given.arguments["timeout"] = seconds
+        return start(*given.args, **given.kwargs)
+
+    return timed

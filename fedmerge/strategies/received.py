@@ -1,0 +1,90 @@
+"""What clients sent back in one exchange, be it messages or the answer to a cohort's order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+
+from flwr.app import Message, MetricRecord, RecordDict
+
+from fedmerge.pipeline import MergeResult, Pipeline
+from fedmerge.state import State
+from fedmerge.strategies.cohort_order import CohortAnswer
+from fedmerge.strategies.failures import answered
+from fedmerge.strategies.wire import Decoded, reply_order
+from fedmerge.update import MergeContext
+
+__all__ = ["Received", "ReceivedCohort", "ReceivedMessages"]
+
+
+class Received(ABC):
+    """Replies, ready to be merged."""
+
+    nodes: dict[int, int]
+    """The node of each client that replied with something."""
+    failures: list[tuple[int | str, str]]
+    """Clients that did not, and why."""
+
+    @abstractmethod
+    def merge(
+        self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
+    ) -> MergeResult:
+        """The next global model."""
+
+    @abstractmethod
+    def contents(self, clients: Collection[int]) -> list[RecordDict]:
+        """What these clients sent; nothing where there are no messages."""
+
+    def metrics(self, clients: set[int]) -> MetricRecord | None:
+        """Their mean metrics, where they are known already."""
+        return None
+
+
+class ReceivedCohort(Received):
+    """The answer to a cohort's order."""
+
+    def __init__(self, answer: CohortAnswer) -> None:
+        self._answer = answer
+        self.nodes = {one.client: one.node for one in answer.trained}
+        self.failures = [(f"on node {node}", reason) for node, reason in sorted(answer.failures)]
+
+    def merge(
+        self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
+    ) -> MergeResult:
+        """Finish the sum, or merge the models."""
+        if self._answer.partial is not None:
+            return pipeline.finish(self._answer.partial, context, memory, buffers)
+        return pipeline.merge(self._answer.updates, context, memory, buffers=buffers)
+
+    def contents(self, clients: Collection[int]) -> list[RecordDict]:
+        """None: there were no messages."""
+        return []
+
+    def metrics(self, clients: set[int]) -> MetricRecord | None:
+        """Summed up where the clients ran."""
+        return self._answer.metrics(clients)
+
+
+class ReceivedMessages(Received):
+    """Messages of Flower's."""
+
+    def __init__(self, replies: Iterable[Message], asked: Sequence[int], arrays_key: str, weight_key: str) -> None:
+        known = list(replies)
+        self._valid = reply_order(answered(known))
+        self._keys = arrays_key, weight_key
+        self.nodes = {client: message.metadata.src_node_id for client, message in self._valid}
+        errors = [(m.metadata.src_node_id, m.error.reason or "no reason given") for m in known if m.has_error()]
+        silent = set(asked) - {m.metadata.src_node_id for m in known}
+        self.failures = [
+            (f"on node {node}", reason) for node, reason in sorted(errors + [(node, "no reply") for node in silent])
+        ]
+
+    def merge(
+        self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
+    ) -> MergeResult:
+        """Decode them one at a time."""
+        return pipeline.merge(Decoded(self._valid, *self._keys), context, memory, buffers=buffers)
+
+    def contents(self, clients: Collection[int]) -> list[RecordDict]:
+        """Their records."""
+        return [message.content for client, message in self._valid if client in clients]
