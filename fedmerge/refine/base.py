@@ -30,12 +30,13 @@ class Proposal:
     points
         Factors per direction. The first point, all zeros, is the present model: no stage has to make things worse.
     preferred
-        The point that the next stage may measure at before it is known which is best; a wrong guess costs an exchange.
+        The point at which the next step's statistics are measured before it is known which is best: a wrong guess
+        costs them once more. None where there is nothing to guess by.
     """
 
     directions: tuple[State, ...]
     points: tuple[tuple[float, ...], ...]
-    preferred: int
+    preferred: int | None
 
     def around(self, base: State) -> Question:
         """The question which point is best."""
@@ -47,6 +48,11 @@ class Step(ABC):
 
     dear: ClassVar[bool] = False
     """Whether what clients measure is so large, or takes so long, that it is not measured on a guess."""
+
+    def wanted(self, losses: Tensor, memory: State) -> bool:
+        """Whether to take the step, going by the losses of the last proposal's points (the first is to stay) and what
+        the steps before remember."""
+        return True
 
     @abstractmethod
     def needs(self) -> tuple[Statistic, ...]:

@@ -87,31 +87,29 @@ def refine(
     memory: State = {}
     if alternatives:
         memory = walk.start([state, *alternatives], steps.pop(0) if steps else None)
-    proposal, proposed_by = None, ""
     for step in steps:
-        if step.dear and proposal is not None:
-            walk.judge(proposal, proposed_by)
-            proposal = None
         try:
-            sums = walk.judge(proposal, proposed_by, step.needs())
-            proposal, memory = step.propose(walk.refined.state, sums.statistics, memory)
+            sums = walk.measured(step, memory)
+            if sums is not None:
+                walk.proposal, memory = step.propose(walk.refined.state, sums.statistics, memory)
+                walk.proposed_by = _name(step)
         except InvalidOption as error:
             log.warning("%s is skipped: %s", _name(step), error)
-            proposal = None
-        proposed_by = _name(step)
-    if proposal is not None:
-        walk.judge(proposal, proposed_by)
+    walk.judge()
     return walk.refined
 
 
 @dataclass
 class _Walk:
-    """Where the refinement stands; every method is an exchange or two."""
+    """Where the refinement stands, and the proposal that is still to be judged."""
 
     refined: Refined
     ask: Ask
     clients: Sequence[int]
     settings: StatisticsSettings
+    proposal: Proposal | None = None
+    proposed_by: str = ""
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def start(self, branches: Sequence[State], step: Step | None) -> State:
         """Take the first step from each of several models, and go on with the best; the step's memory."""
@@ -129,27 +127,40 @@ class _Walk:
         losses = [answer.loss for answer in self._asked(questions)]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
-        self._move(questions[best], losses[best], _name(step) if step else "merge")
+        self.proposed_by = _name(step) if step else "merge"
+        self._move(questions[best], losses[best])
         return memories[best]
 
-    def judge(self, proposal: Proposal | None, proposed_by: str, needs: Sequence[Statistic] = ()) -> Answer:
-        """Move to the best point of a proposal; statistics as they are there."""
-        if proposal is None:
-            return self._asked([Question(self.refined.state)], needs)[0]
-        question = proposal.around(self.refined.state)
-        found = self._asked([question], needs)[0]
-        best = self._move(question, found.loss, proposed_by)
-        if needs and best != proposal.preferred:
-            return self._asked([Question(self.refined.state)], needs)[0]
-        return found
+    def measured(self, step: Step, memory: State) -> Answer | None:
+        """What a step needs, at the best point of the proposal before it; None where it need not be taken."""
+        pending = self.proposal
+        if pending is not None and pending.preferred is not None and not step.dear:
+            found = self.judge(step.needs())
+            if not step.wanted(self.losses, memory):
+                return None
+            if found is not None:
+                return found
+        else:
+            self.judge()
+            if not step.wanted(self.losses, memory):
+                return None
+        return self._asked([Question(self.refined.state)], step.needs())[0]
 
-    def _move(self, question: Question, losses: Tensor, proposed_by: str) -> int:
+    def judge(self, needs: Sequence[Statistic] = ()) -> Answer | None:
+        """Move to the best point of the proposal; what was measured, if that was at this point."""
+        if self.proposal is None:
+            return None
+        question = self.proposal.around(self.refined.state)
+        (found,) = self._asked([question], needs)
+        return found if self._move(question, found.loss) == question.at else None
+
+    def _move(self, question: Question, losses: Tensor) -> int:
         best = int(torch.argmin(losses))
-        self.refined.state = question.point(best)
-        log.info("%s: held-out loss %.4f to %.4f", proposed_by, float(losses[0]), float(losses[best]))
+        self.refined.state, self.losses, self.proposal = question.point(best), losses, None
+        log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[best]))
         self.refined.exchanges[-1] = replace(
             self.refined.exchanges[-1],
-            judged=proposed_by,
+            judged=self.proposed_by,
             loss=float(losses[best]),
             point=question.points[best],
             state=self.refined.state,
