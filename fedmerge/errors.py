@@ -19,6 +19,7 @@ __all__ = [
     "RecordError",
     "UnknownName",
     "nearest",
+    "shown",
 ]
 
 
@@ -94,6 +95,21 @@ class CannotStack(ModelError):
 
 class RecordError(FedMergeError):
     """A run record is missing, damaged or would be overwritten."""
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value as an error can quote it: Python refuses to write out huge numbers, and nobody reads long texts.
+
+    Examples
+    --------
+    >>> shown("a"), shown(10**9999)
+    ("'a'", 'a huge number')
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a huge number"
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

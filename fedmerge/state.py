@@ -10,18 +10,23 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "LARGEST",
     "Layout",
     "State",
     "WeightedSum",
     "accumulator_dtype",
     "cast_like",
     "is_finite",
+    "is_sane",
     "module_state",
     "prefixed",
     "with_prefix",
 ]
 
 State = Mapping[str, Tensor]
+
+LARGEST = 1e15
+"""Largest entry of a client's tensor: 1e8 squares of it add up in float32."""
 
 # What batch norm calls its running statistics: all that is left of a model's buffers once a state has
 # travelled as bare names, so it is the fallback where no module can be asked.
@@ -76,6 +81,16 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     # A finite sum proves all entries finite; only one that is not needs a closer look, for it may overflow.
     return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def is_sane(tensor: Tensor) -> bool:
+    """Whether a tensor has no NaN, and nothing so large that sums of squares, or of many clients, overflow."""
+    if tensor.is_complex():
+        return is_sane(torch.view_as_real(tensor))
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return float(low) >= -LARGEST and float(high) <= LARGEST
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -135,7 +135,10 @@ class ClientSide:
             raise ModelError(f"the {message.metadata.message_type} message brings no ArrayRecord with a model")
         config = next(iter(message.content.config_records.values()), ConfigRecord())
         if state is None:
-            state = view_arrays(arrays)
+            try:
+                state = view_arrays(arrays)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ModelError(f"the model sent cannot be decoded: {error}") from error
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
         try:
@@ -206,6 +209,6 @@ def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:
 
 def _integer(config: ConfigRecord, key: str, default: int) -> int:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"the message's {key!r} must be an integer, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"the message's {key!r} must be an integer of at least 0, got {value!r}")
     return value
