@@ -13,7 +13,7 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BufferFold
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.repair import Rescale
-from fedmerge.state import Layout, State
+from fedmerge.state import Layout, State, as_rows
 from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
@@ -91,7 +91,7 @@ class Intake:
         shapes = {name: stacked.shape[1:] for name, stacked in block.states.items()}
         if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
             return set(range(len(block)))
-        sums = [t.flatten(1).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
+        sums = [as_rows(t).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
         finite = torch.stack([total.isfinite() for total in sums]).all(0).tolist()
         return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
 

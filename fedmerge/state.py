@@ -15,6 +15,7 @@ __all__ = [
     "State",
     "WeightedSum",
     "accumulator_dtype",
+    "as_rows",
     "cast_like",
     "is_finite",
     "is_sane",
@@ -93,6 +94,17 @@ def is_sane(tensor: Tensor) -> bool:
     return float(low) >= -LARGEST and float(high) <= LARGEST
 
 
+def as_rows(stacked: Tensor) -> Tensor:
+    """Tensors of K clients [K, ...] as K rows, be they single numbers or empty.
+
+    Examples
+    --------
+    >>> as_rows(torch.zeros(3)).shape, as_rows(torch.zeros(3, 0, 2)).shape
+    (torch.Size([3, 1]), torch.Size([3, 0]))
+    """
+    return stacked.reshape(len(stacked), stacked.shape[1:].numel())
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type to sum `dtype` in: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
@@ -139,7 +151,7 @@ class WeightedSum:
             total = self.tensors.get(name)
             if total is None:
                 total = self.tensors[name] = torch.zeros(stacked.shape[1:], dtype=dtype, device=stacked.device)
-            total.view(-1).addmv_(stacked.to(dtype).flatten(1).T, factors)
+            total.view(-1).addmv_(as_rows(stacked.to(dtype)).T, factors)
         self.weight += sum(weights)
 
     def join(self, other: WeightedSum) -> None:
