@@ -213,8 +213,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def _suggested(given: Mapping[str, Any]) -> dict[str, Any]:
     """What suits the data set, for settings that are not given."""
     data = given.get("data")
-    suggested = dict(suggested_settings(data.get("name", ""))) if isinstance(data, Mapping) else {}
-    if {"scheme", "alpha"} & set(given.get("partition", {})):
+    name = data.get("name") if isinstance(data, Mapping) else None
+    suggested = dict(suggested_settings(name)) if isinstance(name, str) else {}
+    division = given.get("partition")
+    if isinstance(division, Mapping) and {"scheme", "alpha"} & set(division):
         suggested.pop("partition", None)  # who chooses a division gets it whole
     return suggested
 

@@ -89,8 +89,9 @@ def stages(seed: int, number: int) -> Iterator[Case]:
 
     rng = random.Random(seed)
     for i in range(number):
+        draws = random.Random(rng.random())
 
-        def case(method=("fedma", "fedavg")[i % 4 > 0], child=random.Random(rng.random())):
+        def case(method=("fedma", "fedavg")[i % 4 > 0], child=draws):
             become_server_task()
             norms = "mean" if method == "fedma" else "recalibrate"
             strategy = strategy_of(method, fraction_evaluate=0.0, batch_norm=norms)
@@ -107,8 +108,8 @@ def client_messages(seed: int, number: int) -> Iterator[Case]:
     rng, app = random.Random(seed), odd_app()
     good = {"server-round": 1, "epochs": 1, "seed": 3, "needs": ["fisher_diag"], "learning-rate": 0.1, "stage": 0}
     garbage = (0, -1, 2.5, "x", b"\0", [], ["gram"], [1], ["../x"], True, float("nan"), 2**62)
-    keys = (*good, "needs-settings", "statistics-compression", "statistics-budget", "frozen", "send", "batch-norm",
-            "momentum", "batch-size", "optimizer", "proximal-mu", "clip-norm", "weight-decay", "keep-model")  # fmt: skip
+    keys = [*good, "needs-settings", "statistics-compression", "statistics-budget", "frozen", "send", "batch-norm"]
+    keys += ["momentum", "batch-size", "optimizer", "proximal-mu", "clip-norm", "weight-decay", "keep-model"]
     written = ('{"examples": 1e99}', '{"layers": 3}', "[" * 5000, '{"loss": "x"}', "null", "[]", '{"samples": -1}')
     for i in range(number):
         become_server_task()
@@ -298,8 +299,9 @@ def partitions(seed: int, number: int) -> Iterator[Case]:
                 if damaged[name].dtype == torch.int64:
                     damaged[name][rng.randrange(len(damaged[name]))] = rng.choice((-1, 10**6, 2**62))
             elif kind == 2:
-                damaged[name] = torch.zeros(tuple(rng.choice((0, 1, 4, 5)) for _ in range(rng.randint(0, 3))),
-                                            dtype=rng.choice((torch.int64, torch.float32, torch.uint8, torch.bool)))  # fmt: skip
+                sizes = tuple(rng.choice((0, 1, 4, 5)) for _ in range(rng.randint(0, 3)))
+                dtype = rng.choice((torch.int64, torch.float32, torch.uint8, torch.bool))
+                damaged[name] = torch.zeros(sizes, dtype=dtype)
             elif kind == 3:
                 content = _dumped(mutate.settings(rng, about, ["settings"]))
                 damaged["about"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -173,7 +173,7 @@ def settings(rng: random.Random, config: dict, keys: list[str]) -> dict:
     return damaged
 
 
-def value(rng: random.Random, depth: int = 0):
+def value(rng: random.Random, depth: int = 0):  # noqa: PLR0911
     """Anything that TOML or JSON can hold."""
     kind = rng.randrange(9 if depth < 3 else 7)
     if kind <= 1:

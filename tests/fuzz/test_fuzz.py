@@ -13,30 +13,36 @@ import pytest
 from tests.fuzz import cases
 from tests.fuzz.guard import Tally, little_memory, quiet, resident
 
-QUICK = ("fedavg", "fednova", "fedatt", "median", "trimmed_mean", "krum", "norm_clipping", "geometric_median",
-         "fedfisher", "fisher", "regmean", "mats", "fedavg+server_adam")  # fmt: skip
-MATCHING = ("pfnm", "rebasin", "otfusion", "fedlpa", "maecho", "gradient_matching")
+QUICK = ("fedavg", "fednova", "fedatt", "median", "trimmed_mean", "krum", "norm_clipping", "median_norm_clipping",
+         "fisher", "regmean", "fedavg+server_adam")  # fmt: skip
+SLOW = ("geometric_median", "fedfisher", "fedfisher(variant=diag)", "mats", "pfnm", "rebasin", "otfusion", "fedlpa",
+        "maecho", "gradient_matching")  # fmt: skip
 GROWTH = 64  # MiB that the study may end with more than after its warm-up: caches fill, leaks go on
 
-
-def streams(folder, seed, scale):
-    """Every kind of case; `scale` 1 gives a few hundred of each that is quick."""
-    yield cases.replies(seed, QUICK, 260 * scale)
-    yield cases.replies(seed + 1, MATCHING, 12 + 6 * scale)
-    yield cases.evaluations(seed, 200 * scale)
-    yield cases.stages(seed, 4 + scale)
-    yield cases.client_messages(seed, 100 * scale)
-    yield cases.files(seed, 300 * scale, folder)
-    yield cases.checkpoints(seed, 200 * scale, folder)
-    yield cases.rows(seed, 200 * scale, folder)
-    yield cases.configs(seed, 200 * scale, folder)
-    yield cases.partitions(seed, 200 * scale)
-    yield cases.datasets(seed, 18 + 12 * scale, folder)
+FEW = {"quick": 220, "slow": 20, "evaluations": 200, "stages": 6, "clients": 150, "files": 300, "checkpoints": 200,
+       "rows": 200, "configs": 200, "partitions": 200, "datasets": 30}  # fmt: skip
+MANY = {"quick": 1650, "slow": 50, "evaluations": 3500, "stages": 6, "clients": 150, "files": 2500, "checkpoints": 600,
+        "rows": 1500, "configs": 500, "partitions": 150, "datasets": 30}  # fmt: skip
 
 
-def run(folder, seed, scale, tallies):
+def streams(folder, seed, numbers):
+    """Every kind of case, so many of each."""
+    yield cases.replies(seed, QUICK, numbers["quick"])
+    yield cases.replies(seed + 1, SLOW, numbers["slow"])
+    yield cases.evaluations(seed, numbers["evaluations"])
+    yield cases.stages(seed, numbers["stages"])
+    yield cases.client_messages(seed, numbers["clients"])
+    yield cases.files(seed, numbers["files"], folder)
+    yield cases.checkpoints(seed, numbers["checkpoints"], folder)
+    yield cases.rows(seed, numbers["rows"], folder)
+    yield cases.configs(seed, numbers["configs"], folder)
+    yield cases.partitions(seed, numbers["partitions"])
+    yield cases.datasets(seed, numbers["datasets"], folder)
+
+
+def run(folder, seed, numbers, tallies):
     """Run all of them, counting by kind."""
-    for stream in streams(folder, seed, scale):
+    for stream in streams(folder, seed, numbers):
         for name, case in stream:
             tallies.setdefault(name.split()[0], Tally()).add(name, case)
 
@@ -58,7 +64,7 @@ def silence():
 def test_a_few_hundred_of_each_kind(silence, tmp_path):
     tallies = {}
     with little_memory():
-        run(tmp_path, 0, 1, tallies)
+        run(tmp_path, 0, FEW, tallies)
     check(tallies)
     for kind in ("file", "checkpoint", "rows", "config", "partition", "client"):
         assert tallies[kind].fine, kind
@@ -70,10 +76,10 @@ def test_a_few_hundred_of_each_kind(silence, tmp_path):
 def test_a_hundred_thousand(silence, tmp_path):
     tallies, seed, begin = {}, 1, time.perf_counter()
     with little_memory():
-        run(tmp_path, 0, 4, {})  # fills caches
+        run(tmp_path, 0, FEW, {})  # fills caches
         before = resident()
         while sum(tally.cases for tally in tallies.values()) < 100_000:
-            run(tmp_path, seed, 10, tallies)
+            run(tmp_path, seed, MANY, tallies)
             seed += 10
             print(f"{sum(t.cases for t in tallies.values())} cases, {resident():.0f} MiB", flush=True)
         after = resident()
