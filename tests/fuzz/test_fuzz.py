@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from tests.fuzz import cases
+from tests.fuzz import cases, file_cases
 from tests.fuzz.guard import Tally, little_memory, quiet, resident
 
 QUICK = ("fedavg", "fednova", "fedatt", "median", "trimmed_mean", "krum", "norm_clipping", "median_norm_clipping",
@@ -32,12 +32,12 @@ def streams(folder, seed, numbers):
     yield cases.evaluations(seed, numbers["evaluations"])
     yield cases.stages(seed, numbers["stages"])
     yield cases.client_messages(seed, numbers["clients"])
-    yield cases.files(seed, numbers["files"], folder)
-    yield cases.checkpoints(seed, numbers["checkpoints"], folder)
-    yield cases.rows(seed, numbers["rows"], folder)
-    yield cases.configs(seed, numbers["configs"], folder)
-    yield cases.partitions(seed, numbers["partitions"])
-    yield cases.datasets(seed, numbers["datasets"], folder)
+    yield file_cases.files(seed, numbers["files"], folder)
+    yield file_cases.checkpoints(seed, numbers["checkpoints"], folder)
+    yield file_cases.rows(seed, numbers["rows"], folder)
+    yield file_cases.configs(seed, numbers["configs"], folder)
+    yield file_cases.partitions(seed, numbers["partitions"])
+    yield file_cases.datasets(seed, numbers["datasets"], folder)
 
 
 def run(folder, seed, numbers, tallies):
