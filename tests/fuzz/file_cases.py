@@ -197,7 +197,7 @@ def partitions(seed: int, number: int) -> Iterator[Case]:
                 damaged[name] = damaged[name].clone()
                 damaged[name].view(-1)[rng.randrange(damaged[name].numel())] = rng.choice((0, 1, 100, 255))
                 if damaged[name].dtype == torch.int64:
-                    damaged[name][rng.randrange(len(damaged[name]))] = rng.choice((-1, 10**6, 2**62))
+                    damaged[name].view(-1)[rng.randrange(damaged[name].numel())] = rng.choice((-1, 10**6, 2**62))
             elif kind == 2:
                 sizes = tuple(rng.choice((0, 1, 4, 5)) for _ in range(rng.randint(0, 3)))
                 dtype = rng.choice((torch.int64, torch.float32, torch.uint8, torch.bool))
