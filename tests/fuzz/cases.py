@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedmerge.simulation.flower_task import become_server_task, stamp
 from fedmerge.simulation.grid import SimulationGrid
-from tests.answered import Asked, asked, odd_app, odd_arrays, shallow
+from tests.answered import Asked, asked, odd_app, odd_arrays
 from tests.fuzz import mutate
 
 Case = tuple[str, Callable[[], object]]
@@ -22,7 +22,7 @@ def replies(seed: int, methods: tuple[str, ...], number: int) -> Iterator[Case]:
         method = methods[i % len(methods)]
         known = asked(method)
         bad = [mutate.reply(rng, rng.choice(known.contents)) for _ in range(rng.randint(1, 2))]
-        sent = known.replies([shallow(one) for one in [*known.contents, *bad]])
+        sent = known.replies([*known.contents, *bad])
         rng.shuffle(sent)
         yield f"reply {seed}/{i} {method}", lambda known=known, sent=sent: _merged(known, sent)
 
@@ -39,7 +39,7 @@ def evaluations(seed: int, number: int) -> Iterator[Case]:
     for i in range(number):
         contents = [RecordDict({"metrics": one["metrics"]}) for one in known.contents]
         contents += [mutate.reply(rng, contents[0]) for _ in range(2)]
-        sent = known.replies([shallow(one) for one in contents])
+        sent = known.replies(contents)
         yield f"evaluation {seed}/{i}", lambda sent=sent: known.strategy.aggregate_evaluate(1, sent)
 
 
