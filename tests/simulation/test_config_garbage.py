@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fedmerge import FedMergeError
+from fedmerge import FedMergeError, InvalidOption
 from fedmerge.files import read_toml
 from fedmerge.simulation.config import make_config, parse_assignment
+from fedmerge.training import LocalTraining
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,12 @@ def test_a_file_without_end_is_no_toml(tmp_path, text):
     (tmp_path / "a.toml").write_bytes(text.encode("latin-1"))
     with pytest.raises(FedMergeError, match="not valid TOML"):
         read_toml(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay", "proximal_mu", "clip_norm", "epochs"])
+def test_a_truth_value_is_no_number_to_train_with(name):
+    with pytest.raises(InvalidOption, match=f"training.{name}"):
+        LocalTraining(**{name: True})
 
 
 def test_an_assignment_without_end_is_a_text():
