@@ -24,6 +24,7 @@ __all__ = [
     "UnknownName",
     "WriteError",
     "nearest",
+    "shown",
 ]
 
 
@@ -141,6 +142,21 @@ class WriteError(RecordError):
         """What the system says about writing `path`, and what to do."""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return cls(path, error.strerror or str(error), "Free some space" if full else "Choose another place")
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value as an error can quote it: Python refuses to write out huge numbers, and nobody reads long texts.
+
+    Examples
+    --------
+    >>> shown("a"), shown(10**9999)
+    ("'a'", 'a huge number')
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a huge number"
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

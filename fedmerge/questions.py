@@ -183,8 +183,17 @@ def _checked(question: Question, answer: Answer) -> Answer:
     for kind in question.needs:
         if kind.name not in answer.statistics:
             raise InvalidOption(f"statistic {kind.name!r} is missing")
-        found[kind.name] = kind.parse(decode(answer.statistics[kind.name]))
-        kind.check(found[kind.name], question.base)
+        found[kind.name] = _read(kind, answer.statistics[kind.name], question.base)
     # A point that has diverged is simply not chosen.
     losses = torch.where(answer.losses.isfinite(), answer.losses, torch.inf)
     return Answer(losses, answer.judged, answer.examples, found)
+
+
+def _read(kind: Statistic, sent: State, state: State) -> State:
+    try:
+        value = kind.parse(decode(sent, lambda shapes: kind.check_shapes(shapes, state)))
+        kind.check(value, state)
+    # What a client sends may be any tensors.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidOption(f"statistic {kind.name!r} cannot be read ({error})") from error
+    return value

@@ -30,8 +30,8 @@ _GAIN = 1e-3
 class LogisticHead(Refinement):
     """The head fitted to all clients' cross-entropy: ridge first, then quasi-Newton exchanges of the head's size.
 
-    The start is the ridge classifier or the head as it is, whichever the clients' held-out examples prefer. Each further
-    exchange brings the gradient of the clients' loss by the head alone; the step is L-BFGS with the inverse of
+    The start is the ridge classifier or the head as it is, whichever the clients' held-out examples prefer. Each
+    further exchange brings the gradient of the clients' loss by the head alone; the step is L-BFGS with the inverse of
     ``G (x) S``, the Fisher of the outputs times the features' moments, as its first Hessian (the fixed bound S/2 of
     Boehning 1992 takes about 30 exchanges for what this does in four), its length chosen by held-out loss. It ends
     early where a step gains less than a thousandth.

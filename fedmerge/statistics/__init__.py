@@ -77,8 +77,11 @@ def statistic(name: str, settings: str = "{}") -> Statistic:
     if name not in _KINDS:
         raise UnknownName("statistic", name, _KINDS)
     try:
-        return _KINDS[name](**json.loads(settings))
-    except (TypeError, ValueError) as error:
+        given = json.loads(settings)
+        if "loss" in given:
+            raise TypeError("a loss is a function, which cannot be written")
+        return _KINDS[name](**given)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.matrix_layers import MatrixLayer
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import WeightMatrix, check_factor
+from fedmerge.weights import WeightMatrix, check_factor, check_factor_shape
 
 __all__ = ["HeadGradient", "HeadSums"]
 
@@ -36,6 +36,15 @@ class _HeadStatistic(LayerStatistic):
             total = {part: tensor + total[part] if part in total else tensor for part, tensor in found.items()}
             count, weight = count + len(rows), matrix.weight
         return {f"{weight}.{part}": (tensor / count).to(stored_dtype(model)) for part, tensor in total.items()}
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+        """Matrices of the head's own sizes."""
+        for name, shape in shapes.items():
+            weight, _, part = name.rpartition(".")
+            if part in ("S", "G"):
+                check_factor_shape(self.name, weight, "A" if part == "S" else "G", shape, state)
+            else:
+                super().check_shapes({name: shape}, state)
 
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Tensor, Tensor, Tensor]]:
         """The head's matrix, and of each batch its input rows, the logits, and one-hot labels, in float64."""

@@ -20,6 +20,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
+from fedmerge.strategies.client_metrics import alike, judged
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import fill_config
@@ -31,7 +32,7 @@ from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessa
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.stages import exchange
-from fedmerge.strategies.wire import to_arrays, view_arrays, weight_of
+from fedmerge.strategies.wire import to_arrays, view_arrays
 from fedmerge.update import MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -268,7 +269,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.last_report = MergeReport(server_round, result.accepted, result.dropped)
         metrics = received.metrics(taken)
         if metrics is None:
-            metrics = self.train_metrics_aggr_fn(received.contents(taken), self.weighted_by_key)
+            metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
         arrays = to_arrays(result.state)
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
@@ -296,5 +297,4 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average what clients found on their held-out examples; those that hold none do not count."""
-        counted = [m for m in replies if m.has_error() or weight_of(m.content, self.weighted_by_key) != 0]
-        return super().aggregate_evaluate(server_round, counted)
+        return super().aggregate_evaluate(server_round, judged(replies, self.weighted_by_key))
