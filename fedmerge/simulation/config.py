@@ -138,10 +138,13 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     if ":" in method:
         return {method: dict(options.get(method, {}))} if method in options else {}
     pipeline = build_pipeline(method, options)
-    parts = zip(parse_method(method), (pipeline.aggregator, *pipeline.server_steps), strict=True)
+    first, *others = (part.name for part in parse_method(method))
+    made: dict[type, Any] = {type(part): part for part in (*pipeline.server_steps, *pipeline.refinements)}
+    known = {**entries("server step"), **entries("refinement")}
+    parts = {first: pipeline.aggregator, **{name: made[known[name].cls] for name in others}}
     values = {
-        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
-        for (name, _), part in parts
+        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        for name, part in parts.items()
     }
     return {name: fields for name, fields in values.items() if fields}
 

@@ -19,6 +19,7 @@ from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics, strings
+from fedmerge.strategies.questions import answer_questions
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
@@ -145,6 +146,13 @@ class ClientSide:
         with self._told(model):
             self._measure(reply, message, model, data, None)
         return self._send(message, partition, reply)
+
+    def questions(self, message: Message, context: Context) -> Message:
+        """Judge models, and measure sums at them, that a merge goes through."""
+        partition, data = self._data(context)
+        device = next(self.template.parameters()).device
+        loader = list(batches(data.train_x, data.train_y, device=device))
+        return self._send(message, partition, answer_questions(message, self.template, loader))
 
     def partition(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds."""

@@ -27,6 +27,7 @@ from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.privacy import check_private
+from fedmerge.strategies.questions import ask
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
@@ -250,6 +251,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 self.configrecord_key,
                 self.weighted_by_key,
                 {"server-round": server_round, "seed": self.seed},
+                received.nodes,
+                timeout=self.policies.round_timeout,
+            ),
+            ask=partial(
+                ask,
+                self._grid,
+                {"server-round": server_round},
                 received.nodes,
                 timeout=self.policies.round_timeout,
             ),
