@@ -18,6 +18,7 @@ __all__ = [
     "InvalidOption",
     "MissingStatistic",
     "ModelError",
+    "NoAnswer",
     "NoUsableUpdates",
     "PartitionError",
     "RecordError",
@@ -121,6 +122,10 @@ class CannotStack(ModelError):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (self.reason,)
+
+
+class NoAnswer(FedMergeError):
+    """No client answered a question about the merged model with anything that can be used."""
 
 
 class RecordError(FedMergeError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmerge.errors import FedMergeError, InvalidOption
+from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
 from fedmerge.statistics import Batches, Statistic
@@ -147,7 +147,7 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
 
     Raises
     ------
-    FedMergeError
+    NoAnswer
         No client's answers can be used.
     """
     good: list[list[Answer]] = []
@@ -159,7 +159,7 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
         except InvalidOption as error:
             log.warning("client %d: its answer is left out: %s", client, error)
     if not good:
-        raise FedMergeError("no client answered a question about the merged model with anything that can be used")
+        raise NoAnswer("no client answered a question about the merged model with anything that can be used")
     return [_sum([given[i] for given in good]) for i in range(len(questions))]
 
 

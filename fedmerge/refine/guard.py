@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions import Answer, Ask, Question, pooled
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.state import State
@@ -83,19 +83,11 @@ def refine(
         How they send what they measure.
     """
     walk = _Walk(Refined(dict(state)), ask, clients, settings)
-    steps = [step for refinement in refinements for step in refinement.steps()]
-    memory: State = {}
-    if alternatives:
-        memory = walk.start([state, *alternatives], steps.pop(0) if steps else None)
-    for step in steps:
-        try:
-            sums = walk.measured(step, memory)
-            if sums is not None:
-                walk.proposal, memory = step.propose(walk.refined.state, sums.statistics, memory)
-                walk.proposed_by = _name(step)
-        except InvalidOption as error:
-            log.warning("%s is skipped: %s", _name(step), error)
-    walk.judge()
+    try:
+        walk.through([step for refinement in refinements for step in refinement.steps()], alternatives)
+    except NoAnswer as error:
+        # Clients may be gone by now; what there is is a merge of all that they sent.
+        log.warning("the merged model is refined no further: %s", error)
     return walk.refined
 
 
@@ -110,6 +102,21 @@ class _Walk:
     proposal: Proposal | None = None
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
+        """Take all steps."""
+        memory: State = {}
+        if alternatives:
+            memory = self.start([self.refined.state, *alternatives], steps.pop(0) if steps else None)
+        for step in steps:
+            try:
+                sums = self.measured(step, memory)
+                if sums is not None:
+                    self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
+                    self.proposed_by = _name(step)
+            except InvalidOption as error:
+                log.warning("%s is skipped: %s", _name(step), error)
+        self.judge()
 
     def start(self, branches: Sequence[State], step: Step | None) -> State:
         """Take the first step from each of several models, and go on with the best; the step's memory."""

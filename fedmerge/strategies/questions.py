@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from fedmerge.errors import ConfigError, FedMergeError, ModelError
+from fedmerge.errors import ConfigError, FedMergeError, ModelError, NoAnswer
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.statistics import Batches, statistic
 from fedmerge.statistics.compression import Compression
@@ -57,7 +57,7 @@ def ask(
         Seconds to wait for replies.
     """
     if grid is None:
-        raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
+        raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
     content = RecordDict({"config": ConfigRecord({**config, "questions": len(questions)})})
     for number, question in enumerate(questions):
         for key, record in _written(question).items():
