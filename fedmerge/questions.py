@@ -201,10 +201,12 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
 
 
 def _steadied(question: Question, total: Answer) -> Answer:
-    if question.noise is None or not total.statistics:
+    """Sums with noise as they can be used, going by what is known of the noise."""
+    if question.noise is None:
         return total
     kinds = [question.noise.applied(kind) for kind in question.needs]
-    return replace(total, statistics=question.noise.steadied(kinds, total.statistics, total.examples, total.clients))
+    statistics = question.noise.steadied(kinds, total.statistics, total.examples, total.clients)
+    return replace(total, losses=question.noise.doubted(total.losses, total.clients), statistics=statistics)
 
 
 def _sum(answers: Sequence[Answer]) -> Answer:

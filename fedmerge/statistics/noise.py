@@ -124,17 +124,27 @@ class NoisySums:
 
     def noisy_losses(self, losses: Tensor, generator: torch.Generator) -> Tensor:
         """[points], a client's clipped sums, with noise; an example adds to all points."""
-        if not len(losses):
-            return losses
-        return losses + _normal(losses, generator) * self.deviation(self.loss_clip * sqrt(len(losses)), 1)
+        return losses + _normal(losses, generator) * self._loss_deviation(losses)
+
+    def doubted(self, losses: Tensor, clients: int) -> Tensor:
+        """[points], the sums of so many clients, with twice the noise's standard deviation on all but the first.
+
+        The first point is the present model, which luck in the noise alone is no reason to leave.
+        """
+        doubt = torch.full_like(losses, 2 * self._loss_deviation(losses) * sqrt(clients))
+        doubt[:1] = 0
+        return losses + doubt
+
+    def _loss_deviation(self, losses: Tensor) -> float:
+        return self.deviation(self.loss_clip * sqrt(len(losses)), 1)
 
     def steadied(
         self, kinds: Sequence[Bounded], values: Mapping[str, State], n: int, clients: int
     ) -> dict[str, dict[str, Tensor]]:
-        """All clients' means, symmetric where they were, and with no eigenvalue that noise has made negative.
+        """All clients' means, with matrices that were symmetric and had no negative eigenvalues such again.
 
         ``(Z + Z^T) / 2`` of d by d normal numbers has eigenvalues to about ``-sqrt(2 d)``: so much is added to the
-        diagonal, as in ridge regression with sufficient statistics (Wang 2018). It takes no look at data.
+        diagonal, as in ridge regression with sufficient statistics (Wang 2018), and what is still negative is set to 0.
         """
         found = {}
         for deviations, kind in zip(self._deviations(kinds), kinds, strict=True):
@@ -142,12 +152,17 @@ class NoisySums:
             for name, tensor in values[kind.name].items():
                 if _part(name) in kind.moments:
                     edge = deviations[_part(name)] * sqrt(2 * len(tensor) * clients) / max(1, n)
-                    found[kind.name][name] = (tensor + tensor.T) / 2 + edge * torch.eye(len(tensor), dtype=tensor.dtype)
+                    found[kind.name][name] = _without_negative((tensor + tensor.T) / 2, edge)
         return found
 
     def _deviations(self, kinds: Sequence[Bounded]) -> list[dict[str, float]]:
         parts = sum(len(kind.bounds()) for kind in kinds)
         return [{part: self.deviation(bound, parts) for part, bound in kind.bounds().items()} for kind in kinds]
+
+
+def _without_negative(moments: Tensor, shift: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(moments)
+    return (vectors * (values + shift).clamp_min(0)) @ vectors.T
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
