@@ -113,25 +113,25 @@ class NoisySums:
     def noisy(
         self, kinds: Sequence[Bounded], values: Sequence[State], n: int, generator: torch.Generator
     ) -> list[State]:
-        """A client's means over `n` examples, with the noise of sums."""
-        return [
-            {
-                name: (tensor.double() + _normal(tensor, generator) * (deviations[_part(name)] / n)).to(tensor.dtype)
-                for name, tensor in value.items()
-            }
-            for deviations, value in zip(self._deviations(kinds), values, strict=True)
-        ]
+        """A client's means over `n` examples, or as many as a statistic takes, with the noise of sums."""
+        found: list[State] = []
+        for kind, deviations, value in zip(kinds, self._deviations(kinds), values, strict=True):
+            taken = n if kind.examples is None else min(n, kind.examples)
+            found.append(
+                {name: _with_noise(t, deviations[_part(name)] / taken, generator) for name, t in value.items()}
+            )
+        return found
 
     def noisy_losses(self, losses: Tensor, generator: torch.Generator) -> Tensor:
         """[points], a client's clipped sums, with noise; an example adds to all points."""
         return losses + _normal(losses, generator) * self._loss_deviation(losses)
 
     def doubted(self, losses: Tensor, clients: int) -> Tensor:
-        """[points], the sums of so many clients, with twice the noise's standard deviation on all but the first.
+        """[points], the sums of so many clients, with three standard deviations of a difference on all but the first.
 
         The first point is the present model, which luck in the noise alone is no reason to leave.
         """
-        doubt = torch.full_like(losses, 2 * self._loss_deviation(losses) * sqrt(clients))
+        doubt = torch.full_like(losses, 3 * sqrt(2) * self._loss_deviation(losses) * sqrt(clients))
         doubt[:1] = 0
         return losses + doubt
 
@@ -160,9 +160,14 @@ class NoisySums:
         return [{part: self.deviation(bound, parts) for part, bound in kind.bounds().items()} for kind in kinds]
 
 
+def _with_noise(tensor: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    return (tensor.double() + deviation * _normal(tensor, generator)).to(tensor.dtype)
+
+
 def _without_negative(moments: Tensor, shift: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moments)
-    return (vectors * (values + shift).clamp_min(0)) @ vectors.T
+    found: Tensor = (vectors * (values + shift).clamp_min(0)) @ vectors.T
+    return found
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
