@@ -200,7 +200,9 @@ def test_noise_has_the_promised_variance(net, clients):
         assert float(found.std()) * n == pytest.approx(spread, rel=0.03), name
         assert abs(float(found.mean())) * n < 4 * spread / sqrt(found.numel()), name
     few = replace(asked, needs=(HeadSums(examples=10),))  # a mean over fewer, which each of them changes by more
-    means = torch.stack([respond(few, net, [(x, y)], generator).statistics["head_sums"]["2.C"] for _ in range(400)])
+    means = torch.stack(
+        [respond(few, net, [(x, y)], generator).statistics["head_sums"]["2.weight.C"] for _ in range(400)]
+    )
     assert float(means.std(0).mean()) * 10 == pytest.approx(2 * sqrt(0.5) * 1.5, rel=0.05)
     losses = torch.stack([answer.losses for answer in answers])
     assert float(losses.std(0).mean()) == pytest.approx(2 * 3.0 * sqrt(2) / 2, rel=0.1)
