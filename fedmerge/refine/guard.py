@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions import Answer, Ask, Question, pooled
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.state import State
-from fedmerge.statistics import Statistic
+from fedmerge.statistics import NoisySums, Statistic
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = ["Exchanged", "Refined", "refine"]
@@ -37,6 +37,8 @@ class Exchanged:
         Statistics that clients sent for the next step.
     state
         The model as it stood after the exchange.
+    answers
+        How many questions each client answered in it.
     """
 
     judged: str
@@ -44,6 +46,7 @@ class Exchanged:
     point: tuple[float, ...]
     measured: tuple[str, ...]
     state: State = field(repr=False)
+    answers: int = 1
 
 
 @dataclass
@@ -61,6 +64,7 @@ def refine(
     ask: Ask,
     clients: Sequence[int],
     settings: StatisticsSettings,
+    noise: NoisySums | None = None,
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
@@ -79,10 +83,10 @@ def refine(
         Stages, in order.
     ask, clients
         How to reach clients, and which are asked.
-    settings
-        How they send what they measure.
+    settings, noise
+        How they send what they measure, and the noise that they add.
     """
-    walk = _Walk(Refined(dict(state)), ask, clients, settings)
+    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise)
     try:
         walk.through([step for refinement in refinements for step in refinement.steps()], alternatives)
     except NoAnswer as error:
@@ -99,6 +103,7 @@ class _Walk:
     ask: Ask
     clients: Sequence[int]
     settings: StatisticsSettings
+    noise: NoisySums | None = None
     proposal: Proposal | None = None
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -177,10 +182,10 @@ class _Walk:
     def _asked(self, questions: Sequence[Question], needs: Sequence[Statistic] = ()) -> list[Answer]:
         """One exchange."""
         kinds = tuple(self.settings.applied(kind) for kind in needs)
-        asked = [replace(question, needs=kinds) for question in questions]
+        asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         found = pooled(asked, self.ask(asked, self.clients))
         names = tuple(kind.name for kind in kinds)
-        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state))
+        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked)))
         return found
 
 

@@ -22,6 +22,7 @@ from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
+from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "HeadSums",
     "LocalSteps",
     "LossGradient",
+    "NoisySums",
     "Statistic",
     "StatisticsSettings",
     "compute_statistics",
