@@ -167,7 +167,8 @@ def merge(
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else partial(_asked_at_hand, models[0], clients),
+        ask=None if clients is None else partial(_asked_at_hand, models, clients),
+        own_kept=True,
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
@@ -193,10 +194,15 @@ def _statistics(
 
 
 def _asked_at_hand(
-    model: nn.Module, clients: Sequence[Batches], questions: Sequence[Question], asked: Sequence[int]
+    models: Sequence[nn.Module], clients: Sequence[Batches], questions: Sequence[Question], asked: Sequence[int]
 ) -> list[tuple[int, list[Answer]]]:
     """Answers of clients whose loaders are at hand: what each would send, and nothing else of its data."""
-    return [(i, [respond(question, model, clients[i]) for question in questions]) for i in sorted(asked)]
+    found = []
+    for i in sorted(asked):
+        own = [resize(models[i], question.own[i]) if i in question.own else models[i] for question in questions]
+        pairs = zip(questions, own, strict=True)
+        found.append((i, [respond(question, models[0], clients[i], mine) for question, mine in pairs]))
+    return found
 
 
 class _AtHand:

@@ -45,6 +45,7 @@ class Intake:
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
         trusting: bool = False,
+        keeping: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self.reference, self.layout, self.buffers = reference, layout, buffers
@@ -53,6 +54,8 @@ class Intake:
         self._unread = frozenset(layout.parameters if trusting else ())
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
+        self.moved: dict[int, State] | None = {} if keeping else None
+        """By client, all of its model once its neurons are in the common order, where that is to be kept."""
 
     def read(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
         """Good updates of a stream, aligned where the method aligns.
@@ -66,6 +69,8 @@ class Intake:
         good = self._good(updates, at_least)
         for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
             self.buffers.add(update.state, update.weight)
+            if self.moved is not None and isinstance(aggregator, Aligning):
+                self.moved[update.client] = update.state
             if self.rescale is not None:
                 module = self._context.module(update.state, type(aggregator).__name__)
                 self.rescale.add(module, update.weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
+from fedmerge.questions import Answer, Ask, Question
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.registry import build, entries
@@ -226,12 +228,19 @@ class Pipeline:
             on_bad=on_bad,
             rescaled=self.repair == "rescale",
             trusting=trusting,
+            keeping=any(one.compares for one in self.refinements),
         )
 
     def _check_clients(self, context: MergeContext) -> None:
         if self.refinements and context.ask is None:
             kinds = ", ".join(type(one).__name__ for one in self.refinements)
             raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
+        comparing = [type(one).__name__ for one in self.refinements if one.compares]
+        if comparing and not context.own_kept:
+            raise InvalidOption(
+                f"{', '.join(comparing)} compares the merged model with the one that each client trained, which the "
+                "clients of a federation do not keep: use fedmerge.merge with clients=, or leave it out"
+            )
 
     def _completed(
         self,
@@ -258,7 +267,8 @@ class Pipeline:
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:
             others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
-            found = refine(state, others, self.refinements, context.ask, intake.accepted, self.statistics)
+            ask = partial(_with_own, context.ask, intake.moved or {})
+            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics)
             state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
@@ -267,6 +277,13 @@ class Pipeline:
             tuple(intake.dropped),
             exchanges,
         )
+
+
+def _with_own(
+    ask: Ask, own: Mapping[int, State], questions: Sequence[Question], clients: Sequence[int]
+) -> Sequence[tuple[int, Sequence[Answer]]]:
+    """Bring each client its own model as it was aligned, along with what it has to compare it with."""
+    return ask([replace(question, own=own) if question.compares else question for question in questions], clients)
 
 
 def _averaged(updates: Iterable[ClientUpdate], mean: WeightedSum) -> Iterator[ClientUpdate]:

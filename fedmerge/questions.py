@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedmerge.errors import FedMergeError, InvalidOption
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
-from fedmerge.statistics import Batches, Statistic
+from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.settings import compressed
 
@@ -42,6 +42,9 @@ class Question:
         Every so many-th example judges points and is not measured, so that no step is judged by what it was made of.
     compression, budget
         How statistics are sent, see :class:`~fedmerge.statistics.StatisticsSettings`.
+    own
+        By client, the model that it trained, its neurons in the order of `base`: of clients whose neurons the server
+        has moved, where statistics compare. Each needs only its own.
     """
 
     base: State
@@ -52,6 +55,12 @@ class Question:
     holdout: int = 10
     compression: Compression = "none"
     budget: float = 1.0
+    own: Mapping[int, State] = field(default_factory=dict)
+
+    @property
+    def compares(self) -> bool:
+        """Whether clients need the model that they trained themselves to answer."""
+        return any(isinstance(kind, ComparingStatistic) for kind in self.needs)
 
     def point(self, number: int | None) -> dict[str, Tensor]:
         """The tensors of one of the points, or of the base."""
@@ -94,7 +103,7 @@ Ask = Callable[[Sequence[Question], Sequence[int]], Sequence[tuple[int, Sequence
 """Puts questions to these clients, in one exchange; each one's answers come with its number, in order of numbers."""
 
 
-def respond(question: Question, module: nn.Module, batches: Batches) -> Answer:
+def respond(question: Question, module: nn.Module, batches: Batches, own: nn.Module | None = None) -> Answer:
     """A client's answer; what is returned is what would be sent.
 
     Parameters
@@ -105,6 +114,13 @@ def respond(question: Question, module: nn.Module, batches: Batches) -> Answer:
         Of the architecture, on the client's device; left as it is.
     batches
         ``(inputs, targets)`` of the client's examples.
+    own
+        The model that the client trained, in the order of neurons that the question has; needed where it compares.
+
+    Raises
+    ------
+    InvalidOption
+        The question compares, and there is no `own`.
     """
     pairs = list(batches)
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
@@ -121,10 +137,18 @@ def respond(question: Question, module: nn.Module, batches: Batches) -> Answer:
     if question.needs:
         model = resize(module, question.point(question.at))
         measured = _batches(x[~judges], y[~judges], size)
-        values = [(kind.name, kind.measure(model, measured, None)) for kind in question.needs]
+        values = [(kind.name, _measured(kind, model, own, measured)) for kind in question.needs]
         sent, _ = compressed(values, dict(model.named_parameters()), question.compression, question.budget)
         found = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}
     return Answer(losses, int(judges.sum()), int((~judges).sum()), found)
+
+
+def _measured(kind: Statistic, model: nn.Module, own: nn.Module | None, batches: Batches) -> State:
+    if not isinstance(kind, ComparingStatistic):
+        return kind.measure(model, batches, None)
+    if own is None:
+        raise InvalidOption(f"statistic {kind.name!r} needs the client's own model, and it has kept none")
+    return kind.compare(model, own, batches)
 
 
 def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

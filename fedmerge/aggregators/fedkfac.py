@@ -69,9 +69,9 @@ class FedKfac(Permuting):
 
     @property
     def refined_by(self) -> str:
-        """The head, and it again after every natural-gradient step, for its features have changed."""
-        head = [_HEADS[self.head]] if _HEADS[self.head] else []
-        return "+".join([*head, *(["natural_gradient", *head] * self.steps)])
+        """Norms and head, and both again after every natural-gradient step, for what reaches them has changed."""
+        after = ["recalibrate", *([_HEADS[self.head]] if _HEADS[self.head] else [])]
+        return "+".join([*after, *(["natural_gradient", *after] * self.steps)])
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
         """Re-order neurons where the models do not stem from one start."""

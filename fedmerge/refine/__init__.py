@@ -4,6 +4,19 @@ from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.guard import Refined, refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
+from fedmerge.refine.recalibrate import Recalibrate
 from fedmerge.refine.ridge_head import RidgeHead
+from fedmerge.refine.sequential_refit import SequentialRefit
 
-__all__ = ["LogisticHead", "NaturalGradient", "Proposal", "Refined", "Refinement", "RidgeHead", "Step", "refine"]
+__all__ = [
+    "LogisticHead",
+    "NaturalGradient",
+    "Proposal",
+    "Recalibrate",
+    "Refined",
+    "Refinement",
+    "RidgeHead",
+    "SequentialRefit",
+    "Step",
+    "refine",
+]

@@ -83,7 +83,7 @@ def refine(
         How they send what they measure.
     """
     walk = _Walk(Refined(dict(state)), ask, clients, settings)
-    steps = [step for refinement in refinements for step in refinement.steps()]
+    steps = [step for refinement in refinements for step in refinement.steps(state)]
     memory: State = {}
     if alternatives:
         memory = walk.start([state, *alternatives], steps.pop(0) if steps else None)

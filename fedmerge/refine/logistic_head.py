@@ -51,7 +51,7 @@ class LogisticHead(Refinement):
         check_range(self, "damping", 1e-12, float("inf"), open_high=True)
         check_range(self, "exchanges", 1, float("inf"), open_high=True)
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self, state: State) -> tuple[Step, ...]:
         """The ridge step and the gradient steps."""
         return (
             RidgeStep(self.ridge, self.examples),

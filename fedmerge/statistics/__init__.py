@@ -11,8 +11,8 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics.activations import Activations
-from fedmerge.statistics.base import Batches, Statistic
-from fedmerge.statistics.batch_norm import BatchNormMoments
+from fedmerge.statistics.base import Batches, ComparingStatistic, Statistic
+from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
 from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import FisherDiag
@@ -22,13 +22,16 @@ from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
+from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
     "Activations",
     "BatchNormMoments",
+    "BatchNormSums",
     "Batches",
     "ClassCounts",
+    "ComparingStatistic",
     "FisherDiag",
     "FisherKfac",
     "Gram",
@@ -36,6 +39,7 @@ __all__ = [
     "HeadSums",
     "LocalSteps",
     "LossGradient",
+    "RefitSums",
     "Statistic",
     "StatisticsSettings",
     "compute_statistics",
@@ -47,6 +51,7 @@ _KINDS: Mapping[str, type[Statistic]] = {
     for kind in (
         LocalSteps,
         BatchNormMoments,
+        BatchNormSums,
         ClassCounts,
         FisherDiag,
         FisherKfac,
@@ -55,6 +60,7 @@ _KINDS: Mapping[str, type[Statistic]] = {
         HeadSums,
         HeadGradient,
         LossGradient,
+        RefitSums,
     )
 }
 
