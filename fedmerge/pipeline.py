@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
-from fedmerge.questions import Answer, Ask, Question
+from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.registry import build, entries
@@ -267,7 +266,7 @@ class Pipeline:
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:
             others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
-            ask = partial(_with_own, context.ask, intake.moved or {})
+            ask = bringing(context.ask, intake.moved or {})
             found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics)
             state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
@@ -277,13 +276,6 @@ class Pipeline:
             tuple(intake.dropped),
             exchanges,
         )
-
-
-def _with_own(
-    ask: Ask, own: Mapping[int, State], questions: Sequence[Question], clients: Sequence[int]
-) -> Sequence[tuple[int, Sequence[Answer]]]:
-    """Bring each client its own model as it was aligned, along with what it has to compare it with."""
-    return ask([replace(question, own=own) if question.compares else question for question in questions], clients)
 
 
 def _averaged(updates: Iterable[ClientUpdate], mean: WeightedSum) -> Iterator[ClientUpdate]:

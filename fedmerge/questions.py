@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.settings import compressed
 
-__all__ = ["Answer", "Ask", "Question", "pooled", "respond"]
+__all__ = ["Answer", "Ask", "Question", "bringing", "pooled", "respond"]
 
 log = logging.getLogger("fedmerge")
 
@@ -101,6 +101,15 @@ class Answer:
 
 Ask = Callable[[Sequence[Question], Sequence[int]], Sequence[tuple[int, Sequence[Answer]]]]
 """Puts questions to these clients, in one exchange; each one's answers come with its number, in order of numbers."""
+
+
+def bringing(ask: Ask, own: Mapping[int, State]) -> Ask:
+    """`ask` with questions that compare bringing each client its own model as it was aligned."""
+
+    def brought(questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
+        return ask([replace(question, own=own) if question.compares else question for question in questions], clients)
+
+    return brought
 
 
 def respond(question: Question, module: nn.Module, batches: Batches, own: nn.Module | None = None) -> Answer:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
-from fedmerge.errors import InvalidOption
 from fedmerge.refine.base import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State, prefixed, with_prefix
@@ -79,8 +78,6 @@ class RefitStep(Step):
             moments, products = found[f"{self.weight}.S"], found[f"{self.weight}.Z"]
             matrix = WeightMatrix.measured_by(self.weight, moments, state)
             present = matrix.gather(state).double()
-            if products.shape[-2:] != present.shape[-2:]:
-                raise InvalidOption(f"{self.weight!r}: clients' layers have another width than the merged one")
             step = matrix.scatter(refitted(moments, products, present, self.ridge) - present)
             before = {**before, **{name: state[name].clone() for name in matrix.names}}
         if not self.last:
