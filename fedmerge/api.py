@@ -177,7 +177,8 @@ def merge(
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else asked_at_hand(models[0], clients, seed),
+        ask=None if clients is None else asked_at_hand(models, clients, seed),
+        own_kept=True,
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
@@ -202,15 +203,20 @@ def _statistics(
     return found
 
 
-def asked_at_hand(model: nn.Module, clients: Sequence[Batches], seed: int = 0) -> Ask:
-    """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
+def asked_at_hand(models: Sequence[nn.Module], clients: Sequence[Batches], seed: int = 0) -> Ask:
+    """Clients whose models and loaders are at hand: each answers with what it would send, and nothing else of its data.
 
     `seed` is the root of the noise that clients add, where they are asked to.
     """
     generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
 
     def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
-        return [(i, [respond(one, model, clients[i], generators[i]) for one in questions]) for i in sorted(asked)]
+        found = []
+        for i in sorted(asked):
+            own = [resize(models[i], one.own[i]) if i in one.own else models[i] for one in questions]
+            pairs = zip(questions, own, strict=True)
+            found.append((i, [respond(one, models[0], clients[i], generators[i], mine) for one, mine in pairs]))
+        return found
 
     return ask
 

@@ -49,6 +49,7 @@ class Intake:
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
         trusting: bool = False,
+        keeping: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self.reference, self.layout, self.buffers = reference, layout, buffers
@@ -57,6 +58,8 @@ class Intake:
         self._unread = frozenset(layout.parameters if trusting else ())
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
+        self.moved: dict[int, State] | None = {} if keeping else None
+        """By client, all of its model once its neurons are in the common order, where they are moved and it is kept."""
 
     def read(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
         """Good updates of a stream, aligned where the method aligns.
@@ -67,9 +70,16 @@ class Intake:
             At the end of the stream, where fewer than `at_least` were good.
         """
         aggregator = self._aggregator
-        good = self._good(updates, at_least)
-        for update in aggregator.align(list(good), self._context) if isinstance(aggregator, Aligning) else good:
+        good: Iterable[ClientUpdate] = self._good(updates, at_least)
+        given: dict[int, State] = {}
+        if isinstance(aggregator, Aligning):
+            held = list(good)
+            given = {update.client: update.state for update in held}
+            good = aggregator.align(held, self._context)
+        for update in good:
             self.buffers.add(update.state, update.weight)
+            if self.moved is not None and update.state is not given.get(update.client, update.state):
+                self.moved[update.client] = update.state
             if self.rescale is not None:
                 module = self._context.module(update.state, type(aggregator).__name__)
                 self.rescale.add(module, update.weight)

@@ -15,6 +15,7 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
+from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.refine.privacy import Privacy
@@ -147,7 +148,7 @@ class Pipeline:
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
-        self._check_clients(context)
+        self._check_clients(context, reference)
         # What can be read twice is first read without a look at every client.
         if not isinstance(updates, Iterator) and isinstance(self.aggregator, Fold) and self.aggregator.shows_nan:
             intake = self._intake(reference, layout, context, self._refuse, trusting=True)
@@ -198,7 +199,7 @@ class Pipeline:
             A bad update, under ``on_bad_update="raise"``.
         """
         base, memory = context.required_base("a fold"), memory or {}
-        self._check_clients(context)
+        self._check_clients(context, base)
         layout = Layout.of(base, buffers)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
@@ -236,12 +237,20 @@ class Pipeline:
             on_bad=on_bad,
             rescaled=self.repair == "rescale",
             trusting=trusting,
+            keeping=any(one.compares for one in self.refinements),
         )
 
-    def _check_clients(self, context: MergeContext) -> None:
-        if self.refinements and context.ask is None:
-            kinds = ", ".join(type(one).__name__ for one in self.refinements)
+    def _check_clients(self, context: MergeContext, state: State) -> None:
+        asking = [type(one).__name__ for one in self.refinements if one.steps(state)]
+        if asking and context.ask is None:
+            kinds = ", ".join(dict.fromkeys(asking))
             raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
+        comparing = [type(one).__name__ for one in self.refinements if one.compares]
+        if comparing and not context.own_kept:
+            raise InvalidOption(
+                f"{', '.join(comparing)} compares the merged model with the one that each client trained, which the "
+                "clients of a federation do not keep: use fedmerge.merge with clients=, or leave it out"
+            )
 
     def _completed(
         self,
@@ -269,6 +278,7 @@ class Pipeline:
         if self.refinements and context.ask is not None:
             others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
             ask, noise = self.privacy.protected(context.ask, context.seed), self.privacy.noise
+            ask = bringing(ask, intake.moved or {})
             found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise)
             state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(

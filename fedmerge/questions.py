@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
-from fedmerge.statistics import Batches, Statistic
+from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
 
-__all__ = ["Answer", "Ask", "Question", "pooled", "respond"]
+__all__ = ["Answer", "Ask", "Question", "bringing", "pooled", "respond"]
 
 log = logging.getLogger("fedmerge")
 
@@ -46,6 +46,9 @@ class Question:
     noise
         What clients do to protect single examples; `needs` must be clipped to match, see
         :meth:`~fedmerge.statistics.NoisySums.applied`.
+    own
+        By client, the model that it trained, its neurons in the order of `base`: of clients whose neurons the server
+        has moved, where statistics compare. Each needs only its own.
     """
 
     base: State
@@ -57,6 +60,12 @@ class Question:
     compression: Compression = "none"
     budget: float = 1.0
     noise: NoisySums | None = None
+    own: Mapping[int, State] = field(default_factory=dict)
+
+    @property
+    def compares(self) -> bool:
+        """Whether clients need the model that they trained themselves to answer."""
+        return any(isinstance(kind, ComparingStatistic) for kind in self.needs)
 
     def point(self, number: int | None) -> dict[str, Tensor]:
         """The tensors of one of the points, or of the base."""
@@ -105,8 +114,21 @@ Ask = Callable[[Sequence[Question], Sequence[int]], Sequence[tuple[int, Sequence
 """Puts questions to these clients, in one exchange; each one's answers come with its number, in order of numbers."""
 
 
+def bringing(ask: Ask, own: Mapping[int, State]) -> Ask:
+    """`ask` with questions that compare bringing each client its own model as it was aligned."""
+
+    def brought(questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
+        return ask([replace(question, own=own) if question.compares else question for question in questions], clients)
+
+    return brought
+
+
 def respond(
-    question: Question, module: nn.Module, batches: Batches, generator: torch.Generator | None = None
+    question: Question,
+    module: nn.Module,
+    batches: Batches,
+    generator: torch.Generator | None = None,
+    own: nn.Module | None = None,
 ) -> Answer:
     """A client's answer; what is returned is what would be sent.
 
@@ -121,11 +143,13 @@ def respond(
     generator
         Of noise, on the CPU. Freshly seeded by the operating system where not given, as it has to be in earnest: noise
         that the server can draw as well protects nothing.
+    own
+        The model that the client trained, in the order of neurons that the question has; needed where it compares.
 
     Raises
     ------
     InvalidOption
-        Noise is asked for on what has none.
+        Noise is asked for on what has none, or the question compares and there is no `own`.
     """
     pairs = list(batches)
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
@@ -146,7 +170,7 @@ def respond(
         model = resize(module, question.point(question.at))
         measured = _batches(x[~judges], y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
-        values = [(kind.name, kind.measure(model, measured, None)) for kind in bounded or question.needs]
+        values = [(kind.name, _measured(kind, model, own, measured)) for kind in bounded or question.needs]
         if noise is not None:
             noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
@@ -159,6 +183,14 @@ def _unpredictable() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
     return generator
+
+
+def _measured(kind: Statistic, model: nn.Module, own: nn.Module | None, batches: Batches) -> State:
+    if not isinstance(kind, ComparingStatistic):
+        return kind.measure(model, batches, None)
+    if own is None:
+        raise InvalidOption(f"statistic {kind.name!r} needs the client's own model, and it has kept none")
+    return kind.compare(model, own, batches)
 
 
 def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -74,10 +74,10 @@ class FedKfac(Permuting):
 
     @property
     def refined_by(self) -> str:
-        """The head, and it again after every natural-gradient step, for its features have changed."""
-        head = [_HEADS[self.head]] if _HEADS[self.head] else []
+        """Norms and head, and both again after every natural-gradient step, for what reaches them has changed."""
+        after = ["recalibrate", *([_HEADS[self.head]] if _HEADS[self.head] else [])]
         step = f"natural_gradient(examples={self.examples or _ALL})"
-        return "+".join([*head, *([step, *head] * self.steps)])
+        return "+".join([*after, *([step, *after] * self.steps)])
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -5,16 +5,20 @@ from fedmerge.refine.guard import Refined, refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
 from fedmerge.refine.privacy import Privacy, epsilon
+from fedmerge.refine.recalibrate import Recalibrate
 from fedmerge.refine.ridge_head import RidgeHead
+from fedmerge.refine.sequential_refit import SequentialRefit
 
 __all__ = [
     "LogisticHead",
     "NaturalGradient",
     "Privacy",
     "Proposal",
+    "Recalibrate",
     "Refined",
     "Refinement",
     "RidgeHead",
+    "SequentialRefit",
     "Step",
     "epsilon",
     "refine",

@@ -28,7 +28,8 @@ class Proposal:
     directions
         What may be added to the present model.
     points
-        Factors per direction. The first point, all zeros, is the present model: no stage has to make things worse.
+        Factors per direction. The first point, all zeros, is the present model: no stage has to make things worse. A
+        single point is taken unjudged: for a stage of several steps, the last of which offers the way back.
     preferred
         The point at which the next step's statistics are measured before it is known which is best: a wrong guess
         costs them once more. None where there is nothing to guess by.
@@ -73,7 +74,9 @@ class Refinement(ABC):
     """A stage behind an aggregator, ``fedavg+ridge_head``: a frozen dataclass that says which steps are taken."""
 
     kind: ClassVar[str] = "refinement"
+    compares: ClassVar[bool] = False
+    """Whether clients need the model that they trained themselves."""
 
     @abstractmethod
-    def steps(self) -> tuple[Step, ...]:
-        """The exchanges, one after the other."""
+    def steps(self, state: State) -> tuple[Step, ...]:
+        """The exchanges, one after the other, for a merged model with these tensors; none where it has no use."""

@@ -88,7 +88,7 @@ def refine(
     """
     walk = _Walk(Refined(dict(state)), ask, clients, settings, noise)
     try:
-        walk.through([step for refinement in refinements for step in refinement.steps()], alternatives)
+        walk.through([step for refinement in refinements for step in refinement.steps(state)], alternatives)
     except NoAnswer as error:
         # Clients may be gone by now; what there is is a merge of all that they sent.
         log.warning("the merged model is refined no further: %s", error)

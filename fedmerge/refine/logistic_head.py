@@ -56,7 +56,7 @@ class LogisticHead(Refinement):
         check_range(self, "damping", 1e-12, float("inf"), open_high=True)
         check_range(self, "exchanges", 1, float("inf"), open_high=True)
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self, state: State) -> tuple[Step, ...]:
         """The start and the gradient steps."""
         return (
             LogisticStart(self.damping, self.examples, self.ridge),

@@ -53,7 +53,7 @@ class NaturalGradient(Refinement):
             if not getattr(self, name) or min(getattr(self, name)) <= 0:
                 raise InvalidOption(f"NaturalGradient: {name} must be positive numbers, got {getattr(self, name)}")
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self, state: State) -> tuple[Step, ...]:
         """As many as asked for."""
         return (NaturalStep(tuple(self.dampings), tuple(self.lengths), self.examples),) * self.count
 

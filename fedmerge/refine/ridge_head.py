@@ -45,7 +45,7 @@ class RidgeHead(Refinement):
     def __post_init__(self) -> None:
         check_range(self, "ridge", 1e-12, float("inf"), open_high=True)
 
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self, state: State) -> tuple[Step, ...]:
         """One."""
         return (RidgeStep(self.ridge, self.examples),)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics.activations import Activations
-from fedmerge.statistics.base import Batches, Statistic
-from fedmerge.statistics.batch_norm import BatchNormMoments
+from fedmerge.statistics.base import Batches, ComparingStatistic, Statistic
+from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
 from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import FisherDiag
@@ -23,13 +23,16 @@ from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
 from fedmerge.statistics.noise import NoisySums
+from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
     "Activations",
     "BatchNormMoments",
+    "BatchNormSums",
     "Batches",
     "ClassCounts",
+    "ComparingStatistic",
     "FisherDiag",
     "FisherKfac",
     "Gram",
@@ -38,6 +41,7 @@ __all__ = [
     "LocalSteps",
     "LossGradient",
     "NoisySums",
+    "RefitSums",
     "Statistic",
     "StatisticsSettings",
     "compute_statistics",
@@ -49,6 +53,7 @@ _KINDS: Mapping[str, type[Statistic]] = {
     for kind in (
         LocalSteps,
         BatchNormMoments,
+        BatchNormSums,
         ClassCounts,
         FisherDiag,
         FisherKfac,
@@ -57,6 +62,7 @@ _KINDS: Mapping[str, type[Statistic]] = {
         HeadSums,
         HeadGradient,
         LossGradient,
+        RefitSums,
     )
 }
 

@@ -16,7 +16,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["Batches", "LayerStatistic", "Statistic"]
+__all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Statistic"]
 
 _ALWAYS_UNPACKED = 1 << 16  # numbers, whatever the size of the model
 
@@ -137,3 +137,21 @@ class LayerStatistic(Statistic):
                 break
         if not seen:
             raise InvalidOption(f"statistic {self.name!r}: there are no examples to measure on")
+
+
+class ComparingStatistic(LayerStatistic):
+    """A statistic of a merged model beside the one that the client itself has trained."""
+
+    @abstractmethod
+    def compare(self, model: nn.Module, own: nn.Module, batches: Batches) -> State:
+        """Measure on the client: the merged `model`, its `own` one in the merged order of neurons, its examples."""
+
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Refused, for there is only one model.
+
+        Raises
+        ------
+        InvalidOption
+            Always.
+        """
+        raise InvalidOption(f"statistic {self.name!r} compares a merged model with the client's own: call compare()")

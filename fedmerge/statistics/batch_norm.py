@@ -1,20 +1,22 @@
-"""Means and variances that a client's own data have at every batch norm of a model."""
+"""What a client's own data look like at every batch norm of a model: means and variances, or sums that pool exactly."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["BatchNormMoments"]
+__all__ = ["BatchNormMoments", "BatchNormSums"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,7 @@ class BatchNormMoments(Statistic):
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure on a copy, so that `model` keeps its statistics."""
         probe = copy.deepcopy(model).eval()
-        layers = {
-            name: layer
-            for name, layer in probe.named_modules()
-            if isinstance(layer, _BatchNorm) and layer.track_running_stats
-        }
+        layers = _norms(probe)
         if not layers:
             return {}
         for layer in layers.values():
@@ -57,3 +55,67 @@ class BatchNormMoments(Statistic):
                 moments[f"{name}.running_mean" if name else "running_mean"] = layer.running_mean
                 moments[f"{name}.running_var" if name else "running_var"] = layer.running_var
         return moments
+
+
+@dataclass(frozen=True)
+class BatchNormSums(Statistic):
+    """First and second moments of what goes into every batch norm, whose means over clients are those of all data.
+
+    ``<layer>.running_mean.first = mean x`` and ``<layer>.running_mean.second = mean x^2`` over examples and positions,
+    in float64: variance is their difference, which float32 would lose where a mean is large. Every batch is normalised
+    by itself on its way through the model, as :class:`BatchNormMoments` has it. A model without batch norm has an
+    empty value.
+
+    Examples
+    --------
+    >>> value = BatchNormSums().measure(nn.BatchNorm1d(1), [(torch.tensor([[1.0], [3.0]]), torch.zeros(2))], None)
+    >>> value["running_mean.first"].item(), value["running_mean.second"].item()
+    (2.0, 5.0)
+    """
+
+    name: ClassVar[str] = "batch_norm_sums"
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
+        """Measure in one pass, on a copy."""
+        probe = copy.deepcopy(model).eval()
+        layers, total, rows = _norms(probe), dict[str, Tensor](), dict[str, int]()
+
+        def add(name: str, x: Tensor) -> None:
+            flat = x.transpose(0, 1).flatten(1).double()
+            for part, found in (("first", flat.sum(1)), ("second", flat.square().sum(1))):
+                key = f"{name}.{part}"
+                total[key] = total[key] + found if key in total else found
+                rows[key] = rows.get(key, 0) + flat.shape[1]
+
+        for name, layer in layers.items():
+            key = f"{name}.running_mean" if name else "running_mean"
+            layer.register_forward_pre_hook(_inputs(key, add))
+        for inputs, _ in batches if layers else ():
+            for layer in layers.values():
+                layer.train(len(inputs) > 1)  # a single example has no variance: the model's own has to do
+            probe(inputs)
+        return {key: value / rows[key] for key, value in total.items()}
+
+    def check(self, value: State, state: State) -> None:
+        """Finite, of the norms' sizes, and no second moment below the square of the first."""
+        super().check(value, state)
+        for name in value:
+            norm, _, part = name.rpartition(".")
+            if part not in ("first", "second") or norm not in state or value[name].shape != state[norm].shape:
+                raise InvalidOption(f"statistic {self.name!r}: {name!r} {list(value[name].shape)} is of no batch norm")
+            if f"{norm}.first" not in value or f"{norm}.second" not in value:
+                raise InvalidOption(f"statistic {self.name!r}: {norm!r} wants a first and a second moment")
+            first, second = value[f"{norm}.first"].double(), value[f"{norm}.second"].double()
+            if bool((second - first.square() < -1e-3 * second.abs()).any()):
+                raise InvalidOption(f"statistic {self.name!r}: {norm!r} has a negative variance")
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Batch norms that keep running statistics."""
+    found = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
+    return {name: layer for name, layer in found if layer.track_running_stats}
+
+
+def _inputs(key: str, add: Callable[[str, Tensor], None]) -> Callable[[nn.Module, Any], None]:
+    return lambda module, args: add(key, args[0])

@@ -76,7 +76,7 @@ class Script(Refinement):
 
     parts: tuple
 
-    def steps(self):
+    def steps(self, state):
         return self.parts
 
 

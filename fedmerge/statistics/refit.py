@@ -1,0 +1,95 @@
+"""What a least-squares refit of a layer needs: the merged model's inputs against the client's own pre-activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import State
+from fedmerge.statistics.base import Batches, ComparingStatistic
+from fedmerge.statistics.layer_sums import factor
+from fedmerge.statistics.matrix_layers import gram
+from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.weights import check_factor
+
+__all__ = ["RefitSums"]
+
+
+@dataclass(frozen=True)
+class RefitSums(ComparingStatistic):
+    """Second moments of a merged model's inputs h to each layer, and the client's own pre-activations z against them.
+
+    ``S = mean h h^T`` [d, d] under ``<weight>.S`` and ``Z = mean z h^T`` [out, d] under ``<weight>.Z``, over examples
+    and positions: unfolded patches of a convolution, a final 1 where there is a bias; one such matrix a group. The
+    client's own model runs on its own, from the inputs up, and only its z are taken. ``4 d (d + out)`` bytes a layer.
+
+    Parameters
+    ----------
+    layers, examples
+        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+
+    Examples
+    --------
+    >>> merged, own = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    >>> value = RefitSums().compare(merged, own, [(torch.eye(2), torch.zeros(2))])
+    >>> bool((2 * value["weight.Z"] - own.weight).abs().max() < 1e-6)
+    True
+    """
+
+    name: ClassVar[str] = "refit_sums"
+
+    def compare(self, model: nn.Module, own: nn.Module, batches: Batches) -> State:
+        """Measure in one forward pass of both models, in evaluation mode, on copies."""
+        probes: tuple[Probe, Probe] | None = None
+        total: dict[str, Tensor] = {}
+        positions: dict[str, int] = {}
+        for inputs, targets in self.limited(batches):
+            probes = probes or (probe(model, inputs, self.selects), probe(own, inputs, self.selects))
+            for x, _ in pieces(probes[0], inputs, targets):
+                for weight, rows, wanted in _pairs(*probes, x):
+                    for part, found in ((f"{weight}.S", gram(rows)), (f"{weight}.Z", _product(wanted, rows))):
+                        total[part] = total[part] + found if part in total else found
+                        positions[part] = positions.get(part, 0) + rows.shape[0] * rows.shape[2]
+        return {part: factor(value / positions[part]).to(stored_dtype(model)) for part, value in total.items()}
+
+    def nbytes(self, model: nn.Module, example: Tensor) -> int:
+        """Both matrices of every matrix layer."""
+        matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
+        return stored_dtype(model).itemsize * sum(m.groups * m.columns * (m.columns + m.rows) for m in matrices)
+
+    def check(self, value: State, state: State) -> None:
+        """Finite, of layers of the model, and of their sizes."""
+        super().check(value, state)
+        for name, tensor in value.items():
+            weight, _, part = name.rpartition(".")
+            if part not in ("S", "Z") or f"{weight}.S" not in value or f"{weight}.Z" not in value:
+                raise InvalidOption(f"statistic {self.name!r}: want S and Z of every weight, got {sorted(value)}")
+            if part == "S":
+                check_factor(self.name, weight, "A", tensor, state)
+                groups = len(tensor) if tensor.ndim == 3 else 1
+                rows, shape = len(state[weight]) // groups, value[f"{weight}.Z"].shape
+                if tuple(shape) != (*tensor.shape[:-2], rows, tensor.shape[-1]):
+                    raise InvalidOption(f"statistic {self.name!r}: Z of {weight!r} has shape {list(shape)}")
+
+
+def _pairs(merged: Probe, own: Probe, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of each call of each layer: rows [B, groups, T, d] that the merged model puts in, and rows that its own gives."""
+    with torch.no_grad():
+        seen, trained = merged.forward(x)[1], own.forward(x)[1]
+    theirs = {layer.matrix.weight: (layer, taps) for layer, taps in zip(own.layers, trained, strict=True)}
+    for layer, taps in zip(merged.layers, seen, strict=True):
+        if layer.matrix.weight in theirs:
+            other, given = theirs[layer.matrix.weight]
+            for h, z in zip(taps.inputs, given.outputs, strict=True):
+                yield layer.matrix.weight, layer.input_rows(h), other.output_rows(z.detach())
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``sum l r^T`` over examples and positions of rows [B, groups, T, ...], in float64."""
+    flat = [rows.transpose(0, 1).flatten(1, 2) for rows in (left, right)]
+    return torch.matmul(flat[0].transpose(1, 2), flat[1]).double()
