@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption, NoAnswer
+from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
 from fedmerge.statistics import Batches, ComparingStatistic, Statistic
@@ -158,10 +159,14 @@ def respond(
     if len(x) < 2:
         judges[:] = False  # one example has to serve for measuring
     size = max((len(x) for x, _ in pairs), default=1)
-    losses, noise = torch.zeros(len(question.points), dtype=torch.float64), question.noise
-    judging = _batches(x[judges], y[judges], size)
-    for i in range(len(question.points)):
-        losses[i] = _loss(resize(module, question.point(i)), judging, noise)
+    noise = question.noise
+    losses = summed_losses(
+        resize(module, question.base).eval(),
+        [partial(resize, module, question.point(i)) for i in range(len(question.points))],
+        _batches(x[judges], y[judges], size),
+        {name for direction in question.directions for name in direction},
+        None if noise is None else noise.loss_clip,
+    )
     generator = generator or _unpredictable()
     if noise is not None:
         losses = noise.noisy_losses(losses, generator)
@@ -195,18 +200,6 @@ def _measured(kind: Statistic, model: nn.Module, own: nn.Module | None, batches:
 
 def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.split(x, size), torch.split(y, size), strict=True)) if len(x) else []
-
-
-@torch.no_grad()
-def _loss(model: nn.Module, batches: Batches, noise: NoisySums | None) -> float:
-    model.eval()
-    total = 0.0
-    for x, y in batches:
-        found = F.cross_entropy(model(x).flatten(0, -2), y.flatten(), reduction="none")
-        if noise is not None:
-            found = found.view(len(x), -1).sum(1).nan_to_num(noise.loss_clip).clamp(max=noise.loss_clip)
-        total += float(found.sum())
-    return total
 
 
 def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[Answer]]]) -> list[Answer]:

@@ -1,0 +1,51 @@
+"""Losses of models that differ in the head alone are those of running each model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedmerge.judging import summed_losses
+from fedmerge.models.resize import resize
+
+
+class Counting(nn.Module):
+    """Two layers, and how often the first has run."""
+
+    def __init__(self, scaled=False):
+        super().__init__()
+        self.body, self.head, self.runs, self.scaled = nn.Linear(4, 6), nn.Linear(6, 3), 0, scaled
+        self.body.register_forward_hook(self._count)
+
+    def _count(self, *_):
+        Counting.total += 1
+
+    def forward(self, x):
+        out = self.head(torch.relu(self.body(x)))
+        return 2 * out if self.scaled else out
+
+
+@pytest.mark.parametrize(("scaled", "runs"), [(False, 1 + 2), (True, 1 + 5 * 2)])
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_features_are_computed_once_where_that_gives_the_same(scaled, runs, bound):
+    torch.manual_seed(0)
+    module = Counting(scaled).eval()
+    batches = [(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(2)]
+    states = [{**module.state_dict(), "head.weight": torch.randn(3, 6)} for _ in range(5)]
+    Counting.total = 0
+    found = summed_losses(module, [lambda s=s: resize(module, s) for s in states], batches, {"head.weight"}, bound)
+    assert Counting.total == runs  # one to see what the head gives
+    wanted = []
+    for state in states:
+        model = resize(module, state)
+        each = torch.cat([nn.functional.cross_entropy(model(x), y, reduction="none") for x, y in batches])
+        wanted.append(float((each if bound is None else each.clamp(max=bound)).sum()))
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_models_that_differ_elsewhere_are_run_one_by_one():
+    module = Counting().eval()
+    Counting.total = 0
+    summed_losses(module, [lambda: module] * 3, [(torch.randn(5, 4), torch.randint(3, (5,)))], {"body.weight"})
+    assert Counting.total == 3
