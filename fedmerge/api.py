@@ -21,7 +21,9 @@ from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.state import State, module_state
-from fedmerge.statistics import Batches, Statistic, compute_statistics
+from fedmerge.statistics import Batches, Statistic, StatisticsSettings, compute_statistics
+from fedmerge.statistics.compression import decode
+from fedmerge.statistics.settings import compressed
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -168,6 +170,8 @@ def merge(
     for i, model in enumerate(models):
         known = dict(statistics[i]) if statistics is not None else {}
         given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
+        if pipeline.aggregator.upload is not None:
+            given_statistics = _as_sent(given_statistics, model, pipeline.sent_as)
         weight = 1.0 if weights is None else _number(weights[i], i)
         updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
     context = MergeContext(
@@ -201,6 +205,14 @@ def _statistics(
         elif batches is not None:
             found[name] = compute_statistics(model, batches, [kind])[name]
     return found
+
+
+def _as_sent(statistics: Mapping[str, State], model: nn.Module, settings: StatisticsSettings) -> dict[str, State]:
+    """What arrives of statistics where bytes are few."""
+    sent, _ = compressed(
+        list(statistics.items()), dict(model.named_parameters()), settings.compression, settings.budget
+    )
+    return {name: decode(value) for name, value in sent.items()}
 
 
 def asked_at_hand(models: Sequence[nn.Module], clients: Sequence[Batches], seed: int = 0) -> Ask:

@@ -17,6 +17,7 @@ from fedmerge.intake import Intake, Partial
 from fedmerge.method_names import parse_method
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
+from fedmerge.refine.budget import FIRST_SHARE, model_bytes
 from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import build, entries
@@ -106,6 +107,18 @@ class Pipeline:
     def measured(self) -> tuple[Statistic, ...]:
         """The statistics themselves, as clients are to measure them."""
         return tuple(self.statistics.applied(statistic) for statistic in self.aggregator.needs)
+
+    @property
+    def sent_as(self) -> StatisticsSettings:
+        """How clients send what they measure after training; a share of the method's budget, where it has one."""
+        if self.aggregator.upload is None:
+            return self.statistics
+        return replace(self.statistics, compression="auto", budget=FIRST_SHARE * self._extra)
+
+    @property
+    def _extra(self) -> float:
+        """What a client may send besides its model, in models."""
+        return (self.aggregator.upload or 1.0) - 1.0
 
     def merge(
         self,
@@ -279,7 +292,10 @@ class Pipeline:
             others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
             ask, noise = self.privacy.protected(context.ask, context.seed), self.privacy.noise
             ask = bringing(ask, intake.moved or {})
-            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise)
+            left = None if self.aggregator.upload is None else self._extra * model_bytes(reference)
+            if left is not None and self.needs:
+                left *= 1 - FIRST_SHARE
+            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
             state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
             {name: state[name] for name in reference if name in state},

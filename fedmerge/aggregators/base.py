@@ -44,6 +44,11 @@ class Aggregator(ABC):
         return ()
 
     @property
+    def upload(self) -> float | None:
+        """Most that a client may send in all exchanges of a round, its model included, in models; None for any."""
+        return None
+
+    @property
     def refined_by(self) -> str:
         """Refinements that belong to the method, as one would write them behind its name: ``"ridge_head"``."""
         return ""

@@ -44,6 +44,10 @@ class FedKfac(Permuting):
         ``"logistic"``, ``"ridge"``, or ``"none"``.
     steps
         Natural-gradient steps, at least 0.
+    budget
+        Most bytes that a client may send in all exchanges of a round, its model included, in units of the model's in
+        float32, above 1; no limit where not given. Large matrices then travel as their leading eigenvectors in 8 bits,
+        gradients in 8 bits, and steps that do not fit any more are not taken.
     examples
         At most so many of each client for Kronecker factors; all where not given.
     combine
@@ -61,6 +65,7 @@ class FedKfac(Permuting):
 
     head: Literal["none", "ridge", "logistic"] = "logistic"
     steps: int = 2
+    budget: float | None = None
     examples: int | None = 2000
     sweeps: int = 10
     combine: str = field(default="fedfisher(damping=0.5)", kw_only=True)
@@ -69,8 +74,15 @@ class FedKfac(Permuting):
         super().__post_init__()
         check_range(self, "steps", 0, float("inf"), open_high=True)
         check_range(self, "sweeps", 1, float("inf"), open_high=True)
+        if self.budget is not None and not self.budget > 1:
+            raise InvalidOption(f"FedKfac: budget must be above 1, which is the model itself, got {self.budget!r}")
         if self.head not in _HEADS:
             raise InvalidOption(f"FedKfac: head must be of {sorted(_HEADS)}, got {self.head!r}")
+
+    @property
+    def upload(self) -> float | None:
+        """The budget."""
+        return self.budget
 
     @property
     def refined_by(self) -> str:

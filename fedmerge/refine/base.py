@@ -55,6 +55,10 @@ class Step(ABC):
         the steps before remember."""
         return True
 
+    def least(self, state: State) -> int:
+        """Bytes without which the step makes no sense, however its statistics are compressed."""
+        return 0
+
     @abstractmethod
     def needs(self) -> tuple[Statistic, ...]:
         """What clients measure at the present model."""

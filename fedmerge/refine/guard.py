@@ -12,8 +12,9 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions import Answer, Ask, Question, pooled
 from fedmerge.refine.base import Proposal, Refinement, Step
+from fedmerge.refine.budget import Budget, model_bytes
 from fedmerge.state import State
-from fedmerge.statistics import NoisySums, Statistic
+from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = ["Exchanged", "Refined", "refine"]
@@ -65,6 +66,7 @@ def refine(
     clients: Sequence[int],
     settings: StatisticsSettings,
     noise: NoisySums | None = None,
+    budget: float | None = None,
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
@@ -85,8 +87,10 @@ def refine(
         How to reach clients, and which are asked.
     settings, noise
         How they send what they measure, and the noise that they add.
+    budget
+        Bytes that a client may send in all exchanges.
     """
-    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise)
+    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise, Budget(budget))
     try:
         walk.through([step for refinement in refinements for step in refinement.steps(state)], alternatives)
     except NoAnswer as error:
@@ -104,6 +108,8 @@ class _Walk:
     clients: Sequence[int]
     settings: StatisticsSettings
     noise: NoisySums | None = None
+    budget: Budget = field(default_factory=Budget)
+    dear_to_come: int = 0
     proposal: Proposal | None = None
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -111,11 +117,13 @@ class _Walk:
     def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
         """Take all steps."""
         memory: State = {}
+        self.dear_to_come = sum(step.dear for step in steps)
         if alternatives:
             memory = self.start([self.refined.state, *alternatives], steps.pop(0) if steps else None)
         for step in steps:
             try:
                 sums = self.measured(step, memory)
+                self.dear_to_come -= step.dear
                 if sums is not None:
                     self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
                     self.proposed_by = _name(step)
@@ -129,7 +137,7 @@ class _Walk:
         memories: list[State] = [{}] * len(branches)
         if step is not None:
             try:
-                found = self._asked([Question(branch) for branch in branches], step.needs())
+                found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
                     proposal, memories[i] = step.propose(branch, sums.statistics, {})
                     proposals[i] = proposal or proposals[i]
@@ -147,7 +155,7 @@ class _Walk:
         """What a step needs, at the best point of the proposal before it; None where it need not be taken."""
         pending = self.proposal
         if pending is not None and pending.preferred is not None and not step.dear:
-            found = self.judge(step.needs())
+            found = self.judge(step)
             if not step.wanted(self.losses, memory):
                 return None
             if found is not None:
@@ -156,14 +164,14 @@ class _Walk:
             self.judge()
             if not step.wanted(self.losses, memory):
                 return None
-        return self._asked([Question(self.refined.state)], step.needs())[0]
+        return self._asked([Question(self.refined.state)], step)[0]
 
-    def judge(self, needs: Sequence[Statistic] = ()) -> Answer | None:
-        """Move to the best point of the proposal; what was measured, if that was at this point."""
+    def judge(self, step: Step | None = None) -> Answer | None:
+        """Move to the best point of the proposal; what the step needs, if that was measured at this point."""
         if self.proposal is None:
             return None
         question = self.proposal.around(self.refined.state)
-        (found,) = self._asked([question], needs)
+        (found,) = self._asked([question], step)
         return found if self._move(question, found.loss) == question.at else None
 
     def _move(self, question: Question, losses: Tensor) -> int:
@@ -179,11 +187,18 @@ class _Walk:
         )
         return best
 
-    def _asked(self, questions: Sequence[Question], needs: Sequence[Statistic] = ()) -> list[Answer]:
+    def _asked(self, questions: Sequence[Question], step: Step | None = None) -> list[Answer]:
         """One exchange."""
-        kinds = tuple(self.settings.applied(kind) for kind in needs)
+        kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
         asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
-        found = pooled(asked, self.ask(asked, self.clients))
+        state = questions[0].base
+        allowed = None if step is None else self.budget.allowed(step, state, self.dear_to_come, len(questions))
+        if allowed is not None:
+            share = allowed / model_bytes(state)
+            asked = [replace(question, compression="auto", budget=share) for question in asked]
+        given = self.ask(asked, self.clients)
+        self.budget.spend(given)
+        found = pooled(asked, given)
         names = tuple(kind.name for kind in kinds)
         self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked)))
         return found

@@ -72,6 +72,10 @@ class NaturalStep(Step):
         """The gradient and the factors, at the model as it is now: those of a merge are no preconditioner here."""
         return LossGradient(), FisherKfac(examples=self.examples)
 
+    def least(self, state: State) -> int:
+        """The gradient in 8 bits, and the diagonals of the factors."""
+        return sum(tensor.numel() + 4 * sum(tensor.shape) for tensor in state.values())
+
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """Every length along the direction of every damping."""
         directions = tuple(

@@ -91,10 +91,10 @@ def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
     if any(text != "{}" for text in settings):
         request["needs-settings"] = settings
     default = StatisticsSettings()
-    if pipeline.statistics.compression != default.compression:
-        request["statistics-compression"] = pipeline.statistics.compression
-    if pipeline.statistics.budget != default.budget:
-        request["statistics-budget"] = pipeline.statistics.budget
+    if pipeline.sent_as.compression != default.compression:
+        request["statistics-compression"] = pipeline.sent_as.compression
+    if pipeline.sent_as.budget != default.budget:
+        request["statistics-budget"] = pipeline.sent_as.budget
     return request
 
 

@@ -12,7 +12,10 @@ import fedmerge
 import fedmerge.permutations
 from fedmerge.errors import InvalidOption
 from fedmerge.pipeline import build_pipeline
+from fedmerge.questions import respond
 from fedmerge.statistics import FisherKfac, Gram
+from fedmerge.statistics.compression import state_bytes
+from fedmerge.statistics.settings import compressed
 from fedmerge.training import LocalTraining, train
 
 
@@ -110,3 +113,27 @@ def test_its_parts_are_refinements_of_any_method():
 def test_wrong_options_are_named(options):
     with pytest.raises(InvalidOption, match=str(next(iter(options)))):
         build_pipeline("fedkfac", {"fedkfac": options})
+
+
+@pytest.mark.parametrize("budget", [2.0, 3.0, 6.0])
+def test_no_client_sends_more_than_the_budget(budget, monkeypatch):
+    models, sent, first = trained([0, 0, 0]), {}, {}
+    size = 4 * sum(p.numel() for p in models[0].parameters())
+
+    def noted(question, module, batches, *others):
+        answer = respond(question, module, batches, *others)
+        spent = sum(map(state_bytes, answer.statistics.values())) + answer.losses.nbytes
+        sent[id(batches)] = sent.get(id(batches), 0) + spent
+        return answer
+
+    def travelled(values, *others):
+        result = compressed(values, *others)
+        first[len(first)] = sum(map(state_bytes, result[0].values()))
+        return result
+
+    monkeypatch.setattr("fedmerge.api.respond", noted)
+    monkeypatch.setattr("fedmerge.api.compressed", travelled)
+    fedmerge.merge(models, "fedkfac", base=net(0), clients=LOADERS, budget=budget)
+    most = size + max(first.values()) + max(sent.values(), default=0)
+    assert most <= budget * size + 400  # the losses of a last judgement, which has to be taken
+    assert most > size + max(first.values())
