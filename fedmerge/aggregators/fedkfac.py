@@ -23,7 +23,8 @@ __all__ = ["FedKfac"]
 _TOGETHER = 0.25
 """Mean cosine between clients' weights: near 1 from one start, near 0 for models trained apart."""
 _ALL = 10**9
-_HEADS = {"none": "", "ridge": "ridge_head", "logistic": "logistic_head"}
+_HEAD_EXAMPLES = 5
+_HEADS = {"none": (), "ridge": ("ridge_head",), "logistic": ("logistic_head",)}
 
 
 @register("fedkfac")
@@ -49,7 +50,7 @@ class FedKfac(Permuting):
         float32, above 1; no limit where not given. Large matrices then travel as their leading eigenvectors in 8 bits,
         gradients in 8 bits, and steps that do not fit any more are not taken.
     examples
-        At most so many of each client for Kronecker factors; all where not given.
+        At most so many of each client for Kronecker factors, and five times as many for the head; all where not given.
     combine
         What merges the aligned models.
     sweeps
@@ -87,9 +88,9 @@ class FedKfac(Permuting):
     @property
     def refined_by(self) -> str:
         """Norms and head, and both again after every natural-gradient step, for what reaches them has changed."""
-        after = ["recalibrate", *([_HEADS[self.head]] if _HEADS[self.head] else [])]
-        step = f"natural_gradient(examples={self.examples or _ALL})"
-        return "+".join([*after, *([step, *after] * self.steps)])
+        limit = self.examples or _ALL
+        after = "+".join(["recalibrate", *(f"{head}(examples={_HEAD_EXAMPLES * limit})" for head in _HEADS[self.head])])
+        return "+".join([after, *([f"natural_gradient(examples={limit})+{after}"] * self.steps)])
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
