@@ -9,7 +9,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types study one-shot bench hostile deploy figures wheel clean
+.PHONY: help install demo test check lint types fuzz study one-shot bench hostile deploy figures wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+fuzz: $(STAMP) ## Try 100,000 damaged replies, files and settings (minutes)
+	$(BIN)/python -m pytest -q -s tests/fuzz -m study
 
 study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)
 	$(BIN)/python -m pytest -m study

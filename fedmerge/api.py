@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,8 +15,10 @@ from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
-from fedmerge.questions import Answer, Question, respond
+from fedmerge.questions import Answer, Ask, Question, respond
+from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
+from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.state import State, module_state
 from fedmerge.statistics import Batches, Statistic, compute_statistics
@@ -90,6 +91,7 @@ def merge(
     clients: Sequence[Batches] | None = None,
     example: Tensor | None = None,
     repair: Literal["auto", "rescale", "none"] = "auto",
+    privacy: Privacy | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -116,6 +118,8 @@ def merge(
         One batch of inputs, for methods that trace the model.
     repair
         What follows a method that re-orders neurons, see :class:`~fedmerge.pipeline.Pipeline`.
+    privacy
+        Masks and noise for what clients answer to refinements, see :class:`~fedmerge.refine.privacy.Privacy`.
     seed
         Root of the method's random streams, where it has any.
     options
@@ -148,7 +152,13 @@ def merge(
         if given is not None and len(given) != len(models):
             raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
     # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
-    pipeline = build_pipeline(method, {parse_method(method)[0].name: options}, on_bad_update="raise", repair=repair)
+    pipeline = build_pipeline(
+        method,
+        {parse_method(method)[0].name: options},
+        on_bad_update="raise",
+        repair=repair,
+        privacy=privacy or Privacy(),
+    )
     _, buffers = module_state(models[0])
     if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
         example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
@@ -167,7 +177,7 @@ def merge(
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else partial(_asked_at_hand, models, clients),
+        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models),
         own_kept=True,
     )
     result = pipeline.merge(updates, context, buffers=buffers)
@@ -193,16 +203,24 @@ def _statistics(
     return found
 
 
-def _asked_at_hand(
-    models: Sequence[nn.Module], clients: Sequence[Batches], questions: Sequence[Question], asked: Sequence[int]
-) -> list[tuple[int, list[Answer]]]:
-    """Answers of clients whose loaders are at hand: what each would send, and nothing else of its data."""
-    found = []
-    for i in sorted(asked):
-        own = [resize(models[i], question.own[i]) if i in question.own else models[i] for question in questions]
-        pairs = zip(questions, own, strict=True)
-        found.append((i, [respond(question, models[0], clients[i], mine) for question, mine in pairs]))
-    return found
+def asked_at_hand(
+    model: nn.Module, clients: Sequence[Batches], seed: int = 0, own: Sequence[nn.Module] | None = None
+) -> Ask:
+    """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
+
+    `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained.
+    """
+    generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
+
+    def answer(question: Question, i: int) -> Answer:
+        trained = None if own is None else own[i]
+        trained = resize(model, question.own[i]) if i in question.own else trained
+        return respond(question, model, clients[i], generators[i], trained)
+
+    def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
+        return [(i, [answer(one, i) for one in questions]) for i in sorted(asked)]
+
+    return ask
 
 
 class _AtHand:

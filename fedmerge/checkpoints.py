@@ -119,12 +119,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if hashlib.sha256(blank).hexdigest() != told:
             raise ValueError("its digest does not match what is in it: it was truncated or edited")
         tensors, metadata = load(content), _metadata(content)
-        order = json.loads(metadata["order"])
+        order, facts = json.loads(metadata["order"]), json.loads(metadata["facts"])
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no object")
         names = dict.fromkeys(name.partition("/")[0] for name in order)
         ordered = {name: tensors[name] for name in order}
         sections = {name: prefixed(name, ordered) for name in names}
-        return Checkpoint(int(metadata["round"]), sections, json.loads(metadata["facts"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return Checkpoint(int(metadata["round"]), sections, facts)
+    except (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise RecordError(f"no usable checkpoint at {path}: {error}") from error
 
 

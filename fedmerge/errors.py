@@ -18,12 +18,14 @@ __all__ = [
     "InvalidOption",
     "MissingStatistic",
     "ModelError",
+    "NoAnswer",
     "NoUsableUpdates",
     "PartitionError",
     "RecordError",
     "UnknownName",
     "WriteError",
     "nearest",
+    "shown",
 ]
 
 
@@ -122,6 +124,10 @@ class CannotStack(ModelError):
         return type(self), (self.reason,)
 
 
+class NoAnswer(FedMergeError):
+    """No client answered a question about the merged model with anything that can be used."""
+
+
 class RecordError(FedMergeError):
     """A run record is missing, damaged or would be overwritten."""
 
@@ -141,6 +147,21 @@ class WriteError(RecordError):
         """What the system says about writing `path`, and what to do."""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return cls(path, error.strerror or str(error), "Free some space" if full else "Choose another place")
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value as an error can quote it: Python refuses to write out huge numbers, and nobody reads long texts.
+
+    Examples
+    --------
+    >>> shown("a"), shown(10**9999)
+    ("'a'", 'a huge number')
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a huge number"
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -13,12 +13,16 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BufferFold
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.repair import Rescale
-from fedmerge.state import Layout, State
+from fedmerge.state import Layout, State, as_rows
 from fedmerge.statistics import Statistic
+from fedmerge.statistics.compression import decode
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import check_update
 
 __all__ = ["Intake", "Partial"]
+
+WIDEST = 32
+"""How many times as wide as the model sent a client's may be."""
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Intake:
         shapes = {name: stacked.shape[1:] for name, stacked in block.states.items()}
         if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
             return set(range(len(block)))
-        sums = [t.flatten(1).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
+        sums = [as_rows(t).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
         finite = torch.stack([total.isfinite() for total in sums]).all(0).tolist()
         return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
 
@@ -170,6 +174,14 @@ class Intake:
         other = [name for name, tensor in update.state.items() if tensor.shape != self.reference[name].shape]
         if not other:
             return
+        for name in other:  # matching takes memory by the square of a width
+            have, base = update.state[name].shape, self.reference[name].shape
+            if len(have) != len(base) or any(n > WIDEST * max(1, m) for n, m in zip(have, base, strict=True)):
+                raise BadUpdate(
+                    update.client,
+                    f"tensor {name!r} has shape {list(have)}, more than {WIDEST} times the base's {list(base)}",
+                    "Start from a model of about the clients' widths.",
+                )
         try:
             self._context.symmetries(update.state, type(self._aggregator).__name__)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
@@ -187,9 +199,11 @@ class Intake:
 
 
 def _parsed(update: ClientUpdate, statistic: Statistic) -> State:
+    sent = update.statistic(statistic.name)
     try:
-        parsed = statistic.parse(update.statistic(statistic.name))
+        parsed = statistic.parse(decode(sent, lambda shapes: statistic.check_shapes(shapes, update.state)))
         statistic.check(parsed, update.state)
-    except InvalidOption as error:
+    # What a client measured may be any tensors: those that torch cannot even compare are as bad as the rest.
+    except (InvalidOption, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
     return parsed

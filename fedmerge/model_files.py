@@ -67,7 +67,8 @@ def _read(file: Path, kind: type[FedMergeError]) -> dict[str, Tensor]:
         raise kind(f"there is no file {file}") from error
     except OSError as error:
         raise kind(f"cannot read {file}: {error.strerror or error}") from error
-    except SafetensorError as error:
+    # A dtype that this torch lacks is no error of the format.
+    except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise kind(
             f"{file} is no safetensors file ({error}); fedmerge reads no pickles: "
             "save a state_dict with safetensors.torch.save_file"

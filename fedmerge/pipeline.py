@@ -18,6 +18,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.guard import Exchanged, refine
+from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import build, entries
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
@@ -41,6 +42,11 @@ class MergeResult:
     dropped: tuple[BadUpdate, ...]
     exchanges: tuple[Exchanged, ...] = ()
     """What was asked of clients about the merged model, one entry an exchange."""
+
+    @property
+    def answers(self) -> int:
+        """How many questions each client answered: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
+        return sum(exchange.answers for exchange in self.exchanges)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Pipeline:
         where there are both; ``"rescale"`` also corrects every layer (REPAIR), which needs data.
     refinements
         Taken last, with further exchanges: clients send sums at the merged model, and judge what comes of them.
+    privacy
+        How those answers are protected, see :class:`~fedmerge.refine.privacy.Privacy`.
     """
 
     aggregator: Aggregator
@@ -77,6 +85,7 @@ class Pipeline:
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     repair: Literal["auto", "rescale", "none"] = "auto"
     refinements: tuple[Refinement, ...] = ()
+    privacy: Privacy = field(default_factory=Privacy)
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -86,6 +95,7 @@ class Pipeline:
             raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {self.repair!r}')
         if self.min_updates < 1:
             raise InvalidOption(f"min_updates must be at least 1, got {self.min_updates!r}")
+        self.privacy.check(self.aggregator, self.refinements)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -266,8 +276,9 @@ class Pipeline:
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:
             others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
-            ask = bringing(context.ask, intake.moved or {})
-            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics)
+            ask, noise = self.privacy.protected(context.ask, context.seed), self.privacy.noise
+            ask = bringing(ask, intake.moved or {})
+            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise)
             state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
             {name: state[name] for name in reference if name in state},

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmerge.errors import FedMergeError, InvalidOption
+from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
 from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
+from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
 
 __all__ = ["Answer", "Ask", "Question", "bringing", "pooled", "respond"]
@@ -45,6 +46,9 @@ class Question:
     own
         By client, the model that it trained, its neurons in the order of `base`: of clients whose neurons the server
         has moved, where statistics compare. Each needs only its own.
+    noise
+        What clients do to protect single examples; `needs` must be clipped to match, see
+        :meth:`~fedmerge.statistics.NoisySums.applied`.
     """
 
     base: State
@@ -55,6 +59,7 @@ class Question:
     holdout: int = 10
     compression: Compression = "none"
     budget: float = 1.0
+    noise: NoisySums | None = None
     own: Mapping[int, State] = field(default_factory=dict)
 
     @property
@@ -86,12 +91,18 @@ class Answer:
         How many examples judged, and how many were measured.
     statistics
         Means over the measured examples, by statistic.
+    clients
+        How many clients' sums these are.
+    noise
+        The noise that was added: whoever drops the question's wish for it on the way to a client is found out.
     """
 
     losses: Tensor
     judged: int
     examples: int
     statistics: Mapping[str, State] = field(default_factory=dict)
+    clients: int = 1
+    noise: NoisySums | None = None
 
     @property
     def loss(self) -> Tensor:
@@ -112,7 +123,13 @@ def bringing(ask: Ask, own: Mapping[int, State]) -> Ask:
     return brought
 
 
-def respond(question: Question, module: nn.Module, batches: Batches, own: nn.Module | None = None) -> Answer:
+def respond(
+    question: Question,
+    module: nn.Module,
+    batches: Batches,
+    generator: torch.Generator | None = None,
+    own: nn.Module | None = None,
+) -> Answer:
     """A client's answer; what is returned is what would be sent.
 
     Parameters
@@ -123,13 +140,16 @@ def respond(question: Question, module: nn.Module, batches: Batches, own: nn.Mod
         Of the architecture, on the client's device; left as it is.
     batches
         ``(inputs, targets)`` of the client's examples.
+    generator
+        Of noise, on the CPU. Freshly seeded by the operating system where not given, as it has to be in earnest: noise
+        that the server can draw as well protects nothing.
     own
         The model that the client trained, in the order of neurons that the question has; needed where it compares.
 
     Raises
     ------
     InvalidOption
-        The question compares, and there is no `own`.
+        Noise is asked for on what has none, or the question compares, and there is no `own`.
     """
     pairs = list(batches)
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
@@ -138,18 +158,31 @@ def respond(question: Question, module: nn.Module, batches: Batches, own: nn.Mod
     if len(x) < 2:
         judges[:] = False  # one example has to serve for measuring
     size = max((len(x) for x, _ in pairs), default=1)
-    losses = torch.zeros(len(question.points), dtype=torch.float64)
+    losses, noise = torch.zeros(len(question.points), dtype=torch.float64), question.noise
     judging = _batches(x[judges], y[judges], size)
     for i in range(len(question.points)):
-        losses[i] = _loss(resize(module, question.point(i)), judging)
+        losses[i] = _loss(resize(module, question.point(i)), judging, noise)
+    generator = generator or _unpredictable()
+    if noise is not None:
+        losses = noise.noisy_losses(losses, generator)
     found: dict[str, State] = {}
     if question.needs:
         model = resize(module, question.point(question.at))
         measured = _batches(x[~judges], y[~judges], size)
-        values = [(kind.name, _measured(kind, model, own, measured)) for kind in question.needs]
+        bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
+        values = [(kind.name, _measured(kind, model, own, measured)) for kind in bounded or question.needs]
+        if noise is not None:
+            noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)
+            values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
         sent, _ = compressed(values, dict(model.named_parameters()), question.compression, question.budget)
         found = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}
-    return Answer(losses, int(judges.sum()), int((~judges).sum()), found)
+    return Answer(losses, int(judges.sum()), int((~judges).sum()), found, noise=noise)
+
+
+def _unpredictable() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
 
 
 def _measured(kind: Statistic, model: nn.Module, own: nn.Module | None, batches: Batches) -> State:
@@ -165,11 +198,14 @@ def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, batches: Batches) -> float:
+def _loss(model: nn.Module, batches: Batches, noise: NoisySums | None) -> float:
     model.eval()
     total = 0.0
     for x, y in batches:
-        total += float(F.cross_entropy(model(x).flatten(0, -2), y.flatten(), reduction="sum"))
+        found = F.cross_entropy(model(x).flatten(0, -2), y.flatten(), reduction="none")
+        if noise is not None:
+            found = found.view(len(x), -1).sum(1).nan_to_num(noise.loss_clip).clamp(max=noise.loss_clip)
+        total += float(found.sum())
     return total
 
 
@@ -180,7 +216,7 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
 
     Raises
     ------
-    FedMergeError
+    NoAnswer
         No client's answers can be used.
     """
     good: list[list[Answer]] = []
@@ -192,8 +228,17 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
         except InvalidOption as error:
             log.warning("client %d: its answer is left out: %s", client, error)
     if not good:
-        raise FedMergeError("no client answered a question about the merged model with anything that can be used")
-    return [_sum([given[i] for given in good]) for i in range(len(questions))]
+        raise NoAnswer("no client answered a question about the merged model with anything that can be used")
+    return [_steadied(question, _sum([given[i] for given in good])) for i, question in enumerate(questions)]
+
+
+def _steadied(question: Question, total: Answer) -> Answer:
+    """Sums with noise as they can be used, going by what is known of the noise."""
+    if question.noise is None:
+        return total
+    kinds = [question.noise.applied(kind) for kind in question.needs]
+    statistics = question.noise.steadied(kinds, total.statistics, total.examples, total.clients)
+    return replace(total, losses=question.noise.doubted(total.losses, total.clients), statistics=statistics)
 
 
 def _sum(answers: Sequence[Answer]) -> Answer:
@@ -206,18 +251,30 @@ def _sum(answers: Sequence[Answer]) -> Answer:
                 part = tensor.double() * (answer.examples / max(1, examples))
                 into[name] = into[name] + part if name in into else part
     losses = torch.stack([answer.losses for answer in answers]).sum(0)
-    return Answer(losses, sum(answer.judged for answer in answers), examples, statistics)
+    judged, clients = sum(answer.judged for answer in answers), sum(answer.clients for answer in answers)
+    return Answer(losses, judged, examples, statistics, clients, answers[0].noise)
 
 
 def _checked(question: Question, answer: Answer) -> Answer:
     if answer.losses.shape != (len(question.points),) or answer.examples < 0 or answer.judged < 0:
         raise InvalidOption(f"{list(answer.losses.shape)} losses of {len(question.points)} points")
+    if answer.noise != question.noise:
+        raise InvalidOption(f"noise {answer.noise} where {question.noise} was asked for")
     found = {}
-    for kind in question.needs:
+    for kind in question.needs if question.noise is None else map(question.noise.applied, question.needs):
         if kind.name not in answer.statistics:
             raise InvalidOption(f"statistic {kind.name!r} is missing")
-        found[kind.name] = kind.parse(decode(answer.statistics[kind.name]))
-        kind.check(found[kind.name], question.base)
+        found[kind.name] = _read(kind, answer.statistics[kind.name], question.base)
     # A point that has diverged is simply not chosen.
     losses = torch.where(answer.losses.isfinite(), answer.losses, torch.inf)
-    return Answer(losses, answer.judged, answer.examples, found)
+    return replace(answer, losses=losses, statistics=found)
+
+
+def _read(kind: Statistic, sent: State, state: State) -> State:
+    try:
+        value = kind.parse(decode(sent, lambda shapes: kind.check_shapes(shapes, state)))
+        kind.check(value, state)
+    # What a client sends may be any tensors.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InvalidOption(f"statistic {kind.name!r} cannot be read ({error})") from error
+    return value

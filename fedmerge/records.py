@@ -118,13 +118,18 @@ class RunRecord:
         checkpoint = newest_checkpoint(record.partial / "checkpoint", record._rows_fault)
         if checkpoint is None:
             return cls(folder, config, keep_checkpoints=keep_checkpoints), None
-        other = differing(checkpoint.facts["config"], config)
+        told = checkpoint.facts.get("config")
+        if not isinstance(told, dict):
+            raise RecordError(
+                f"{record.partial} has a checkpoint that is not of a run: delete the folder to start again"
+            )
+        other = differing(told, config)
         if other:
             raise RecordError(
                 f"{record.partial} was saved under another configuration (it differs in {', '.join(other)}): "
                 "restore its config.toml, or delete the folder to start again"
             )
-        record._position = int(checkpoint.facts["position"])
+        record._position = int(checkpoint.facts.get("position", 0))
         with writing(record._rows), record._rows.open("r+b") as file:
             file.truncate(record._position)
         return record, checkpoint
@@ -136,6 +141,8 @@ class RunRecord:
     def _rows_fault(self, checkpoint: Checkpoint) -> str | None:
         """What is wrong with the rows that a checkpoint counts on."""
         position = checkpoint.facts.get("position", 0)
+        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+            return "it does not tell which rows were written before it"
         rows = self._rows.read_bytes() if self._rows.exists() else b""
         if len(rows) < position or (position and rows[position - 1 : position] != b"\n"):
             return f"{self._rows} lacks rows that were written before it"

@@ -10,18 +10,24 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "LARGEST",
     "Layout",
     "State",
     "WeightedSum",
     "accumulator_dtype",
+    "as_rows",
     "cast_like",
     "is_finite",
+    "is_sane",
     "module_state",
     "prefixed",
     "with_prefix",
 ]
 
 State = Mapping[str, Tensor]
+
+LARGEST = 1e15
+"""Largest entry of a client's tensor: 1e8 squares of it add up in float32."""
 
 # What batch norm calls its running statistics: all that is left of a model's buffers once a state has
 # travelled as bare names, so it is the fallback where no module can be asked.
@@ -78,6 +84,27 @@ def is_finite(tensor: Tensor) -> bool:
     return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
+def is_sane(tensor: Tensor) -> bool:
+    """Whether a tensor has no NaN, and nothing so large that sums of squares, or of many clients, overflow."""
+    if tensor.is_complex():
+        return is_sane(torch.view_as_real(tensor))
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return float(low) >= -LARGEST and float(high) <= LARGEST
+
+
+def as_rows(stacked: Tensor) -> Tensor:
+    """Tensors of K clients [K, ...] as K rows, be they single numbers or empty.
+
+    Examples
+    --------
+    >>> as_rows(torch.zeros(3)).shape, as_rows(torch.zeros(3, 0, 2)).shape
+    (torch.Size([3, 1]), torch.Size([3, 0]))
+    """
+    return stacked.reshape(len(stacked), stacked.shape[1:].numel())
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type to sum `dtype` in: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
@@ -124,7 +151,7 @@ class WeightedSum:
             total = self.tensors.get(name)
             if total is None:
                 total = self.tensors[name] = torch.zeros(stacked.shape[1:], dtype=dtype, device=stacked.device)
-            total.view(-1).addmv_(stacked.to(dtype).flatten(1).T, factors)
+            total.view(-1).addmv_(as_rows(stacked.to(dtype)).T, factors)
         self.weight += sum(weights)
 
     def join(self, other: WeightedSum) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from fedmerge.errors import BadUpdate
-from fedmerge.state import State, is_finite
+from fedmerge.state import LARGEST, State, is_finite, is_sane
 from fedmerge.update import ClientUpdate
 
 __all__ = ["check_update", "common_form", "not_finite"]
@@ -70,18 +70,24 @@ def check_update(
                 f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(want.shape)}",
                 "All clients must train the model that the server sent.",
             )
-        if _is_float(tensor) != _is_float(want):
+        if _kind(tensor) != _kind(want):
             raise BadUpdate(
                 client,
                 f"tensor {name!r} is {tensor.dtype}, the model has {want.dtype}",
                 "Send tensors as the model has them.",
             )
-        if name not in unread and not is_finite(tensor):
+        if name not in unread and not is_sane(tensor):
             raise not_finite(client, name, tensor)
 
 
 def not_finite(client: int, name: str, tensor: torch.Tensor) -> BadUpdate:
-    """The error for an update with NaN or infinity in this tensor."""
+    """The error for an update with NaN, infinity or a number too large in this tensor."""
+    if is_finite(tensor):
+        return BadUpdate(
+            client,
+            f"tensor {name!r} has an entry of {float(tensor.abs().max()):.3g}, which is beyond {LARGEST:g}",
+            "Its training diverged: lower the learning rate or clip gradients.",
+        )
     bad = int((~torch.isfinite(tensor)).sum())
     return BadUpdate(
         client,
@@ -90,5 +96,10 @@ def not_finite(client: int, name: str, tensor: torch.Tensor) -> BadUpdate:
     )
 
 
-def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "float"
+    # torch cannot calculate with the wide unsigned ones, which NumPy has too.
+    return str(tensor.dtype) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else "integer"

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 
-__all__ = ["WeightMatrix", "bias_of", "check_factor", "reordered_factor"]
+__all__ = ["WeightMatrix", "bias_of", "check_factor", "check_factor_shape", "reordered_factor"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,28 @@ def bias_of(weight: str) -> str:
     return f"{layer}{dot}{name.replace('weight', 'bias', 1)}"
 
 
+def check_factor_shape(statistic: str, weight: str, side: str, found: tuple[int, ...], state: State) -> None:
+    """Check the shape of a factor of inputs (side ``"A"``) or outputs (``"G"``) against the weight that it belongs to.
+
+    Raises
+    ------
+    InvalidOption
+        There is no such weight, or the size fits neither it nor it with its bias.
+    """
+    if weight not in state or state[weight].ndim < 2:
+        raise InvalidOption(f"statistic {statistic!r}: the model has no weight matrix {weight!r}")
+    shape = state[weight].shape
+    groups = max(1, found[0]) if len(found) == 3 else 1
+    wanted = shape[1:].numel()
+    sizes = {shape[0] // groups} if side == "G" else {wanted, wanted + 1} if bias_of(weight) in state else {wanted}
+    square = len(found) in (2, 3) and found[-1] == found[-2] and found[-1] in sizes
+    if not square or shape[0] % groups:
+        raise InvalidOption(
+            f"statistic {statistic!r}: factor {side} of {weight!r} has shape {list(found)}, "
+            f"the weight [{', '.join(map(str, shape))}] wants a square one of {' or '.join(map(str, sorted(sizes)))}"
+        )
+
+
 def check_factor(statistic: str, weight: str, side: str, factor: Tensor, state: State) -> None:
     """Check one factor, of inputs (side ``"A"``) or of outputs (``"G"``), against the weight that it belongs to.
 
@@ -104,17 +126,7 @@ def check_factor(statistic: str, weight: str, side: str, factor: Tensor, state: 
     InvalidOption
         There is no such weight, the size fits neither it nor it with its bias, or the factor is no Gram matrix.
     """
-    if weight not in state or state[weight].ndim < 2:
-        raise InvalidOption(f"statistic {statistic!r}: the model has no weight matrix {weight!r}")
-    shape = state[weight].shape
-    groups = len(factor) if factor.ndim == 3 else 1
-    wanted = shape[1:].numel()
-    sizes = {shape[0] // groups} if side == "G" else {wanted, wanted + 1} if bias_of(weight) in state else {wanted}
-    if factor.ndim not in (2, 3) or factor.shape[-1] != factor.shape[-2] or factor.shape[-1] not in sizes:
-        raise InvalidOption(
-            f"statistic {statistic!r}: factor {side} of {weight!r} has shape {list(factor.shape)}, "
-            f"the weight [{', '.join(map(str, shape))}] wants a square one of {' or '.join(map(str, sorted(sizes)))}"
-        )
+    check_factor_shape(statistic, weight, side, tuple(factor.shape), state)
     scale = factor.abs().max() if factor.numel() else torch.zeros(())
     if bool((factor.diagonal(dim1=-2, dim2=-1) < -1e-6 * scale).any()):
         raise InvalidOption(f"statistic {statistic!r}: factor {side} of {weight!r} has a negative diagonal")

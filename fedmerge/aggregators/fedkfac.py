@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,12 +15,14 @@ from fedmerge.errors import InvalidOption
 from fedmerge.matching.weights import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
+from fedmerge.statistics import FisherKfac, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["FedKfac"]
 
 _TOGETHER = 0.25
 """Mean cosine between clients' weights: near 1 from one start, near 0 for models trained apart."""
+_ALL = 10**9
 _HEADS = {"none": "", "ridge": "ridge_head", "logistic": "logistic_head"}
 
 
@@ -42,6 +44,8 @@ class FedKfac(Permuting):
         ``"logistic"``, ``"ridge"``, or ``"none"``.
     steps
         Natural-gradient steps, at least 0.
+    examples
+        At most so many of each client for Kronecker factors; all where not given.
     combine
         What merges the aligned models.
     sweeps
@@ -57,6 +61,7 @@ class FedKfac(Permuting):
 
     head: Literal["none", "ridge", "logistic"] = "logistic"
     steps: int = 2
+    examples: int | None = 2000
     sweeps: int = 10
     combine: str = field(default="fedfisher(damping=0.5)", kw_only=True)
 
@@ -70,8 +75,18 @@ class FedKfac(Permuting):
     @property
     def refined_by(self) -> str:
         """Norms and head, and both again after every natural-gradient step, for what reaches them has changed."""
+        if self.head == "none" and not self.steps:
+            return ""
         after = ["recalibrate", *([_HEADS[self.head]] if _HEADS[self.head] else [])]
-        return "+".join([*after, *(["natural_gradient", *after] * self.steps)])
+        step = f"natural_gradient(examples={self.examples or _ALL})"
+        return "+".join([*after, *([step, *after] * self.steps)])
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """What the combination needs, of so many examples."""
+        return tuple(
+            replace(kind, examples=self.examples) if isinstance(kind, FisherKfac) else kind for kind in super().needs
+        )
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
         """Re-order neurons where the models do not stem from one start."""

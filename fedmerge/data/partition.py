@@ -63,7 +63,7 @@ class Partition:
         if not 0 <= client < len(self.train):
             raise PartitionError(f"client {client} is not in this partition. Use 0..{len(self.train) - 1}.")
         train, held_out = self.train[client], self.held_out[client]
-        highest = max(int(rows.max()) for rows in (train, held_out) if len(rows) > 0)
+        highest = max((int(rows.max()) for rows in (train, held_out) if len(rows) > 0), default=-1)
         if highest >= len(dataset.train_x):
             raise PartitionError(
                 f"client {client} has row {highest}, but data set {dataset.name!r} has "
@@ -127,9 +127,19 @@ class Partition:
             settings, seed = PartitionSettings(**about["settings"]), int(about["seed"])
             train, held_out = _nested("train", tensors), _nested("held_out", tensors)
             names = tuple(about["client_names"])
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("client_names are no texts")
             if not len(train) == len(held_out) == len(names):
                 raise ValueError(f"{len(train)} and {len(held_out)} clients, {len(names)} names")
-        except (LookupError, TypeError, ValueError, RuntimeError, FedMergeError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            OverflowError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            FedMergeError,
+        ) as error:
             raise RecordError(
                 f"not the tensors of a partition ({type(error).__name__}: {error}). "
                 "Store again what to_tensors() returns."
@@ -197,7 +207,11 @@ def _flat(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _nested(name: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     rows, offsets = tensors[f"{name}_rows"], tensors[f"{name}_offsets"]
+    if rows.dtype != torch.int64 or offsets.dtype != torch.int64 or rows.ndim != 1 or offsets.ndim != 1:
+        raise TypeError(f"{name}: want int64 vectors, got {rows.dtype} {list(rows.shape)} and {offsets.dtype}")
+    if len(rows) and int(rows.min()) < 0:
+        raise ValueError(f"{name}_rows has negative rows")
     if offsets[0] != 0 or offsets[-1] != len(rows) or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"{name}_offsets {offsets.tolist()} do not fit {len(rows)} rows")
+        raise ValueError(f"{name}_offsets {offsets.tolist()[:5]} do not fit {len(rows)} rows")
     # Clones, since a view would keep every other client's rows alive.
     return tuple(rows[start:end].clone() for start, end in pairwise(offsets.tolist()))

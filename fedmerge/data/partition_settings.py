@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.errors import InvalidOption, UnknownName, shown
 
 __all__ = ["PartitionSettings", "Scheme"]
 
 _USUAL_CLIENTS = 10
+_MOST = 10**12  # of anything: floats still count it exactly
 
 Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural"]
 
@@ -118,8 +119,8 @@ class PartitionSettings:
 
 
 def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidOption(f"partition setting {name}={value!r}: must be an integer of at least 1.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise InvalidOption(f"partition setting {name}={shown(value)}: must be an integer from 1 to {_MOST}.")
 
 
 def _is_number(value: object) -> bool:

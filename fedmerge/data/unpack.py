@@ -8,7 +8,10 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["has_packed", "unpack"]
+__all__ = ["MOST_BYTES", "has_packed", "unpack"]
+
+MOST_BYTES = 1 << 28
+"""Largest file that is unpacked: the largest of these data sets has 47 MB, so more is a bomb or another file."""
 
 
 def has_packed(root: Path, folder: str, files: Iterable[str], archive: str | None) -> bool:
@@ -30,11 +33,17 @@ def unpack(root: Path, folder: str, files: Iterable[str], archive: str | None, t
     Raises
     ------
     OSError, EOFError, zlib.error, tarfile.TarError
-        Where a file is damaged or `target` cannot be written.
+        Where a file is damaged or larger than any of a data set, or `target` cannot be written.
     """
     if archive is not None:
         with tarfile.open(root / archive) as packed:
-            packed.extractall(target, filter="data")
+            for name in files:  # and nothing else that may be in it
+                member = packed.getmember(f"{folder}/{name}") if f"{folder}/{name}" in packed.getnames() else None
+                if member is None or not member.isreg():
+                    raise tarfile.TarError(f"{archive} holds no file {folder}/{name}")
+                if member.size > MOST_BYTES:
+                    raise tarfile.TarError(f"{folder}/{name} would take {member.size} bytes")
+                packed.extract(member, target, filter="data")
         return
     (target / folder).mkdir(parents=True)
     for name in files:
@@ -43,7 +52,12 @@ def unpack(root: Path, folder: str, files: Iterable[str], archive: str | None, t
             shutil.copyfile(plain, target / folder / name)
             continue
         with gzip.open(_gz(plain), "rb") as source, (target / folder / name).open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            left = MOST_BYTES
+            while piece := source.read(1 << 20):
+                left -= len(piece)
+                if left < 0:
+                    raise OSError(f"{name}.gz holds more than {MOST_BYTES} bytes")
+                copy.write(piece)
 
 
 def _gz(path: Path) -> Path:

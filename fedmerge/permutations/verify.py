@@ -98,7 +98,8 @@ def _varied(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
         return tensor
     own = tensor.detach().double()
     if tensor.ndim > 1:  # some layers start at zero and would hide everything before them
-        return own if own.std() > 0 else 0.1 * torch.randn(own.shape, generator=generator, dtype=torch.float64)
+        differs = own.numel() > 0 and bool(own.min() < own.max())
+        return own if differs else 0.1 * torch.randn(own.shape, generator=generator, dtype=torch.float64)
     noise = torch.rand(own.shape, generator=generator, dtype=torch.float64)
     return 0.5 + noise if name.endswith("running_var") else own + 0.3 * (noise - 0.5)
 

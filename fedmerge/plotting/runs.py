@@ -127,7 +127,7 @@ def _read_run(folder: Path) -> Run:
 def _parse(line: str, where: str, *, last: bool) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of JSON, or of endless numbers and nesting
         if last:
             raise RecordError(
                 f"{where}: the last line is cut off, as by a crash in mid-write. "

@@ -4,6 +4,7 @@ from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.guard import Refined, refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
+from fedmerge.refine.privacy import Privacy, epsilon
 from fedmerge.refine.recalibrate import Recalibrate
 from fedmerge.refine.ridge_head import RidgeHead
 from fedmerge.refine.sequential_refit import SequentialRefit
@@ -11,6 +12,7 @@ from fedmerge.refine.sequential_refit import SequentialRefit
 __all__ = [
     "LogisticHead",
     "NaturalGradient",
+    "Privacy",
     "Proposal",
     "Recalibrate",
     "Refined",
@@ -18,5 +20,6 @@ __all__ = [
     "RidgeHead",
     "SequentialRefit",
     "Step",
+    "epsilon",
     "refine",
 ]

@@ -31,12 +31,13 @@ class Proposal:
         Factors per direction. The first point, all zeros, is the present model: no stage has to make things worse. A
         single point is taken unjudged: for a stage of several steps, the last of which offers the way back.
     preferred
-        The point that the next stage may measure at before it is known which is best; a wrong guess costs an exchange.
+        The point at which the next step's statistics are measured before it is known which is best: a wrong guess
+        costs them once more. None where there is nothing to guess by.
     """
 
     directions: tuple[State, ...]
     points: tuple[tuple[float, ...], ...]
-    preferred: int
+    preferred: int | None
 
     def around(self, base: State) -> Question:
         """The question which point is best."""
@@ -48,6 +49,14 @@ class Step(ABC):
 
     dear: ClassVar[bool] = False
     """Whether what clients measure is so large, or takes so long, that it is not measured on a guess."""
+
+    def wanted(self, losses: Tensor, memory: State) -> bool:
+        """Whether to take the step, going by the losses of the last proposal's points (the first is to stay) and what
+        the steps before remember."""
+        return True
+
+    prepares: ClassVar[bool] = False
+    """Whether it only makes a model fit to be judged, so that the choice between several waits for the next step."""
 
     @abstractmethod
     def needs(self) -> tuple[Statistic, ...]:
@@ -74,3 +83,8 @@ class Refinement(ABC):
     @abstractmethod
     def steps(self, state: State) -> tuple[Step, ...]:
         """The exchanges, one after the other, for a merged model with these tensors; none where it has no use."""
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """What clients may be asked to measure, whatever the model is."""
+        return tuple(kind for step in self.steps({}) for kind in step.needs())

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions import Answer, Ask, Question, pooled
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.state import State
-from fedmerge.statistics import Statistic
+from fedmerge.statistics import NoisySums, Statistic
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = ["Exchanged", "Refined", "refine"]
@@ -37,6 +37,8 @@ class Exchanged:
         Statistics that clients sent for the next step.
     state
         The model as it stood after the exchange.
+    answers
+        How many questions each client answered in it.
     """
 
     judged: str
@@ -44,6 +46,7 @@ class Exchanged:
     point: tuple[float, ...]
     measured: tuple[str, ...]
     state: State = field(repr=False)
+    answers: int = 1
 
 
 @dataclass
@@ -61,6 +64,7 @@ def refine(
     ask: Ask,
     clients: Sequence[int],
     settings: StatisticsSettings,
+    noise: NoisySums | None = None,
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
@@ -79,49 +83,61 @@ def refine(
         Stages, in order.
     ask, clients
         How to reach clients, and which are asked.
-    settings
-        How they send what they measure.
+    settings, noise
+        How they send what they measure, and the noise that they add.
     """
-    walk = _Walk(Refined(dict(state)), ask, clients, settings)
-    steps = [step for refinement in refinements for step in refinement.steps(state)]
-    memory: State = {}
-    if alternatives:
-        memory = walk.start([state, *alternatives], steps.pop(0) if steps else None)
-    proposal, proposed_by = None, ""
-    for step in steps:
-        if step.dear and proposal is not None:
-            walk.judge(proposal, proposed_by)
-            proposal = None
-        try:
-            sums = walk.judge(proposal, proposed_by, step.needs())
-            proposal, memory = step.propose(walk.refined.state, sums.statistics, memory)
-        except InvalidOption as error:
-            log.warning("%s is skipped: %s", _name(step), error)
-            proposal = None
-        proposed_by = _name(step)
-    if proposal is not None:
-        walk.judge(proposal, proposed_by)
+    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise)
+    try:
+        walk.through([step for refinement in refinements for step in refinement.steps(state)], alternatives)
+    except NoAnswer as error:
+        # Clients may be gone by now; what there is is a merge of all that they sent.
+        log.warning("the merged model is refined no further: %s", error)
     return walk.refined
 
 
 @dataclass
 class _Walk:
-    """Where the refinement stands; every method is an exchange or two."""
+    """Where the refinement stands, and the proposal that is still to be judged."""
 
     refined: Refined
     ask: Ask
     clients: Sequence[int]
     settings: StatisticsSettings
+    noise: NoisySums | None = None
+    proposal: Proposal | None = None
+    proposed_by: str = ""
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
 
-    def start(self, branches: Sequence[State], step: Step | None) -> State:
-        """Take the first step from each of several models, and go on with the best; the step's memory."""
+    def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
+        """Take all steps."""
+        memory: State = {}
+        if alternatives:
+            first = next((i for i, step in enumerate(steps) if not step.prepares), len(steps)) + 1
+            memory = self.start([self.refined.state, *alternatives], steps[:first])
+            steps = steps[first:]
+        for step in steps:
+            try:
+                sums = self.measured(step, memory)
+                if sums is not None:
+                    self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
+                    self.proposed_by = _name(step)
+            except InvalidOption as error:
+                log.warning("%s is skipped: %s", _name(step), error)
+        self.judge()
+
+    def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
+        """Take the first steps from each of several models, and go on with the best; the last one's memory."""
         proposals: list[Proposal] = [Proposal((), ((),), 0)] * len(branches)
         memories: list[State] = [{}] * len(branches)
-        if step is not None:
+        for step in steps:
+            # Only the last is judged: the others make models fit for it.
+            pairs = zip(proposals, branches, strict=True)
+            branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
+            proposals = [Proposal((), ((),), 0)] * len(branches)
             try:
                 found = self._asked([Question(branch) for branch in branches], step.needs())
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
-                    proposal, memories[i] = step.propose(branch, sums.statistics, {})
+                    proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
                     proposals[i] = proposal or proposals[i]
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
@@ -129,27 +145,40 @@ class _Walk:
         losses = [answer.loss for answer in self._asked(questions)]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
-        self._move(questions[best], losses[best], _name(step) if step else "merge")
+        self.proposed_by = _name(steps[-1]) if steps else "merge"
+        self._move(questions[best], losses[best])
         return memories[best]
 
-    def judge(self, proposal: Proposal | None, proposed_by: str, needs: Sequence[Statistic] = ()) -> Answer:
-        """Move to the best point of a proposal; statistics as they are there."""
-        if proposal is None:
-            return self._asked([Question(self.refined.state)], needs)[0]
-        question = proposal.around(self.refined.state)
-        found = self._asked([question], needs)[0]
-        best = self._move(question, found.loss, proposed_by)
-        if needs and best != proposal.preferred:
-            return self._asked([Question(self.refined.state)], needs)[0]
-        return found
+    def measured(self, step: Step, memory: State) -> Answer | None:
+        """What a step needs, at the best point of the proposal before it; None where it need not be taken."""
+        pending = self.proposal
+        if pending is not None and pending.preferred is not None and not step.dear:
+            found = self.judge(step.needs())
+            if not step.wanted(self.losses, memory):
+                return None
+            if found is not None:
+                return found
+        else:
+            self.judge()
+            if not step.wanted(self.losses, memory):
+                return None
+        return self._asked([Question(self.refined.state)], step.needs())[0]
 
-    def _move(self, question: Question, losses: Tensor, proposed_by: str) -> int:
+    def judge(self, needs: Sequence[Statistic] = ()) -> Answer | None:
+        """Move to the best point of the proposal; what was measured, if that was at this point."""
+        if self.proposal is None:
+            return None
+        question = self.proposal.around(self.refined.state)
+        (found,) = self._asked([question], needs)
+        return found if self._move(question, found.loss) == question.at else None
+
+    def _move(self, question: Question, losses: Tensor) -> int:
         best = int(torch.argmin(losses))
-        self.refined.state = question.point(best)
-        log.info("%s: held-out loss %.4f to %.4f", proposed_by, float(losses[0]), float(losses[best]))
+        self.refined.state, self.losses, self.proposal = question.point(best), losses, None
+        log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[best]))
         self.refined.exchanges[-1] = replace(
             self.refined.exchanges[-1],
-            judged=proposed_by,
+            judged=self.proposed_by,
             loss=float(losses[best]),
             point=question.points[best],
             state=self.refined.state,
@@ -159,10 +188,10 @@ class _Walk:
     def _asked(self, questions: Sequence[Question], needs: Sequence[Statistic] = ()) -> list[Answer]:
         """One exchange."""
         kinds = tuple(self.settings.applied(kind) for kind in needs)
-        asked = [replace(question, needs=kinds) for question in questions]
+        asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         found = pooled(asked, self.ask(asked, self.clients))
         names = tuple(kind.name for kind in kinds)
-        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state))
+        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked)))
         return found
 
 

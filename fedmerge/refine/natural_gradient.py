@@ -80,7 +80,7 @@ class NaturalStep(Step):
         points = [(0.0,) * len(directions)]
         for i in range(len(directions)):
             points += [tuple(length * (i == k) for k in range(len(directions))) for length in self.lengths]
-        return Proposal(directions, tuple(points), 0), {}
+        return Proposal(directions, tuple(points), None), {}
 
 
 def natural_direction(state: State, gradient: State, fisher: State, damping: float) -> dict[str, Tensor]:

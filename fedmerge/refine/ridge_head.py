@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,11 @@ from fedmerge.state import State
 from fedmerge.statistics import HeadSums, Statistic
 from fedmerge.weights import WeightMatrix
 
-__all__ = ["RidgeHead", "head_matrix", "ridge_weights"]
+__all__ = ["RidgeHead", "head_of", "ridge_proposal", "ridge_weights"]
 
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Of the classifier: regression on one-hot labels decides rightly but is far less sure than a softmax should be."""
-_LIKELY = 4  # which of the points is usually best
+_LIKELY = 16.0
 
 
 @register("ridge_head", paper="beyond the ensemble, step 3")
@@ -61,16 +62,19 @@ class RidgeStep(Step):
         return (HeadSums(examples=self.examples),)
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
-        """The ridge classifier at several scales instead of the head; S goes on to steps that follow."""
-        found = sums["head_sums"]
-        weight = next(iter(found)).rpartition(".")[0]
-        moments = found[f"{weight}.S"]
-        matrix = head_matrix(state, weight, moments)
-        classifier = ridge_weights(moments, found[f"{weight}.C"], self.ridge)
-        away = {name: -state[name].double() for name in matrix.names}
-        points = ((0.0, 0.0), *((1.0, scale) for scale in _SCALES))
-        # What a logistic head learnt of the head before is of other features now.
-        return Proposal((away, matrix.scatter(classifier[None])), points, _LIKELY), {f"{weight}.S": moments}
+        """The ridge classifier at several scales instead of the head."""
+        return ridge_proposal(state, sums["head_sums"], self.ridge)[0], {}
+
+
+def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> tuple[Proposal, Tensor]:
+    """The ridge classifier at several scales instead of the head, and the features' moments S."""
+    weight = next(iter(found)).rpartition(".")[0]
+    moments = found[f"{weight}.S"]
+    matrix = head_of(state, found, moments)
+    classifier = ridge_weights(moments, found[f"{weight}.C"], ridge)
+    away = {name: -state[name].double() for name in matrix.names}
+    points = ((0.0, 0.0), *((1.0, scale) for scale in _SCALES))
+    return Proposal((away, matrix.scatter(classifier[None])), points, 1 + _SCALES.index(_LIKELY)), moments
 
 
 def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:
@@ -87,6 +91,6 @@ def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:
     return solved.T
 
 
-def head_matrix(state: State, weight: str, moments: Tensor) -> WeightMatrix:
-    """The head's matrix, with its bias where the moments have a row for it."""
-    return WeightMatrix.measured_by(weight, moments, state)
+def head_of(state: State, found: Mapping[str, Tensor], moments: Tensor) -> WeightMatrix:
+    """The matrix that a head's statistic is about, with its bias where the moments have a row for it."""
+    return WeightMatrix.measured_by(next(iter(found)).rpartition(".")[0], moments, state)

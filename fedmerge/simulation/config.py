@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import suggested_settings
-from fedmerge.errors import ConfigError, RecordError, UnknownName
+from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
 from fedmerge.method_names import parse_method, parse_value
 from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline
@@ -138,10 +138,13 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     if ":" in method:
         return {method: dict(options.get(method, {}))} if method in options else {}
     pipeline = build_pipeline(method, options)
-    parts = zip(parse_method(method), (pipeline.aggregator, *pipeline.server_steps), strict=True)
+    first, *others = (part.name for part in parse_method(method))
+    made: dict[type, Any] = {type(part): part for part in (*pipeline.server_steps, *pipeline.refinements)}
+    known = {**entries("server step"), **entries("refinement")}
+    parts = {first: pipeline.aggregator, **{name: made[known[name].cls] for name in others}}
     values = {
-        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}  # type: ignore[arg-type]
-        for (name, _), part in parts
+        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        for name, part in parts.items()
     }
     return {name: fields for name, fields in values.items() if fields}
 
@@ -189,7 +192,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        faults = [f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {e['msg']}" for e in error.errors()]
         raise ConfigError("configuration: " + "; ".join(faults)) from error
     _check_methods(config)
     if config.attack is not None:
@@ -223,8 +226,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def _suggested(given: Mapping[str, Any]) -> dict[str, Any]:
     """What suits the data set, for settings that are not given."""
     data = given.get("data")
-    suggested = dict(suggested_settings(data.get("name", ""))) if isinstance(data, Mapping) else {}
-    if {"scheme", "alpha"} & set(given.get("partition", {})):
+    name = data.get("name") if isinstance(data, Mapping) else None
+    suggested = dict(suggested_settings(name)) if isinstance(name, str) else {}
+    division = given.get("partition")
+    if isinstance(division, Mapping) and {"scheme", "alpha"} & set(division):
         suggested.pop("partition", None)  # who chooses a division gets it whole
     return suggested
 

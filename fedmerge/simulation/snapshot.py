@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedmerge.checkpoints import Checkpoint
+from fedmerge.errors import RecordError
 from fedmerge.simulation.grid import SimulationGrid
 from fedmerge.simulation.plain import NotPlain, from_plain, to_plain
 from fedmerge.state import State
@@ -51,15 +52,27 @@ def cannot_restore(checkpoint: Checkpoint) -> str | None:
 
 
 def restore(checkpoint: Checkpoint, strategy: Strategy, grid: Grid) -> None:
-    """Put back what :func:`snapshot` took."""
+    """Put back what :func:`snapshot` took.
+
+    Raises
+    ------
+    RecordError
+        It was not taken by :func:`snapshot`.
+    """
     tensors, facts = checkpoint.section("simulation"), checkpoint.facts
-    random.setstate(from_plain(facts["random"], tensors))
-    _remind(strategy, from_plain(facts["strategy"], tensors))
-    if isinstance(strategy, MergeStrategy):
-        strategy.memory = dict(checkpoint.section("memory"))
-    if isinstance(grid, SimulationGrid) and "clients" in facts:  # it may have been begun on another grid
-        grid.set_client_states(from_plain(facts["clients"], tensors))
-        grid.workers.chosen = facts["engine"]
+    try:
+        random.setstate(from_plain(facts["random"], tensors))
+        _remind(strategy, from_plain(facts["strategy"], tensors))
+        if isinstance(strategy, MergeStrategy):
+            strategy.memory = dict(checkpoint.section("memory"))
+        if isinstance(grid, SimulationGrid) and "clients" in facts:  # it may have been begun on another grid
+            grid.set_client_states(from_plain(facts["clients"], tensors))
+            grid.workers.chosen = facts["engine"]
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"the checkpoint of round {checkpoint.round} holds no simulation that can be taken up ({error!r}): "
+            "delete it to go on from the one before"
+        ) from error
 
 
 def _remembered(strategy: Strategy) -> dict[str, Any]:

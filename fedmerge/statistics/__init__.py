@@ -22,6 +22,7 @@ from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
+from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.settings import StatisticsSettings
 
@@ -39,6 +40,7 @@ __all__ = [
     "HeadSums",
     "LocalSteps",
     "LossGradient",
+    "NoisySums",
     "RefitSums",
     "Statistic",
     "StatisticsSettings",
@@ -83,8 +85,11 @@ def statistic(name: str, settings: str = "{}") -> Statistic:
     if name not in _KINDS:
         raise UnknownName("statistic", name, _KINDS)
     try:
-        return _KINDS[name](**json.loads(settings))
-    except (TypeError, ValueError) as error:
+        given = json.loads(settings)
+        if "loss" in given:
+            raise TypeError("a loss is a function, which cannot be written")
+        return _KINDS[name](**given)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
 
 

@@ -47,7 +47,7 @@ class Activations(LayerStatistic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 0:
+        if not isinstance(self.samples, int) or self.samples < 0:
             raise InvalidOption(f"statistic 'activations': samples must be at least 0, got {self.samples}")
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from fedmerge.state import State
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Statistic"]
+
+_ALWAYS_UNPACKED = 1 << 16  # numbers, whatever the size of the model
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -48,6 +51,19 @@ class Statistic(ABC):
             return {name: torch.as_tensor(item) for name, item in value.items()}
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(f"statistic {self.name!r}: want names and tensors, got {value!r} ({error})") from error
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+        """Make sure that what was packed may have these shapes once it is unpacked, which takes the memory for it.
+
+        Raises
+        ------
+        InvalidOption
+            It would be larger than the model with these parameters.
+        """
+        numbers = sum(math.prod(shape) for shape in shapes.values())
+        most = max(sum(tensor.numel() for tensor in state.values()), _ALWAYS_UNPACKED)
+        if numbers > most:
+            raise InvalidOption(f"statistic {self.name!r}: it claims {numbers} numbers, {most} are allowed")
 
     def check(self, value: State, state: State) -> None:
         """Make sure that a parsed value is finite and belongs to the model with these parameters.
@@ -88,8 +104,10 @@ class LayerStatistic(Statistic):
     def __post_init__(self) -> None:
         if self.layers is not None:  # a list where it was read from JSON or TOML
             object.__setattr__(self, "layers", tuple(self.layers))
-        if self.examples is not None and self.examples < 1:
-            raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples}")
+            if not all(isinstance(pattern, str) for pattern in self.layers or ()):
+                raise InvalidOption(f"statistic {self.name!r}: layers must be texts, got {self.layers!r}")
+        if self.examples is not None and (not isinstance(self.examples, int) or self.examples < 1):
+            raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples!r}")
 
     @abstractmethod
     def nbytes(self, model: nn.Module, example: Tensor) -> int:

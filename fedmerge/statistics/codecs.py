@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "spectrum", "truncated"]
+__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "shape_of", "spectrum", "truncated"]
 
 
 class Spectrum(NamedTuple):
@@ -92,6 +92,35 @@ def truncated(tensor: Tensor, found: Spectrum, rank: int) -> dict[str, Tensor]:
 
 def _columns(written: Tensor, peaks: Tensor) -> Tensor:
     return written.float() / 127 * peaks[..., None, :]
+
+
+def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The shape of what :func:`decode` makes of `parts`, which may be far larger than they are.
+
+    Raises
+    ------
+    ValueError, KeyError
+        They do not fit together.
+    """
+    if "peak" in parts:
+        if parts["peak"].ndim:
+            raise ValueError("the peak is no single number")
+        (written,) = (tensor for part, tensor in parts.items() if part in ("linear", "root2", "root4"))
+        return tuple(written.shape)
+    if "vectors" in parts:
+        groups, size, rank = parts["vectors"].shape
+        fits = parts["peaks"].shape == (groups, rank) and parts["left"].shape == (groups, size)
+    elif "correlation" in parts:
+        groups, size = parts["diagonal"].shape
+        fits = parts["correlation"].shape == (groups, size * (size - 1) // 2)
+    else:
+        groups, packed = parts["upper"].shape
+        size = (math.isqrt(8 * packed + 1) - 1) // 2
+        fits = packed == size * (size + 1) // 2
+    axes = int(parts["ndim"])
+    if not fits or axes not in (2, 3) or (axes == 2 and groups != 1):
+        raise ValueError("their shapes belong to no symmetric matrices")
+    return (groups, size, size)[3 - axes :]
 
 
 def decode(parts: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from fedmerge.statistics import codecs
 
 __all__ = ["Compression", "Encoded", "decode", "encode", "state_bytes"]
 
+Read = TypeVar("Read")
 Compression = Literal["auto", "none", "float16", "int8"]
 
 
@@ -57,8 +59,15 @@ def encode(value: State, compression: Compression, budget: int) -> Encoded:
     return _judged(value, _truncated(value, budget))
 
 
-def decode(sent: State) -> dict[str, Tensor]:
+def decode(sent: State, check: Callable[[Mapping[str, tuple[int, ...]]], None] | None = None) -> dict[str, Tensor]:
     """A statistic back in the form that it was measured in.
+
+    Parameters
+    ----------
+    sent
+        What :func:`encode` gave, or says that it did.
+    check
+        Told the shapes of what was packed before any memory is taken for it, to refuse them.
 
     Raises
     ------
@@ -69,13 +78,20 @@ def decode(sent: State) -> dict[str, Tensor]:
     for key, tensor in sent.items():
         name, mark, part = key.partition("#")
         parts.setdefault(name, {})[part if mark else ""] = tensor
-    value = {}
-    for name, found in parts.items():
-        try:
-            value[name] = found[""] if set(found) == {""} else codecs.decode(found)
-        except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise InvalidOption(f"{name!r} came in parts {sorted(found)} that do not fit together ({error})") from error
-    return value
+    packed = {name: found for name, found in parts.items() if set(found) != {""}}
+    shapes = {name: _understood(name, found, codecs.shape_of) for name, found in packed.items()}
+    if check is not None:
+        check(shapes)
+    return {
+        name: _understood(name, found, codecs.decode) if name in packed else found[""] for name, found in parts.items()
+    }
+
+
+def _understood(name: str, parts: State, read: Callable[[State], Read]) -> Read:
+    try:
+        return read(parts)
+    except (LookupError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidOption(f"{name!r} came in parts {sorted(parts)} that do not fit together ({error})") from error
 
 
 def state_bytes(state: State) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor, reordered_factor
+from fedmerge.weights import check_factor, check_factor_shape, reordered_factor
 
 __all__ = ["FisherKfac"]
 
@@ -86,6 +86,17 @@ class FisherKfac(FisherStatistic):
         matrices = (layer.matrix for layer in probed.layers)
         numbers = sum(m.groups * (m.columns**2 + m.rows**2) for m in matrices)
         return stored_dtype(model).itemsize * (numbers + sum(parameters[name].numel() for name in probed.others))
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+        """Factors of the layers' sizes, and no more than the model has besides."""
+        others = {}
+        for name, shape in shapes.items():
+            weight, _, side = name.rpartition(".")
+            if side in ("A", "G"):
+                check_factor_shape(self.name, weight, side, shape, state)
+            else:
+                others[name] = shape
+        super().check_shapes(others, state)
 
     def check(self, value: State, state: State) -> None:
         """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor, reordered_factor
+from fedmerge.weights import check_factor, check_factor_shape, reordered_factor
 
 __all__ = ["Gram"]
 
@@ -60,6 +60,11 @@ class Gram(LayerStatistic):
         """One matrix per matrix layer."""
         matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
         return stored_dtype(model).itemsize * sum(m.groups * m.columns**2 for m in matrices)
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+        """Only factors of layers, of the layers' sizes."""
+        for name, shape in shapes.items():
+            check_factor_shape(self.name, name, "A", shape, state)
 
     def check(self, value: State, state: State) -> None:
         """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""

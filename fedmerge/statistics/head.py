@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,17 +12,18 @@ from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches
 from fedmerge.statistics.matrix_layers import MatrixLayer
+from fedmerge.statistics.noise import Bounded
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import WeightMatrix, check_factor
+from fedmerge.weights import WeightMatrix, check_factor, check_factor_shape
 
 __all__ = ["HeadGradient", "HeadSums"]
 
 
 @dataclass(frozen=True)
-class _HeadStatistic(LayerStatistic):
+class _HeadStatistic(Bounded):
     """Measured at the linear layer that gives the model's outputs."""
 
     def _means(
@@ -37,6 +38,15 @@ class _HeadStatistic(LayerStatistic):
             count, weight = count + len(rows), matrix.weight
         return {f"{weight}.{part}": (tensor / count).to(stored_dtype(model)) for part, tensor in total.items()}
 
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+        """Matrices of the head's own sizes."""
+        for name, shape in shapes.items():
+            weight, _, part = name.rpartition(".")
+            if part in ("S", "G"):
+                check_factor_shape(self.name, weight, "A" if part == "S" else "G", shape, state)
+            else:
+                super().check_shapes({name: shape}, state)
+
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Tensor, Tensor, Tensor]]:
         """The head's matrix, and of each batch its input rows, the logits, and one-hot labels, in float64."""
         probed: Probe | None = None
@@ -49,8 +59,18 @@ class _HeadStatistic(LayerStatistic):
                 raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
             layer: MatrixLayer = probed.layers[found]
             rows = layer.input_rows(tapped[found].inputs[0]).flatten(0, 2).double()
+            if self.clip is not None:
+                if len(rows) != len(inputs):
+                    raise InvalidOption(f"statistic {self.name!r}: an example with several labels cannot be clipped")
+                rows = rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(self.clip))
             labels = F.one_hot(targets.flatten(), outputs.shape[-1]).double()
             yield layer.matrix, rows, outputs.flatten(0, -2).double(), labels
+
+    def _shifted(self, moments: Tensor) -> Tensor:
+        """What is checked in the place of second moments: where examples are clipped, noise may have been added."""
+        if self.clip is None or moments.ndim != 2 or moments.shape[0] != moments.shape[1]:
+            return moments
+        return (moments + moments.T) / 2 + moments.diagonal().abs().max() * torch.eye(len(moments), dtype=moments.dtype)
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """Of the value that one example gives."""
@@ -73,8 +93,8 @@ class HeadSums(_HeadStatistic):
 
     Parameters
     ----------
-    layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+    layers, examples, clip
+        See :class:`~fedmerge.statistics.noise.Bounded`.
 
     Examples
     --------
@@ -84,16 +104,22 @@ class HeadSums(_HeadStatistic):
     """
 
     name: ClassVar[str] = "head_sums"
+    moments: ClassVar[tuple[str, ...]] = ("S",)
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, lambda rows, logits, labels: {"S": rows.T @ rows, "C": labels.T @ rows})
 
+    def bounds(self) -> Mapping[str, float]:
+        """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
+        clip = float("inf") if self.clip is None else self.clip
+        return {"S": clip**2, "C": clip}
+
     def check(self, value: State, state: State) -> None:
         """Finite, of one head, and of its sizes."""
         super().check(value, state)
         weight, d = _head_of(self.name, value, ("S", "C"), state)
-        check_factor(self.name, weight, "A", value[f"{weight}.S"], state)
+        check_factor(self.name, weight, "A", self._shifted(value[f"{weight}.S"]), state)
         _shape(self.name, weight, value[f"{weight}.C"], (len(state[weight]), d))
 
 
@@ -106,21 +132,27 @@ class HeadGradient(_HeadStatistic):
 
     Parameters
     ----------
-    layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+    layers, examples, clip
+        See :class:`~fedmerge.statistics.noise.Bounded`.
     """
 
     name: ClassVar[str] = "head_gradient"
+    moments: ClassVar[tuple[str, ...]] = ("G",)
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, _gradient_and_fisher)
 
+    def bounds(self) -> Mapping[str, float]:
+        """``|p - y| <= sqrt(2)``; the eigenvalues of ``diag(p) - p p^T`` are at most 1/2 and add up to less than 1."""
+        clip = float("inf") if self.clip is None else self.clip
+        return {"gradient": 2**0.5 * clip, "G": 0.5**0.5}
+
     def check(self, value: State, state: State) -> None:
         """Finite, of one head, and of its sizes."""
         super().check(value, state)
         weight, d = _head_of(self.name, value, ("gradient", "G"), state)
-        check_factor(self.name, weight, "G", value[f"{weight}.G"], state)
+        check_factor(self.name, weight, "G", self._shifted(value[f"{weight}.G"]), state)
         _shape(self.name, weight, value[f"{weight}.gradient"], (len(state[weight]), d))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedmerge.data.client_data import ClientData
 from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
+from fedmerge.strategies.questions import ACTION
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["FedmergeClientApp", "Mod", "client_app"]
@@ -89,6 +90,7 @@ class FedmergeClientApp(ClientApp):
         self.evaluate()(side.evaluate)
         self.query(mods=list(mods))(side.query)
         self.query("statistics", mods=list(mods))(side.query)
+        self.query(ACTION, mods=list(mods))(side.questions)
         self.query("partition")(side.partition)
 
     def with_data(self) -> FedmergeClientApp:

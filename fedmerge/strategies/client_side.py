@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics, strings
+from fedmerge.strategies.questions import answer_questions
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
@@ -80,7 +82,8 @@ class ClientSide:
         for name, parameter in model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
-        report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
+        with self._told(model):
+            report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
@@ -130,7 +133,8 @@ class ClientSide:
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
         examples = len(data.held_out_x)
-        loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
+        with self._told(model):
+            loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
         metrics = MetricRecord({"num-examples": examples, "eval_loss": loss, "eval_acc": accuracy})
         return self._send(message, partition, RecordDict({"metrics": metrics}))
 
@@ -139,8 +143,16 @@ class ClientSide:
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
         reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data.train_x)})})
-        self._measure(reply, message, model, data, None)
+        with self._told(model):
+            self._measure(reply, message, model, data, None)
         return self._send(message, partition, reply)
+
+    def questions(self, message: Message, context: Context) -> Message:
+        """Judge models, and measure sums at them, that a merge goes through."""
+        partition, data = self._data(context)
+        device = next(self.template.parameters()).device
+        loader = list(batches(data.train_x, data.train_y, device=device))
+        return self._send(message, partition, answer_questions(message, self.template, loader))
 
     def partition(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds."""
@@ -156,7 +168,10 @@ class ClientSide:
             raise ModelError(f"the {message.metadata.message_type} message brings no ArrayRecord with a model")
         config = next(iter(message.content.config_records.values()), ConfigRecord())
         if state is None:
-            state = view_arrays(arrays)
+            try:
+                state = view_arrays(arrays)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ModelError(f"the model sent cannot be decoded: {error}") from error
         if config.get("batch-norm") == "local" and _LOCAL_BUFFERS in context.state:
             state = {**state, **from_arrays(context.state.array_records[_LOCAL_BUFFERS])}
         try:
@@ -177,6 +192,16 @@ class ClientSide:
         for parameter, original in zip(module.parameters(), self.template.parameters(), strict=True):
             parameter.requires_grad_(original.requires_grad).grad = None
         return module
+
+    @contextmanager
+    def _told(self, model: nn.Module) -> Iterator[None]:
+        """Say what is wrong where a model of other widths than usual, which a message brought, does not run."""
+        try:
+            yield
+        except (IndexError, RuntimeError, ValueError) as error:
+            if model is self._working[0]:
+                raise
+            raise ModelError(f"the widths of the model sent do not go with this client's examples: {error}") from error
 
     @cached_property
     def _working(self) -> tuple[nn.Module, State]:
@@ -227,6 +252,6 @@ def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:
 
 def _integer(config: ConfigRecord, key: str, default: int) -> int:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"the message's {key!r} must be an integer, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"the message's {key!r} must be an integer of at least 0, got {value!r}")
     return value

@@ -20,18 +20,20 @@ from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
+from fedmerge.strategies.client_metrics import alike, judged
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.privacy import check_private
+from fedmerge.strategies.questions import ask
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
 from fedmerge.strategies.stages import exchange
-from fedmerge.strategies.wire import to_arrays, view_arrays, weight_of
+from fedmerge.strategies.wire import to_arrays, view_arrays
 from fedmerge.update import MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -252,6 +254,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 received.nodes,
                 timeout=self.policies.round_timeout,
             ),
+            ask=partial(
+                ask,
+                self._grid,
+                {"server-round": server_round},
+                received.nodes,
+                timeout=self.policies.round_timeout,
+            ),
         )
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)
@@ -268,7 +277,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.last_report = MergeReport(server_round, result.accepted, result.dropped)
         metrics = received.metrics(taken)
         if metrics is None:
-            metrics = self.train_metrics_aggr_fn(received.contents(taken), self.weighted_by_key)
+            metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
         arrays = to_arrays(result.state)
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
@@ -296,5 +305,4 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average what clients found on their held-out examples; those that hold none do not count."""
-        counted = [m for m in replies if m.has_error() or weight_of(m.content, self.weighted_by_key) != 0]
-        return super().aggregate_evaluate(server_round, counted)
+        return super().aggregate_evaluate(server_round, judged(replies, self.weighted_by_key))

@@ -62,7 +62,7 @@ def _unprotected(pipeline: Pipeline) -> str | None:
     if pipeline.needs:
         names = ", ".join(pipeline.needs)
         return f"clients send {names} besides the model, which clipping and noise for the model do not cover; {instead}"
-    if aggregator.several_exchanges:
+    if aggregator.several_exchanges or pipeline.refinements:
         return f"it asks clients again within a round, which the wrapper does not see; {instead}"
     if aggregator.may_change_width:
         return f"neurons that come and go are no bounded change of the model, which the noise is made for; {instead}"

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fedmerge.buffers import pool_moments
 from fedmerge.errors import FedMergeError, InvalidOption
-from fedmerge.state import State, cast_like
+from fedmerge.state import Layout, State, cast_like, is_sane
+from fedmerge.statistics import BatchNormMoments
+from fedmerge.statistics.compression import decode
 from fedmerge.strategies.wire import reply_order, statistics_from_reply, to_arrays, weight_of
 
 __all__ = ["recalibrate"]
@@ -58,10 +60,12 @@ def recalibrate(
     ):
         weight = weight_of(message.content, weight_key)
         try:
-            moments = statistics_from_reply(message.content, None).get("batch_norm", {})
+            sent = statistics_from_reply(message.content, None).get("batch_norm", {})
+            moments = decode(sent, lambda shapes: BatchNormMoments().check_shapes(shapes, state))
+            fits = weight is not None and weight > 0 and _fits(moments, state)
         except (InvalidOption, ValueError, TypeError, RuntimeError):
-            weight, moments = None, {}
-        if weight is None or weight <= 0 or not _fits(moments, state):
+            fits = False
+        if weight is None or not fits:
             log.warning("client %d: its batch-norm statistics cannot be used and are left out", client)
             continue
         measured.append((moments, weight))
@@ -72,5 +76,8 @@ def recalibrate(
 
 
 def _fits(moments: State, model: State) -> bool:
-    """Whether measured moments are finite and belong to the model."""
-    return all(n in model and t.shape == model[n].shape and bool(t.isfinite().all()) for n, t in moments.items())
+    """Whether measured moments are of all batch norms of the model, and can be pooled."""
+    norms = set(Layout.of(model).float_buffers)
+    return set(moments) == norms and all(
+        t.shape == model[n].shape and t.is_floating_point() and is_sane(t) for n, t in moments.items()
+    )

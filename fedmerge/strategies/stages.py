@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, FedMergeError, ModelError
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.strategies.failures import answered
-from fedmerge.strategies.wire import decode_update, from_arrays, reply_order, to_arrays
+from fedmerge.strategies.wire import decode_update, from_arrays, to_arrays
 from fedmerge.update import ClientUpdate
 
 __all__ = ["KEEP_KEY", "exchange", "keep", "kept_model"]
@@ -82,13 +82,18 @@ def exchange(
         )
         for client, news in sent.items()
     ]
-    updates = []
-    for client, reply in reply_order(answered(grid.send_and_receive(messages, timeout=timeout))):
+    # The node tells whose answer it is: that comes from Flower, the rest from the client.
+    clients = {nodes[client]: client for client in sent}
+    updates: dict[int, ClientUpdate] = {}
+    for reply in answered(grid.send_and_receive(messages, timeout=timeout)):
+        client = clients.get(reply.metadata.src_node_id)
+        if client is None or client in updates:
+            continue
         try:
-            updates.append(decode_update(client, reply.content, arrays_key, weight_key))
+            updates[client] = decode_update(client, reply.content, arrays_key, weight_key)
         except BadUpdate as bad:
             log.warning("stage %d: client %d: %s", stage.number, client, bad)
-    return updates
+    return [updates[client] for client in sorted(updates)]
 
 
 def _packed(news: News) -> dict[str, Tensor]:
@@ -115,9 +120,12 @@ def kept_model(message: Message, context: Context) -> dict[str, Tensor]:
     kept, sources = context.state.array_records.get(_KEPT), records.get(_SOURCES)
     if kept is None or sources is None:
         raise ModelError("a stage goes on with the model that the client has kept in its Context, and there is none")
+    settled = next((record for key, record in records.items() if key != _SOURCES), ArrayRecord())
     moved = {}
-    for key, index in from_arrays(sources).items():
-        axis, _, name = key.partition(" ")
-        moved[name, int(axis)] = index.long()
-    settled = next(record for key, record in records.items() if key != _SOURCES)
-    return catch_up(from_arrays(kept), News(from_arrays(settled), moved))
+    try:
+        for key, index in from_arrays(sources).items():
+            axis, _, name = key.partition(" ")
+            moved[name, int(axis)] = index.long()
+        return catch_up(from_arrays(kept), News(from_arrays(settled), moved))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the message of a stage cannot be read: {error}") from error

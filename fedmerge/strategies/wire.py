@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import logging
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.errors import BadUpdate
 from fedmerge.state import State
-from fedmerge.statistics.compression import decode
+from fedmerge.strategies.npy import BFLOAT16, read_array
 from fedmerge.update import ClientUpdate
 
 __all__ = [
@@ -35,15 +34,15 @@ __all__ = [
     "weight_of",
 ]
 
+log = logging.getLogger("fedmerge")
+
 CLIENT_KEY = "client"
 """Record of a reply that tells who sent it."""
 PARTITION_KEY = "partition-id"
 STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
-_BFLOAT16 = "bfloat16"
-_NPY_1_0 = b"\x93NUMPY\x01\x00"
-
+_MOST_EXAMPLES = 2**53  # beyond it a float does not count on
 
 with warnings.catch_warnings():
     # torch warns once in a process of memory that must not be written; nobody writes into what a message brought.
@@ -61,7 +60,7 @@ def _to_array(tensor: Tensor) -> Array:
     if tensor.dtype != torch.bfloat16:
         return Array(tensor.numpy())
     bits = Array(tensor.view(torch.uint16).numpy())
-    return Array(dtype=_BFLOAT16, shape=bits.shape, stype=bits.stype, data=bits.data)
+    return Array(dtype=BFLOAT16, shape=bits.shape, stype=bits.stype, data=bits.data)
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
@@ -75,24 +74,8 @@ def view_arrays(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def _from_array(array: Array) -> Tensor:
-    tensor = torch.from_numpy(_numpy(array)).contiguous()
-    return tensor.view(torch.bfloat16) if array.dtype == _BFLOAT16 else tensor
-
-
-def _numpy(array: Array) -> NDArray[Any]:
-    """The array as it lies in its npy bytes; ``Array.numpy()`` copies twice and parses every header."""
-    data = array.data
-    if array.stype != "numpy.ndarray" or data[:8] != _NPY_1_0:
-        return np.asarray(array.numpy())
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, column_major, dtype = _npy_header(data[8:start])
-    flat = np.frombuffer(data, dtype, offset=start)
-    return flat.reshape(shape, order="F" if column_major else "C")
-
-
-@lru_cache(maxsize=4096)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    tensor = torch.from_numpy(read_array(array)).contiguous()
+    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
 
 
 def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
@@ -101,18 +84,18 @@ def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord
 
 
 def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> dict[str, State]:
-    """The statistics of a reply.
+    """The statistics of a reply, as they were sent: whoever knows the model brings them back into their form.
 
     A client may also report scalars such as ``local_steps`` and ``momentum`` among its metrics: each
     metric name offers the whole record under that name, for the statistic to pick what it knows.
     """
     found: dict[str, State] = {}
     if metrics is not None:
-        scalars = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items() if isinstance(v, int | float)}
+        scalars = {k: _scalar(v) for k, v in metrics.items() if isinstance(v, int | float)}
         found.update(dict.fromkeys(scalars, scalars))
     for key, record in content.array_records.items():
         if key.startswith(_STATISTIC):
-            found[key[len(_STATISTIC) :]] = decode(view_arrays(record))
+            found[key[len(_STATISTIC) :]] = view_arrays(record)
     return found
 
 
@@ -120,14 +103,15 @@ def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
     """Replies with their clients' numbers, in client order.
 
     A client's number is its partition where it tells it, which is the same in every setting; otherwise
-    its node, which Flower draws at random in each run.
+    its node, which Flower draws at random in each run. Where several tell the same partition, none is believed.
     """
-    return sorted(((_client(m), m) for m in replies), key=lambda pair: (pair[0], pair[1].metadata.src_node_id))
-
-
-def _client(message: Message) -> int:
-    partition = partition_of(message)
-    return int(message.metadata.src_node_id) if partition is None else partition
+    told = [(partition_of(message), int(message.metadata.src_node_id), message) for message in replies]
+    times = Counter(partition for partition, _, _ in told)
+    repeated = sorted(number for number, n in times.items() if n > 1 and number is not None)
+    if repeated:
+        log.warning("several replies say that they are of partition %s: they go by their nodes", repeated[:5])
+    numbered = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
+    return [(client, message) for client, _, message in sorted(numbered, key=lambda one: one[:2])]
 
 
 def partition_of(reply: Message) -> int | None:
@@ -139,10 +123,17 @@ def partition_of(reply: Message) -> int | None:
 
 
 def weight_of(content: RecordDict, key: str) -> float | None:
-    """The number of examples that a reply's metrics name, if they do."""
+    """The number of examples that a reply's metrics name, if they do and it can be one."""
     metrics = next(iter(content.metric_records.values()), None)
     weight = None if metrics is None else metrics.get(key)
-    return float(weight) if isinstance(weight, int | float) else None
+    return float(weight) if isinstance(weight, int | float) and not abs(weight) > _MOST_EXAMPLES else None
+
+
+def _scalar(value: int | float) -> Tensor:
+    try:
+        return torch.tensor(float(value), dtype=torch.float64)
+    except OverflowError:
+        return torch.tensor(math.inf, dtype=torch.float64)
 
 
 def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key: str) -> ClientUpdate:
@@ -168,12 +159,12 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
     if weight is None:
         raise BadUpdate(
             client,
-            f"its reply has no single number {weight_key!r} among its metrics",
+            f"its reply has no single number {weight_key!r} up to 2**53 among its metrics",
             f'Reply with a MetricRecord({{"{weight_key}": number of examples}}).',
         )
     try:
         return ClientUpdate(client, view_arrays(arrays), weight, statistics_from_reply(content, metrics))
-    except (TypeError, ValueError, RuntimeError, EOFError, InvalidOption) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise BadUpdate(client, f"its arrays cannot be decoded ({error})", "Send NumPy arrays of numbers.") from error
 
 

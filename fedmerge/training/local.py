@@ -57,6 +57,12 @@ class LocalTraining:
             if not valid:
                 raise InvalidOption(f"training.{name} must be {want}, got {getattr(self, name)!r}")
 
+        for name in ("epochs", "steps", "batch_size"):
+            value = getattr(self, name)
+            demand(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "a whole number")
+        for name in ("learning_rate", "momentum", "weight_decay", "proximal_mu", "clip_norm"):
+            demand(not isinstance(getattr(self, name), bool), name, "a number")
+        demand(self.batch_size is not None, "batch_size", "a whole number")
         demand(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
         demand(0 < self.learning_rate < math.inf, "learning_rate", "positive")
         demand(0 <= self.momentum < 1, "momentum", "in [0, 1)")

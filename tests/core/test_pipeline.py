@@ -78,7 +78,14 @@ def test_what_could_not_be_decoded_is_listed_too():
 
 def test_sums_that_overflow_are_an_error_that_names_the_tensor():
     with pytest.raises(FedMergeError, match=r"FedAvg gave NaN or infinite values in 'w'"):
-        build_pipeline("fedavg").merge([update(0, 3e38, 10.0)], BASE)
+        build_pipeline("fedavg").merge([update(0, 1e14, 1e30)], BASE)
+
+
+def test_a_client_whose_numbers_would_overflow_the_sums_is_dropped_and_named():
+    result = build_pipeline("fedavg").merge([update(0, 2.0), update(1, 3e38, 10.0)], BASE)
+    assert result.accepted == (0,)
+    assert "3e+38" in result.dropped[0].reason
+    assert result.state["w"].unique().tolist() == [2.0]
 
 
 def test_results_that_overflow_the_models_dtype_are_an_error_too():

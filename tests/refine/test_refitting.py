@@ -33,9 +33,9 @@ def _answering(monkeypatch):
     """What clients were asked, and with which model of their own, one entry an answer."""
     seen = []
 
-    def noted(question, module, batches, own):
+    def noted(question, module, batches, generator, own):
         seen.append((question, own))
-        return respond(question, module, batches, own)
+        return respond(question, module, batches, generator, own)
 
     monkeypatch.setattr("fedmerge.api.respond", noted)
     return seen
@@ -81,7 +81,7 @@ def test_a_layer_is_least_squares_on_all_data_in_one_place():
     data = [(x.double(), y) for x, y in data]
     step = RefitStep("2.weight", last=False, ridge=1e-2, examples=None)
     question = Question(merged.state_dict(), needs=step.needs())
-    answers = [(i, [respond(question, merged, [data[i]], owns[i])]) for i in range(2)]
+    answers = [(i, [respond(question, merged, [data[i]], own=owns[i])]) for i in range(2)]
     state = merged.state_dict()
     proposal, _ = step.propose(state, pooled([question], answers)[0].statistics, {})
     got = state["2.weight"] + proposal.directions[0]["2.weight"]

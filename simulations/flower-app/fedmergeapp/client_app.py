@@ -12,6 +12,7 @@ app = ClientApp()
 @app.evaluate()
 @app.query()
 @app.query("statistics")
+@app.query("questions")
 @app.query("partition")
 def answer(message: Message, context: Context) -> Message:
     return experiment_client_app(context.run_config)(message, context)

@@ -1,0 +1,75 @@
+"""Which of the clients' metrics can be averaged: those of the form that most of them have."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from flwr.app import Message, RecordDict
+
+from fedmerge.strategies.wire import weight_of
+
+__all__ = ["alike", "judged"]
+
+log = logging.getLogger("fedmerge")
+
+_LARGEST_INTEGER = 2**63
+
+
+def alike(contents: Sequence[RecordDict]) -> list[RecordDict]:
+    """The replies whose metrics have the same names and kinds as most replies'; a warning counts the others.
+
+    Flower's mean over clients fails, or counts a name for too few, where one client reports something else.
+
+    Examples
+    --------
+    >>> from flwr.app import MetricRecord
+    >>> told = [{"loss": 0.5}, {"loss": 0.4}, {"loss": [0.1, 0.2]}]
+    >>> len(alike([RecordDict({"metrics": MetricRecord(one)}) for one in told]))
+    2
+    """
+    forms = [_form(content) for content in contents]
+    known = Counter(form for form in forms if form is not None)
+    if not known:
+        return []
+    usual = known.most_common(1)[0][0]
+    found = [content for content, form in zip(contents, forms, strict=True) if form == usual]
+    if len(found) < len(forms):
+        log.warning("metrics of %d of %d clients are left out: they are not those of the rest",
+                    len(forms) - len(found), len(forms))  # fmt: skip
+    return found
+
+
+def _form(content: RecordDict) -> tuple[tuple[str, int], ...] | None:
+    """Record, name and length (-1 for a number) of every metric; None where one is no number to calculate with."""
+    form = []
+    for record, metrics in content.metric_records.items():
+        for key, value in metrics.items():
+            values = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int) and abs(number) > _LARGEST_INTEGER for number in values):
+                return None
+            form.append((f"{record}/{key}", len(value) if isinstance(value, list) else -1))
+    return tuple(sorted(form))
+
+
+def judged(replies: Iterable[Message], weight_key: str) -> list[Message]:
+    """Replies to an evaluation that Flower can average, and those with an error, which it counts.
+
+    Clients that hold out no examples do not count; those that do not tell how many are named in a warning.
+    """
+    errors, counted = [], []
+    for message in replies:
+        if message.has_error():
+            errors.append(message)
+            continue
+        weight = weight_of(message.content, weight_key)
+        if weight == 0:
+            continue
+        if weight is None or not weight > 0 or math.isinf(weight) or len(message.content.metric_records) != 1:
+            log.warning("node %s: its evaluation has no usable %r", message.metadata.src_node_id, weight_key)
+            continue
+        counted.append(message)
+    kept = {id(content) for content in alike([message.content for message in counted])}
+    return [*errors, *(message for message in counted if id(message.content) in kept)]

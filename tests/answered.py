@@ -1,0 +1,91 @@
+"""A strategy of every registered method, and what clients answer to it: for tests that hand it worse replies."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import nn
+
+import fedmerge
+from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation.flower_task import become_server_task, stamp
+from fedmerge.strategies import MergeStrategy, client_app, to_arrays
+from tests.federation import CLIENTS, TRAINING, tiny_data, tiny_model
+
+METHODS = tuple(fedmerge.methods())
+
+
+class OddModel(nn.Sequential):
+    """The tiny model with a 0-d parameter, and buffers of all kinds: empty ones, halves, doubles, counters, flags."""
+
+    def __init__(self) -> None:
+        super().__init__(*tiny_model())
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.register_buffer("halves", torch.full((2,), 0.5, dtype=torch.float16))
+        self.register_buffer("brains", torch.full((2,), 0.25, dtype=torch.bfloat16))
+        self.register_buffer("doubles", torch.full((2,), 0.1, dtype=torch.float64))
+        self.register_buffer("seen", torch.tensor([False, True]))
+        self.register_buffer("count", torch.tensor(2**40))
+
+
+def odd_app():
+    """Clients that train it."""
+    return client_app(OddModel, tiny_data, training=TRAINING)
+
+
+def odd_arrays() -> ArrayRecord:
+    """Its state as it is sent."""
+    return to_arrays(OddModel().state_dict())
+
+
+def strategy_of(method: str, model_fn=OddModel, **keywords) -> MergeStrategy:
+    """A strategy with all that any method may want to know."""
+    inputs = torch.randn(24, 4, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(24) % 3
+    known = {"model_fn": model_fn, "example": inputs[:2], "data": [(inputs, labels)], "repair": "none"}
+    return MergeStrategy(method, **{**known, **keywords})
+
+
+class Asked:
+    """A strategy that has sent out the model, the grid that it sent it by, and what came back."""
+
+    def __init__(self, method: str, **keywords) -> None:
+        become_server_task()
+        self.strategy = strategy_of(method, fraction_evaluate=0.0, **keywords)
+        self.grid = SimulationGrid(odd_app(), CLIENTS)
+        self.arrays = odd_arrays()
+        messages = self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid)
+        self.contents = [m.content for m in self.grid.send_and_receive(list(messages))]
+        self._kept = {node: shallow(state) for node, state in self.grid.client_states().items()}
+
+    def remind(self) -> None:
+        """Let clients have kept their models: a merge of several exchanges uses them up."""
+        self.grid.set_client_states({node: shallow(state) for node, state in self._kept.items()})
+
+    def replies(self, contents=None) -> list[Message]:
+        """Messages of the clients' nodes with these contents, or with what they answered."""
+        nodes = list(self.grid.get_node_ids())
+        self.remind()
+        given = [shallow(one) for one in self.contents] if contents is None else contents
+        return [answer(nodes[i % len(nodes)], content) for i, content in enumerate(given)]
+
+
+@cache
+def asked(method: str) -> Asked:
+    """The same one for many tests, each of which merges once."""
+    return Asked(method)
+
+
+def shallow(content: RecordDict) -> RecordDict:
+    """A copy whose records may be changed; arrays are shared."""
+    return RecordDict({key: type(record)(dict(record)) for key, record in content.items()})
+
+
+def answer(node: int, content, message_type: str = "train") -> Message:
+    """A reply of a node, with a RecordDict or an Error."""
+    request = Message(RecordDict(), dst_node_id=node, message_type=message_type)
+    stamp(request)
+    return Message(content, reply_to=request)

@@ -1,0 +1,107 @@
+"""fedkfac on models that started together and on models that did not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fedmerge
+import fedmerge.permutations
+from fedmerge.errors import InvalidOption
+from fedmerge.pipeline import build_pipeline
+from fedmerge.statistics import FisherKfac, Gram
+from fedmerge.training import LocalTraining, train
+
+
+def digits_like(client, n=90, seed=0):
+    """Client k sees hardly anything but class k."""
+    generator = torch.Generator().manual_seed(10 * seed + client)
+    means = 0.8 * torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
+    y = torch.where(torch.rand(n, generator=generator) < 0.95, client, torch.randint(3, (n,), generator=generator))
+    return means[y] + torch.randn(n, 6, generator=generator), y
+
+
+def net(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def trained(seeds):
+    models = []
+    for client, seed in enumerate(seeds):
+        model = net(seed)
+        train(model, *digits_like(client), LocalTraining(epochs=20, learning_rate=0.1), seed=0, client=client, round=1)
+        models.append(model)
+    return models
+
+
+LOADERS = [[digits_like(client)] for client in range(3)]
+
+
+def accuracy(model):
+    fresh = [digits_like(client, 300, seed=1) for client in range(3)]
+    x, y = torch.cat([x for x, _ in fresh]), torch.cat([y for _, y in fresh])
+    return float((model(x).argmax(1) == y).float().mean())
+
+
+def test_it_beats_the_mean_of_clients_with_skewed_labels():
+    models = trained([0, 0, 0])
+    mean = fedmerge.merge(models, "fedavg")
+    merged = fedmerge.merge(models, "fedkfac", base=net(0), clients=LOADERS)
+    assert accuracy(merged) > accuracy(mean) + 0.02
+
+
+def test_models_trained_apart_are_aligned_first():
+    models = trained([0, 1, 2])
+    mean = fedmerge.merge(models, "fedavg")
+    merged = fedmerge.merge(models, "fedkfac", clients=LOADERS, head="none", steps=0)
+    assert accuracy(merged) > accuracy(mean) + 0.02
+
+
+def test_models_of_one_start_keep_their_order():
+    models = trained([0, 0, 0])
+    statistics = [
+        fedmerge.compute_statistics(m, loader, ["fisher_kfac"]) for m, loader in zip(models, LOADERS, strict=True)
+    ]
+    ours = fedmerge.merge(models, "fedkfac", statistics=statistics, head="none", steps=0, example=torch.zeros(2, 6))
+    plain = fedmerge.merge(models, "fedfisher", statistics=statistics, damping=0.5)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("kind", [FisherKfac(), Gram()])
+def test_what_clients_measured_follows_their_neurons(kind):
+    """The statistic of a re-ordered model is the re-ordered statistic of the model."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 5),
+        nn.ReLU(), nn.Linear(5, 2, bias=False),
+    )  # fmt: skip
+    x, y = torch.randn(20, 1, 6, 6), torch.randint(2, (20,))
+    spec = fedmerge.permutations.trace(model, x[:2])
+    perms = spec.random(torch.Generator().manual_seed(0))
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(spec.apply(model.state_dict(), perms))
+    value = kind.reordered(
+        kind.measure(model, [(x, y)], None), model.state_dict(), lambda state: spec.apply(state, perms)
+    )
+    for name, tensor in kind.measure(moved, [(x, y)], None).items():
+        torch.testing.assert_close(value[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_its_parts_are_refinements_of_any_method():
+    ours = build_pipeline("fedkfac(steps=1)")
+    fitted = ["Recalibrate", "LogisticHead"]
+    assert [type(part).__name__ for part in ours.refinements] == [*fitted, "NaturalGradient", *fitted]
+    other = build_pipeline("fednova+ridge_head(ridge=0.1)+natural_gradient(count=3)+server_momentum")
+    assert [type(part).__name__ for part in other.refinements] == ["RidgeHead", "NaturalGradient"]
+    assert len(other.server_steps) == 1
+
+
+@pytest.mark.parametrize("options", [{"head": "cosine"}, {"steps": -1}, {"combine": "rebasin"}])
+def test_wrong_options_are_named(options):
+    with pytest.raises(InvalidOption, match=str(next(iter(options)))):
+        build_pipeline("fedkfac", {"fedkfac": options})
