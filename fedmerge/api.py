@@ -181,7 +181,7 @@ def merge(
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else asked_at_hand(models, clients, seed),
+        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models),
         own_kept=True,
     )
     result = pipeline.merge(updates, context, buffers=buffers)
@@ -215,20 +215,22 @@ def _as_sent(statistics: Mapping[str, State], model: nn.Module, settings: Statis
     return {name: decode(value) for name, value in sent.items()}
 
 
-def asked_at_hand(models: Sequence[nn.Module], clients: Sequence[Batches], seed: int = 0) -> Ask:
-    """Clients whose models and loaders are at hand: each answers with what it would send, and nothing else of its data.
+def asked_at_hand(
+    model: nn.Module, clients: Sequence[Batches], seed: int = 0, own: Sequence[nn.Module] | None = None
+) -> Ask:
+    """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
 
-    `seed` is the root of the noise that clients add, where they are asked to.
+    `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained.
     """
     generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
 
+    def answer(question: Question, i: int) -> Answer:
+        trained = None if own is None else own[i]
+        trained = resize(model, question.own[i]) if i in question.own else trained
+        return respond(question, model, clients[i], generators[i], trained)
+
     def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
-        found = []
-        for i in sorted(asked):
-            own = [resize(models[i], one.own[i]) if i in one.own else models[i] for one in questions]
-            pairs = zip(questions, own, strict=True)
-            found.append((i, [respond(one, models[0], clients[i], generators[i], mine) for one, mine in pairs]))
-        return found
+        return [(i, [answer(one, i) for one in questions]) for i in sorted(asked)]
 
     return ask
 

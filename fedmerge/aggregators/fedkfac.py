@@ -88,6 +88,8 @@ class FedKfac(Permuting):
     @property
     def refined_by(self) -> str:
         """Norms and head, and both again after every natural-gradient step, for what reaches them has changed."""
+        if self.head == "none" and not self.steps:
+            return ""
         limit = self.examples or _ALL
         after = "+".join(["recalibrate", *(f"{head}(examples={_HEAD_EXAMPLES * limit})" for head in _HEADS[self.head])])
         return "+".join([after, *([f"natural_gradient(examples={limit})+{after}"] * self.steps)])

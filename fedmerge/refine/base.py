@@ -55,6 +55,9 @@ class Step(ABC):
         the steps before remember."""
         return True
 
+    prepares: ClassVar[bool] = False
+    """Whether it only makes a model fit to be judged, so that the choice between several waits for the next step."""
+
     def least(self, state: State) -> int:
         """Bytes without which the step makes no sense, however its statistics are compressed."""
         return 0
@@ -84,3 +87,8 @@ class Refinement(ABC):
     @abstractmethod
     def steps(self, state: State) -> tuple[Step, ...]:
         """The exchanges, one after the other, for a merged model with these tensors; none where it has no use."""
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """What clients may be asked to measure, whatever the model is."""
+        return tuple(kind for step in self.steps({}) for kind in step.needs())

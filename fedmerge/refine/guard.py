@@ -119,27 +119,33 @@ class _Walk:
         memory: State = {}
         self.dear_to_come = sum(step.dear for step in steps)
         if alternatives:
-            memory = self.start([self.refined.state, *alternatives], steps.pop(0) if steps else None)
+            first = next((i for i, step in enumerate(steps) if not step.prepares), len(steps)) + 1
+            memory = self.start([self.refined.state, *alternatives], steps[:first])
+            steps = steps[first:]
         for step in steps:
             try:
                 sums = self.measured(step, memory)
-                self.dear_to_come -= step.dear
                 if sums is not None:
                     self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
                     self.proposed_by = _name(step)
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
+            self.dear_to_come -= step.dear
         self.judge()
 
-    def start(self, branches: Sequence[State], step: Step | None) -> State:
-        """Take the first step from each of several models, and go on with the best; the step's memory."""
+    def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
+        """Take the first steps from each of several models, and go on with the best; the last one's memory."""
         proposals: list[Proposal] = [Proposal((), ((),), 0)] * len(branches)
         memories: list[State] = [{}] * len(branches)
-        if step is not None:
+        for step in steps:
+            # Only the last is judged: the others make models fit for it.
+            pairs = zip(proposals, branches, strict=True)
+            branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
+            proposals = [Proposal((), ((),), 0)] * len(branches)
             try:
                 found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
-                    proposal, memories[i] = step.propose(branch, sums.statistics, {})
+                    proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
                     proposals[i] = proposal or proposals[i]
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
@@ -147,7 +153,7 @@ class _Walk:
         losses = [answer.loss for answer in self._asked(questions)]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
-        self.proposed_by = _name(step) if step else "merge"
+        self.proposed_by = _name(steps[-1]) if steps else "merge"
         self._move(questions[best], losses[best])
         return memories[best]
 

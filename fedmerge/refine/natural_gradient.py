@@ -43,8 +43,8 @@ class NaturalGradient(Refinement):
     """
 
     count: int = 1
-    dampings: tuple[float, ...] = (0.01, 0.1, 1.0)
-    lengths: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+    dampings: tuple[float, ...] = (0.1, 1.0, 10.0)
+    lengths: tuple[float, ...] = (0.015625, 0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0)
     examples: int | None = 2000
 
     def __post_init__(self) -> None:

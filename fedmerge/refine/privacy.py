@@ -60,7 +60,7 @@ class Privacy:
                 "cover: merge by fedavg and refine that, as in fedavg+logistic_head+natural_gradient"
             )
         if self.noise is not None:
-            for kind in (kind for one in refinements for step in one.steps({}) for kind in step.needs()):
+            for kind in (kind for one in refinements for kind in one.needs):
                 self.noise.applied(kind)
 
     def protected(self, ask: Ask, seed: int) -> Ask:

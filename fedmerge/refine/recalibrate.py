@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedmerge.refine.base import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
@@ -28,10 +29,17 @@ class Recalibrate(Refinement):
         """One, where there is batch norm."""
         return (RecalibrateStep(),) if any(name.rpartition(".")[2] == "running_var" for name in state) else ()
 
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Moments at the norms."""
+        return RecalibrateStep().needs()
+
 
 @dataclass(frozen=True)
 class RecalibrateStep(Step):
     """Replace running means and variances."""
+
+    prepares: ClassVar[bool] = True
 
     def needs(self) -> tuple[Statistic, ...]:
         """Moments of what goes into the norms."""

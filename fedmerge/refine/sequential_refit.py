@@ -55,6 +55,11 @@ class SequentialRefit(Refinement):
         weights = weights if self.head else weights[:-1]
         return tuple(RefitStep(name, name == weights[-1], self.ridge, self.examples) for name in weights)
 
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Sums at every layer."""
+        return (RefitSums(examples=self.examples),)
+
 
 @dataclass(frozen=True)
 class RefitStep(Step):

@@ -56,7 +56,7 @@ def test_the_ridge_head_is_the_centralised_ridge_classifier_of_the_pooled_featur
     # Every example is measured where none is held out, as it would be where data is in one place.
     everything = Question(module_state(net)[0], needs=step.needs(), holdout=10**9)
     kept = [[(torch.cat([x[:1], x]), torch.cat([y[:1], y]))] for ((x, y),) in clients]  # the first judges
-    (total,) = pooled([everything], asked_at_hand([net] * len(kept), kept)([everything], range(4)))
+    (total,) = pooled([everything], asked_at_hand(net, kept)([everything], range(4)))
     proposal, _ = step.propose(module_state(net)[0], total.statistics, {})
     found = everything.point(None)
     for factor, direction in zip(proposal.points[1], proposal.directions, strict=True):
@@ -80,7 +80,7 @@ def test_the_natural_gradient_step_of_a_softmax_model_is_the_one_computed_centra
     kinds = (LossGradient(), FisherKfac(estimator="exact"))
     asked = Question(state, needs=kinds, holdout=10**9)
     kept = [[(torch.cat([x[:1], x]), torch.cat([y[:1], y]))] for ((x, y),) in clients]
-    (total,) = pooled([asked], masked(asked_at_hand([model] * len(kept), kept), 3)([asked], range(4)))
+    (total,) = pooled([asked], masked(asked_at_hand(model, kept), 3)([asked], range(4)))
     sums = total.statistics
     ours = natural_direction(state, sums["loss_gradient"], sums["fisher_kfac"], 0.1)
     x, y = (torch.cat([pair[i] for (pair,) in clients]) for i in (0, 1))
@@ -96,7 +96,7 @@ def test_the_natural_gradient_step_of_a_softmax_model_is_the_one_computed_centra
 
 
 def test_sums_under_masks_are_the_plain_sums(net, clients):
-    ask, asked = asked_at_hand([net] * len(clients), clients), question(net)
+    ask, asked = asked_at_hand(net, clients), question(net)
     (plain,) = pooled([asked], ask([asked], range(4)))
     ((_, given),) = masked(ask, 7)([asked], range(4))
     (hidden,) = pooled([asked], [(0, given)])
@@ -135,7 +135,7 @@ def test_where_a_client_fails_under_masks_the_others_are_asked_again(net, client
 
     def ask(questions, numbers):
         exchanges.append(list(numbers))
-        found = asked_at_hand([net] * len(clients), clients)(questions, numbers)
+        found = asked_at_hand(net, clients)(questions, numbers)
         broken = [
             (i, [replace(one, losses=one.losses[:1]) for one in given] if i == 3 else given) for i, given in found
         ]
@@ -144,20 +144,20 @@ def test_where_a_client_fails_under_masks_the_others_are_asked_again(net, client
     ((_, given),) = masked(ask, 0)([asked], range(4))
     assert exchanges == [[0, 1, 2, 3], [0, 1]]
     assert "clients [2, 3] failed under masks" in caplog.text
-    (plain,) = pooled([asked], asked_at_hand([net] * len(clients), clients)([asked], [0, 1]))
+    (plain,) = pooled([asked], asked_at_hand(net, clients)([asked], [0, 1]))
     assert given[0].examples == plain.examples
     assert torch.allclose(given[0].losses, plain.losses, atol=1e-8)
 
 
 def test_one_client_alone_is_no_sum(net, clients):
     with pytest.raises(FedMergeError, match="1 clients are left to ask under masks, and 2 are needed"):
-        masked(asked_at_hand([net] * len(clients), clients), 0)([question(net)], [1])
+        masked(asked_at_hand(net, clients), 0)([question(net)], [1])
 
 
 def test_too_few_for_the_noise_they_share_is_an_error(net, clients):
     asked = replace(question(net), needs=(HeadSums(),), noise=NoisySums(1.0, 1.0, sharers=4))
     with pytest.raises(FedMergeError, match=r"3 clients are left .* and 4 are needed"):
-        masked(asked_at_hand([net] * len(clients), clients), 0)([asked], [0, 1, 3])
+        masked(asked_at_hand(net, clients), 0)([asked], [0, 1, 3])
 
 
 def test_a_whole_merge_under_masks_is_the_merge_without(net, clients):
@@ -219,7 +219,7 @@ def test_noise_is_not_the_same_twice_and_no_bound_means_no_noise(net, clients):
 def test_an_answer_without_the_noise_asked_for_is_not_used(net, clients, caplog):
     """As a transport would have it that forgets the wish on the way."""
     asked = replace(question(net), needs=(HeadSums(),))
-    answers = asked_at_hand([net] * len(clients), clients)([asked], range(4))
+    answers = asked_at_hand(net, clients)([asked], range(4))
     noisy = replace(asked, noise=NoisySums(1.0, 1.0))
     with pytest.raises(FedMergeError, match="no client answered"):
         pooled([noisy], answers)
@@ -246,7 +246,7 @@ def test_a_noisy_gram_is_made_one_that_can_be_inverted(net, clients):
     noise = NoisySums(clip=2.5, noise_multiplier=20.0)
     asked = replace(question(net), needs=(HeadSums(),), noise=noise)
     for seed in range(20):
-        answers = asked_at_hand([net] * len(clients), clients, seed)([asked], range(4))
+        answers = asked_at_hand(net, clients, seed)([asked], range(4))
         (total,) = pooled([asked], answers)
         raw = sum(given[0].statistics["head_sums"]["2.weight.S"] * given[0].examples for _, given in answers)
         raw = (raw + raw.T) / 2 / total.examples
@@ -264,7 +264,7 @@ def test_answers_are_counted_and_their_cost_is_what_opacus_says(net, clients):
     pipeline = build_pipeline("fedavg+ridge_head", privacy=Privacy(noise=NoisySums(2.5, 4.0)))
     state = module_state(net)[0]
     updates = [fedmerge.ClientUpdate(i, state, 1.0) for i in range(4)]
-    result = pipeline.merge(updates, fedmerge.MergeContext(ask=asked_at_hand([net] * len(clients), clients)))
+    result = pipeline.merge(updates, fedmerge.MergeContext(ask=asked_at_hand(net, clients)))
     assert result.answers == 2  # the sums, and which head is best
     accountant = opacus.RDPAccountant()
     accountant.history = [(4.0, 1.0, 2)]
