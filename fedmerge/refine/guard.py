@@ -40,6 +40,8 @@ class Exchanged:
         The model as it stood after the exchange.
     answers
         How many questions each client answered in it.
+    bytes_up
+        Tensors that the client that sent most sent in it.
     """
 
     judged: str
@@ -48,6 +50,7 @@ class Exchanged:
     measured: tuple[str, ...]
     state: State = field(repr=False)
     answers: int = 1
+    bytes_up: int = 0
 
 
 @dataclass
@@ -198,15 +201,18 @@ class _Walk:
         kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
         asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         state = questions[0].base
-        allowed = None if step is None else self.budget.allowed(step, state, self.dear_to_come, len(questions))
+        allowed = None
+        if step is not None:
+            points = sum(len(question.points) for question in questions)
+            allowed = self.budget.allowed(step, state, self.dear_to_come, len(questions), points)
         if allowed is not None:
             share = allowed / model_bytes(state)
             asked = [replace(question, compression="auto", budget=share) for question in asked]
         given = self.ask(asked, self.clients)
-        self.budget.spend(given)
+        sent = self.budget.spend(given)
         found = pooled(asked, given)
         names = tuple(kind.name for kind in kinds)
-        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked)))
+        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked), sent))
         return found
 
 
