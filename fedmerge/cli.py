@@ -176,7 +176,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = 
         return
     from fedmerge.report import methods_table, show
 
-    show(methods_table(known, entries("server step")))
+    show(methods_table(known, entries("server step"), entries("refinement")))
 
 
 @app.command()

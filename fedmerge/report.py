@@ -114,9 +114,13 @@ def _rounds(row: Mapping[str, Any]) -> str:
     return f"{row['rounds_to_target']:.1f}{partly}"
 
 
-def methods_table(methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry]) -> Table:
-    """Methods and server steps with what they need and their options."""
-    table = Table(title="Methods; add server steps with +, as in fedavg+server_adam", title_justify="left")
+def methods_table(
+    methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry], refinements: Mapping[str, Entry]
+) -> Table:
+    """Methods, server steps and refinements with what they need and their options."""
+    table = Table(
+        title="Methods; server steps and refinements go behind, as in fedavg+ridge_head", title_justify="left"
+    )
     for name in ("name", "what it does", "paper", "clients send besides", "options"):
         table.add_column(name, overflow="fold")
     for info in methods.values():
@@ -124,6 +128,9 @@ def methods_table(methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry])
         table.add_row(info.name, info.summary, info.paper, ", ".join(needs) or "nothing", _options(info.options))
     for step in steps.values():
         table.add_row(f"+{step.name}", step.summary, step.paper, "nothing", _options(step.options))
+    for one in refinements.values():
+        sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
+        table.add_row(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))
     return table
 
 

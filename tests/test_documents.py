@@ -92,7 +92,7 @@ def test_the_privacy_examples_of_the_deployment_guide_run_together(monkeypatch):
 def test_the_readme_names_every_method_and_no_other():
     table = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("##")[0]
     named = set(re.findall(r"^\| `([a-z0-9_+]+)` \|", table, flags=re.MULTILINE))
-    steps = {f"+{name}" for name in registry.entries("server step")}
+    steps = {f"+{name}" for kind in ("server step", "refinement") for name in registry.entries(kind)}
     assert named == set(fedmerge.methods()) | steps
 
 

@@ -25,7 +25,7 @@ _GAIN = 1e-3
 """Of the held-out loss; exchanges that gain less are not worth another."""
 
 
-@register("logistic_head", paper="beyond the ensemble, step 3")
+@register("logistic_head", paper="docs/beyond.md")
 @dataclass(frozen=True)
 class LogisticHead(Refinement):
     """The head fitted to all clients' cross-entropy: ridge first, then quasi-Newton exchanges of the head's size.

@@ -22,7 +22,7 @@ _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _LIKELY = 16.0
 
 
-@register("ridge_head", paper="beyond the ensemble, step 3")
+@register("ridge_head", paper="docs/beyond.md")
 @dataclass(frozen=True)
 class RidgeHead(Refinement):
     """Ridge regression of one-hot labels on the merged model's features, solved exactly from two sums.

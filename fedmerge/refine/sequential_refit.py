@@ -18,7 +18,7 @@ from fedmerge.weights import WeightMatrix
 __all__ = ["SequentialRefit", "refitted"]
 
 
-@register("sequential_refit", paper="beyond the ensemble, step 5")
+@register("sequential_refit", paper="docs/beyond.md")
 @dataclass(frozen=True)
 class SequentialRefit(Refinement):
     """Every layer in turn by ridge regression of the clients' own pre-activations on the merged model's inputs.
