@@ -4,8 +4,8 @@ Clients with Dirichlet(0.1) labels train from one start for one round; then thei
 for every method, with the accuracy and the bytes that a client has sent by then (model included) after each exchange:
 fedkfac, its parts, fedkfac within budgets; FedAvg going on for as many bytes; the same new head on the largest
 client's model and on the untrained one; and the ensemble of the clients, weighted by who saw which class. Minutes on
-scikit-learn's digits; on MNIST as well where FEDMERGE_DATA names its folder. OUT (runs/beyond) gets one JSON record a
-data set, which `python plots/beyond.py` draws.
+scikit-learn's digits; on MNIST and Fashion-MNIST as well where FEDMERGE_DATA names their folder. OUT (runs/beyond)
+gets one JSON record a data set, which `python plots/beyond.py` draws.
 """
 
 import copy
@@ -32,7 +32,7 @@ from fedmerge.update import ClientUpdate, MergeContext
 
 HERE = Path(__file__).parent
 SEEDS, ROUNDS = (0, 1, 2), 8
-STUDIES = {"digits": ("mlp", 10, 0.1), "mnist": ("lenet", 5, 0.1)}
+STUDIES = {"digits": ("mlp", 10, 0.1), "mnist": ("lenet", 5, 0.1), "fashion_mnist": ("lenet", 5, 0.1)}
 MOST = 2000  # examples a client, so that the study ends
 METHODS = (
     "fedavg",
