@@ -93,7 +93,15 @@ class Tally:
         self.slowest, self.seconds = max(self.slowest, took), self.seconds + took
 
 
+@contextmanager
 def quiet():
     """Nothing on the screen: every dropped client is a warning."""
-    for name in ("fedmerge", "flwr"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("fedmerge", "flwr")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

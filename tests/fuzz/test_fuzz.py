@@ -55,8 +55,7 @@ def check(tallies):
 
 @pytest.fixture
 def silence():
-    quiet()
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

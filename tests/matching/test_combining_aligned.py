@@ -68,7 +68,6 @@ def test_options_of_the_combiner_arrive():
     ("combine", "words"),
     [
         ("gamf", "aligns once more"),
-        ("regmean", "needs statistics"),
         ("norm_clipping", "base is not aligned"),
         ("median+server_adam", "behind the whole method"),
         ("trimmed_mean(trim=0.7)", "trim must lie"),
@@ -78,6 +77,19 @@ def test_options_of_the_combiner_arrive():
 def test_what_cannot_combine_is_refused(method, combine, words):
     with pytest.raises(InvalidOption, match=words):
         build_pipeline(method, {method: {"combine": combine}})
+
+
+@pytest.mark.parametrize("method", ["otfusion", "zipit", "cca", "pfnm", "fedma"])
+def test_statistics_do_not_follow_neurons_that_are_mixed(method):
+    with pytest.raises(InvalidOption, match="needs statistics"):
+        build_pipeline(method, {method: {"combine": "regmean"}})
+
+
+@pytest.mark.parametrize("method", ["rebasin", "gamf", "c2m3"])
+def test_they_follow_a_permutation(method):
+    models = [shuffled(network(), seed) for seed in range(3)]
+    merged = fedmerge.merge(models, method, clients=[[(X, torch.zeros(len(X)))]] * 3, combine="regmean")
+    torch.testing.assert_close(merged(X), network()(X), rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_combiner_is_named():
