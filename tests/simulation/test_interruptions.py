@@ -168,9 +168,17 @@ def marked(out: Path) -> list[int]:
     return found
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """Whoever runs tests in the background has it ignored, and so would have the commands that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_ctrl_c_gives_up_the_round_says_how_to_go_on_and_leaves_no_process(workers, tmp_path):
+def test_ctrl_c_gives_up_the_round_says_how_to_go_on_and_leaves_no_process(workers, tmp_path, heeding_ctrl_c):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fedmerge.cli"]
     options = ["--rounds", "100000", "--clients", "4", "--model", "logistic", "--methods", "fedavg", "--seeds", "1"]
