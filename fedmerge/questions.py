@@ -14,7 +14,7 @@ from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
-from fedmerge.statistics import Batches, ComparingStatistic, Statistic
+from fedmerge.statistics import Batches, ComparingStatistic, Secants, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
@@ -33,7 +33,7 @@ class Question:
     base
         All tensors of a model.
     directions
-        Tensors to add to it; each may be about some of the names.
+        Tensors to add to it, each perhaps to some of the names: of these points are made, and along them statistics.
     points
         Models to be judged: for each, a factor per direction; none where nothing is.
     at
@@ -175,7 +175,8 @@ def respond(
         model = resize(module, question.point(question.at))
         measured = _batches(x[~judges], y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
-        values = [(kind.name, _measured(kind, model, own, measured)) for kind in bounded or question.needs]
+        kinds = bounded or question.needs
+        values = [(kind.name, _measured(kind, model, own, question.directions, measured)) for kind in kinds]
         if noise is not None:
             noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
@@ -190,7 +191,11 @@ def _unpredictable() -> torch.Generator:
     return generator
 
 
-def _measured(kind: Statistic, model: nn.Module, own: nn.Module | None, batches: Batches) -> State:
+def _measured(
+    kind: Statistic, model: nn.Module, own: nn.Module | None, directions: Sequence[State], batches: Batches
+) -> State:
+    if isinstance(kind, Secants):
+        return kind.along(model, directions, batches)
     if not isinstance(kind, ComparingStatistic):
         return kind.measure(model, batches, None)
     if own is None:
@@ -258,6 +263,8 @@ def _checked(question: Question, answer: Answer) -> Answer:
         if kind.name not in answer.statistics:
             raise InvalidOption(f"statistic {kind.name!r} is missing")
         found[kind.name] = _read(kind, answer.statistics[kind.name], question.base)
+        if isinstance(kind, Secants):
+            kind.check_number(found[kind.name], len(question.directions))
     # A point that has diverged is simply not chosen.
     losses = torch.where(answer.losses.isfinite(), answer.losses, torch.inf)
     return replace(answer, losses=losses, statistics=found)

@@ -1,17 +1,18 @@
-"""How far a merge gets with sums from its clients, beside controls: python simulations/beyond.py [OUT].
+"""How far a merge gets with sums from its clients, beside controls: python simulations/beyond.py [STUDY ...].
 
 Clients with Dirichlet(0.1) labels train from one start for one round; then their models are merged and refined. A row
 for every method, with the accuracy and the bytes that a client has sent by then (model included) after each exchange:
 fedkfac, its parts, fedkfac within budgets; FedAvg going on for as many bytes; the same new head on the largest
-client's model and on the untrained one; and the ensemble of the clients, weighted by who saw which class. Minutes on
-scikit-learn's digits; on MNIST and Fashion-MNIST as well where FEDMERGE_DATA names their folder. OUT (runs/beyond)
-gets one JSON record a data set, which `python plots/beyond.py` draws.
+client's model and on the untrained one; the ensemble of the clients, weighted by who saw which class; and, on the small
+studies, every other method. Minutes on scikit-learn's digits, hours for all; the others need FEDMERGE_DATA to name
+their folder. Each study leaves a JSON record in runs/beyond, which `python plots/beyond.py` draws.
 """
 
 import copy
 import json
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,27 +20,53 @@ from torch import nn
 
 from fedmerge.api import asked_at_hand
 from fedmerge.data import PartitionSettings, load_dataset, make_partition
+from fedmerge.errors import FedMergeError
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.refine.budget import model_bytes
-from fedmerge.state import module_state
-from fedmerge.statistics import compute_statistics
+from fedmerge.registry import entries
+from fedmerge.state import State, module_state
+from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode, state_bytes
 from fedmerge.statistics.settings import compressed
+from fedmerge.training import TrainingReport
 from fedmerge.training.local import LocalTraining, evaluate, train
 from fedmerge.update import ClientUpdate, MergeContext
 
 HERE = Path(__file__).parent
-SEEDS, ROUNDS = (0, 1, 2), 8
-STUDIES = {"digits": ("mlp", 10, 0.1), "mnist": ("lenet", 5, 0.1), "fashion_mnist": ("lenet", 5, 0.1)}
-MOST = 2000  # examples a client, so that the study ends
+SEEDS, ROUNDS, ALPHA = (0, 1, 2), 8, 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A federation: at most so many examples a client, so that the study ends."""
+
+    data: str
+    model: str
+    clients: int
+    examples: int
+    options: dict[str, object] = field(default_factory=dict)
+    others: bool = False
+
+
+RESNET: dict[str, object] = {"width": 8, "norm": "group"}
+STUDIES = {
+    "digits-10": Setting("digits", "mlp", 10, 2000, others=True),
+    "mnist-5": Setting("mnist", "lenet", 5, 2000, others=True),
+    "mnist-20": Setting("mnist", "lenet", 20, 1000),
+    "fashion_mnist-5": Setting("fashion_mnist", "lenet", 5, 2000, others=True),
+    "fashion_mnist-20": Setting("fashion_mnist", "lenet", 20, 1000),
+    "cifar10-5": Setting("cifar10", "lenet", 5, 2000),
+    "cifar10-20": Setting("cifar10", "lenet", 20, 1000),
+    "cifar10-resnet8-5": Setting("cifar10", "resnet8", 5, 1000, RESNET),
+    "cifar10-resnet8-20": Setting("cifar10", "resnet8", 20, 500, RESNET),
+}
 METHODS = (
     "fedavg",
     "fedfisher(damping=0.5)",
     "fedavg+ridge_head",
-    "fedavg+logistic_head",
-    "fedavg+logistic_head+natural_gradient(count=2)",
+    "fedavg+ridge_head+natural_gradient(count=3,refresh=false)",
     "fedkfac",
     "fedkfac(budget=2.0)",
     "fedkfac(budget=3.0)",
@@ -50,21 +77,31 @@ class Study:
     """One federation whose clients have trained."""
 
     def __init__(self, name: str, seed: int) -> None:
-        model, clients, alpha = STUDIES[name]
-        self.seed, self.data = seed, load_dataset(name)
-        parts = make_partition(self.data, PartitionSettings("dirichlet", clients=clients, alpha=alpha), seed)
-        self.start = build_model(model, self.data.input_shape, self.data.num_classes, seed=seed)
-        own = [parts.client_data(self.data, client) for client in range(clients)]
-        self.examples = [(one.train_x[:MOST], one.train_y[:MOST]) for one in own]
+        setting = STUDIES[name]
+        self.seed, self.data, self.others = seed, load_dataset(setting.data), setting.others
+        settings = PartitionSettings("dirichlet", clients=setting.clients, alpha=ALPHA)
+        parts = make_partition(self.data, settings, seed)
+        shape, classes = self.data.input_shape, self.data.num_classes
+        self.start = build_model(setting.model, shape, classes, seed=seed, **setting.options)
+        own = [parts.client_data(self.data, client) for client in range(setting.clients)]
+        self.examples = [(one.train_x[: setting.examples], one.train_y[: setting.examples]) for one in own]
         self.loaders = [list(zip(x.split(500), y.split(500), strict=True)) for x, y in self.examples]
-        self.models = self.trained(self.start, 1)
+        self.models, self.reports = self.trained(self.start, 1)
+        self.measured: dict[tuple[int, int, Statistic], State] = {}
 
-    def trained(self, start: nn.Module, round: int) -> list[nn.Module]:
-        """The clients' models after a round from `start`."""
-        models = [copy.deepcopy(start) for _ in self.examples]
+    def trained(self, start: nn.Module, round: int) -> tuple[list[nn.Module], list[TrainingReport]]:
+        """The clients' models after a round from `start`, and what their training did."""
+        models, reports = [copy.deepcopy(start) for _ in self.examples], []
         for client, (model, (x, y)) in enumerate(zip(models, self.examples, strict=True)):
-            train(model, x, y, LocalTraining(epochs=5), seed=self.seed, client=client, round=round)
-        return models
+            reports.append(train(model, x, y, LocalTraining(epochs=5), seed=self.seed, client=client, round=round))
+        return models, reports
+
+    def statistic(self, kind: Statistic, client: int, model: nn.Module) -> State:
+        """Of a trained model, measured once."""
+        key = (client, id(model), kind)
+        if key not in self.measured:
+            self.measured[key] = kind.measure(model, self.loaders[client], self.reports[client])
+        return self.measured[key]
 
     def accuracy(self, model: nn.Module) -> float:
         """On the test set."""
@@ -76,9 +113,9 @@ class Study:
         pipeline, size = build_pipeline(method), model_bytes(module_state(self.start)[0])
         updates, sent = [], 0
         for client, model in enumerate(models):
-            value = compute_statistics(model, self.loaders[client], pipeline.measured)
+            values = [(kind.name, self.statistic(kind, client, model)) for kind in pipeline.measured]
             form = pipeline.sent_as
-            packed, _ = compressed(list(value.items()), dict(model.named_parameters()), form.compression, form.budget)
+            packed, _ = compressed(values, dict(model.named_parameters()), form.compression, form.budget)
             sent = max(sent, sum(map(state_bytes, packed.values())))
             statistics = {name: decode(one) for name, one in packed.items()}
             weight = float(len(self.examples[client][0]))
@@ -108,7 +145,7 @@ class Study:
             updates = [ClientUpdate(i, module_state(m)[0], weights[i]) for i, m in enumerate(models)]
             merged = resize(self.start, build_pipeline("fedavg").merge(updates, MergeContext()).state)
             curve.append((float(round), self.accuracy(merged)))
-            models = self.trained(merged, round + 1)
+            models, _ = self.trained(merged, round + 1)
         return curve
 
     def ensemble(self) -> float:
@@ -129,24 +166,36 @@ def rows_of(study: Study) -> dict[str, list[tuple[float, float]]]:
     return {
         **{method: study.curve(method) for method in METHODS},
         "FedAvg, further rounds": study.going_on(),
-        "largest client + logistic_head": study.curve("fedavg+logistic_head", alone),
-        "untrained + logistic_head": study.curve("fedavg+logistic_head", untrained),
+        "largest client + ridge_head": study.curve("fedavg+ridge_head", alone),
+        "untrained + ridge_head": study.curve("fedavg+ridge_head", untrained),
         "largest client": [(1.0, study.accuracy(study.models[largest]))],
         "ensemble, class-weighted": [(1.0, study.ensemble())],
+        **(others(study) if study.others else {}),
     }
+
+
+def others(study: Study) -> dict[str, list[tuple[float, float]]]:
+    """Every other method of one exchange, with its defaults."""
+    found = {}
+    for method in sorted(set(entries("aggregator")) - {"fedavg", "fedkfac"}):
+        try:
+            found[method] = study.curve(method)
+        except FedMergeError as error:
+            print(f"{method} is left out: {error}", flush=True)
+    return found
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "beyond"
+    out = HERE.parent / "runs" / "beyond"
     out.mkdir(parents=True, exist_ok=True)
-    for name in STUDIES if os.environ.get("FEDMERGE_DATA") else ("digits",):
+    for name in sys.argv[1:] or (STUDIES if os.environ.get("FEDMERGE_DATA") else ("digits-10",)):
         rows = []
         for seed in SEEDS:
             for method, curve in rows_of(Study(name, seed)).items():
                 print(name, seed, method, [f"{sent:.2f}: {100 * accuracy:.2f}" for sent, accuracy in curve], flush=True)
                 rows.append({"seed": seed, "method": method, "curve": curve})
-            (out / f"{name}.json").write_text(json.dumps({"data": name, "rows": rows}, indent=1))
+            (out / f"{name}.json").write_text(json.dumps({"study": name, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,11 +34,14 @@ class Proposal:
     preferred
         The point at which the next step's statistics are measured before it is known which is best: a wrong guess
         costs them once more. None where there is nothing to guess by.
+    expected
+        Held-out loss to expect at the preferred point, roughly: to guess which of several models comes out best.
     """
 
     directions: tuple[State, ...]
     points: tuple[tuple[float, ...], ...]
     preferred: int | None
+    expected: float = math.nan
 
     def around(self, base: State) -> Question:
         """The question which point is best."""
@@ -51,8 +55,8 @@ class Step(ABC):
     """Whether what clients measure is so large, or takes so long, that it is not measured on a guess."""
 
     def wanted(self, losses: Tensor, memory: State) -> bool:
-        """Whether to take the step, going by the losses of the last proposal's points (the first is to stay) and what
-        the steps before remember."""
+        """Whether to take the step, going by the losses of the last proposal's points (the first is to stay; none where
+        the last step proposed nothing) and what the steps before remember."""
         return True
 
     prepares: ClassVar[bool] = False
@@ -61,6 +65,14 @@ class Step(ABC):
     def least(self, state: State) -> int:
         """Bytes without which the step makes no sense, however its statistics are compressed."""
         return 0
+
+    def most(self, state: State) -> float:
+        """Bytes beyond which more are of no use to it."""
+        return math.inf
+
+    def question(self, state: State, memory: State) -> Question:
+        """What its statistics are about."""
+        return Question(state)
 
     @abstractmethod
     def needs(self) -> tuple[Statistic, ...]:

@@ -19,8 +19,6 @@ _HEAD_SHARE = 0.1
 """Of what is left goes at most to one cheap step, in each of its exchanges."""
 _LOSS, _POINTS = 8, 24
 """Bytes of a judgement of one point, and about how many points a proposal has."""
-_GOOD = 2.0
-"""Times the least that a dear step makes do with: enough to tell something of what it measures."""
 
 
 @dataclass
@@ -29,11 +27,11 @@ class Budget:
 
     left: float | None = None
 
-    def allowed(self, step: Step, state: State, dear_to_come: int, questions: int, points: int) -> float | None:
+    def allowed(self, step: Step, state: State, to_come: Sequence[Step], questions: int, points: int) -> float | None:
         """Bytes for the statistics of one step, per question, or None for any number.
 
-        Dear steps, this one and those to come, divide evenly what cheap ones are not likely to need, but one good step
-        is better than several bad ones.
+        Dear steps, this one and those to come, divide evenly what cheap ones are not likely to need and what those that
+        know when they have enough leave; where that is too little for this one, the last of those to come go without.
 
         Raises
         ------
@@ -45,12 +43,15 @@ class Budget:
         # Judgements of what is proposed have to be paid as well: those of this exchange, and of the next.
         left = self.left - _LOSS * (points + _POINTS * questions)
         least = step.least(state) * questions
-        share = (1 - _HEAD_SHARE) / max(1, dear_to_come) if step.dear else _HEAD_SHARE
-        if step.dear and share * left < _GOOD * least:
-            share = 1 - _HEAD_SHARE
+        if step.dear:
+            enough = [step.most(state), *(other.most(state) for other in to_come if other.dear)]
+            shares = (_even(left * (1 - _HEAD_SHARE), enough[:number]) for number in range(len(enough), 0, -1))
+            share = next((share for share in shares if share >= least), left * (1 - _HEAD_SHARE))
+        else:
+            share = _HEAD_SHARE * left
         if left <= least:
             raise InvalidOption(f"the budget leaves {max(0, int(left))} bytes of the {least} that it takes at least")
-        return max(share * left, least) / questions
+        return min(max(share, least) / questions, step.most(state))
 
     def spend(self, answers: Sequence[tuple[int, Sequence[Answer]]]) -> int:
         """Note the bytes of the client that sent most, and tell them."""
@@ -58,6 +59,16 @@ class Budget:
         if self.left is not None:
             self.left -= most
         return most
+
+
+def _even(total: float, most: Sequence[float]) -> float:
+    """What the first gets where all share evenly, and what is more than enough for one goes to the others."""
+    for rank, enough in enumerate(sorted(most)):
+        share = total / (len(most) - rank)
+        if enough >= share:
+            return min(share, most[0])
+        total -= enough
+    return most[0]
 
 
 def model_bytes(state: State) -> int:

@@ -21,6 +21,10 @@ __all__ = ["Exchanged", "Refined", "refine"]
 
 log = logging.getLogger("fedmerge")
 
+_NEARLY, _DEARLY = 0.95, 0.8
+"""Of the gain in held-out loss makes a point nearly as good as the best, for cheap and for dear next steps."""
+_STAY = Proposal((), ((),), 0)
+
 
 @dataclass(frozen=True)
 class Exchanged:
@@ -75,8 +79,8 @@ def refine(
 
     The first step is taken from the merge and from every alternative; the best of what comes out goes on. From then
     on a step's proposal is judged in the exchange in which the next step's statistics are measured, at the point that
-    is likely best; where another point is found better, they are measured anew. A proposal of which no point is better
-    than the present model is declined, and a step that does not apply to the model is skipped with its reason.
+    is likely best; where another is found much better, they are measured anew there. A proposal of which no point is
+    better than the present model is declined, and a step that does not apply to the model is skipped with its reason.
 
     Parameters
     ----------
@@ -112,99 +116,115 @@ class _Walk:
     settings: StatisticsSettings
     noise: NoisySums | None = None
     budget: Budget = field(default_factory=Budget)
-    dear_to_come: int = 0
+    to_come: list[Step] = field(default_factory=list)
     proposal: Proposal | None = None
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    ahead: Answer | None = None
 
     def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
         """Take all steps."""
         memory: State = {}
-        self.dear_to_come = sum(step.dear for step in steps)
         if alternatives:
             first = next((i for i, step in enumerate(steps) if not step.prepares), len(steps)) + 1
-            memory = self.start([self.refined.state, *alternatives], steps[:first])
+            self.to_come = steps[first:]
+            memory = self.start([self.refined.state, *alternatives], steps[:first], steps[first : first + 1])
             steps = steps[first:]
-        for step in steps:
+        for i, step in enumerate(steps):
+            self.to_come = steps[i + 1 :]
             try:
                 sums = self.measured(step, memory)
                 if sums is not None:
                     self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
                     self.proposed_by = _name(step)
+                    if self.proposal is None:
+                        self.losses = torch.zeros(0)
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
-            self.dear_to_come -= step.dear
         self.judge()
 
-    def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
+    def start(self, branches: Sequence[State], steps: Sequence[Step], then: Sequence[Step]) -> State:
         """Take the first steps from each of several models, and go on with the best; the last one's memory."""
-        proposals: list[Proposal] = [Proposal((), ((),), 0)] * len(branches)
+        proposals: list[Proposal] = [_STAY] * len(branches)
         memories: list[State] = [{}] * len(branches)
         for step in steps:
             # Only the last is judged: the others make models fit for it.
             pairs = zip(proposals, branches, strict=True)
             branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
-            proposals = [Proposal((), ((),), 0)] * len(branches)
+            proposals = [_STAY] * len(branches)
             try:
-                found = self._asked([Question(branch) for branch in branches], step)
+                found = self._asked([Question(branch, points=((),)) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
                     proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
-                    proposals[i] = proposal or proposals[i]
+                    if proposal is not None:
+                        stays = float(sums.loss) < proposal.expected
+                        proposals[i] = replace(proposal, preferred=0, expected=float(sums.loss)) if stays else proposal
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
         questions = [proposal.around(branch) for proposal, branch in zip(proposals, branches, strict=True)]
-        losses = [answer.loss for answer in self._asked(questions)]
+        expected = torch.tensor([proposal.expected for proposal in proposals])
+        likely = None if bool(expected.isnan().any()) else int(expected.argmin())
+        guessed = None if likely is None else self._guess(then, proposals[likely])
+        answers = self._asked(questions, guessed, at=likely)
+        losses = [answer.loss for answer in answers]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
         self.proposed_by = _name(steps[-1]) if steps else "merge"
-        self._move(questions[best], losses[best])
+        self._move(questions[best], answers[best], guessed if best == likely else None)
         return memories[best]
 
     def measured(self, step: Step, memory: State) -> Answer | None:
-        """What a step needs, at the best point of the proposal before it; None where it need not be taken."""
-        pending = self.proposal
-        if pending is not None and pending.preferred is not None and not step.dear:
-            found = self.judge(step)
-            if not step.wanted(self.losses, memory):
-                return None
-            if found is not None:
-                return found
-        else:
-            self.judge()
-            if not step.wanted(self.losses, memory):
-                return None
-        return self._asked([Question(self.refined.state)], step)[0]
-
-    def judge(self, step: Step | None = None) -> Answer | None:
-        """Move to the best point of the proposal; what the step needs, if that was measured at this point."""
-        if self.proposal is None:
+        """What a step needs, at a good point of the proposal before it; None where it need not be taken."""
+        if self.proposal is not None:
+            self.judge(self._guess([step], self.proposal))
+        ahead, self.ahead = self.ahead, None
+        if not step.wanted(self.losses, memory):
             return None
-        question = self.proposal.around(self.refined.state)
-        (found,) = self._asked([question], step)
-        return found if self._move(question, found.loss) == question.at else None
+        return ahead or self._asked([step.question(self.refined.state, memory)], step)[0]
 
-    def _move(self, question: Question, losses: Tensor) -> int:
-        best = int(torch.argmin(losses))
-        self.refined.state, self.losses, self.proposal = question.point(best), losses, None
-        log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[best]))
+    def judge(self, step: Step | None = None) -> None:
+        """Move to the best point of the proposal; what the step needs is measured where that is likely to be."""
+        if self.proposal is not None:
+            question = self.proposal.around(self.refined.state)
+            (found,) = self._asked([question], step)
+            self._move(question, found, step)
+
+    def _guess(self, then: Sequence[Step], proposal: Proposal) -> Step | None:
+        """The step whose statistics are measured before it is known where: no dear one if bytes are counted."""
+        wise = proposal.preferred is not None and self.noise is None
+        return next((step for step in then[:1] if wise and not (step.dear and self.budget.left is not None)), None)
+
+    def _move(self, question: Question, answer: Answer, guessed: Step | None) -> None:
+        losses = answer.loss
+        chosen = int(torch.argmin(losses))
+        if guessed is not None and question.at is not None:
+            # A point nearly as good, where the next step's statistics are there already, saves an exchange.
+            gain, most = losses[0] - losses[question.at], losses[0] - losses[chosen]
+            if chosen == question.at or (gain > 0 and gain >= (_DEARLY if guessed.dear else _NEARLY) * most):
+                chosen, self.ahead = question.at, answer
+        self.refined.state, self.losses, self.proposal = question.point(chosen), losses, None
+        log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[chosen]))
         self.refined.exchanges[-1] = replace(
             self.refined.exchanges[-1],
             judged=self.proposed_by,
-            loss=float(losses[best]),
-            point=question.points[best],
+            loss=float(losses[chosen]),
+            point=question.points[chosen],
             state=self.refined.state,
         )
-        return best
 
-    def _asked(self, questions: Sequence[Question], step: Step | None = None) -> list[Answer]:
-        """One exchange."""
+    def _asked(self, questions: Sequence[Question], step: Step | None = None, at: int | None = None) -> list[Answer]:
+        """One exchange, in which a step's statistics are measured for one of the questions, or for all."""
         kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
-        asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
+        asked = [
+            replace(question, needs=kinds if at in (None, i) else (), noise=self.noise)
+            for i, question in enumerate(questions)
+        ]
         state = questions[0].base
         allowed = None
         if step is not None:
             points = sum(len(question.points) for question in questions)
-            allowed = self.budget.allowed(step, state, self.dear_to_come, len(questions), points)
+            number = len(questions) if at is None else 1
+            allowed = self.budget.allowed(step, state, self.to_come, number, points)
         if allowed is not None:
             share = allowed / model_bytes(state)
             asked = [replace(question, compression="auto", budget=share) for question in asked]

@@ -55,4 +55,4 @@ class RecalibrateStep(Step):
                 variance = name.removesuffix("running_mean") + "running_var"
                 direction[name] = first - state[name].double()
                 direction[variance] = (second - first.square()).clamp_min(0) - state[variance].double()
-        return Proposal((direction,), ((0.0,), (1.0,)), 1), {}
+        return Proposal((direction,), ((0.0,), (1.0,)), 1), memory

@@ -24,6 +24,7 @@ from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.refit import RefitSums
+from fedmerge.statistics.secants import Secants
 from fedmerge.statistics.settings import StatisticsSettings
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "LossGradient",
     "NoisySums",
     "RefitSums",
+    "Secants",
     "Statistic",
     "StatisticsSettings",
     "compute_statistics",
@@ -63,6 +65,7 @@ _KINDS: Mapping[str, type[Statistic]] = {
         HeadGradient,
         LossGradient,
         RefitSums,
+        Secants,
     )
 }
 

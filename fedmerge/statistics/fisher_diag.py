@@ -15,7 +15,7 @@ from fedmerge.state import State
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.per_example import add_squares
-from fedmerge.statistics.squared_gradients import SquaredGradients
+from fedmerge.statistics.squared_gradients import SquaredGradients, add_scales
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
@@ -52,7 +52,7 @@ class FisherDiag(FisherStatistic):
         count = 0
         for inputs, targets in self.limited(batches):
             if probed is None:
-                probed = probe(model, inputs, self.selects)
+                probed = probe(model, inputs, self.selects, scales=True)
                 total = {
                     n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters() if self.selects(n)
                 }
@@ -64,11 +64,14 @@ class FisherDiag(FisherStatistic):
     def _add(self, total: dict[str, Tensor], probed: Probe, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         with torch.enable_grad():
             outputs, tapped = probed.forward(x)
-        squares = [SquaredGradients.of(layer, taps) for layer, taps in zip(probed.layers, tapped, strict=True)]
+        matrices, scales = tapped[: len(probed.layers)], tapped[len(probed.layers) :]
+        squares = [SquaredGradients.of(layer, taps) for layer, taps in zip(probed.layers, matrices, strict=True)]
         vectors = []
         for vector in self.vectors(outputs, y, generator):
-            for sums, gradients in zip(squares, probed.gradients(outputs, tapped, vector), strict=True):
-                sums.add(gradients)
+            gradients = probed.gradients(outputs, tapped, vector)
+            for sums, found in zip(squares, gradients[: len(squares)], strict=True):
+                sums.add(found)
+            add_scales(total, probed.scales, scales, gradients[len(squares) :])
             vectors.append(vector)
         for sums in squares:
             for name, value in sums.layer.matrix.scatter(sums.total()).items():

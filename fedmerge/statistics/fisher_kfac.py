@@ -17,6 +17,7 @@ from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import check_diagonal
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.per_example import add_squares
+from fedmerge.statistics.squared_gradients import add_scales
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 from fedmerge.weights import check_factor, check_factor_shape, reordered_factor
@@ -61,18 +62,24 @@ class FisherKfac(FisherStatistic):
         count = 0
         for inputs, targets in self.limited(batches):
             if probed is None:
-                probed = probe(model, inputs, self.selects)
+                probed = probe(model, inputs, self.selects, scales=True)
                 shapes = dict(model.named_parameters())
-                diagonals = {name: torch.zeros_like(shapes[name], dtype=torch.float64) for name in probed.others}
+                diagonals = {
+                    name: torch.zeros_like(shapes[name], dtype=torch.float64)
+                    for name in (*probed.others, *(name for layer in probed.scales for name in layer.names))
+                }
             for x, y in pieces(probed, inputs, targets):
                 with torch.enable_grad():
                     outputs, tapped = probed.forward(x)
-                inner.add_inputs(probed.layers, tapped)
+                matrices, scales = tapped[: len(probed.layers)], tapped[len(probed.layers) :]
+                inner.add_inputs(probed.layers, matrices)
                 vectors = []
                 for vector in self.vectors(outputs, y, generator):
-                    outer.add_gradients(probed.layers, probed.gradients(outputs, tapped, vector))
+                    gradients = probed.gradients(outputs, tapped, vector)
+                    outer.add_gradients(probed.layers, gradients[: len(matrices)])
+                    add_scales(diagonals, probed.scales, scales, gradients[len(matrices) :])
                     vectors.append(vector)
-                if diagonals:
+                if probed.others:
                     add_squares(diagonals, probed.model, probed.others, x, torch.stack(vectors))
             count += len(inputs)
         means = {f"{name}.A": factor(total / count) for name, total in inner.grams.items()}

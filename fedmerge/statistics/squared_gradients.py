@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedmerge.statistics.affine_layers import AffineLayer
 from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients
 from fedmerge.statistics.taps import Tapped
 
-__all__ = ["SquaredGradients"]
+__all__ = ["SquaredGradients", "add_scales"]
 
 
 @dataclass
@@ -48,3 +49,15 @@ class SquaredGradients:
             return self._sum
         squares = self.rows[0].square()  # [B, groups, 1, d]
         return torch.einsum("bgto,bgtd->god", self._sum, squares).double()
+
+
+def add_scales(
+    total: dict[str, Tensor],
+    layers: Sequence[AffineLayer],
+    tapped: Sequence[Tapped],
+    gradients: Sequence[Sequence[Tensor]],
+) -> None:
+    """Add ``sum_b g_b^2`` of scales and shifts to `total`, for one vector's gradients at the outputs of every call."""
+    for layer, taps, found in zip(layers, tapped, gradients, strict=True):
+        for name, own in layer.example_gradients(taps.inputs, found).items():
+            total[name] += own.square().sum(0).double()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
 from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
 from fedmerge.statistics.unrolled import unroll
 
@@ -27,19 +28,20 @@ class Tapped:
 
 @dataclass(frozen=True)
 class Probe:
-    """A copy of a model in evaluation mode, with taps on its matrix layers.
+    """A copy of a model in evaluation mode, with taps on its matrix layers, and on scales where these are asked for.
 
-    ``layers`` are those that a tap serves; ``others`` the parameters that none serves, with their names in
-    ``model``, whose recurrent layers are written out.
+    ``layers`` and ``scales`` are those that a tap serves; ``others`` the parameters that none serves, with their names
+    in ``model``, whose recurrent layers and norms are written out.
     """
 
     model: nn.Module
     layers: tuple[MatrixLayer, ...]
     others: Mapping[str, str]
+    scales: tuple[AffineLayer, ...] = ()
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tapped]]:
-        """Outputs of the model, and what each layer of ``layers`` saw."""
-        with _taps(self.layers) as tapped:
+        """Outputs of the model, and what each layer of ``layers``, then of ``scales``, saw."""
+        with _taps((*self.layers, *self.scales)) as tapped:
             outputs = self.model(inputs)
         return outputs, tapped
 
@@ -54,7 +56,7 @@ class Probe:
 
 
 @contextmanager
-def _taps(layers: Sequence[MatrixLayer]) -> Iterator[list[Tapped]]:
+def _taps(layers: Sequence[MatrixLayer | AffineLayer]) -> Iterator[list[Tapped]]:
     tapped = [Tapped() for _ in layers]
     handles = [
         layer.module.register_forward_hook(_tap(taps), with_kwargs=True)
@@ -79,8 +81,8 @@ def _tap(taps: Tapped) -> Callable[..., Tensor]:
     return hook
 
 
-def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool]) -> Probe:
-    """Make a probe of `model`, and find out on `example` which layers its taps serve.
+def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, scales: bool = False) -> Probe:
+    """Make a probe of `model`, and find out on `example` which layers its taps serve; `scales` are those of norms.
 
     A layer is served where the gradient of its parameters is what the taps say: not where a model calls
     it in a way that hooks do not see, or uses its weight elsewhere too.
@@ -91,15 +93,22 @@ def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool]) -> 
         parameter.requires_grad_()
     names = {id(parameter): name for name, parameter in copied.named_parameters()}
     unroll(copied)
-    layers = tuple(matrix_layers(copied, names, selects))
-    trial = Probe(copied, layers, {})
-    served = _served(trial, example)
-    taken = {name for layer in served for name in layer.matrix.names}
+    if scales:
+        split_norms(copied)
+    affine = tuple(affine_layers(copied, names, selects))
+    served = _served(Probe(copied, tuple(matrix_layers(copied, names, selects)), {}, affine), example)
+    taken = {name for layer in served for name in _names(layer)}
     new_names = {names[id(parameter)]: name for name, parameter in copied.named_parameters()}
-    return Probe(copied, served, {name: new_names[name] for name in every if name not in taken})
+    matrices = tuple(layer for layer in served if isinstance(layer, MatrixLayer))
+    others = {name: new_names[name] for name in every if name not in taken}
+    return Probe(copied, matrices, others, tuple(layer for layer in served if isinstance(layer, AffineLayer)))
 
 
-def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer, ...]:
+def _names(layer: MatrixLayer | AffineLayer) -> tuple[str, ...]:
+    return layer.matrix.names if isinstance(layer, MatrixLayer) else layer.names
+
+
+def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, ...]:
     """Layers whose tapped gradient of the first of two examples is the one that autograd finds."""
     example = example[:2]
     with torch.enable_grad():
@@ -107,16 +116,23 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer, ...]:
         vector = torch.zeros_like(outputs)
         vector[0] = torch.linspace(1, 2, vector[0].numel()).to(outputs).view_as(vector[0])
         found = trial.gradients(outputs, tapped, vector)
+        every: tuple[MatrixLayer | AffineLayer, ...] = (*trial.layers, *trial.scales)
         served = []
-        for layer, taps, gradients in zip(trial.layers, tapped, found, strict=True):
+        for layer, taps, gradients in zip(every, tapped, found, strict=True):
             wanted = torch.autograd.grad(outputs, layer.parameters, vector, retain_graph=True, allow_unused=True)
             if any(len(x) != len(example) for x in taps.inputs) or not taps.inputs:
                 continue
-            got = layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0])
-            pairs = zip(got.values(), wanted, strict=True)
+            pairs = zip(_first_gradient(layer, taps, gradients), wanted, strict=True)
             if all(other is not None and _close(one, other) for one, other in pairs):
                 served.append(layer)
     return tuple(served)
+
+
+def _first_gradient(layer: MatrixLayer | AffineLayer, taps: Tapped, gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The first example's, of every parameter."""
+    if isinstance(layer, AffineLayer):
+        return [found[0] for found in layer.example_gradients(taps.inputs, gradients).values()]
+    return list(layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0]).values())
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -131,7 +147,7 @@ def pieces(probed: Probe, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Ten
     with torch.no_grad():
         _, tapped = probed.forward(inputs[:1])
     largest = 1
-    for layer, taps in zip(probed.layers, tapped, strict=True):
+    for layer, taps in zip(probed.layers, tapped, strict=False):  # scales, which come last, need little
         out, columns = layer.matrix.rows, layer.matrix.columns
         positions = sum(layer.output_rows(o).shape[2] for o in taps.outputs)
         largest = max(largest, layer.matrix.groups * columns * max(positions, out))

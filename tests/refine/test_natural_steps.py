@@ -1,0 +1,208 @@
+"""Natural-gradient steps: the subspace that they span, how far they go in it, and what clients are asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedmerge.errors import InvalidOption
+from fedmerge.questions import respond
+from fedmerge.refine import NaturalGradient, RidgeHead, refine
+from fedmerge.refine.budget import Budget
+from fedmerge.refine.natural_gradient import GradientStep, NaturalStep, SecantStep
+from fedmerge.refine.subspace import blocks, coefficients
+from fedmerge.statistics import FisherKfac, LossGradient, Secants, StatisticsSettings
+
+
+def net(seed=0, norm=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        middle = [nn.LayerNorm(8)] if norm else []
+        return nn.Sequential(nn.Linear(4, 8), *middle, nn.ReLU(), nn.Linear(8, 3))
+
+
+def blobs(seed, n=80):
+    generator = torch.Generator().manual_seed(seed)
+    means = 2 * torch.randn(3, 4, generator=torch.Generator().manual_seed(99))
+    y = torch.randint(3, (n,), generator=generator)
+    return means[y] + torch.randn(n, 4, generator=generator), y
+
+
+CLIENTS = {i: [blobs(i)] for i in range(3)}
+
+
+def asker(module, asked):
+    def ask(questions, clients):
+        asked.append(list(questions))
+        return [(i, [respond(q, module, CLIENTS[i]) for q in questions]) for i in clients]
+
+    return ask
+
+
+def refined(module, refinement, budget=None, alternatives=()):
+    asked = []
+    parts = refinement if isinstance(refinement, list) else [refinement]
+    settings, clients = StatisticsSettings(), list(CLIENTS)
+    found = refine(module.state_dict(), alternatives, parts, asker(module, asked), clients, settings, budget=budget)
+    return found, asked
+
+
+def measured(found):
+    return [exchange.measured for exchange in found.exchanges]
+
+
+@pytest.mark.parametrize(("layers", "most"), [(3, 3), (8, 8), (9, 8), (40, 8)])
+def test_a_direction_is_cut_at_matrix_layers_into_at_most_eight_blocks(layers, most):
+    names = [f"{i}.{part}" for i in range(layers) for part in ("weight", "bias", "norm")]
+    direction = {name: torch.full((1,), float(i)) for i, name in enumerate(names)}
+    cut = blocks(direction, [f"{i}.weight" for i in range(layers)])
+    assert len(cut) <= most
+    assert [name for block in cut for name in block] == names
+    assert all(next(iter(block)).endswith("weight") for block in cut)
+
+
+def test_parameters_before_the_first_matrix_have_a_block_of_their_own():
+    one = torch.ones(1)
+    assert [list(b) for b in blocks({"embedding": one, "fc": one}, ["fc"])] == [["embedding"], ["fc"]]
+    assert blocks({}, []) == []
+
+
+def test_coefficients_minimise_the_damped_quadratic():
+    root = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    curvature, slope = root.T @ root, torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    for trust, c in zip((0.01, 1.0), coefficients(slope, curvature, (0.01, 1.0)), strict=True):
+        left = slope + (curvature + trust * torch.diag(curvature.diagonal())) @ c
+        assert left.abs().max() < 1e-10
+
+
+def test_a_direction_that_changes_nothing_is_left_alone():
+    curvature = torch.diag(torch.tensor([1.0, 0.0]))
+    (c,) = coefficients(torch.tensor([-1.0, 0.0]), curvature, [1e-9])
+    assert c.tolist() == pytest.approx([1.0, 0.0])
+    assert coefficients(torch.zeros(2), torch.zeros(2, 2), [1.0])[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_steps_lower_the_loss_and_ask_for_factors_once(norm):
+    module = net(norm=norm)
+    found, _ = refined(module, NaturalGradient(count=3, refresh=False))
+    losses = [e.loss for e in found.exchanges if e.judged]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.5 * losses[0] or losses[-1] < 0.1
+    kinds = [kind for kinds in measured(found) for kind in kinds]
+    assert kinds.count("fisher_kfac") == 1
+    assert kinds.count("loss_gradient") >= 2
+
+
+def test_one_step_goes_further_than_the_best_single_length():
+    """The subspace holds every damping's direction: its minimum is no worse than a search along each."""
+    module = net()
+    (x, y) = (torch.cat([pair[i] for (pair,) in CLIENTS.values()]) for i in (0, 1))
+
+    def loss(state):
+        other = net()
+        other.load_state_dict(state)
+        return float(F.cross_entropy(other(x), y).detach())
+
+    step = NaturalStep((0.1, 1.0, 10.0), None)
+    sums = {kind.name: kind.measure(module, [(x, y)], None) for kind in step.needs()}
+    _, memory = step.propose(module.state_dict(), sums, {})
+    question = SecantStep().question(module.state_dict(), memory)
+    found = {"secants": Secants().along(module, question.directions, [(x, y)])}
+    proposal, _ = SecantStep().propose(module.state_dict(), found, memory)
+    around = proposal.around(module.state_dict())
+    ours = min(loss(around.point(i)) for i in range(len(around.points)))
+    alone = []
+    for i in range(3):
+        whole = {name: t for block in question.directions[2 * i : 2 * i + 2] for name, t in block.items()}
+        for length in (0.125, 0.25, 0.5, 1.0):
+            state = {name: t + length * whole.get(name, 0) for name, t in module.state_dict().items()}
+            alone.append(loss(state))
+    assert ours < min(alone)
+
+
+def test_the_step_before_is_among_the_directions():
+    module = net()
+    step = GradientStep((1.0,))
+    (x, y) = CLIENTS[0][0]
+    sums = {kind.name: kind.measure(module, [(x, y)], None) for kind in (LossGradient(), FisherKfac())}
+    _, first = NaturalStep((1.0,), None).propose(module.state_dict(), sums, {})
+    moved = {name: t + 0.5 for name, t in module.state_dict().items()}
+    _, second = step.propose(moved, {"loss_gradient": sums["loss_gradient"]}, first)
+    before, after = (SecantStep().question(module.state_dict(), memory).directions for memory in (first, second))
+    assert len(before) == 3  # two layers, and the head's own weights
+    assert len(after) == 5
+    assert all(torch.allclose(t, torch.full_like(t, 0.5)) for direction in after[3:] for t in direction.values())
+
+
+def test_a_step_that_gains_nothing_is_the_last(monkeypatch):
+    module = net()
+    monkeypatch.setattr("fedmerge.refine.natural_gradient._TRUSTS", (0.1,))
+    monkeypatch.setattr("fedmerge.refine.natural_gradient._LENGTHS", (1.0,))
+    monkeypatch.setattr("fedmerge.refine.natural_gradient.coefficients", lambda s, f, t: [100 * s])  # uphill
+    found, _ = refined(module, NaturalGradient(count=3))
+    assert all(torch.equal(found.state[name], t) for name, t in module.state_dict().items())
+    assert sum("secants" in kinds for kinds in measured(found)) == 1
+
+
+def test_messages_are_few():
+    """Head, factors and gradient, then a gradient for each further step: their judgements travel along."""
+    found, _ = refined(
+        net(), [RidgeHead(), NaturalGradient(count=3, refresh=False)], alternatives=[net(1).state_dict()]
+    )
+    assert len(found.exchanges) <= 11
+    large = [kinds for kinds in measured(found) if kinds and kinds != ("secants",)]
+    assert large[0] == ("head_sums",)
+    assert large[-1] == ("loss_gradient",)
+
+
+def test_what_comes_next_is_measured_at_the_likely_merge_only():
+    found, asked = refined(net(), [RidgeHead(), NaturalGradient()], alternatives=[net(1).state_dict()])
+    assert [len(questions) for questions in asked[:2]] == [2, 2]
+    assert all(question.points == ((),) for question in asked[0])  # both are judged with their own head
+    assert sorted(len(question.needs) for question in asked[1]) == [0, 2]
+    assert found.exchanges[1].judged == "RidgeStep"
+
+
+def test_bytes_are_not_spent_on_a_guess():
+    """Within a budget gradient and factors are measured where the model is known to go on."""
+    found, _ = refined(net(), [RidgeHead(), NaturalGradient()], budget=100_000.0)
+    judged = [e.measured for e in found.exchanges if e.judged == "RidgeStep"]
+    assert judged == [()]
+
+
+def test_the_budget_goes_to_factors_where_gradients_have_enough():
+    state = net().state_dict()
+    full, again = NaturalStep((1.0,), None), GradientStep((1.0,))
+    size = sum(t.numel() for t in state.values())
+    alone, beside = (Budget(9000.0).allowed(full, state, to_come, 1, 1) for to_come in ([full], [again]))
+    assert beside > 1.4 * alone
+    assert Budget(9000.0).allowed(again, state, [], 1, 1) == pytest.approx(1.1 * size)
+    # Where not even one is left its least, those to come go without.
+    least = full.least(state)
+    assert Budget(1.5 * least + 300).allowed(full, state, [again, again], 1, 1) >= least
+    with pytest.raises(InvalidOption, match="budget leaves"):
+        Budget(100.0).allowed(full, state, [], 1, 1)
+
+
+def test_answers_about_another_number_of_directions_are_left_out(caplog):
+    module = net()
+
+    def ask(questions, clients):
+        answers = asker(module, [])(questions, clients)
+        for answer in answers[0][1]:
+            if "secants" in answer.statistics:
+                answer.statistics["secants"] = {"slope": torch.zeros(1), "curvature": torch.zeros(1, 1)}
+        return answers
+
+    found = refine(module.state_dict(), [], [NaturalGradient()], ask, [0, 1, 2], StatisticsSettings())
+    assert "client 0: its answer is left out" in caplog.text
+    assert found.exchanges[-1].judged == "SecantStep"
+
+
+@pytest.mark.parametrize(("option", "value"), [("count", 0), ("solves", 0), ("dampings", ()), ("dampings", (0.0,))])
+def test_wrong_options_are_named(option, value):
+    with pytest.raises(InvalidOption, match=option):
+        NaturalGradient(**{option: value})
