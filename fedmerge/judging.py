@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def summed_losses(
         return losses
     heads = [dict(make().named_modules())[head] for make in states]
     for x, y in batches:
-        features = _inputs(module, head, x)[0]
+        features = _seen(module, head, x)[0][0][0]
         for i, one in enumerate(heads):
             losses[i] += _loss(one(features), y, bound)
     return losses
@@ -63,19 +64,22 @@ def _head(module: nn.Module, changed: set[str], batches: Batches) -> str | None:
     for name, part in module.named_modules():
         own = {f"{name}.{key}" if name else key for key, _ in part.named_parameters(recurse=False)}
         if type(part) is nn.Linear and changed and changed <= own and batches:
-            _, given, outputs = _inputs(module, name, batches[0][0])
-            return name if given.shape == outputs.shape and bool((given == outputs).all()) else None
+            seen, outputs = _seen(module, name, batches[0][0])
+            gives = len(seen) == 1 and seen[0][1].shape == outputs.shape and bool((seen[0][1] == outputs).all())
+            return name if gives else None
     return None
 
 
-def _inputs(module: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What goes into a layer and comes out of it, and the model's outputs."""
+def _seen(module: nn.Module, name: str, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """What goes into a layer and comes out of it, call by call, and the model's outputs."""
     seen: list[tuple[Tensor, Tensor]] = []
-    part = module.get_submodule(name)
-    handle = part.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+
+    def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        seen.append((args[0] if args else named["input"], output))
+
+    handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         outputs: Tensor = module(x)
     finally:
         handle.remove()
-    (features, given), *_ = seen
-    return features, given if len(seen) == 1 else torch.zeros(0), outputs
+    return seen, outputs

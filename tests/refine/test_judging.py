@@ -49,3 +49,19 @@ def test_models_that_differ_elsewhere_are_run_one_by_one():
     Counting.total = 0
     summed_losses(module, [lambda: module] * 3, [(torch.randn(5, 4), torch.randint(3, (5,)))], {"body.weight"})
     assert Counting.total == 1 + 3
+
+
+def test_a_layer_that_the_model_never_calls_is_no_head():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spare, self.head = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(input=x)
+
+    module, batches = Idle().eval(), [(torch.randn(5, 4), torch.randint(3, (5,)))]
+    states = [module.state_dict(), {**module.state_dict(), "spare.weight": torch.zeros(3, 4)}]
+    for changed in ({"spare.weight"}, {"head.weight"}):
+        found = summed_losses(module, [lambda s=s: resize(module, s) for s in states], batches, changed)
+        assert found[0] == pytest.approx(found[1])
