@@ -34,14 +34,11 @@ class Proposal:
     preferred
         The point at which the next step's statistics are measured before it is known which is best: a wrong guess
         costs them once more. None where there is nothing to guess by.
-    expected
-        Held-out loss to expect at the preferred point, roughly: to guess which of several models comes out best.
     """
 
     directions: tuple[State, ...]
     points: tuple[tuple[float, ...], ...]
     preferred: int | None
-    expected: float = math.nan
 
     def around(self, base: State) -> Question:
         """The question which point is best."""

@@ -21,8 +21,8 @@ __all__ = ["Exchanged", "Refined", "refine"]
 
 log = logging.getLogger("fedmerge")
 
-_NEARLY, _DEARLY = 0.95, 0.8
-"""Of the gain in held-out loss makes a point nearly as good as the best, for cheap and for dear next steps."""
+_NEARLY, _CLOSE = 0.95, 1.02
+"""A point nearly as good as the best has this share of its gain in held-out loss, and at most this times its loss."""
 _STAY = Proposal((), ((),), 0)
 
 
@@ -128,7 +128,7 @@ class _Walk:
         if alternatives:
             first = next((i for i, step in enumerate(steps) if not step.prepares), len(steps)) + 1
             self.to_come = steps[first:]
-            memory = self.start([self.refined.state, *alternatives], steps[:first], steps[first : first + 1])
+            memory = self.start([self.refined.state, *alternatives], steps[:first])
             steps = steps[first:]
         for i, step in enumerate(steps):
             self.to_come = steps[i + 1 :]
@@ -143,7 +143,7 @@ class _Walk:
                 log.warning("%s is skipped: %s", _name(step), error)
         self.judge()
 
-    def start(self, branches: Sequence[State], steps: Sequence[Step], then: Sequence[Step]) -> State:
+    def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
         """Take the first steps from each of several models, and go on with the best; the last one's memory."""
         proposals: list[Proposal] = [_STAY] * len(branches)
         memories: list[State] = [{}] * len(branches)
@@ -153,30 +153,25 @@ class _Walk:
             branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
             proposals = [_STAY] * len(branches)
             try:
-                found = self._asked([Question(branch, points=((),)) for branch in branches], step)
+                found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
                     proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
-                    if proposal is not None:
-                        stays = float(sums.loss) < proposal.expected
-                        proposals[i] = replace(proposal, preferred=0, expected=float(sums.loss)) if stays else proposal
+                    proposals[i] = proposal or proposals[i]
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
         questions = [proposal.around(branch) for proposal, branch in zip(proposals, branches, strict=True)]
-        expected = torch.tensor([proposal.expected for proposal in proposals])
-        likely = None if bool(expected.isnan().any()) else int(expected.argmin())
-        guessed = None if likely is None else self._guess(then, proposals[likely])
-        answers = self._asked(questions, guessed, at=likely)
+        answers = self._asked(questions)
         losses = [answer.loss for answer in answers]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
         self.proposed_by = _name(steps[-1]) if steps else "merge"
-        self._move(questions[best], answers[best], guessed if best == likely else None)
+        self._move(questions[best], answers[best])
         return memories[best]
 
     def measured(self, step: Step, memory: State) -> Answer | None:
         """What a step needs, at a good point of the proposal before it; None where it need not be taken."""
         if self.proposal is not None:
-            self.judge(self._guess([step], self.proposal))
+            self.judge(None if step.dear or self.proposal.preferred is None else step)
         ahead, self.ahead = self.ahead, None
         if not step.wanted(self.losses, memory):
             return None
@@ -189,18 +184,14 @@ class _Walk:
             (found,) = self._asked([question], step)
             self._move(question, found, step)
 
-    def _guess(self, then: Sequence[Step], proposal: Proposal) -> Step | None:
-        """The step whose statistics are measured before it is known where: no dear one if bytes are counted."""
-        wise = proposal.preferred is not None and self.noise is None
-        return next((step for step in then[:1] if wise and not (step.dear and self.budget.left is not None)), None)
-
-    def _move(self, question: Question, answer: Answer, guessed: Step | None) -> None:
+    def _move(self, question: Question, answer: Answer, then: Step | None = None) -> None:
         losses = answer.loss
         chosen = int(torch.argmin(losses))
-        if guessed is not None and question.at is not None:
+        if then is not None and question.at is not None:
             # A point nearly as good, where the next step's statistics are there already, saves an exchange.
-            gain, most = losses[0] - losses[question.at], losses[0] - losses[chosen]
-            if chosen == question.at or (gain > 0 and gain >= (_DEARLY if guessed.dear else _NEARLY) * most):
+            stays, guess, best = (float(losses[i]) for i in (0, question.at, chosen))
+            nearly = stays - guess >= _NEARLY * (stays - best) and guess <= _CLOSE * best
+            if chosen == question.at or (guess < stays and nearly):
                 chosen, self.ahead = question.at, answer
         self.refined.state, self.losses, self.proposal = question.point(chosen), losses, None
         log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[chosen]))
@@ -212,19 +203,15 @@ class _Walk:
             state=self.refined.state,
         )
 
-    def _asked(self, questions: Sequence[Question], step: Step | None = None, at: int | None = None) -> list[Answer]:
-        """One exchange, in which a step's statistics are measured for one of the questions, or for all."""
+    def _asked(self, questions: Sequence[Question], step: Step | None = None) -> list[Answer]:
+        """One exchange."""
         kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
-        asked = [
-            replace(question, needs=kinds if at in (None, i) else (), noise=self.noise)
-            for i, question in enumerate(questions)
-        ]
+        asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         state = questions[0].base
         allowed = None
         if step is not None:
             points = sum(len(question.points) for question in questions)
-            number = len(questions) if at is None else 1
-            allowed = self.budget.allowed(step, state, self.to_come, number, points)
+            allowed = self.budget.allowed(step, state, self.to_come, len(questions), points)
         if allowed is not None:
             share = allowed / model_bytes(state)
             asked = [replace(question, compression="auto", budget=share) for question in asked]

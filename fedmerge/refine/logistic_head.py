@@ -123,7 +123,7 @@ class LogisticStart(LogisticStep):
         ridge, moments = ridge_proposal(state, sums["head_sums"], self.ridge)
         direction, kept, _ = self._direction(state, sums["head_gradient"], {"moments": moments})
         points = (*((*point, 0.0) for point in ridge.points), *((0.0, 0.0, length) for length in _LENGTHS))
-        return Proposal((*ridge.directions, direction), points, ridge.preferred, ridge.expected), kept
+        return Proposal((*ridge.directions, direction), points, ridge.preferred), kept
 
 
 def _inverse(factor: Tensor, damping: float) -> Tensor:

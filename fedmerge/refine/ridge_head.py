@@ -74,10 +74,7 @@ def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> t
     classifier = ridge_weights(moments, found[f"{weight}.C"], ridge)
     away = {name: -state[name].double() for name in matrix.names}
     points = ((0.0, 0.0), *((1.0, scale) for scale in _SCALES))
-    # What least squares on one-hot labels leaves unexplained: of the same size as the cross-entropy, as it turns out.
-    expected = 1 - float((classifier * found[f"{weight}.C"]).sum())
-    directions = away, matrix.scatter(classifier[None])
-    return Proposal(directions, points, 1 + _SCALES.index(_LIKELY), expected), moments
+    return Proposal((away, matrix.scatter(classifier[None])), points, 1 + _SCALES.index(_LIKELY)), moments
 
 
 def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:

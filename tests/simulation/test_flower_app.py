@@ -30,6 +30,17 @@ options = {width = 2}
 steps = 2
 """
 
+QUESTIONED = """
+rounds = 2
+engine = "serial"
+[partition]
+clients = 3
+[model]
+options = {hidden = [8]}
+[training]
+steps = 5
+"""
+
 
 @pytest.fixture
 def scratch():
@@ -76,6 +87,19 @@ def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp
     ours, theirs = read_checkpoint(here)[1], read_checkpoint(flower)[1]
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5 * float(ours[name].abs().max()))
+    assert_nothing_left(scratch)
+
+
+@pytest.mark.slow
+def test_questions_about_the_merged_model_are_answered_there_as_well(tmp_path, scratch):
+    (tmp_path / "small.toml").write_text(QUESTIONED)
+    done = run_script(scratch, tmp_path / "small.toml", "--method", "fedkfac", "--out", tmp_path / "flower")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fedkfac"]})
+    (here,) = compare(config, tmp_path / "here", lambda row: None).runs
+    ours, theirs = read_checkpoint(here)[1], read_checkpoint(tmp_path / "flower" / "fedkfac-seed0")[1]
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4 * float(ours[name].abs().max()))
     assert_nothing_left(scratch)
 
 
