@@ -56,8 +56,8 @@ def coefficients(slope: Tensor, curvature: Tensor, trusts: Sequence[float]) -> l
 
     Examples
     --------
-    >>> coefficients(torch.tensor([-1.0, 0.0]), torch.eye(2), [1.0])
-    [tensor([0.5000, 0.0000], dtype=torch.float64)]
+    >>> coefficients(torch.tensor([-1.0, 1.0]), torch.eye(2), [1.0])
+    [tensor([ 0.5000, -0.5000], dtype=torch.float64)]
     """
     s, f = slope.double(), curvature.double()
     scale = f.diagonal()

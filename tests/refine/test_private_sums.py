@@ -21,7 +21,7 @@ from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, epsilon
 from fedmerge.refine.masks import BITS, mask, masked, unmask
-from fedmerge.refine.natural_gradient import natural_direction
+from fedmerge.refine.natural_direction import natural_direction
 from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, HeadGradient, HeadSums, LossGradient, NoisySums
 
