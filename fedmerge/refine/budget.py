@@ -13,10 +13,12 @@ from fedmerge.statistics.compression import state_bytes
 
 __all__ = ["FIRST_SHARE", "Budget", "model_bytes"]
 
-FIRST_SHARE = 0.25
+FIRST_SHARE = 0.2
 """Of what a client may send besides its model goes to the statistics that travel with the model."""
-_HEAD_SHARE = 0.1
+_HEAD_SHARE = 0.18
 """Of what is left goes at most to one cheap step, in each of its exchanges."""
+_DEAR_SHARE = 0.95
+"""Of what is left goes to dear steps: directions' slopes and curvatures come after them."""
 _LOSS, _POINTS = 8, 24
 """Bytes of a judgement of one point, and about how many points a proposal has."""
 
@@ -45,8 +47,8 @@ class Budget:
         least = step.least(state) * questions
         if step.dear:
             enough = [step.most(state), *(other.most(state) for other in to_come if other.dear)]
-            shares = (_even(left * (1 - _HEAD_SHARE), enough[:number]) for number in range(len(enough), 0, -1))
-            share = next((share for share in shares if share >= least), left * (1 - _HEAD_SHARE))
+            shares = (_even(left * _DEAR_SHARE, enough[:number]) for number in range(len(enough), 0, -1))
+            share = next((share for share in shares if share >= least), left * _DEAR_SHARE)
         else:
             share = _HEAD_SHARE * left
         if left <= least:

@@ -122,7 +122,8 @@ class LogisticStart(LogisticStep):
         """Scales of the one and lengths of the other; what was learnt of the head before is of other features."""
         ridge, moments = ridge_proposal(state, sums["head_sums"], self.ridge)
         direction, kept, _ = self._direction(state, sums["head_gradient"], {"moments": moments})
-        points = (*((*point, 0.0) for point in ridge.points), *((0.0, 0.0, length) for length in _LENGTHS))
+        own = (0.0,) * len(ridge.directions)
+        points = (*((*point, 0.0) for point in ridge.points), *((*own, length) for length in _LENGTHS))
         return Proposal((*ridge.directions, direction), points, ridge.preferred), kept
 
 

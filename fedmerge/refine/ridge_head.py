@@ -20,6 +20,8 @@ __all__ = ["RidgeHead", "head_of", "ridge_proposal", "ridge_weights"]
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Of the classifier: regression on one-hot labels decides rightly but is far less sure than a softmax should be."""
 _LIKELY = 16.0
+_FACTORS = (1.0, 10.0, 100.0)
+"""Times the ridge: more where moments came through lossy compression, or from few examples."""
 
 
 @register("ridge_head", paper="docs/beyond.md")
@@ -71,10 +73,13 @@ def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> t
     weight = next(iter(found)).rpartition(".")[0]
     moments = found[f"{weight}.S"]
     matrix = head_of(state, found, moments)
-    classifier = ridge_weights(moments, found[f"{weight}.C"], ridge)
     away = {name: -state[name].double() for name in matrix.names}
-    points = ((0.0, 0.0), *((1.0, scale) for scale in _SCALES))
-    return Proposal((away, matrix.scatter(classifier[None])), points, 1 + _SCALES.index(_LIKELY)), moments
+    classifiers = [ridge_weights(moments, found[f"{weight}.C"], factor * ridge) for factor in _FACTORS]
+    points = [(0.0,) * (1 + len(_FACTORS))]
+    for chosen in range(len(_FACTORS)):
+        points += [(1.0, *(scale * (i == chosen) for i in range(len(_FACTORS)))) for scale in _SCALES]
+    directions = away, *(matrix.scatter(classifier[None]) for classifier in classifiers)
+    return Proposal(directions, tuple(points), 1 + _SCALES.index(_LIKELY)), moments
 
 
 def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:
