@@ -14,7 +14,7 @@ from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
-from fedmerge.statistics import Batches, ComparingStatistic, Secants, Statistic
+from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
@@ -176,7 +176,7 @@ def respond(
         measured = _batches(x[~judges], y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
         kinds = bounded or question.needs
-        values = [(kind.name, _measured(kind, model, own, question.directions, measured)) for kind in kinds]
+        values = [(kind.name, kind.answer(model, measured, own, question.directions)) for kind in kinds]
         if noise is not None:
             noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
@@ -189,18 +189,6 @@ def _unpredictable() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
     return generator
-
-
-def _measured(
-    kind: Statistic, model: nn.Module, own: nn.Module | None, directions: Sequence[State], batches: Batches
-) -> State:
-    if isinstance(kind, Secants):
-        return kind.along(model, directions, batches)
-    if not isinstance(kind, ComparingStatistic):
-        return kind.measure(model, batches, None)
-    if own is None:
-        raise InvalidOption(f"statistic {kind.name!r} needs the client's own model, and it has kept none")
-    return kind.compare(model, own, batches)
 
 
 def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -262,18 +250,16 @@ def _checked(question: Question, answer: Answer) -> Answer:
     for kind in question.needs if question.noise is None else map(question.noise.applied, question.needs):
         if kind.name not in answer.statistics:
             raise InvalidOption(f"statistic {kind.name!r} is missing")
-        found[kind.name] = _read(kind, answer.statistics[kind.name], question.base)
-        if isinstance(kind, Secants):
-            kind.check_number(found[kind.name], len(question.directions))
+        found[kind.name] = _read(kind, answer.statistics[kind.name], question)
     # A point that has diverged is simply not chosen.
     losses = torch.where(answer.losses.isfinite(), answer.losses, torch.inf)
     return replace(answer, losses=losses, statistics=found)
 
 
-def _read(kind: Statistic, sent: State, state: State) -> State:
+def _read(kind: Statistic, sent: State, question: Question) -> State:
     try:
-        value = kind.parse(decode(sent, lambda shapes: kind.check_shapes(shapes, state)))
-        kind.check(value, state)
+        value = kind.parse(decode(sent, lambda shapes: kind.check_shapes(shapes, question.base)))
+        kind.check_answer(value, question.base, len(question.directions))
     # What a client sends may be any tensors.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidOption(f"statistic {kind.name!r} cannot be read ({error})") from error

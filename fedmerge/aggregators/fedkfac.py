@@ -86,7 +86,7 @@ class FedKfac(Permuting):
 
     @property
     def refined_by(self) -> str:
-        """Norms and head, then natural-gradient steps; within a budget their factors travel once."""
+        """Norms and head, then natural-gradient steps, whose factors travel once."""
         if self.head == "none" and not self.steps:
             return ""
         limit = self.examples or _ALL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -38,6 +38,35 @@ class Statistic(ABC):
 
         `report` is None where a model is measured that the client did not just train.
         """
+
+    def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
+        """Measure a merged `model` on a client that is asked about it; for what also looks at other things.
+
+        Parameters
+        ----------
+        model, batches
+            The model, and the client's examples.
+        own
+            What the client trained, where it has kept it.
+        directions
+            Tensors that may be added to the model's.
+
+        Raises
+        ------
+        InvalidOption
+            It cannot be measured here.
+        """
+        return self.measure(model, batches, None)
+
+    def check_answer(self, value: State, state: State, directions: int) -> None:
+        """:meth:`check` a parsed value of :meth:`answer`, to a question with so many directions.
+
+        Raises
+        ------
+        InvalidOption
+            It cannot be one.
+        """
+        self.check(value, state)
 
     def parse(self, value: Mapping[str, Any]) -> State:
         """Bring a value given by hand, or read from the wire, into the form that :meth:`measure` returns.
@@ -141,6 +170,12 @@ class LayerStatistic(Statistic):
 
 class ComparingStatistic(LayerStatistic):
     """A statistic of a merged model beside the one that the client itself has trained."""
+
+    def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
+        """The comparison; see :meth:`Statistic.answer`."""
+        if own is None:
+            raise InvalidOption(f"statistic {self.name!r} needs the client's own model, and it has kept none")
+        return self.compare(model, own, batches)
 
     @abstractmethod
     def compare(self, model: nn.Module, own: nn.Module, batches: Batches) -> State:

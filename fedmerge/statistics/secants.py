@@ -120,14 +120,13 @@ class Secants(LayerStatistic):
         """Nothing without directions."""
         return 0
 
-    def check_number(self, value: State, directions: int) -> None:
-        """Make sure that a value is about so many directions.
+    def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
+        """Along the question's directions; see :meth:`~fedmerge.statistics.Statistic.answer`."""
+        return self.along(model, directions, batches)
 
-        Raises
-        ------
-        InvalidOption
-            It is not.
-        """
+    def check_answer(self, value: State, state: State, directions: int) -> None:
+        """Finite, with a number, a row and a column for each direction."""
+        super().check_answer(value, state, directions)
         shapes = {name: tuple(tensor.shape) for name, tensor in value.items()}
         if shapes != {"slope": (directions,), "curvature": (directions, directions)}:
             raise InvalidOption(f"statistic {self.name!r}: shapes {shapes} for {directions} directions")

@@ -73,33 +73,35 @@ def assert_nothing_left(scratch):
     assert not list(scratch.glob("flower-*"))
 
 
+def ran(tmp_path, scratch, text, method):
+    """The records of a configuration's run in this process and through `flwr run`."""
+    (tmp_path / "small.toml").write_text(text)
+    done = run_script(scratch, tmp_path / "small.toml", "--method", method, "--out", tmp_path / "flower")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = make_config(load_config(tmp_path / "small.toml"), {"methods": [method]})
+    (here,) = compare(config, tmp_path / "here", lambda row: None).runs
+    return here, tmp_path / "flower" / f"{method}-seed0"
+
+
+def assert_same_model(here, flower, tolerance):
+    ours, theirs = read_checkpoint(here)[1], read_checkpoint(flower)[1]
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance * float(ours[name].abs().max()))
+
+
 @pytest.mark.slow
 def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp_path, scratch):
-    (tmp_path / "small.toml").write_text(CONFIG)
-    done = run_script(scratch, tmp_path / "small.toml", "--method", "fednova", "--out", tmp_path / "flower")
-    assert done.returncode == 0, done.stdout + done.stderr
-    config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fednova"]})
-    (here,) = compare(config, tmp_path / "here", lambda row: None).runs
-    flower = tmp_path / "flower" / "fednova-seed0"
+    here, flower = ran(tmp_path, scratch, CONFIG, "fednova")
     for theirs, ours in zip(rows(flower), rows(here), strict=True):
         wanted = {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in ours.items()}
         assert theirs == {**wanted, "engine": ours["engine"] and "messages"}
-    ours, theirs = read_checkpoint(here)[1], read_checkpoint(flower)[1]
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5 * float(ours[name].abs().max()))
+    assert_same_model(here, flower, 1e-5)
     assert_nothing_left(scratch)
 
 
 @pytest.mark.slow
 def test_questions_about_the_merged_model_are_answered_there_as_well(tmp_path, scratch):
-    (tmp_path / "small.toml").write_text(QUESTIONED)
-    done = run_script(scratch, tmp_path / "small.toml", "--method", "fedkfac", "--out", tmp_path / "flower")
-    assert done.returncode == 0, done.stdout + done.stderr
-    config = make_config(load_config(tmp_path / "small.toml"), {"methods": ["fedkfac"]})
-    (here,) = compare(config, tmp_path / "here", lambda row: None).runs
-    ours, theirs = read_checkpoint(here)[1], read_checkpoint(tmp_path / "flower" / "fedkfac-seed0")[1]
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4 * float(ours[name].abs().max()))
+    assert_same_model(*ran(tmp_path, scratch, QUESTIONED, "fedkfac"), 1e-4)
     assert_nothing_left(scratch)
 
 

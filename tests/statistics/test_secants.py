@@ -97,7 +97,7 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(InvalidOption, match="reach"):
         Secants(reach=0.0)
     found = Secants().along(model, directions(model), [batch()])
-    Secants().check_number(found, 3)
+    Secants().check_answer(found, model.state_dict(), 3)
     for wrong in (2, 4):
         with pytest.raises(InvalidOption, match="directions"):
-            Secants().check_number(found, wrong)
+            Secants().check_answer(found, model.state_dict(), wrong)
