@@ -139,14 +139,19 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
         return {method: dict(options.get(method, {}))} if method in options else {}
     pipeline = build_pipeline(method, options)
     first, *others = (part.name for part in parse_method(method))
-    made: dict[type, Any] = {type(part): part for part in (*pipeline.server_steps, *pipeline.refinements)}
+    made: dict[type, list[Any]] = {}
+    for part in (*pipeline.server_steps, *pipeline.refinements):
+        made.setdefault(type(part), []).append(part)
     known = {**entries("server step"), **entries("refinement")}
-    parts = {first: pipeline.aggregator, **{name: made[known[name].cls] for name in others}}
+    # One table cannot describe two of a kind: what was given for them stays, in parentheses or in the table.
+    single = {name: made[known[name].cls][0] for name in others if len(made[known[name].cls]) == 1}
+    parts = {first: pipeline.aggregator, **single}
     values = {
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         for name, part in parts.items()
     }
-    return {name: fields for name, fields in values.items() if fields}
+    given = {name: dict(options[name]) for name in others if name not in single and name in options}
+    return {name: fields for name, fields in (values | given).items() if fields}
 
 
 def _known_defaults(model: str) -> dict[str, Any]:
@@ -277,7 +282,7 @@ def _check_methods(config: Config) -> None:
     for method in config.methods:
         if ":" not in method:
             build_pipeline(method, config.options)
-    known = {name: kind for kind in ("aggregator", "server step") for name in entries(kind)}
+    known = {name: kind for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
     for part, options in config.options.items():
         if ":" in part:
             continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
+from fedmerge.pipeline import build_pipeline
 from fedmerge.records import read_toml, write_toml
+from fedmerge.refine import NaturalGradient
 from fedmerge.simulation.config import load_config, make_config, parse_assignment
 
 
@@ -14,7 +16,10 @@ def test_later_layers_win_and_keep_the_rest():
     assert (config.training.epochs, config.training.learning_rate) == (3, 0.1)
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fednova", "fedatt", "fedavg+server_adam"])
+@pytest.mark.parametrize(
+    "method",
+    ["fedavg", "fednova", "fedatt", "fedavg+server_adam", "fedkfac", "fedavg+ridge_head+natural_gradient(count=1)"],
+)
 def test_a_resolved_configuration_is_complete_and_gives_itself_again(method, tmp_path):
     config = make_config({"methods": ["fedavg", method] if method != "fedavg" else ["fedavg"], "seeds": [0, 4]})
     resolved = config.resolved(method, 4)
@@ -28,6 +33,17 @@ def test_a_resolved_configuration_is_complete_and_gives_itself_again(method, tmp
     assert written["model"]["options"]["hidden"] == [100]
     if method == "fedatt":
         assert written["options"]["fedatt"]["norm"] == "spectral"
+
+
+def test_two_refinements_of_a_kind_keep_their_own_options():
+    method = "fedavg+natural_gradient+ridge_head+natural_gradient(count=2)"
+    config = make_config({"methods": [method], "options": {"natural_gradient": {"examples": 50}}})
+    resolved = config.resolved(method, 0)
+    again = make_config(resolved)
+    made = [build_pipeline(method, each.options).refinements for each in (config, again)]
+    assert made[0] == made[1]
+    assert [one.count for one in made[1] if isinstance(one, NaturalGradient)] == [1, 2]
+    assert again.resolved(method, 0) == resolved
 
 
 def test_data_sets_with_clients_of_their_own_are_divided_among_them():
