@@ -182,7 +182,6 @@ def merge(
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed),
         ask=None if clients is None else asked_at_hand(models[0], clients, seed, models),
-        own_kept=True,
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})

@@ -109,6 +109,11 @@ class Pipeline:
         return tuple(self.statistics.applied(statistic) for statistic in self.aggregator.needs)
 
     @property
+    def compares(self) -> bool:
+        """Whether clients have to keep the model that they trained until the merge is over."""
+        return any(one.compares for one in self.refinements)
+
+    @property
     def sent_as(self) -> StatisticsSettings:
         """How clients send what they measure after training; a share of the method's budget, where it has one."""
         if self.aggregator.upload is None:
@@ -250,7 +255,7 @@ class Pipeline:
             on_bad=on_bad,
             rescaled=self.repair == "rescale",
             trusting=trusting,
-            keeping=any(one.compares for one in self.refinements),
+            keeping=self.compares,
         )
 
     def _check_clients(self, context: MergeContext, state: State) -> None:
@@ -258,12 +263,6 @@ class Pipeline:
         if asking and context.ask is None:
             kinds = ", ".join(dict.fromkeys(asking))
             raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
-        comparing = [type(one).__name__ for one in self.refinements if one.compares]
-        if comparing and not context.own_kept:
-            raise InvalidOption(
-                f"{', '.join(comparing)} compares the merged model with the one that each client trained, which the "
-                "clients of a federation do not keep: use fedmerge.merge with clients=, or leave it out"
-            )
 
     def _completed(
         self,

@@ -120,8 +120,6 @@ class MergeContext:
         that replied hold what the stage asks for. None where clients cannot be reached.
     ask
         Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
-    own_kept
-        Whether clients, when asked, still have the model that they trained.
     """
 
     base: State | None = None
@@ -132,7 +130,6 @@ class MergeContext:
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
-    own_kept: bool = False
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

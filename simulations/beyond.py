@@ -122,7 +122,6 @@ class Study:
             example=self.data.test_x[:2],
             model_fn=lambda: copy.deepcopy(self.start),
             ask=asked,
-            own_kept=True,
         )
         result = pipeline.merge(updates, context)
         curve, spent = [], size + sent

@@ -18,6 +18,7 @@ from fedmerge.method_names import parse_method, parse_value
 from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline
 from fedmerge.records import read_toml
+from fedmerge.refine import Privacy
 from fedmerge.registry import build, entries
 from fedmerge.simulation.attacks import Attack
 from fedmerge.simulation.faults import Faults
@@ -85,7 +86,8 @@ class Config(_Section):
     parentheses (``fedfisher(variant=diag)``), and ``module:Strategy`` for any Flower strategy; ``options`` has
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
-    data there; the rest is the test set then. ``statistics`` says how clients measure what methods need.
+    data there; the rest is the test set then. ``statistics`` says how clients measure what methods need; ``privacy``
+    masks and noise for what they answer to refinements.
     With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
 
     ``on_client_error``, ``on_too_few``, ``min_clients`` and ``round_timeout`` say what becomes of a round then, see
@@ -112,6 +114,7 @@ class Config(_Section):
     round_timeout: Annotated[float, Field(gt=0)] | None = None
     evaluate_clients: bool = True
     statistics: StatisticsSettings = StatisticsSettings()
+    privacy: Privacy = Privacy()
     attack: AttackSettings | None = None
     faults: Faults | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -281,7 +284,7 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(f"{kind} names one twice: {list(values)}")
     for method in config.methods:
         if ":" not in method:
-            build_pipeline(method, config.options)
+            build_pipeline(method, config.options, privacy=config.privacy)
     known = {name: kind for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
     for part, options in config.options.items():
         if ":" in part:

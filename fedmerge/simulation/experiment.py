@@ -193,6 +193,7 @@ class Experiment:
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,
             mishaps=self.mishaps,
+            noise_seed=self.seed,
         )
 
     @property
@@ -239,6 +240,7 @@ class Experiment:
             on_bad_update=self.config.on_bad_update,
             min_updates=self.config.min_clients,
             statistics=self.config.statistics,
+            privacy=self.config.privacy,
         )
         # The test set's first inputs show the model's shapes; their values tell nothing.
         example = torch.zeros_like(self.dataset.test_x[:2])

@@ -90,7 +90,8 @@ class Recorder:
         training = [e for e in exchanges if e.kind != "evaluate"]
         evaluation = [e for e in exchanges if e.kind == "evaluate"]
         report = self._strategy.last_report if isinstance(self._strategy, MergeStrategy) else None
-        dropped = report.dropped if report is not None and report.round == round else ()
+        report = report if report is not None and report.round == round else None
+        dropped = () if report is None else report.dropped
         trained = [e for e in training if e.kind == "train"]
         failures = [failure for e in exchanges for failure in e.failures]
         # Of the first exchange: further stages are of the same clients.
@@ -120,7 +121,9 @@ class Recorder:
             "statistics_error": _metric(self._train_metrics, ERROR_KEY),
             "failures": [{"client": f.client, "node": f.node, "reason": f.reason} for f in failures],
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
-            "skipped": self._skipped if report is None or report.round != round else report.skipped,
+            "skipped": self._skipped if report is None else report.skipped,
+            # What an accountant of noise on them wants to know, for each client.
+            "answers": 0 if report is None else report.answers,
         }
         self._merge_seconds, self._train_metrics, self._client_metrics, self._skipped = 0.0, None, None, None
         if trained and ok == 0:

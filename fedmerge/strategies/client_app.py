@@ -30,6 +30,7 @@ def client_app(
     tamper: Tamper | None = None,
     mishaps: Mishaps | None = None,
     mods: Sequence[Mod] = (),
+    noise_seed: int | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -62,6 +63,9 @@ def client_app(
     mods
         Flower's mods around whatever sends arrays: training, and statistics in messages of their own. Not around
         evaluation and the question for the partition, to which its mods that clip would answer with an error.
+    noise_seed
+        Root of the noise that clients add to sums where they are asked to: for simulations, which are to be repeatable.
+        Otherwise the operating system seeds it, for noise that the server can draw as well protects nothing.
 
     Returns
     -------
@@ -76,7 +80,8 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    side = ClientSide(model_fn, data_fn, training or LocalTraining(), device, own_model_fn, tamper, mishaps)
+    settings = training or LocalTraining()
+    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed)
     return FedmergeClientApp(side, mods)
 
 

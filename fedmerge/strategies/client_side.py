@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
+from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics, strings
 from fedmerge.strategies.questions import answer_questions
@@ -60,6 +61,7 @@ class ClientSide:
     own_model_fn: Callable[[int], nn.Module] | None
     tamper: Tamper | None = None
     mishaps: Mishaps | None = None
+    noise_seed: int | None = None
 
     @cached_property
     def template(self) -> nn.Module:
@@ -152,7 +154,16 @@ class ClientSide:
         partition, data = self._data(context)
         device = next(self.template.parameters()).device
         loader = list(batches(data.train_x, data.train_y, device=device))
-        return self._send(message, partition, answer_questions(message, self.template, loader))
+        generator = self._noise(message, partition)
+        return self._send(message, partition, answer_questions(message, context, self.template, loader, generator))
+
+    def _noise(self, message: Message, partition: int) -> torch.Generator | None:
+        """Another stream for every message, for the difference of two sums with the same noise has none."""
+        if self.noise_seed is None:
+            return None
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        numbers = _integer(config, "server-round", 0), _integer(config, "exchange", 0)
+        return torch_generator(self.noise_seed, "noise", partition, *numbers)
 
     def partition(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds."""

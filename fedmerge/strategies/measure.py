@@ -106,7 +106,7 @@ def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int)
         config[key] = value
     if pipeline.batch_norm == "local":
         config["batch-norm"] = "local"
-    if pipeline.aggregator.several_exchanges:
+    if pipeline.aggregator.several_exchanges or pipeline.compares:
         config[KEEP_KEY] = True
 
 

@@ -13,10 +13,12 @@ __all__ = ["MergeReport"]
 class MergeReport:
     """Who took part in the last merge: client numbers, and those left out with the reason.
 
-    ``skipped`` says why there was no merge and the model stayed as it was, if so.
+    ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions
+    each client answered, which is what :func:`fedmerge.refine.epsilon` counts where they add noise.
     """
 
     round: int
     accepted: tuple[int, ...]
     dropped: tuple[BadUpdate, ...]
     skipped: str | None = None
+    answers: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
+from fedmerge.refine import Privacy
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike, judged
@@ -32,7 +34,7 @@ from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.sampling import sample_nodes
-from fedmerge.strategies.stages import exchange
+from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import to_arrays, view_arrays
 from fedmerge.update import MergeContext
 
@@ -59,8 +61,9 @@ class MergeStrategy(FlowerFedAvg):
         Makes the model; only methods that have to know the architecture need it.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
-    batch_norm, on_bad_update, repair, statistics
-        See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``.
+    batch_norm, on_bad_update, repair, statistics, privacy
+        See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``. Noise
+        is added by the clients themselves; masks are simulated, and hide nothing from the server of a deployment.
     min_clients
         Fewest usable updates to merge.
     on_client_error, on_too_few, round_timeout
@@ -103,6 +106,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         on_too_few: str = "raise",
         round_timeout: float | None = None,
         statistics: StatisticsSettings | Mapping[str, Any] | None = None,
+        privacy: Privacy | None = None,
         data: Iterable[Any] | None = None,
         example: Tensor | None = None,
         repair: str = "auto",
@@ -133,8 +137,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
         if isinstance(method, Pipeline):
-            if options:
-                raise InvalidOption(f"options {sorted(options)} go into the pipeline that was passed as method")
+            given = [*sorted(options), *(["privacy"] if privacy is not None else [])]
+            if given:
+                raise InvalidOption(f"options {given} go into the pipeline that was passed as method")
             self.pipeline = method
         else:
             check_keywords(method, options, MergeStrategy)
@@ -145,6 +150,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 on_bad_update=on_bad_update,
                 min_updates=min_clients,
                 statistics=statistics_settings(statistics),
+                privacy=privacy or Privacy(),
                 repair=repair,
             )
         self.seed, self.policies = seed, RoundPolicies(on_client_error, on_too_few, round_timeout)  # type: ignore[arg-type]
@@ -250,7 +256,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 self.arrayrecord_key,
                 self.configrecord_key,
                 self.weighted_by_key,
-                {"server-round": server_round, "seed": self.seed},
+                {"server-round": server_round, "seed": self.seed, KEEP_KEY: self.pipeline.compares},
                 received.nodes,
                 timeout=self.policies.round_timeout,
             ),
@@ -259,6 +265,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 self._grid,
                 {"server-round": server_round},
                 received.nodes,
+                count(),
                 timeout=self.policies.round_timeout,
             ),
         )
@@ -274,7 +281,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             keys = self.arrayrecord_key, self.configrecord_key, self.weighted_by_key
             recalibrate(self._grid, *keys, server_round, result.state, asked, timeout=self.policies.round_timeout)
         self.memory = result.memory
-        self.last_report = MergeReport(server_round, result.accepted, result.dropped)
+        self.last_report = MergeReport(server_round, result.accepted, result.dropped, answers=result.answers)
         metrics = received.metrics(taken)
         if metrics is None:
             metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)

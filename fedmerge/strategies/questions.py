@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
-from typing import get_args
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.errors import ConfigError, FedMergeError, ModelError, NoAnswer
+from fedmerge.models.resize import resize
 from fedmerge.questions import Answer, Question, respond
-from fedmerge.statistics import Batches, statistic
-from fedmerge.statistics.compression import Compression
-from fedmerge.statistics.settings import to_settings
+from fedmerge.state import State
+from fedmerge.statistics import Batches
 from fedmerge.strategies.failures import answered
-from fedmerge.strategies.measure import strings
-from fedmerge.strategies.wire import from_arrays, statistics_records, to_arrays, view_arrays
+from fedmerge.strategies.question_records import read_answer, read_question, write_answer, write_question
+from fedmerge.strategies.stages import own_model
+from fedmerge.strategies.wire import from_arrays, to_arrays
 
 __all__ = ["ACTION", "answer_questions", "ask"]
 
@@ -27,15 +26,14 @@ log = logging.getLogger("fedmerge")
 
 ACTION = "questions"
 """Of the query messages."""
-_BASE = -1  # where nothing is measured at a point
-_LOSSES = "losses"
-_MOST_POINTS = 1000
+_OWN = "own"
 
 
 def ask(
     grid: Grid | None,
     config: Mapping[str, int],
     nodes: Mapping[int, int],
+    numbers: Iterator[int],
     questions: Sequence[Question],
     clients: Sequence[int],
     *,
@@ -51,6 +49,8 @@ def ask(
         What every message says besides.
     nodes
         The node of each client.
+    numbers
+        Counts the exchanges.
     questions, clients
         See :data:`~fedmerge.questions.Ask`.
     timeout
@@ -58,110 +58,80 @@ def ask(
     """
     if grid is None:
         raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
-    content = RecordDict({"config": ConfigRecord({**config, "questions": len(questions)})})
+    content = RecordDict()
+    content["config"] = ConfigRecord({**config, "questions": len(questions), "exchange": next(numbers)})
     for number, question in enumerate(questions):
-        for key, record in _written(question).items():
-            content[f"{number}.{key}"] = record
-    numbers = {nodes[client]: client for client in clients}
-    messages = [Message(content, message_type=f"query.{ACTION}", dst_node_id=node) for node in numbers]
+        write_question(content, number, question)
+    numbered = {nodes[client]: client for client in clients}
+    messages = [
+        Message(_brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=node)
+        for node, client in numbered.items()
+    ]
     found: dict[int, list[Answer]] = {}
     for reply in answered(grid.send_and_receive(messages, timeout=timeout)):
-        client = numbers.get(reply.metadata.src_node_id)
+        client = numbered.get(reply.metadata.src_node_id)
         if client is None or client in found:
             continue
         try:
-            found[client] = [_answer(reply.content, number) for number in range(len(questions))]
+            found[client] = [read_answer(reply.content, number) for number in range(len(questions))]
         except (FedMergeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
             log.warning("client %d: its answer cannot be read and is left out (%s)", client, error)
     return sorted(found.items())
 
 
-def answer_questions(message: Message, template: nn.Module, batches: Batches) -> RecordDict:
+def _brought(content: RecordDict, questions: Sequence[Question], client: int) -> RecordDict:
+    """The message of one client: where its neurons were moved, its own model comes with it as it is now."""
+    own = next((question.own[client] for question in questions if client in question.own), None)
+    return content if own is None else RecordDict({**content, _OWN: to_arrays(own)})
+
+
+def answer_questions(
+    message: Message,
+    context: Context,
+    template: nn.Module,
+    batches: Batches,
+    generator: torch.Generator | None = None,
+) -> RecordDict:
     """A client's reply.
+
+    Parameters
+    ----------
+    message, context
+        What is asked, and what the client keeps.
+    template
+        A model of the architecture.
+    batches
+        Of the client's examples.
+    generator
+        Of noise, see :func:`~fedmerge.questions.respond`.
 
     Raises
     ------
     ModelError, ConfigError
         The message cannot be read, or is about another model.
     """
-    count = next(iter(message.content.config_records.values()), ConfigRecord()).get("questions")
+    told = next(iter(message.content.config_records.values()), ConfigRecord())
+    count = told.get("questions")
     if not isinstance(count, int) or count < 1:
         raise ConfigError(f"the message brings {count!r} questions")
     reply = RecordDict()
     examples = 0
     for number in range(count):
         try:
-            found = respond(_read(message.content, number), template, batches)
+            question = read_question(message.content, number)
+            own = resize(template, _own(message, context)) if question.compares else None
+            found = respond(question, template, batches, generator, own)
         except (KeyError, IndexError) as error:
             raise ModelError(f"question {number} of the message is not complete: {error} is missing") from error
         except RuntimeError as error:
             raise ModelError(f"question {number} is about another model than the client's: {error}") from error
-        reply[f"{number}.{_LOSSES}"] = to_arrays({_LOSSES: found.losses})
-        reply[f"{number}.counts"] = ConfigRecord({"judged": found.judged, "examples": found.examples})
-        for key, record in statistics_records(found.statistics).items():
-            reply[f"{number}.{key}"] = record
+        write_answer(reply, number, found)
         examples = found.judged + found.examples
     reply["metrics"] = MetricRecord({"num-examples": examples})
     return reply
 
 
-def _written(question: Question) -> dict[str, ArrayRecord | ConfigRecord]:
-    records: dict[str, ArrayRecord | ConfigRecord] = {"base": to_arrays(question.base)}
-    for i, direction in enumerate(question.directions):
-        records[f"direction.{i}"] = to_arrays({name: step.to(question.base[name]) for name, step in direction.items()})
-    records["question"] = ConfigRecord(
-        {
-            "directions": len(question.directions),
-            "points": [float(factor) for point in question.points for factor in point],
-            "number-of-points": len(question.points),
-            "at": _BASE if question.at is None else question.at,
-            "needs": [kind.name for kind in question.needs],
-            "needs-settings": [to_settings(kind) for kind in question.needs],
-            "holdout": question.holdout,
-            "compression": question.compression,
-            "budget": float(question.budget),
-        }
-    )
-    return records
-
-
-def _read(content: RecordDict, number: int) -> Question:
-    told = content.config_records[f"{number}.question"]
-    count, points, at, holdout = (_whole(told, key) for key in ("directions", "number-of-points", "at", "holdout"))
-    flat, compression, budget = told["points"], told["compression"], told["budget"]
-    if not isinstance(flat, list) or len(flat) != count * points or points > _MOST_POINTS or not _BASE <= at < points:
-        raise ConfigError(f"question {number} has {points} points around {count} directions, and measures at {at}")
-    if compression not in get_args(Compression) or not isinstance(budget, int | float) or holdout < 2:
-        raise ConfigError(f"question {number}: compression {compression!r}, budget {budget!r}, holdout {holdout!r}")
-    chosen: Compression = compression  # type: ignore[assignment]
-    names, settings = strings(told, "needs"), strings(told, "needs-settings")
-    arrays = content.array_records
-    return Question(
-        base=view_arrays(arrays[f"{number}.base"]),
-        directions=tuple(from_arrays(arrays[f"{number}.direction.{i}"]) for i in range(count)),
-        points=tuple(tuple(float(f) for f in flat[i * count : (i + 1) * count]) for i in range(points)),
-        at=None if at == _BASE else at,
-        needs=tuple(statistic(n, s) for n, s in zip_longest(names, settings, fillvalue="{}")),
-        holdout=holdout,
-        compression=chosen,
-        budget=float(budget),
-    )
-
-
-def _whole(told: ConfigRecord, key: str) -> int:
-    value = told[key]
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"the question's {key!r} must be a whole number, got {value!r}")
-    return value
-
-
-def _answer(content: RecordDict, number: int) -> Answer:
-    losses: Tensor = view_arrays(content.array_records[f"{number}.{_LOSSES}"])[_LOSSES]
-    counts = content.config_records[f"{number}.counts"]
-    prefix = f"{number}.statistics."
-    statistics = {
-        key[len(prefix) :]: view_arrays(record)
-        for key, record in content.array_records.items()
-        if key.startswith(prefix)
-    }
-    return Answer(losses.to(torch.float64), _whole(counts, "judged"), _whole(counts, "examples"), statistics)
+def _own(message: Message, context: Context) -> State:
+    """The model that the client trained: as the message brings it, or else as it was kept."""
+    brought = message.content.array_records.get(_OWN)
+    return own_model(context) if brought is None else from_arrays(brought)

@@ -16,7 +16,7 @@ from fedmerge.strategies.failures import answered
 from fedmerge.strategies.wire import decode_update, from_arrays, to_arrays
 from fedmerge.update import ClientUpdate
 
-__all__ = ["KEEP_KEY", "exchange", "keep", "kept_model"]
+__all__ = ["KEEP_KEY", "exchange", "keep", "kept_model", "own_model"]
 
 log = logging.getLogger("fedmerge")
 
@@ -70,7 +70,8 @@ def exchange(
     if grid is None:
         raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
     told = ConfigRecord(dict(config))
-    told["stage"], told["epochs"], told[KEEP_KEY] = stage.number, stage.epochs, not stage.last
+    told["stage"], told["epochs"] = stage.number, stage.epochs
+    told[KEEP_KEY] = bool(told.get(KEEP_KEY)) or not stage.last
     told["frozen"], told["send"] = list(stage.frozen), list(stage.send)
     messages = [
         Message(
@@ -108,6 +109,20 @@ def keep(context: Context, config: ConfigRecord, model: nn.Module) -> None:
         context.state[_KEPT] = to_arrays(model.state_dict())
 
 
+def own_model(context: Context) -> dict[str, Tensor]:
+    """What the client has kept.
+
+    Raises
+    ------
+    ModelError
+        It has kept nothing.
+    """
+    kept = context.state.array_records.get(_KEPT)
+    if kept is None:
+        raise ModelError("the message is about the model that the client trained, and there is none in its Context")
+    return from_arrays(kept)
+
+
 def kept_model(message: Message, context: Context) -> dict[str, Tensor]:
     """What the client has kept, brought up to date with what the message tells.
 
@@ -117,15 +132,15 @@ def kept_model(message: Message, context: Context) -> dict[str, Tensor]:
         It has kept nothing, or another model than the message is about.
     """
     records = message.content.array_records
-    kept, sources = context.state.array_records.get(_KEPT), records.get(_SOURCES)
-    if kept is None or sources is None:
-        raise ModelError("a stage goes on with the model that the client has kept in its Context, and there is none")
+    kept, sources = own_model(context), records.get(_SOURCES)
+    if sources is None:
+        raise ModelError("the message of a stage does not say how neurons were re-ordered")
     settled = next((record for key, record in records.items() if key != _SOURCES), ArrayRecord())
     moved = {}
     try:
         for key, index in from_arrays(sources).items():
             axis, _, name = key.partition(" ")
             moved[name, int(axis)] = index.long()
-        return catch_up(from_arrays(kept), News(from_arrays(settled), moved))
+        return catch_up(kept, News(from_arrays(settled), moved))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"the message of a stage cannot be read: {error}") from error

@@ -74,6 +74,15 @@ def test_data_sets_with_clients_of_their_own_are_divided_among_them():
         ({"options": {"fedatt": {"norms": 1}}}, UnknownName, "Did you mean 'norm'"),
         ({"options": {"fedatt": {"norm": "l1"}}}, InvalidOption, "spectral"),
         ({"fraction_train": 0}, ConfigError, "fraction_train"),
+        ({"privacy": {"mask": True}}, UnknownName, "Did you mean 'privacy.masks'"),
+        ({"privacy": {"noise": {"clip": 0.0, "noise_multiplier": 1.0}}}, InvalidOption, "clip must be a positive"),
+        ({"privacy": {"noise": {"clip": 1.0}}}, ConfigError, "noise_multiplier"),
+        ({"privacy": {"noise": {"clip": 1.0, "noise_multiplier": 1.0, "sharers": 3}}}, InvalidOption, "masks=True"),
+        (
+            {"methods": ["fedfisher"], "privacy": {"masks": True}},
+            InvalidOption,
+            "FedFisher looks at every client's own fisher_kfac",
+        ),
     ],
 )
 def test_mistakes_are_named(settings, kind, words):

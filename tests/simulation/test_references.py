@@ -83,3 +83,15 @@ def test_a_record_tells_what_compression_lost(tmp_path):
     model = sum(t.numel() * 4 for t in Experiment(make_config(BASE), 0).model_fn().state_dict().values())
     assert rows[1]["bytes_up"] < 4 * model * 1.6  # records have headers, and this model is tiny
     assert torch.isfinite(torch.tensor(rows[1]["test_loss"]))
+
+
+def test_a_record_counts_the_answers_that_an_accountant_has_to_know_of(tmp_path):
+    noise = {"clip": 2.0, "noise_multiplier": 1.0}
+    settings = {"methods": ["fedavg", "fedavg+ridge_head"], "rounds": 2, "privacy": {"noise": noise}}
+    folders, failed = compare(make_config(BASE, settings), tmp_path, lambda row: None)
+    assert not failed
+    told = {
+        folder.name.partition("-seed")[0]: [json.loads(x)["answers"] for x in (folder / "rounds.jsonl").open()]
+        for folder in folders
+    }
+    assert told == {"fedavg": [0, 0, 0], "fedavg+ridge_head": [0, 2, 2]}

@@ -9,20 +9,34 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 import fedmerge
+from fedmerge.errors import InvalidOption
 from fedmerge.models.resize import resize
+from fedmerge.pipeline import build_pipeline
+from fedmerge.refine import Privacy
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.wrapped_grid import WrappedGrid
-from fedmerge.strategies import MergeStrategy, from_arrays
+from fedmerge.statistics import NoisySums
+from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.strategies.questions import ACTION
+from fedmerge.strategies.stages import KEEP_KEY
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
 
-METHODS = ["fedkfac", "fedavg+ridge_head", "fednova+logistic_head+natural_gradient"]
+METHODS = [
+    "fedkfac",
+    "fedavg+ridge_head",
+    "fednova+logistic_head+natural_gradient",
+    "fedavg+sequential_refit(head=true)",
+    "otfusion+sequential_refit(head=true)+ridge_head",
+]
+NOISE = NoisySums(clip=2.0, noise_multiplier=0.05)
 
 
-def started(method, workers=1, rounds=1, **keywords):
+def started(method, workers=1, rounds=1, noise_seed=None, wrapped=lambda grid: grid, **keywords):
     strategy = MergeStrategy(method, fraction_evaluate=0.0, model_fn=plain_model, example=torch.zeros(2, 4), **keywords)
-    with SimulationGrid(tiny_app(model_fn=plain_model), CLIENTS, workers=workers) as grid:
+    app = client_app(plain_model, tiny_data, training=TRAINING, noise_seed=noise_seed)
+    with SimulationGrid(app, CLIENTS, workers=workers) as bare:
+        grid = wrapped(bare)
         return from_arrays(strategy.start(grid, initial(plain_model), num_rounds=rounds).arrays), strategy
 
 
@@ -56,11 +70,97 @@ def test_further_rounds_go_on_from_the_refined_model():
 
 
 @pytest.mark.slow
-def test_on_ray_it_is_the_same():
-    here, _ = started("fedkfac")
-    there, _ = started("fedkfac", workers=2)
+@pytest.mark.parametrize("method", ["fedkfac", "otfusion+sequential_refit(head=true)"])
+def test_on_ray_it_is_the_same(method):
+    here, _ = started(method)
+    there, _ = started(method, workers=2)
     for name, tensor in here.items():
         torch.testing.assert_close(there[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_what_clients_keep_for_a_comparison_is_gone_with_the_next_training():
+    class Watched(WrappedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            told.extend(m.content["config"].get(KEEP_KEY) for m in messages if m.metadata.message_type == "train")
+            return self._grid.send_and_receive(messages, timeout=timeout)
+
+    told = []
+    started("fedavg+sequential_refit", wrapped=Watched)
+    assert told == [True] * CLIENTS
+    told.clear()
+    started("fedavg+ridge_head", wrapped=Watched)
+    assert told == [None] * CLIENTS
+
+
+def losses_told(noise, **keywords):
+    """What clients say of the models they judge, and the report of the merge."""
+
+    class Heard(WrappedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = self._grid.send_and_receive(messages, timeout=timeout)
+            if isinstance(replies, CohortAnswer):
+                return replies
+            replies = list(replies)
+            for reply in replies:
+                if "0.losses" in reply.content:
+                    told.append(from_arrays(reply.content["0.losses"])["losses"])
+            return replies
+
+    told = []
+    privacy = Privacy(noise=NOISE) if noise else None
+    _, strategy = started("fedavg+ridge_head", wrapped=Heard, privacy=privacy, **keywords)
+    return torch.cat(told), strategy.last_report
+
+
+def test_noise_is_the_clients_own_and_repeatable_only_where_a_simulation_wants_it():
+    first, report = losses_told(True, noise_seed=1)
+    assert report.answers == 2  # the head's sums, and the judgement
+    assert not torch.equal(first, losses_told(False)[0])
+    assert torch.equal(first, losses_told(True, noise_seed=1)[0])
+    assert not torch.equal(first, losses_told(True, noise_seed=2)[0])
+    assert not torch.equal(losses_told(True)[0], losses_told(True)[0])
+
+
+def test_every_exchange_has_noise_of_its_own():
+    class Noted(WrappedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            exchanges.update(m.content["config"].get("exchange") for m in messages if "0.base" in m.content)
+            return self._grid.send_and_receive(messages, timeout=timeout)
+
+    exchanges = set()
+    started("fedavg+ridge_head", noise_seed=1, wrapped=Noted, privacy=Privacy(noise=NOISE))
+    assert exchanges == {0, 1}
+
+
+def test_who_takes_the_noise_out_of_a_question_on_its_way_gets_no_answer_accepted(caplog):
+    class Curious(WrappedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            for message in messages:
+                if "0.question" in message.content:
+                    message.content["0.question"]["noise"] = ""
+            return self._grid.send_and_receive(messages, timeout=timeout)
+
+    with caplog.at_level(logging.WARNING):
+        found, _ = started("fedavg+ridge_head", wrapped=Curious, privacy=Privacy(noise=NOISE))
+    plain, _ = started("fedavg")
+    assert "noise None where" in caplog.text
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_under_masks_the_sum_is_the_same():
+    plain, _ = started("fedavg+ridge_head")
+    found, _ = started("fedavg+ridge_head", privacy=Privacy(masks=True))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_privacy_beside_a_ready_pipeline_is_refused():
+    with pytest.raises(InvalidOption, match="privacy"):
+        MergeStrategy(build_pipeline("fedavg+ridge_head"), privacy=Privacy(masks=True))
 
 
 def asked(content):
@@ -85,6 +185,28 @@ def asked(content):
                 ),
             },
             "2 points around 1 directions",
+        ),
+        (
+            {
+                "config": ConfigRecord({"questions": 1}),
+                "0.question": ConfigRecord(
+                    {"directions": 0, "points": [], "number-of-points": 0, "at": -1, "holdout": 10,
+                     "compression": "none", "budget": 1.0, "noise": '{"clip": 0, "noise_multiplier": 1}'}
+                ),
+                "0.base": to_arrays(plain_model().state_dict()),
+            },
+            "clip must be a positive number",
+        ),
+        (
+            {
+                "config": ConfigRecord({"questions": 1}),
+                "0.question": ConfigRecord(
+                    {"directions": 0, "points": [], "number-of-points": 0, "at": -1, "holdout": 10,
+                     "compression": "none", "budget": 1.0, "needs": ["refit_sums"], "needs-settings": ["{}"]}
+                ),
+                "0.base": to_arrays(plain_model().state_dict()),
+            },
+            "there is none in its Context",
         ),
     ],
 )  # fmt: skip
