@@ -103,6 +103,7 @@ def refine(
     except NoAnswer as error:
         # Clients may be gone by now; what there is is a merge of all that they sent.
         log.warning("the merged model is refined no further: %s", error)
+        walk.settle()
     return walk.refined
 
 
@@ -121,10 +122,19 @@ class _Walk:
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
     ahead: Answer | None = None
+    whole: State | None = None
+    """The last model that was judged against another, for between the steps of a stage it may be fit for nothing."""
+
+    def settle(self) -> None:
+        """Leave a stage that cannot be finished."""
+        self.proposal = self.ahead = None
+        if self.whole is not None:
+            self.refined.state = dict(self.whole)
 
     def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
         """Take all steps."""
         memory: State = {}
+        self.whole = self.refined.state
         if alternatives:
             first = next((i for i, step in enumerate(steps) if not step.prepares), len(steps)) + 1
             self.to_come = steps[first:]
@@ -141,6 +151,8 @@ class _Walk:
                         self.losses = torch.zeros(0)
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
+                if self.proposal is None or len(self.proposal.points) == 1:
+                    self.settle()
         self.judge()
 
     def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
@@ -194,6 +206,8 @@ class _Walk:
             if chosen == question.at or (guess < stays and nearly):
                 chosen, self.ahead = question.at, answer
         self.refined.state, self.losses, self.proposal = question.point(chosen), losses, None
+        if len(losses) > 1:
+            self.whole = self.refined.state
         log.info("%s: held-out loss %.4f to %.4f", self.proposed_by, float(losses[0]), float(losses[chosen]))
         self.refined.exchanges[-1] = replace(
             self.refined.exchanges[-1],

@@ -80,8 +80,8 @@ class Script(Refinement):
         return self.parts
 
 
-def walked(module, *steps, alternatives=()):
-    asked = Asked(module)
+def walked(module, *steps, alternatives=(), asked=None):
+    asked = asked or Asked(module)
     return refine(module.state_dict(), alternatives, [Script(steps)], asked, [0, 1, 2], StatisticsSettings()), asked
 
 
@@ -136,6 +136,41 @@ def test_a_step_that_does_not_apply_is_skipped_with_its_reason(caplog):
     found, _ = walked(module, Scripted(None, problem="no head of this kind"))
     assert "Scripted is skipped: no head of this kind" in caplog.text
     assert all(torch.equal(found.state[name], tensor) for name, tensor in module.state_dict().items())
+
+
+@dataclass
+class Leaving(Asked):
+    """Clients that are gone after so many exchanges."""
+
+    exchanges: int = 1
+
+    def __call__(self, questions, clients):
+        if len(self.questions) >= self.exchanges:
+            return []
+        return super().__call__(questions, clients)
+
+
+def harmful(module, points, **keywords):
+    return Scripted(Proposal((dict.fromkeys(module.state_dict(), torch.tensor(50.0)),), points, 0), **keywords)
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_stage_that_loses_its_clients_between_its_steps_leaves_nothing_half_done(left):
+    module = net()
+    unjudged = harmful(module, ((1.0,),), kinds=(ClassCounts(),))
+    found, _ = walked(module, unjudged, unjudged, unjudged, asked=Leaving(module, exchanges=left))
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(found.state[name], tensor)
+
+
+@pytest.mark.parametrize("after", [(), (RidgeHead(),)])
+def test_a_stage_of_which_a_step_is_skipped_leaves_nothing_half_done(after):
+    module = net()
+    unjudged = harmful(module, ((1.0,),))
+    further = [step for one in after for step in one.steps({})]
+    found, _ = walked(module, unjudged, Scripted(None, problem="too dear"), *further)
+    assert torch.equal(found.state["0.weight"], module.state_dict()["0.weight"])
+    assert loss(module, found.state) <= loss(module, module.state_dict())
 
 
 @pytest.mark.parametrize("refinement", [RidgeHead(), LogisticHead()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,15 +12,14 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
-from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates
 from fedmerge.intake import Intake, Partial
-from fedmerge.method_names import parse_method
+from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.budget import FIRST_SHARE, model_bytes
 from fedmerge.refine.guard import Exchanged, refine
 from fedmerge.refine.privacy import Privacy
-from fedmerge.registry import build, entries
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import Layout, State, WeightedSum, cast_like, is_finite, prefixed, with_prefix
@@ -28,26 +27,9 @@ from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import common_form
 
-__all__ = ["MergeResult", "Pipeline", "build_pipeline"]
+__all__ = ["Pipeline"]
 
 log = logging.getLogger("fedmerge")
-
-
-@dataclass(frozen=True)
-class MergeResult:
-    """What a merge gives: the new state, the memory for next time, and who took part."""
-
-    state: dict[str, Tensor]
-    memory: dict[str, Tensor]
-    accepted: tuple[int, ...]
-    dropped: tuple[BadUpdate, ...]
-    exchanges: tuple[Exchanged, ...] = ()
-    """What was asked of clients about the merged model, one entry an exchange."""
-
-    @property
-    def answers(self) -> int:
-        """How many questions each client answered: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
-        return sum(exchange.answers for exchange in self.exchanges)
 
 
 @dataclass(frozen=True)
@@ -232,6 +214,21 @@ class Pipeline:
             raise InvalidOption(f"{type(self.aggregator).__name__} is no sum over clients: pass its updates to merge()")
         return self.aggregator
 
+    def _refined(
+        self, state: dict[str, Tensor], mean: WeightedSum | None, intake: Intake, context: MergeContext
+    ) -> tuple[dict[str, Tensor], tuple[Exchanged, ...]]:
+        """The merged model after all refinements, and what they asked."""
+        if not self.refinements or context.ask is None:
+            return state, ()
+        others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
+        ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
+        left = None if self.aggregator.upload is None else self._extra * model_bytes(intake.reference)
+        if left is not None and self.needs:
+            left *= 1 - FIRST_SHARE
+        noise = self.privacy.noise
+        found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
+        return found.state, tuple(found.exchanges)
+
     def _refuse(self, bad: BadUpdate) -> None:
         if self.on_bad_update == "raise":
             raise bad
@@ -286,16 +283,7 @@ class Pipeline:
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
             repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
-        exchanges: tuple[Exchanged, ...] = ()
-        if self.refinements and context.ask is not None:
-            others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
-            ask, noise = self.privacy.protected(context.ask, context.seed), self.privacy.noise
-            ask = bringing(ask, intake.moved or {})
-            left = None if self.aggregator.upload is None else self._extra * model_bytes(reference)
-            if left is not None and self.needs:
-                left *= 1 - FIRST_SHARE
-            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
-            state, exchanges = found.state, tuple(found.exchanges)
+        state, exchanges = self._refined(state, mean, intake, context)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
@@ -328,45 +316,3 @@ def _check_finite(merged: State, aggregator: Aggregator) -> None:
                 f"{type(aggregator).__name__} gave NaN or infinite values in {name!r} from finite updates: "
                 "lower its step sizes, or the clients' learning rate"
             )
-
-
-def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
-    """Make a pipeline from a method's name, such as ``"fedavg"`` or ``"fednova+server_adam"``.
-
-    Parameters
-    ----------
-    method
-        An aggregator, then any server steps and refinements, joined by ``+``; options may stand behind each in
-        parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
-    options
-        Hyper-parameters by part, which those in parentheses override:
-        ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
-    settings
-        Further fields of :class:`Pipeline`.
-
-    Raises
-    ------
-    UnknownName
-        A part, or an option of one, that does not exist.
-    InvalidOption
-        An option with a wrong value.
-
-    Examples
-    --------
-    >>> build_pipeline("fedavg+server_momentum").server_steps
-    (ServerMomentum(momentum=0.9, learning_rate=1.0),)
-    """
-    options = options or {}
-    first, *others = parse_method(method)
-    aggregator: Aggregator = build("aggregator", first.name, {**options.get(first.name, {}), **first.options})
-    if aggregator.refined_by:
-        others = [*parse_method(aggregator.refined_by), *others]
-    made: dict[str, list[Any]] = {"server step": [], "refinement": []}
-    known = {name: kind for kind in made for name in entries(kind)}
-    for part in others:
-        if part.name not in known:
-            raise UnknownName("server step or refinement", part.name, known, f"In {method!r}.")
-        kind = known[part.name]
-        made[kind].append(build(kind, part.name, {**options.get(part.name, {}), **part.options}))
-    refinements = tuple(made["refinement"])
-    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, **settings)

@@ -1,0 +1,56 @@
+"""Pipelines by the names of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedmerge.aggregators.base import Aggregator
+from fedmerge.errors import UnknownName
+from fedmerge.method_names import parse_method
+from fedmerge.pipeline.pipeline import Pipeline
+from fedmerge.registry import build, entries
+
+__all__ = ["build_pipeline"]
+
+
+def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
+    """Make a pipeline from a method's name, such as ``"fedavg"`` or ``"fednova+server_adam"``.
+
+    Parameters
+    ----------
+    method
+        An aggregator, then any server steps and refinements, joined by ``+``; options may stand behind each in
+        parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
+    options
+        Hyper-parameters by part, which those in parentheses override:
+        ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
+    settings
+        Further fields of :class:`Pipeline`.
+
+    Raises
+    ------
+    UnknownName
+        A part, or an option of one, that does not exist.
+    InvalidOption
+        An option with a wrong value.
+
+    Examples
+    --------
+    >>> build_pipeline("fedavg+server_momentum").server_steps
+    (ServerMomentum(momentum=0.9, learning_rate=1.0),)
+    """
+    options = options or {}
+    first, *others = parse_method(method)
+    aggregator: Aggregator = build("aggregator", first.name, {**options.get(first.name, {}), **first.options})
+    if aggregator.refined_by:
+        others = [*parse_method(aggregator.refined_by), *others]
+    made: dict[str, list[Any]] = {"server step": [], "refinement": []}
+    known = {name: kind for kind in made for name in entries(kind)}
+    for part in others:
+        if part.name not in known:
+            raise UnknownName("server step or refinement", part.name, known, f"In {method!r}.")
+        kind = known[part.name]
+        made[kind].append(build(kind, part.name, {**options.get(part.name, {}), **part.options}))
+    refinements = tuple(made["refinement"])
+    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, **settings)
