@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor
-
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
@@ -18,7 +16,7 @@ from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.budget import FIRST_SHARE, model_bytes
-from fedmerge.refine.guard import Exchanged, refine
+from fedmerge.refine.guard import Exchanged, check_asked, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
@@ -148,7 +146,7 @@ class Pipeline:
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
-        self._check_clients(context, reference)
+        check_asked(self.refinements, context, reference)
         # What can be read twice is first read without a look at every client.
         if not isinstance(updates, Iterator) and isinstance(self.aggregator, Fold) and self.aggregator.shows_nan:
             intake = self._intake(reference, layout, context, self._refuse, trusting=True)
@@ -199,7 +197,7 @@ class Pipeline:
             A bad update, under ``on_bad_update="raise"``.
         """
         base, memory = context.required_base("a fold"), memory or {}
-        self._check_clients(context, base)
+        check_asked(self.refinements, context, base)
         layout = Layout.of(base, buffers)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
@@ -214,20 +212,11 @@ class Pipeline:
             raise InvalidOption(f"{type(self.aggregator).__name__} is no sum over clients: pass its updates to merge()")
         return self.aggregator
 
-    def _refined(
-        self, state: dict[str, Tensor], mean: WeightedSum | None, intake: Intake, context: MergeContext
-    ) -> tuple[dict[str, Tensor], tuple[Exchanged, ...]]:
-        """The merged model after all refinements, and what they asked."""
-        if not self.refinements or context.ask is None:
-            return state, ()
-        others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
-        ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
-        left = None if self.aggregator.upload is None else self._extra * model_bytes(intake.reference)
-        if left is not None and self.needs:
-            left *= 1 - FIRST_SHARE
-        noise = self.privacy.noise
-        found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
-        return found.state, tuple(found.exchanges)
+    def _left(self, model: State) -> float | None:
+        """Bytes that a client may still send for refinements; None where nothing bounds them."""
+        if self.aggregator.upload is None:
+            return None
+        return self._extra * model_bytes(model) * (1 - FIRST_SHARE if self.needs else 1)
 
     def _refuse(self, bad: BadUpdate) -> None:
         if self.on_bad_update == "raise":
@@ -255,12 +244,6 @@ class Pipeline:
             keeping=self.compares,
         )
 
-    def _check_clients(self, context: MergeContext, state: State) -> None:
-        asking = [type(one).__name__ for one in self.refinements if one.steps(state)]
-        if asking and context.ask is None:
-            kinds = ", ".join(dict.fromkeys(asking))
-            raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
-
     def _completed(
         self,
         merged: State,
@@ -283,7 +266,13 @@ class Pipeline:
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
             repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
-        state, exchanges = self._refined(state, mean, intake, context)
+        exchanges: tuple[Exchanged, ...] = ()
+        if self.refinements and context.ask is not None:
+            others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
+            ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
+            noise, left = self.privacy.noise, self._left(reference)
+            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
+            state, exchanges = found.state, tuple(found.exchanges)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,

@@ -16,8 +16,9 @@ from fedmerge.refine.budget import Budget, model_bytes
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
+from fedmerge.update import MergeContext
 
-__all__ = ["Exchanged", "Refined", "refine"]
+__all__ = ["Exchanged", "Refined", "check_asked", "refine"]
 
 log = logging.getLogger("fedmerge")
 
@@ -105,6 +106,20 @@ def refine(
         log.warning("the merged model is refined no further: %s", error)
         walk.settle()
     return walk.refined
+
+
+def check_asked(refinements: Sequence[Refinement], context: MergeContext, state: State) -> None:
+    """Make sure, before anything is merged, that clients can be asked where refinements will want to.
+
+    Raises
+    ------
+    InvalidOption
+        They cannot.
+    """
+    asking = [type(one).__name__ for one in refinements if one.steps(state)]
+    if asking and context.ask is None:
+        kinds = ", ".join(dict.fromkeys(asking))
+        raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.questions import respond
-from fedmerge.refine import NaturalGradient, RidgeHead, refine
+from fedmerge.refine import NaturalGradient, Proposal, Refinement, RidgeHead, Step, refine
 from fedmerge.refine.budget import Budget
 from fedmerge.refine.natural_gradient import GradientStep, NaturalStep, SecantStep
 from fedmerge.refine.subspace import blocks, coefficients
@@ -47,6 +49,26 @@ def refined(module, refinement, budget=None, alternatives=()):
     settings, clients = StatisticsSettings(), list(CLIENTS)
     found = refine(module.state_dict(), alternatives, parts, asker(module, asked), clients, settings, budget=budget)
     return found, asked
+
+
+@dataclass(frozen=True)
+class RuinousStep(Step):
+    """Proposes what is sure to be declined."""
+
+    def needs(self):
+        return ()
+
+    def propose(self, state, sums, memory):
+        worse = {name: 1e3 * torch.randn(tensor.shape) for name, tensor in state.items()}
+        return Proposal((worse,), ((0.0,), (1.0,)), None), memory
+
+
+@dataclass(frozen=True)
+class Ruinous(Refinement):
+    """One such step."""
+
+    def steps(self, state):
+        return (RuinousStep(),)
 
 
 def measured(found):
@@ -149,6 +171,17 @@ def test_a_step_that_gains_nothing_is_the_last(monkeypatch):
     assert sum("secants" in kinds for kinds in measured(found)) == 1
 
 
+def test_a_stage_that_was_declined_does_not_keep_the_first_step_from_being_tried():
+    module = net()
+    with torch.no_grad():
+        module[2].weight.zero_()
+        module[2].bias.zero_()
+    found, _ = refined(module, [Ruinous(), NaturalGradient()])
+    assert [exchange.judged for exchange in found.exchanges if exchange.judged] == ["RuinousStep", "SecantStep"]
+    judged = [exchange.loss for exchange in found.exchanges if exchange.judged]
+    assert judged[1] < 0.9 * judged[0]
+
+
 def test_large_exchanges_are_one_for_the_head_and_one_for_each_step():
     parts = [RidgeHead(), NaturalGradient(count=3, refresh=False)]
     found, asked = refined(net(), parts, alternatives=[net(1).state_dict()])
@@ -176,6 +209,9 @@ def test_the_budget_goes_to_factors_where_gradients_have_enough():
     # Where not even one is left its least, those to come go without.
     least = full.least(state)
     assert Budget(1.5 * least + 300).allowed(full, state, [again, again], 1, 1) >= least
+    # Three would have a third of 2.2 times the least each: two have enough.
+    two = Budget(2.2 * least / 0.95 + 200).allowed(full, state, [full, full], 1, 1)
+    assert two == pytest.approx(1.1 * least, rel=0.05)
     with pytest.raises(InvalidOption, match="budget leaves"):
         Budget(100.0).allowed(full, state, [], 1, 1)
 

@@ -131,6 +131,22 @@ def test_they_are_measured_anew_where_it_was_wrong():
     assert torch.equal(asked.questions[2][0].base["0.weight"], module[0].weight)
 
 
+@pytest.mark.parametrize(("nearly", "exchanges"), [(0.99999, 2), (0.99, 3)])
+def test_a_guess_far_from_the_best_is_no_good_though_it_has_nearly_all_of_the_gain(nearly, exchanges):
+    """From a model that has diverged any point gains nearly all there is to gain."""
+    module = net()
+    ruined = net()
+    with torch.no_grad():
+        ruined[2].weight += 1000 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    back = {"2.weight": module[2].weight.detach() - ruined[2].weight.detach()}
+    points = ((0.0,), (nearly,), (1.0,))
+    found, _ = walked(ruined, towards(back, 1, points), Scripted(None, (HeadSums(),)))
+    at_start, guess, best = (loss(ruined, Question(ruined.state_dict(), (back,), points).point(i)) for i in range(3))
+    assert at_start - guess > 0.95 * (at_start - best)
+    assert len(found.exchanges) == exchanges
+    assert found.exchanges[1].point == (points[1] if exchanges == 2 else points[2])
+
+
 def test_a_step_that_does_not_apply_is_skipped_with_its_reason(caplog):
     module = net()
     found, _ = walked(module, Scripted(None, problem="no head of this kind"))

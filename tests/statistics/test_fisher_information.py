@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fedmerge import compute_statistics
 from fedmerge.errors import InvalidOption
 from fedmerge.statistics import FisherDiag, FisherKfac, Gram
+from fedmerge.statistics.taps import probe
 from tests.statistics.brute_force import diagonal, gradients, kfac, patches
 from tests.statistics.zoo import MODELS, made, sequences
 
@@ -45,6 +46,15 @@ def test_the_diagonal_is_that_of_per_example_gradients(name, estimator):
         for parameter, tensor in got.items():
             assert tensor.dtype == dtype
             close(tensor, wanted[parameter], tolerance)
+
+
+@pytest.mark.parametrize("name", ["group norm", "batch norm", "vit"])
+def test_scales_and_shifts_of_norms_need_no_pass_for_each_example(name):
+    model, x, _ = made(name)
+    scaled = {n for n, m in model.named_modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)}
+    assert scaled
+    served = probe(model.double(), x.double(), lambda name: True, scales=True).scales
+    assert {name.rpartition(".")[0] for layer in served for name in layer.names} == scaled
 
 
 @pytest.mark.parametrize("index", [0, 1])
