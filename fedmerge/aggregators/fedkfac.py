@@ -41,7 +41,7 @@ class FedKfac(Permuting):
     Parameters
     ----------
     head
-        ``"ridge"``, ``"none"``, or ``"logistic"``: five more small exchanges, for 0 to 0.3 points in what was tried.
+        ``"ridge"``, ``"none"``, or ``"logistic"``: some five more small exchanges for 0.1 points on average.
     steps
         Natural-gradient steps, at least 0.
     budget
