@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class Setting:
     options: dict[str, object] = field(default_factory=dict)
     rounds: int = 4
     others: bool = False
+    apart: bool = False
+    """Every client starts from an initialisation of its own."""
 
 
 RESNET: dict[str, object] = {"width": 8, "norm": "group"}
@@ -71,25 +74,32 @@ UNLIMITED = ("fedkfac", "fedavg+ridge_head+natural_gradient(count=3,refresh=fals
 class Study:
     """One federation whose clients have trained."""
 
-    def __init__(self, name: str, seed: int) -> None:
-        setting = STUDIES[name]
+    def __init__(self, setting: Setting, seed: int, alpha: float = ALPHA) -> None:
         self.seed, self.data, self.setting = seed, load_dataset(setting.data), setting
-        settings = PartitionSettings("dirichlet", clients=setting.clients, alpha=ALPHA)
+        settings = PartitionSettings("dirichlet", clients=setting.clients, alpha=alpha)
         parts = make_partition(self.data, settings, seed)
         shape, classes = self.data.input_shape, self.data.num_classes
-        self.start = build_model(setting.model, shape, classes, seed=seed, **setting.options)
+        self.start, *own_starts = [
+            build_model(setting.model, shape, classes, seed=seed + 1000 * i, **setting.options)
+            for i in range(1 + setting.apart * setting.clients)
+        ]
         own = [parts.client_data(self.data, client) for client in range(setting.clients)]
         self.examples = [(one.train_x[: setting.examples], one.train_y[: setting.examples]) for one in own]
         self.loaders = [list(zip(x.split(500), y.split(500), strict=True)) for x, y in self.examples]
-        self.models, self.reports = self.trained(self.start, 1)
+        self.models, self.reports = self.trained(own_starts or [self.start] * setting.clients, 1)
         self.measured: dict[tuple[int, int, Statistic], State] = {}
 
-    def trained(self, start: nn.Module, round: int) -> tuple[list[nn.Module], list[TrainingReport]]:
-        """The clients' models after a round from `start`, and what their training did."""
-        models, reports = [copy.deepcopy(start) for _ in self.examples], []
+    def trained(self, starts: Sequence[nn.Module], round: int) -> tuple[list[nn.Module], list[TrainingReport]]:
+        """The clients' models after a round from `starts`, and what their training did."""
+        models, reports = [copy.deepcopy(start) for start in starts], []
         for client, (model, (x, y)) in enumerate(zip(models, self.examples, strict=True)):
             reports.append(train(model, x, y, LocalTraining(epochs=5), seed=self.seed, client=client, round=round))
         return models, reports
+
+    @property
+    def largest(self) -> nn.Module:
+        """The model of the client with most examples."""
+        return self.models[max(range(len(self.models)), key=lambda i: len(self.examples[i][0]))]
 
     def statistic(self, kind: Statistic, client: int, model: nn.Module) -> State:
         """Of a trained model, measured once."""
@@ -117,7 +127,7 @@ class Study:
             updates.append(ClientUpdate(client, module_state(model)[0], weight, statistics))
         asked = asked_at_hand(self.start, self.loaders, self.seed, models)
         context = MergeContext(
-            base=module_state(self.start)[0],
+            base=None if self.setting.apart else module_state(self.start)[0],
             seed=self.seed,
             example=self.data.test_x[:2],
             model_fn=lambda: copy.deepcopy(self.start),
@@ -139,13 +149,13 @@ class Study:
             updates = [ClientUpdate(i, module_state(m)[0], weights[i]) for i, m in enumerate(models)]
             merged = resize(self.start, build_pipeline("fedavg").merge(updates, MergeContext()).state)
             curve.append((float(round), self.accuracy(merged)))
-            models, _ = self.trained(merged, round + 1)
+            models, _ = self.trained([merged] * len(models), round + 1)
         return curve
 
-    def ensemble(self) -> float:
-        """Of the clients' probabilities, weighted by each one's share of the examples of a class."""
+    def ensemble(self, *, weighted: bool = True) -> float:
+        """Of the clients' probabilities, `weighted` by each one's share of the examples of a class."""
         counts = torch.stack([y.bincount(minlength=self.data.num_classes) for _, y in self.examples]).double()
-        shares = counts / counts.sum(0).clamp_min(1)
+        shares = counts / counts.sum(0).clamp_min(1) if weighted else torch.ones_like(counts)
         with torch.no_grad():
             total = sum(
                 shares[i] * model.eval()(self.data.test_x).softmax(1).double() for i, model in enumerate(self.models)
@@ -155,14 +165,13 @@ class Study:
 
 def rows_of(study: Study) -> dict[str, list[tuple[float, float]]]:
     """Everything that is compared."""
-    largest = max(range(len(study.examples)), key=lambda i: len(study.examples[i][0]))
-    alone, untrained = ([model] * len(study.models) for model in (study.models[largest], study.start))
+    alone, untrained = ([model] * len(study.models) for model in (study.largest, study.start))
     return {
         **{method: study.curve(method) for method in (*METHODS, *(UNLIMITED if study.setting.rounds >= 8 else ()))},
         "FedAvg, further rounds": study.going_on(),
         "largest client + logistic_head": study.curve("fedavg+logistic_head", alone),
         "untrained + logistic_head": study.curve("fedavg+logistic_head", untrained),
-        "largest client": [(1.0, study.accuracy(study.models[largest]))],
+        "largest client": [(1.0, study.accuracy(study.largest))],
         "ensemble, class-weighted": [(1.0, study.ensemble())],
         **(others(study) if study.setting.others else {}),
     }
@@ -186,7 +195,7 @@ def main() -> None:
     for name in sys.argv[1:] or (STUDIES if os.environ.get("FEDMERGE_DATA") else ("digits-10",)):
         rows = []
         for seed in SEEDS:
-            for method, curve in rows_of(Study(name, seed)).items():
+            for method, curve in rows_of(Study(STUDIES[name], seed)).items():
                 print(name, seed, method, [f"{sent:.2f}: {100 * accuracy:.2f}" for sent, accuracy in curve], flush=True)
                 rows.append({"seed": seed, "method": method, "curve": curve})
             (out / f"{name}.json").write_text(json.dumps({"study": name, "rows": rows}, indent=1))
