@@ -30,6 +30,7 @@ from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.questions import ask
+from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
@@ -243,6 +244,15 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.policies.check(received.failures, server_round)
         if not received.nodes:
             return self._skipped(server_round, "no client replied with an update")
+        reach = Reach(
+            self._grid,
+            received.nodes,
+            {"server-round": server_round},
+            self.arrayrecord_key,
+            self.configrecord_key,
+            self.weighted_by_key,
+            self.policies.round_timeout,
+        )
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -250,24 +260,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             data=self._data,
             example=self._example,
             model_fn=self._model_fn,
-            exchange=partial(
-                exchange,
-                self._grid,
-                self.arrayrecord_key,
-                self.configrecord_key,
-                self.weighted_by_key,
-                {"server-round": server_round, "seed": self.seed, KEEP_KEY: self.pipeline.compares},
-                received.nodes,
-                timeout=self.policies.round_timeout,
-            ),
-            ask=partial(
-                ask,
-                self._grid,
-                {"server-round": server_round},
-                received.nodes,
-                count(),
-                timeout=self.policies.round_timeout,
-            ),
+            exchange=partial(exchange, reach.telling({"seed": self.seed, KEEP_KEY: self.pipeline.compares})),
+            ask=partial(ask, reach, count()),
         )
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)
@@ -277,9 +271,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             return self._skipped(server_round, str(error), error.dropped)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
-            asked = [node for client, node in received.nodes.items() if client in taken]
-            keys = self.arrayrecord_key, self.configrecord_key, self.weighted_by_key
-            recalibrate(self._grid, *keys, server_round, result.state, asked, timeout=self.policies.round_timeout)
+            recalibrate(reach, result.state, result.accepted)
         self.memory = result.memory
         self.last_report = MergeReport(server_round, result.accepted, result.dropped, answers=result.answers)
         metrics = received.metrics(taken)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from torch import nn
 
-from fedmerge.errors import ConfigError, FedMergeError, ModelError, NoAnswer
+from fedmerge.errors import ConfigError, FedMergeError, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.state import State
 from fedmerge.statistics import Batches
 from fedmerge.strategies.failures import answered
 from fedmerge.strategies.question_records import read_answer, read_question, write_answer, write_question
+from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.stages import own_model
 from fedmerge.strategies.wire import from_arrays, to_arrays
 
@@ -30,45 +30,30 @@ _OWN = "own"
 
 
 def ask(
-    grid: Grid | None,
-    config: Mapping[str, int],
-    nodes: Mapping[int, int],
-    numbers: Iterator[int],
-    questions: Sequence[Question],
-    clients: Sequence[int],
-    *,
-    timeout: float | None = None,
+    reach: Reach, numbers: Iterator[int], questions: Sequence[Question], clients: Sequence[int]
 ) -> list[tuple[int, list[Answer]]]:
     """Put questions to clients and collect their answers, in order of clients.
 
     Parameters
     ----------
-    grid
-        How to reach nodes.
-    config
-        What every message says besides.
-    nodes
-        The node of each client.
+    reach
+        How to reach clients, and what every message says besides.
     numbers
         Counts the exchanges.
     questions, clients
         See :data:`~fedmerge.questions.Ask`.
-    timeout
-        Seconds to wait for replies.
     """
-    if grid is None:
-        raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
     content = RecordDict()
-    content["config"] = ConfigRecord({**config, "questions": len(questions), "exchange": next(numbers)})
+    content["config"] = ConfigRecord({**reach.config, "questions": len(questions), "exchange": next(numbers)})
     for number, question in enumerate(questions):
         write_question(content, number, question)
-    numbered = {nodes[client]: client for client in clients}
+    numbered = {reach.nodes[client]: client for client in clients}
     messages = [
         Message(_brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=node)
         for node, client in numbered.items()
     ]
     found: dict[int, list[Answer]] = {}
-    for reply in answered(grid.send_and_receive(messages, timeout=timeout)):
+    for reply in answered(reach.send(messages)):
         client = numbered.get(reply.metadata.src_node_id)
         if client is None or client in found:
             continue

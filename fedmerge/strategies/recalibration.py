@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmerge.buffers import pool_moments
-from fedmerge.errors import FedMergeError, InvalidOption
+from fedmerge.errors import InvalidOption
 from fedmerge.state import Layout, State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.compression import decode
+from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.wire import reply_order, statistics_from_reply, to_arrays, weight_of
 
 __all__ = ["recalibrate"]
@@ -21,44 +21,25 @@ __all__ = ["recalibrate"]
 log = logging.getLogger("fedmerge")
 
 
-def recalibrate(
-    grid: Grid | None,
-    arrays_key: str,
-    config_key: str,
-    weight_key: str,
-    server_round: int,
-    state: dict[str, Tensor],
-    nodes: Sequence[int],
-    *,
-    timeout: float | None = None,
-) -> None:
-    """Have these nodes measure the merged model's batch norms, and pool what they find into `state`.
+def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) -> None:
+    """Have these clients measure the merged model's batch norms, and pool what they find into `state`.
 
     Parameters
     ----------
-    grid
-        How to reach nodes.
-    arrays_key, config_key, weight_key
-        Names of records and of the number of examples, as in the strategy.
-    server_round
-        For the messages.
+    reach
+        How to reach clients, and what every message says besides.
     state
         The merged model; changed in place.
-    nodes
+    clients
         Who is asked.
-    timeout
-        Seconds to wait for replies.
     """
-    if grid is None:
-        raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
-    config = ConfigRecord({"server-round": server_round, "needs": ["batch_norm"]})
-    content = RecordDict({arrays_key: to_arrays(state), config_key: config})
+    config = ConfigRecord({**reach.config, "needs": ["batch_norm"]})
+    content = RecordDict({reach.arrays_key: to_arrays(state), reach.config_key: config})
+    nodes = [reach.nodes[client] for client in clients]
     messages = [Message(content=content, message_type="query.statistics", dst_node_id=node) for node in nodes]
     measured = []
-    for client, message in reply_order(
-        m for m in grid.send_and_receive(messages, timeout=timeout) if not m.has_error()
-    ):
-        weight = weight_of(message.content, weight_key)
+    for client, message in reply_order(m for m in reach.send(messages) if not m.has_error()):
+        weight = weight_of(message.content, reach.weight_key)
         try:
             sent = statistics_from_reply(message.content, None).get("batch_norm", {})
             moments = decode(sent, lambda shapes: BatchNormMoments().check_shapes(shapes, state))
@@ -70,7 +51,7 @@ def recalibrate(
             continue
         measured.append((moments, weight))
     if not measured:
-        log.warning("no client could recalibrate batch norm in round %d: its statistics are averages", server_round)
+        log.warning("no client could recalibrate batch norm: its statistics are averages")
         return
     state.update(cast_like(pool_moments(measured), state))
 

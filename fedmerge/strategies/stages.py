@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from fedmerge.errors import BadUpdate, FedMergeError, ModelError
+from fedmerge.errors import BadUpdate, ModelError
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.strategies.failures import answered
+from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.wire import decode_update, from_arrays, to_arrays
 from fedmerge.update import ClientUpdate
 
@@ -26,36 +26,17 @@ _KEPT = "fedmerge.model"
 _SOURCES = "sources"
 
 
-def exchange(
-    grid: Grid | None,
-    arrays_key: str,
-    config_key: str,
-    weight_key: str,
-    config: Mapping[str, int],
-    nodes: Mapping[int, int],
-    sent: Mapping[int, News],
-    stage: Stage,
-    *,
-    timeout: float | None = None,
-) -> list[ClientUpdate]:
+def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[ClientUpdate]:
     """Tell each client what is new and collect what it makes of it.
 
     Parameters
     ----------
-    grid
-        How to reach nodes.
-    arrays_key, config_key, weight_key
-        Names of records and of the number of examples, as in the strategy.
-    config
-        What every message says besides the stage.
-    nodes
-        The node of each client.
+    reach
+        How to reach clients, and what every message says besides the stage.
     sent
         What to tell each client.
     stage
         What to train, how long, and what to send back.
-    timeout
-        Seconds to wait for replies.
 
     Returns
     -------
@@ -67,31 +48,29 @@ def exchange(
     NoUsableUpdates
         A mod of the clients refuses such messages.
     """
-    if grid is None:
-        raise FedMergeError("aggregate_train before configure_train: there is no grid to reach clients by")
-    told = ConfigRecord(dict(config))
+    told = ConfigRecord(dict(reach.config))
     told["stage"], told["epochs"] = stage.number, stage.epochs
     told[KEEP_KEY] = bool(told.get(KEEP_KEY)) or not stage.last
     told["frozen"], told["send"] = list(stage.frozen), list(stage.send)
     messages = [
         Message(
             content=RecordDict(
-                {arrays_key: to_arrays(news.settled), _SOURCES: to_arrays(_packed(news)), config_key: told}
+                {reach.arrays_key: to_arrays(news.settled), _SOURCES: to_arrays(_packed(news)), reach.config_key: told}
             ),
             message_type=MessageType.TRAIN,
-            dst_node_id=nodes[client],
+            dst_node_id=reach.nodes[client],
         )
         for client, news in sent.items()
     ]
     # The node tells whose answer it is: that comes from Flower, the rest from the client.
-    clients = {nodes[client]: client for client in sent}
+    clients = {reach.nodes[client]: client for client in sent}
     updates: dict[int, ClientUpdate] = {}
-    for reply in answered(grid.send_and_receive(messages, timeout=timeout)):
+    for reply in answered(reach.send(messages)):
         client = clients.get(reply.metadata.src_node_id)
         if client is None or client in updates:
             continue
         try:
-            updates[client] = decode_update(client, reply.content, arrays_key, weight_key)
+            updates[client] = decode_update(client, reply.content, reach.arrays_key, reach.weight_key)
         except BadUpdate as bad:
             log.warning("stage %d: client %d: %s", stage.number, client, bad)
     return [updates[client] for client in sorted(updates)]

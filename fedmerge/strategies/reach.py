@@ -1,0 +1,56 @@
+"""How a merge reaches its clients again, after they have sent their updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedmerge.errors import NoAnswer
+
+__all__ = ["Reach"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The clients of one merge.
+
+    Parameters
+    ----------
+    grid
+        How to reach nodes; None where no round has been configured.
+    nodes
+        The node of each client.
+    config
+        What every message says besides what it is about.
+    arrays_key, config_key, weight_key
+        Names of records and of the number of examples, as in the strategy.
+    timeout
+        Seconds to wait for replies.
+    """
+
+    grid: Grid | None
+    nodes: Mapping[int, int]
+    config: Mapping[str, int]
+    arrays_key: str = "arrays"
+    config_key: str = "config"
+    weight_key: str = "num-examples"
+    timeout: float | None = None
+
+    def send(self, messages: Sequence[Message]) -> Iterable[Message]:
+        """What comes back, errors included.
+
+        Raises
+        ------
+        NoAnswer
+            There is no grid.
+        """
+        if self.grid is None:
+            raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
+        return self.grid.send_and_receive(messages, timeout=self.timeout)
+
+    def telling(self, more: Mapping[str, int]) -> Reach:
+        """The same clients, told more in every message."""
+        return replace(self, config={**self.config, **more})
