@@ -265,6 +265,7 @@ class Pipeline:
         _check_finite({name: state[name] for name in merged}, self.aggregator)
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
+            norms = norms and not any(one.measures_norms for one in self.refinements)
             repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:

@@ -92,6 +92,8 @@ class Refinement(ABC):
     kind: ClassVar[str] = "refinement"
     compares: ClassVar[bool] = False
     """Whether clients need the model that they trained themselves."""
+    measures_norms: ClassVar[bool] = False
+    """Whether clients measure the statistics of batch norms anew."""
 
     @abstractmethod
     def steps(self, state: State) -> tuple[Step, ...]:

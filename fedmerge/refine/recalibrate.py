@@ -25,6 +25,8 @@ class Recalibrate(Refinement):
     clients plus that between them. A model without batch norm is not asked about.
     """
 
+    measures_norms: ClassVar[bool] = True
+
     def steps(self, state: State) -> tuple[Step, ...]:
         """One, where there is batch norm."""
         return (RecalibrateStep(),) if any(name.rpartition(".")[2] == "running_var" for name in state) else ()

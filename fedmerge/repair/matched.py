@@ -41,7 +41,7 @@ def repair_matched(
     if context.data is None or context.model_fn is None:
         log.warning(
             "%s: statistics of batch norm are averages, which do not fit a merged model: pass data=, or have the "
-            'clients measure them with batch_norm="recalibrate"',
+            'clients measure them with +recalibrate behind the method, or batch_norm="recalibrate"',
             method,
         )
         return

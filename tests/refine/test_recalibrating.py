@@ -81,6 +81,13 @@ def test_nothing_is_asked_of_clients_whose_model_has_no_batch_norm(monkeypatch):
     assert asked == [["batch_norm_sums"]] * 2 + [[]] * 2
 
 
+@pytest.mark.parametrize(("method", "warned"), [("rebasin", True), ("rebasin+recalibrate", False), ("fedkfac", False)])
+def test_nobody_is_told_to_measure_norms_that_clients_will_measure(method, warned, caplog):
+    x, y = _data(40, 0)
+    fedmerge.merge([_net(0), _net(1)], method, clients=[[(x, y)], [_data(40, 1)]], example=x[:2])
+    assert ("statistics of batch norm are averages" in caplog.text) == warned
+
+
 def test_worse_statistics_are_declined():
     """A model that fits its data with its own statistics keeps them."""
     x = torch.tensor([[0.0], [3.0], [4.0], [9.0]]).repeat(20, 1)
