@@ -30,6 +30,9 @@ class Aggregator(ABC):
     """Whether the server needs data of its own."""
     requires_model: ClassVar[bool] = False
     """Whether it has to know the model and an example of its inputs."""
+    falls_back: ClassVar[bool] = False
+    """Whether its refinements may start from the model of the client with most examples instead, where that is better:
+    models that cannot be aligned merge into less than any of them."""
     may_change_width: ClassVar[bool] = False
     """Whether the merged model may be wider or narrower than the clients'."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,9 +34,10 @@ class FedKfac(Permuting):
 
     fedmerge's own method. Neurons of models that were trained apart are matched on weights; layers become the minimum
     of the clients' Kronecker-factored quadratics, strongly damped; the head is fitted to the features of all clients
-    (:class:`~fedmerge.refine.RidgeHead`), from the merge and from the plain mean, and the better goes on; then come
-    natural-gradient steps (:class:`~fedmerge.refine.NaturalGradient`). Examples that clients hold out decide about
-    everything, and no stage has to be taken. It needs clients that can be asked: a federation, or ``clients=``.
+    (:class:`~fedmerge.refine.RidgeHead`), those of the merge, of the plain mean and of the largest client's own model,
+    and the best goes on; then come natural-gradient steps (:class:`~fedmerge.refine.NaturalGradient`). Examples that
+    clients hold out decide about everything, and no stage has to be taken. It needs clients that can be asked: a
+    federation, or ``clients=``.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class FedKfac(Permuting):
     >>> batch = torch.randn(20, 4), torch.randint(2, (20,))
     >>> merged = fedmerge.merge([net, net], "fedkfac", base=net, clients=[[batch], [batch]])
     """
+
+    falls_back: ClassVar[bool] = True
 
     head: Literal["none", "ridge", "logistic"] = "ridge"
     steps: int = 3

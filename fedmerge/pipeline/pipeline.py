@@ -153,12 +153,12 @@ class Pipeline:
             merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
             if all(map(is_finite, merged.values())):
                 return self._completed(merged, own, intake, context, memory)
-        intake, mean = self._intake(reference, layout, context, self._refuse), WeightedSum()
+        intake, passed = self._intake(reference, layout, context, self._refuse), _Passed()
         read = intake.read(updates, self.min_updates)
         if self.refinements and not isinstance(self.aggregator, Fold):
-            read = _averaged(read, mean)
+            read = passed.by(read, self.aggregator.falls_back)
         merged, own = self.aggregator.merge(read, inner, remembered)
-        return self._completed(merged, own, intake, context, memory, mean)
+        return self._completed(merged, own, intake, context, memory, passed)
 
     def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str] | None) -> Partial:
         """The sum over some of the clients, for methods that are sums: what a worker sends instead of its models.
@@ -251,9 +251,9 @@ class Pipeline:
         intake: Intake,
         context: MergeContext,
         memory: State,
-        mean: WeightedSum | None = None,
+        passed: _Passed | None = None,
     ) -> MergeResult:
-        """Server steps, buffers, repair and refinements after combining; `mean` is of what was combined."""
+        """Server steps, buffers, repair and refinements after combining; `passed` is what was combined."""
         reference, base = intake.reference, _inner(context, intake.layout).base
         next_memory = with_prefix("aggregator", own)
         for i, step in enumerate(self.server_steps):
@@ -269,7 +269,7 @@ class Pipeline:
             repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:
-            others = [] if mean is None or not mean.weight else [cast_like({**state, **mean.mean()}, state)]
+            others = [] if passed is None else [cast_like({**state, **one}, state) for one in passed.models()]
             ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
             noise, left = self.privacy.noise, self._left(reference)
             found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
@@ -283,11 +283,25 @@ class Pipeline:
         )
 
 
-def _averaged(updates: Iterable[ClientUpdate], mean: WeightedSum) -> Iterator[ClientUpdate]:
-    """The updates, which are added to `mean` as they pass: often the better start for what follows."""
-    for update in updates:
-        mean.add(update.state, update.weight)
-        yield update
+@dataclass
+class _Passed:
+    """What updates leave behind as they pass: often a better start for what follows than what is made of them."""
+
+    mean: WeightedSum = field(default_factory=WeightedSum)
+    largest: ClientUpdate | None = None
+
+    def by(self, updates: Iterable[ClientUpdate], alone: bool) -> Iterator[ClientUpdate]:
+        """The updates; the largest client's is kept where it may stand `alone`."""
+        for update in updates:
+            self.mean.add(update.state, update.weight)
+            if alone and (self.largest is None or update.weight > self.largest.weight):
+                self.largest = update
+            yield update
+
+    def models(self) -> list[State]:
+        """Their mean, and the largest client's."""
+        found: list[State] = [self.mean.mean()] if self.mean.weight else []
+        return found if self.largest is None else [*found, self.largest.state]
 
 
 def _wait(bad: BadUpdate) -> None:

@@ -10,13 +10,16 @@ from torch import nn
 
 import fedmerge
 import fedmerge.permutations
+from fedmerge.api import asked_at_hand
 from fedmerge.errors import InvalidOption
 from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import respond
+from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, Gram
 from fedmerge.statistics.compression import state_bytes
 from fedmerge.statistics.settings import compressed
 from fedmerge.training import LocalTraining, train
+from fedmerge.update import ClientUpdate, MergeContext
 
 
 def digits_like(client, n=90, seed=0):
@@ -74,6 +77,29 @@ def test_models_of_one_start_keep_their_order():
     plain = fedmerge.merge(models, "fedfisher", statistics=statistics, damping=0.5)
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("method", "starts"), [("fedkfac(steps=0)", 3), ("fedfisher+ridge_head", 2)])
+def test_it_may_go_on_from_the_largest_clients_own_model(method, starts):
+    models = trained([0, 1, 2])
+    asked, at_hand = [], asked_at_hand(models[0], LOADERS)
+
+    def ask(questions, clients):
+        asked.append(questions)
+        return at_hand(questions, clients)
+
+    pipeline = build_pipeline(method)
+    updates = []
+    for client, (model, weight) in enumerate(zip(models, (10, 12, 11), strict=True)):
+        values = fedmerge.compute_statistics(model, LOADERS[client], list(pipeline.measured))
+        updates.append(ClientUpdate(client, module_state(model)[0], weight, values))
+    pipeline.merge(updates, MergeContext(example=torch.zeros(2, 6), model_fn=lambda: net(0), ask=ask))
+    x, found = digits_like(0)[0], []
+    for question in asked[0]:
+        start = net(0)
+        start.load_state_dict(dict(question.base))
+        found.append(torch.allclose(start(x), models[1](x), atol=1e-5))
+    assert found == [False, False, True][:starts]
 
 
 @pytest.mark.parametrize("kind", [FisherKfac(), Gram()])
