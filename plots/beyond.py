@@ -64,7 +64,7 @@ def draw(axis: Axes, record: dict[str, Any]) -> None:
     level = 100 * found["ensemble, class-weighted"]["ends"][:, 1].mean()
     axis.axhline(level, color="black", linestyle="--", linewidth=1, label="ensemble, class-weighted")
     seeds = len(found["fedkfac(budget=2.0)"]["ends"])
-    axis.set(title=f"{record['study']} clients, {seeds} seeds (bars: least to most)")
+    axis.set_title(f"{record['study']} clients, {seeds} seeds (bars: least to most)", fontsize="medium")
     axis.grid(alpha=0.3)
 
 
