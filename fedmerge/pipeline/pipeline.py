@@ -12,6 +12,7 @@ from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates
 from fedmerge.intake import Intake, Partial
+from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
@@ -20,7 +21,7 @@ from fedmerge.refine.guard import Exchanged, check_asked, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
-from fedmerge.state import Layout, State, WeightedSum, cast_like, is_finite, prefixed, with_prefix
+from fedmerge.state import Layout, State, cast_like, is_finite, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import common_form
@@ -153,7 +154,7 @@ class Pipeline:
             merged, own = self.aggregator.merge(intake.read(updates, self.min_updates), inner, remembered)
             if all(map(is_finite, merged.values())):
                 return self._completed(merged, own, intake, context, memory)
-        intake, passed = self._intake(reference, layout, context, self._refuse), _Passed()
+        intake, passed = self._intake(reference, layout, context, self._refuse), Passed()
         read = intake.read(updates, self.min_updates)
         if self.refinements and not isinstance(self.aggregator, Fold):
             read = passed.by(read, self.aggregator.falls_back)
@@ -251,7 +252,7 @@ class Pipeline:
         intake: Intake,
         context: MergeContext,
         memory: State,
-        passed: _Passed | None = None,
+        passed: Passed | None = None,
     ) -> MergeResult:
         """Server steps, buffers, repair and refinements after combining; `passed` is what was combined."""
         reference, base = intake.reference, _inner(context, intake.layout).base
@@ -281,27 +282,6 @@ class Pipeline:
             tuple(intake.dropped),
             exchanges,
         )
-
-
-@dataclass
-class _Passed:
-    """What updates leave behind as they pass: often a better start for what follows than what is made of them."""
-
-    mean: WeightedSum = field(default_factory=WeightedSum)
-    largest: ClientUpdate | None = None
-
-    def by(self, updates: Iterable[ClientUpdate], alone: bool) -> Iterator[ClientUpdate]:
-        """The updates; the largest client's is kept where it may stand `alone`."""
-        for update in updates:
-            self.mean.add(update.state, update.weight)
-            if alone and (self.largest is None or update.weight > self.largest.weight):
-                self.largest = update
-            yield update
-
-    def models(self) -> list[State]:
-        """Their mean, and the largest client's."""
-        found: list[State] = [self.mean.mean()] if self.mean.weight else []
-        return found if self.largest is None else [*found, self.largest.state]
 
 
 def _wait(bad: BadUpdate) -> None:

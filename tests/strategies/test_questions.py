@@ -7,19 +7,23 @@ import logging
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import nn
 
 import fedmerge
 from fedmerge.errors import InvalidOption
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
+from fedmerge.questions import Question
 from fedmerge.refine import Privacy
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.statistics import NoisySums
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer
+from fedmerge.strategies.question_records import write_question
 from fedmerge.strategies.questions import ACTION
 from fedmerge.strategies.stages import KEEP_KEY
+from fedmerge.training import train
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
 
 METHODS = [
@@ -42,8 +46,6 @@ def started(method, workers=1, rounds=1, noise_seed=None, wrapped=lambda grid: g
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_round_gives_what_merging_the_clients_models_offline_gives(method):
-    from fedmerge.training import train
-
     found, _ = started(method, statistics={"compression": "none"})
     models, loaders = [], []
     for client in range(CLIENTS):
@@ -59,6 +61,29 @@ def test_a_round_gives_what_merging_the_clients_models_offline_gives(method):
         models, method, weights=[len(x[0][0]) for x in loaders], base=plain_model(), clients=loaders, **known
     )
     assert steps
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def own_start(client):
+    with torch.random.fork_rng():
+        torch.manual_seed(10 + client)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def test_clients_that_started_apart_compare_with_their_model_as_it_was_aligned():
+    method = "rebasin+sequential_refit(head=true)"
+    app = client_app(plain_model, tiny_data, training=TRAINING, own_model_fn=own_start)
+    strategy = MergeStrategy(method, fraction_evaluate=0.0, model_fn=plain_model, example=torch.zeros(2, 4))
+    with SimulationGrid(app, CLIENTS) as grid:
+        found = from_arrays(strategy.start(grid, initial(plain_model), num_rounds=1).arrays)
+    models, data = [own_start(client) for client in range(CLIENTS)], [tiny_data(i, CLIENTS) for i in range(CLIENTS)]
+    for client, (model, one) in enumerate(zip(models, data, strict=True)):
+        train(model, one.train_x, one.train_y, TRAINING, seed=0, client=client, round=1)
+    loaders = [[(one.train_x, one.train_y)] for one in data]
+    merged = fedmerge.merge(models, method, weights=[len(one.train_x) for one in data], clients=loaders)
+    aligned = fedmerge.merge(models, "rebasin", weights=[len(one.train_x) for one in data], example=torch.zeros(2, 4))
+    assert not torch.allclose(merged[0].weight, aligned[0].weight)  # the refit is taken
     for name, tensor in merged.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
@@ -132,6 +157,22 @@ def test_every_exchange_has_noise_of_its_own():
     exchanges = set()
     started("fedavg+ridge_head", noise_seed=1, wrapped=Noted, privacy=Privacy(noise=NOISE))
     assert exchanges == {0, 1}
+
+
+def test_a_client_draws_other_noise_for_another_exchange():
+    question = Question(plain_model().state_dict(), (), ((),), noise=NOISE)
+    app = client_app(plain_model, tiny_data, training=TRAINING, noise_seed=1)
+    told = []
+    with SimulationGrid(app, CLIENTS) as grid:
+        node = next(iter(grid.get_node_ids()))
+        for exchange in (0, 0, 1):
+            content = RecordDict({"config": ConfigRecord({"questions": 1, "exchange": exchange})})
+            write_question(content, 0, question)
+            message = Message(content, message_type=f"query.{ACTION}", dst_node_id=node)
+            (reply,) = grid.send_and_receive([message])
+            told.append(from_arrays(reply.content["0.losses"])["losses"])
+    assert torch.equal(told[0], told[1])
+    assert not torch.equal(told[0], told[2])
 
 
 def test_who_takes_the_noise_out_of_a_question_on_its_way_gets_no_answer_accepted(caplog):
