@@ -28,7 +28,12 @@ WIDE_RANGE = 10.0  # the dearest method costs so many times the cheapest: a line
 
 
 def plot_convergence(
-    folders: Sequence[Path], out: Path, *, target: float | None = None, confidence: float = 0.95
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    target: float | None = None,
+    confidence: float = 0.95,
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Draw test accuracy against rounds, megabytes sent, local steps (where all runs count them) and seconds spent.
 
@@ -46,6 +51,8 @@ def plot_convergence(
         A test accuracy in (0, 1] to mark with a line.
     confidence
         Of the bands, in (0, 1).
+    labels
+        One for each folder, to draw comparisons with the same methods together.
 
     Returns
     -------
@@ -67,7 +74,7 @@ def plot_convergence(
     """
     check_target(target)
     file = picture_path(out, "convergence.png")
-    drawn = curves(read_runs(folders), confidence)
+    drawn = curves(read_runs(folders, labels), confidence)
     with blank(PANEL_WIDTH * len(_costs(drawn)), 3.3) as figure:
         draw_convergence(figure, drawn, target=target, confidence=confidence)
         return save(figure, file)

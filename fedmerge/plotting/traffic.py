@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_traffic"]
 
 
-def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
+def plot_traffic(folders: Sequence[Path], out: Path, *, labels: Sequence[str] | None = None) -> Path:
     """Draw test accuracy against the megabytes that clients have sent, statistics included.
 
     Each method is a curve over its rounds, the mean over seeds, with a stroke for each seed at the last round:
@@ -33,6 +33,8 @@ def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
         Run folders or comparison folders, as for `read_runs`.
     out
         The file to write (.png, .pdf or .svg), or a folder, which then gets a `traffic.png`.
+    labels
+        One for each folder, to draw comparisons with the same methods together.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
     PosixPath('runs/one-shot/traffic.png')
     """
     file = picture_path(out, "traffic.png")
-    runs = read_runs(folders)
+    runs = read_runs(folders, labels)
     drawn = curves(runs)
     with blank(6.4, 3.9) as figure:
         axes = figure.subplots()
