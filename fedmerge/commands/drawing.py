@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedmerge.errors import InvalidOption
-
 __all__ = ["plot"]
 
 
@@ -32,8 +30,6 @@ def plot(
 
     path = out or folders[0] / f"{kind}.png"
     words = None if labels is None else [word.strip() for word in labels.split(",")]
-    if columns not in (None, 1, 2):
-        raise InvalidOption(f"--columns is 1 or 2, got {columns}")
     if kind == "traffic":
         typer.echo(plot_traffic(folders, path, labels=words, columns=columns))
         return

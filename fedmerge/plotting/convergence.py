@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def plot_convergence(
     target: float | None = None,
     confidence: float = 0.95,
     labels: Sequence[str] | None = None,
-    columns: Literal[1, 2] | None = None,
+    columns: int | None = None,
     against: Sequence[str] | None = None,
 ) -> Path:
     """Draw test accuracy against rounds, megabytes sent, local steps (where all runs count them) and seconds spent.

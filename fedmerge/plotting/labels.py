@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedmerge.plotting.curves import Curve, Floats
@@ -20,7 +20,7 @@ LONGEST = 24  # characters of a line: room for a longer one would be taken from 
 
 
 def name_ends(
-    figure: Figure, axes: Axes, drawn: Sequence[Curve], looks: Mapping[Hashable, Style], xs: Sequence[Floats]
+    figure: Figure, axes: Axes, drawn: Sequence[Curve], looks: Mapping[str, Style], xs: Sequence[Floats]
 ) -> None:
     """Names right of a panel whose curves stand at `xs`, a thin line from each to its curve.
 

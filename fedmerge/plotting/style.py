@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = ["INK", "Style", "styles"]
 
@@ -34,6 +35,9 @@ _FAMILIES: tuple[tuple[str, ...], ...] = (
 _COLOUR_OF = {name: index for index, names in enumerate(_FAMILIES) for name in names}
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 @dataclass(frozen=True)
 class Style:
     """Colour, marker, whether the marker is filled, and dash pattern (on, off, ... in line widths)."""
@@ -44,7 +48,7 @@ class Style:
     dashes: tuple[float, ...]
 
 
-def styles(methods: Iterable[Hashable]) -> dict[Hashable, Style]:
+def styles(methods: Iterable[Name]) -> dict[Name, Style]:
     """A style per method, by its name alone; where several share a colour, markers and dashes tell them apart.
 
     A method keeps its colour under options, server steps and labels: these are variants of one method.
@@ -57,7 +61,7 @@ def styles(methods: Iterable[Hashable]) -> dict[Hashable, Style]:
     >>> looks["fednova"].dashes == looks["fednova(server_momentum=0.5)"].dashes
     False
     """
-    found: dict[Hashable, Style] = {}
+    found: dict[Name, Style] = {}
     taken: dict[int, int] = {}
     for method in sorted(set(methods), key=str):
         index = _colour(str(method))

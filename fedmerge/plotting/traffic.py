@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fedmerge.plotting.canvas import blank, picture_path, save
+from fedmerge.plotting.canvas import blank, page_width, picture_path, save
 from fedmerge.plotting.curves import Curve, Floats, curves, uploads
 from fedmerge.plotting.labels import LABEL_SIZE
 from fedmerge.plotting.references import references
@@ -22,7 +22,7 @@ __all__ = ["plot_traffic"]
 
 
 def plot_traffic(
-    folders: Sequence[Path], out: Path, *, labels: Sequence[str] | None = None, columns: Literal[1, 2] | None = None
+    folders: Sequence[Path], out: Path, *, labels: Sequence[str] | None = None, columns: int | None = None
 ) -> Path:
     """Draw test accuracy against the megabytes that clients have sent, statistics included.
 
@@ -59,8 +59,8 @@ def plot_traffic(
     file = picture_path(out, "traffic.png")
     runs = read_runs(folders, labels)
     drawn = curves(runs)
-    width, height = {None: (6.4, 3.9), 1: (3.4, 2.6), 2: (7.0, 3.4)}[columns]
-    with blank(width, height) as figure:
+    width = 6.4 if columns is None else page_width(columns)
+    with blank(width, 3.9 if columns is None else 2.6 if columns == 1 else 3.4) as figure:
         axes = figure.subplots()
         _marks(axes, drawn, uploads(runs, drawn), _ends(runs, drawn))
         _lines(axes, references(runs))
