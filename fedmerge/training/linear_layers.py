@@ -43,6 +43,8 @@ def linear_layers(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...] |
     """
     if y.ndim != 1 or x.ndim < 2 or not all(_plain(module) for module in model.modules()):
         return None
+    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters()):
+        return None
     tensors = model.state_dict(keep_vars=True)
     if len(tensors) != len({id(tensor) for tensor in tensors.values()}) or any(
         t.dtype != x.dtype for t in tensors.values()

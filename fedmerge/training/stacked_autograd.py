@@ -115,7 +115,13 @@ def _gradients(
     dims = (0, 0, 0, 0, None if weights is None else 0, 0)
     try:
         # The fused attention kernels have no rule for vmap.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            # A pass that is run again for its gradient would run with the weights of the model, not of the clients.
+            torch.autograd.graph.disable_saved_tensors_hooks("activations are computed again for the gradient"),
+            warnings.catch_warnings(),
+        ):
             # Where an operator runs client by client after all, the measurement of `choose_engine` tells.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             losses = vmap(loss, dims, randomness="error")(leaves, part.buffers, x, y, weights, drawn)
