@@ -4,7 +4,8 @@ Each stands here because a test trains a model with it both ways. Whatever is no
 train one client after another. Missing on purpose:
 
 ``embedding_bag``, ``embedding_renorm_`` and ``embedding`` with options
-    the batched lookup forgets what only the backward pass needs, such as the row of padding;
+    the batched lookup forgets what only the backward pass needs, such as counts of a row (see
+    :mod:`fedmerge.training.padded_lookups` for rows of padding);
 recurrent layers in one operator
     have no rule at all;
 random draws
@@ -21,7 +22,7 @@ __all__ = ["unknown_reason"]
 _POINTWISE = """
 abs add addcdiv addcmul atan celu clamp clamp_max clamp_min cos div elu erf exp expm1 gelu hardshrink hardsigmoid
 hardswish hardtanh leaky_relu lerp log log1p log_sigmoid_forward masked_fill maximum minimum mish mul neg pow
-_prelu_kernel reciprocal relu rsqrt rsub sigmoid silu sin softplus softshrink sqrt square sub tanh threshold where
+_prelu_kernel reciprocal relu rsqrt rsub sigmoid silu sin softplus softshrink sqrt sub tanh threshold where
 """
 _NOT_DIFFERENTIATED = """
 arange argmax bitwise_and bitwise_not bitwise_or ceil eq floor ge gt le logical_and logical_not logical_or lt ne round
@@ -34,6 +35,7 @@ var_mean
 """
 _NORMS = """
 native_batch_norm _native_batch_norm_legit cudnn_batch_norm native_group_norm native_layer_norm _fused_rms_norm
+_weight_norm_interface
 """
 _IMAGES = """
 _adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d avg_pool3d channel_shuffle im2col max_pool2d_with_indices

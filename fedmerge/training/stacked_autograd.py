@@ -17,6 +17,7 @@ from fedmerge.errors import CannotStack
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
 from fedmerge.training.local import LocalTraining
+from fedmerge.training.padded_lookups import PaddedLookups
 from fedmerge.training.stack import Members, Stack, call, descend
 
 __all__ = ["is_out_of_memory", "train_by_autograd"]
@@ -105,7 +106,7 @@ def _gradients(
         own: list[Tensor],
     ) -> Tensor:
         remaining = iter(own)
-        with Replay([None if mask is None else next(remaining) for mask in masks]):
+        with Replay([None if mask is None else next(remaining) for mask in masks]), PaddedLookups():
             logits = call(model, {**fixed, **mine, **buffers}, inputs)
         if shares is None:
             return F.cross_entropy(logits.flatten(0, -2), labels.flatten())

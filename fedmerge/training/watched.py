@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedmerge.training.dropout_masks import fork
 from fedmerge.training.known_operators import unknown_reason
 from fedmerge.training.model_snapshot import ModelSnapshot
+from fedmerge.training.padded_lookups import PaddedLookups
 
 __all__ = ["why_not_stacked"]
 
@@ -53,8 +54,8 @@ def why_not_stacked(model: nn.Module, x: Tensor) -> str | None:
     >>> tokens = torch.tensor([[0, 2]])
     >>> why_not_stacked(nn.Embedding(3, 4), tokens) is None
     True
-    >>> why_not_stacked(nn.Embedding(3, 4, padding_idx=0), tokens)
-    'an embedding with padding_idx=0, which stacked lookups forget'
+    >>> why_not_stacked(nn.Embedding(3, 4, scale_grad_by_freq=True), tokens)
+    'an embedding with scale_grad_by_freq=True, which stacked lookups forget'
     """
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
@@ -67,7 +68,7 @@ def why_not_stacked(model: nn.Module, x: Tensor) -> str | None:
     snapshot, watch, reach = ModelSnapshot(model), _Operators(), _Reaching()
     streams = _global_streams()
     try:
-        with fork(x.device), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), reach, watch:
+        with fork(x.device), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), PaddedLookups(), reach, watch:
             out = model(x)
         reason = watch.reason or reach.reason or snapshot.changed() or _own_function(out)
         return reason or ("a draw from Python's or NumPy's random numbers" if _global_streams() != streams else None)
