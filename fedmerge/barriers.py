@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.state import accumulator_dtype
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.batch_norm import BatchNormMoments
-from fedmerge.training.local import evaluate
+from fedmerge.training.judged import Judged, judge
 
 __all__ = ["Barrier", "barrier"]
 
@@ -113,10 +113,6 @@ def _on(module: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _judged(module: nn.Module, batches: Batches) -> tuple[float, float]:
-    """Mean loss and accuracy over all labels."""
-    loss = hits = 0.0
-    labels = 0
-    for x, y in _on(module, batches):
-        one, share = evaluate(module, x, y)
-        loss, hits, labels = loss + one * y.numel(), hits + share * y.numel(), labels + y.numel()
-    return loss / labels, hits / labels
+    """Mean loss and accuracy over all labels that count."""
+    found = sum((judge(module, x, y) for x, y in _on(module, batches)), Judged())
+    return found.loss, found.accuracy

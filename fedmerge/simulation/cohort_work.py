@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedmerge.data.client_data import client_data
 from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
 from fedmerge.state import State
@@ -120,11 +121,12 @@ class _Work:
             try:
                 if self._side.mishaps is not None:
                     self._side.mishaps.begin(client, self.round)
-                data = self._side.data_fn(client, self._total)
+                data = client_data(self._side.data_fn, client, self._total)
+                participant = Participant(client, data.train_x, data.train_y)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
-            yield node, Participant(client, data.train_x, data.train_y)
+            yield node, participant
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
         """One client after the other."""

@@ -14,7 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from fedmerge.data.client_data import ClientData
+from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
@@ -24,7 +24,8 @@ from fedmerge.strategies.questions import answer_questions
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
-from fedmerge.training.local import LocalTraining, batches, evaluate, train
+from fedmerge.training.judged import Judged, judge
+from fedmerge.training.local import LocalTraining, batches, train
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ClientSide", "Mishaps", "Tamper"]
@@ -134,10 +135,12 @@ class ClientSide:
         """Judge the model sent on the held-out examples."""
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
-        examples = len(data.held_out_x)
-        with self._told(model):
-            loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
-        metrics = MetricRecord({"num-examples": examples, "eval_loss": loss, "eval_acc": accuracy})
+        found = Judged()
+        if len(data.held_out_x):
+            with self._told(model):
+                found = judge(model, data.held_out_x, data.held_out_y, what=f"client {partition}")
+        # Of several labels each counts, so that means over clients are means over all labels.
+        metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss, "eval_acc": found.accuracy})
         return self._send(message, partition, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:
@@ -221,7 +224,7 @@ class ClientSide:
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
         partition, total = _node(context)
-        return partition, self.data_fn(partition, total)
+        return partition, client_data(self.data_fn, partition, total)
 
     @staticmethod
     def _measure(

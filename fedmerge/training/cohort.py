@@ -14,6 +14,7 @@ from fedmerge.seeding_many import Streams
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
 from fedmerge.training.dropout_masks import DropoutStreams
+from fedmerge.training.inputs import device_of
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local import LocalTraining
@@ -97,6 +98,7 @@ def train_cohort(
     """
     if at_once is not None and at_once < 1:
         raise InvalidOption(f"at_once must be at least 1, or left out, got {at_once}")
+    device_of(model)
     check_participants(participants)
     first = participants[0]
     layers = linear_layers(model, first.x, first.y)

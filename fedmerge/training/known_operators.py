@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 __all__ = ["unknown_reason"]
 
 # As torch names them, in-place forms (``relu_``) included.
@@ -42,8 +44,8 @@ _adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d avg_pool3d channel_shuffle i
 pixel_shuffle reflection_pad2d replication_pad2d upsample_bilinear2d upsample_nearest2d
 """
 _SHAPES = """
-alias cat clone constant_pad_nd copy_ detach diagonal expand fill_ flip gather index index_select _to_copy permute repeat
-roll scatter select slice split split_with_sizes squeeze stack t topk transpose tril triu unbind unfold unsafe_split
+alias cat clone constant_pad_nd copy_ detach diagonal expand fill_ flip gather index index_select _to_copy permute
+repeat roll scatter select slice split split_with_sizes squeeze stack t topk transpose tril triu unbind unfold unsafe_split
 _unsafe_view unsqueeze view lift_fresh
 """
 _NEW = """
@@ -53,7 +55,9 @@ empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_
 _DROPOUT = "bernoulli_ native_dropout"
 
 _KNOWN = frozenset(
-    " ".join([_POINTWISE, _NOT_DIFFERENTIATED, _PRODUCTS, _REDUCTIONS, _NORMS, _IMAGES, _SHAPES, _NEW, _DROPOUT]).split()
+    " ".join(
+        [_POINTWISE, _NOT_DIFFERENTIATED, _PRODUCTS, _REDUCTIONS, _NORMS, _IMAGES, _SHAPES, _NEW, _DROPOUT]
+    ).split()
 )
 # Where the options of a lookup stand among its arguments, and the values without effect.
 _LOOKUP_OPTIONS = {"padding_idx": (2, -1), "scale_grad_by_freq": (3, False), "sparse": (4, False)}
@@ -64,7 +68,6 @@ def unknown_reason(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     Examples
     --------
-    >>> import torch
     >>> unknown_reason(torch.ops.aten.relu.default, (), {}) is None
     True
     >>> unknown_reason(torch.ops.aten.median.default, (), {})
@@ -79,5 +82,7 @@ def unknown_reason(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return None
     if space == "aten" and (name in _KNOWN or name.removesuffix("_") in _KNOWN):
         return None
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return f"the random draw {name!r}, which all clients would share"
     shown = name if space == "aten" else func._schema.name
     return f"the gradient of the operator {shown!r} is not known to be right for several clients in one call"

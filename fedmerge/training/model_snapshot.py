@@ -33,7 +33,9 @@ class ModelSnapshot:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [(name, p, p.data, p.detach().clone()) for name, p in model.named_parameters()]
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self._modules = [(module, {key: (v, _held(v)) for key, v in vars(module).items()}) for module in model.modules()]
+        self._modules = [
+            (module, {key: (v, _held(v)) for key, v in vars(module).items()}) for module in model.modules()
+        ]
 
     def changed(self) -> str | None:
         """The first change that is not one of a buffer in place, in words."""

@@ -63,6 +63,8 @@ def why_not_stacked(model: nn.Module, x: Tensor) -> str | None:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return f"parameter {name!r} has a hook, which sees one client's gradient"
     for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            return f"{type(module).__name__} {name!r} has no rule for several clients in one call"
         if module._backward_hooks or module._backward_pre_hooks:
             return f"module {name or type(module).__name__!r} has a hook on its backward pass"
     snapshot, watch, reach = ModelSnapshot(model), _Operators(), _Reaching()

@@ -31,20 +31,28 @@ POINTWISE = [
     *(lambda h: F.glu(torch.cat([h, h.flip(1)], 1)), lambda h: h.softmax(1), lambda h: h.log_softmax(1)),
     *(lambda h: h - h.amax(1, keepdim=True), lambda h: h - h.amin(1, keepdim=True), lambda h: h.cumsum(1)),
     *(lambda h: h - h.max(1, keepdim=True)[0], lambda h: h - h.min(1, keepdim=True)[0], lambda h: h - h.mean(1, True)),
-    *(lambda h: h - h.logsumexp(1, True), lambda h: F.normalize(h, dim=1), lambda h: h / h.sum(1, True).square().add(1)),
+    *(lambda h: h - h.logsumexp(1, True), lambda h: F.normalize(h, dim=1)),
+    *(lambda h: h / h.sum(1, True).square().add(1),),
     *(lambda h: h * h.std(1, keepdim=True), lambda h: h * h.var(1, keepdim=True), lambda h: h * h[:, :2].prod(1, True)),
-    *(lambda h: h * torch.var_mean(h, 1, keepdim=True)[0], lambda h: F.layer_norm(h, (8,)), lambda h: F.rms_norm(h, (8,))),
+    *(lambda h: h * torch.var_mean(h, 1, keepdim=True)[0], lambda h: F.layer_norm(h, (8,))),
+    *(lambda h: F.rms_norm(h, (8,)),),
     *(lambda h: F.group_norm(h, 2), lambda h: F.batch_norm(h, None, None, training=True), lambda h: h.roll(1, 1)),
-    *(lambda h: h.view(-1, 2, 4).permute(0, 2, 1).flatten(1), lambda h: h.view(-1, 2, 4).diagonal(0, 1, 2).repeat(1, 4)),
+    *(lambda h: h.view(-1, 2, 4).permute(0, 2, 1).flatten(1)),
+    *(lambda h: h.view(-1, 2, 4).diagonal(0, 1, 2).repeat(1, 4),),
     *(lambda h: h.gather(1, h.argmax(1, keepdim=True)) + h, lambda h: h[:, torch.tensor([3, 1, 2, 0, 7, 6, 5, 4])]),
     *(lambda h: h.index_select(1, torch.arange(7, -1, -1)), lambda h: h.scatter(1, torch.zeros(len(h), 1).long(), 0.0)),
-    *(lambda h: torch.stack(h.unbind(1), 1), lambda h: torch.cat(h.split([3, 5], 1)[::-1], 1), lambda h: h.topk(8, 1)[0]),
-    *(lambda h: torch.cat(h.chunk(2, 1), 1), lambda h: (h.view(-1, 2, 4) * h.view(-1, 2, 4).tril()).triu(-1).flatten(1)),
+    *(lambda h: torch.stack(h.unbind(1), 1), lambda h: torch.cat(h.split([3, 5], 1)[::-1], 1)),
+    *(lambda h: h.topk(8, 1)[0],),
+    *(lambda h: torch.cat(h.chunk(2, 1), 1)),
+    *(lambda h: (h.view(-1, 2, 4) * h.view(-1, 2, 4).tril()).triu(-1).flatten(1),),
     *(lambda h: torch.cat(h.unsafe_split(4, 1), 1), lambda h: h.unfold(1, 4, 2)[:, :2].reshape(-1, 8)),
-    *(lambda h: h + F.pad(h, (1, -1)), lambda h: h.t().contiguous().t(), lambda h: h.select(1, 0)[:, None].expand(-1, 8)),
+    *(lambda h: h + F.pad(h, (1, -1)), lambda h: h.t().contiguous().t()),
+    *(lambda h: h.select(1, 0)[:, None].expand(-1, 8),),
     *(lambda h: F.dropout(h, 0.3), lambda h: h.float().double(), lambda h: torch.mv(h, h[0])[:, None] + h),
-    *(lambda h: torch.addmv(h[:, 0], h, h[0])[:, None] * 0.1 + h, lambda h: torch.dot(h[0], h[0]) * h, lambda h: (h @ h.T) @ h),
-    *(lambda h: torch.bmm(h.view(-1, 2, 4), h.view(-1, 4, 2)).flatten(1).repeat(1, 2), lambda h: h.squeeze().unsqueeze(0)[0]),
+    *(lambda h: torch.addmv(h[:, 0], h, h[0])[:, None] * 0.1 + h, lambda h: torch.dot(h[0], h[0]) * h),
+    *(lambda h: (h @ h.T) @ h,),
+    *(lambda h: torch.bmm(h.view(-1, 2, 4), h.view(-1, 4, 2)).flatten(1).repeat(1, 2)),
+    *(lambda h: h.squeeze().unsqueeze(0)[0],),
     *(lambda h: torch.baddbmm(h.view(-1, 2, 4), h.view(-1, 2, 4)[:, :, :2], h.view(-1, 2, 4)).flatten(1),),
     *(lambda h: h + torch.full((8,), 0.5) + torch.ones(8) + torch.zeros(8) + torch.arange(8) + h.new_full((8,), 1.0),),
     *(lambda h: h + torch.full_like(h, 0.5) * torch.ones_like(h) + torch.zeros_like(h) + h.new_zeros(8), F.relu6),
@@ -58,7 +66,7 @@ IMAGES = [
     *(lambda h: F.max_pool2d(h, 2), lambda h: F.channel_shuffle(h, 2), lambda h: F.unfold(h, 2)),
     *(lambda h: F.pixel_shuffle(torch.cat([h, h], 1), 2), lambda h: F.pad(h, (1, 1, 1, 1), "reflect")),
     *(lambda h: F.pad(h, (1, 1, 1, 1), "replicate"), lambda h: F.interpolate(h, scale_factor=2)),
-    *(lambda h: F.interpolate(h, scale_factor=2, mode="bilinear"), lambda h: F.instance_norm(h)),
+    *(lambda h: F.interpolate(h, scale_factor=2, mode="bilinear"), F.instance_norm),
     *(lambda h: F.conv2d(h, h[:2, :, :2, :2]),),
 ]
 VOLUMES = [lambda h: F.avg_pool3d(h, 2)]
@@ -98,7 +106,9 @@ def test_an_operator_trains_alike(function):
     settings = LocalTraining(learning_rate=0.1, epochs=2, batch_size=5)
     stacked, alone = (train(model, people, settings, seed=0, round=1) for train in (train_cohort, train_one_by_one))
     for name, tensor in alone.states.items():
-        torch.testing.assert_close(stacked.states[name], tensor, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            stacked.states[name], tensor, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert not torch.equal(alone.states["first.weight"][0], model.first.weight)
 
 
