@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.state import accumulator_dtype
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.batch_norm import BatchNormMoments
@@ -75,7 +75,7 @@ def barrier(
         raise ModelError(f"there is no line between models of different shapes: {', '.join(map(repr, differ[:3]))}")
     # An iterator would be used up at the first point.
     kept, fresh = (list(x) if isinstance(x, Iterator) else x for x in (batches, recalibrate))
-    module = copy.deepcopy(a)
+    module = copy_of(a)
     positions = tuple(i / (points - 1) for i in range(points))
     found = []
     for t in positions:

@@ -21,6 +21,7 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
 __all__ = ["TRIED", "Engine", "answer", "choose", "divided", "serial_pieces"]
@@ -113,6 +114,7 @@ class _Work:
         self.settings, self.seed, self.round = side.settings(order.config)
         self._base = order.context.required_base("a cohort")
         self.module = resize(side.template, self._base)
+        self._fresh = ModelSnapshot(self.module)
 
     def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
         """The clients and their data; one whose data cannot be had has failed."""
@@ -140,7 +142,7 @@ class _Work:
         while block := list(islice(clients, size)):
             try:
                 done = train_cohort(
-                    _loaded(self.module, self._base),
+                    self._loaded(self._base),
                     [one for _, one in block],
                     self.settings,
                     seed=self.seed,
@@ -155,7 +157,7 @@ class _Work:
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
-            model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
+            model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
             report = self._side.fit(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except Exception as problem:
@@ -190,12 +192,20 @@ class _Work:
         for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
             state = {name: tensor[k : k + 1] for name, tensor in states.items()}
             try:
-                model = _loaded(self.module, {name: tensor[0] for name, tensor in state.items()})
+                model = self._loaded({name: tensor[0] for name, tensor in state.items()})
                 sent, error = self._statistics(model, one, report)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
             yield from self._sent([(node, one)], state, [report], [sent], [error])
+
+    @torch.no_grad()
+    def _loaded(self, state: State) -> nn.Module:
+        """The module with the values of `state`, as good as new: nothing of one client is left for the next."""
+        self._fresh.restore(parameters=False)
+        for name, tensor in self.module.state_dict().items():
+            tensor.copy_(state[name])
+        return self.module
 
     def _statistics(
         self, model: nn.Module, one: Participant, report: TrainingReport
@@ -255,14 +265,6 @@ class _Work:
 
     def _fail(self, node: int, problem: Exception) -> None:
         self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
-
-
-@torch.no_grad()
-def _loaded(module: nn.Module, state: State) -> nn.Module:
-    """`module` with the values of `state`, as good as new."""
-    for name, tensor in module.state_dict().items():
-        tensor.copy_(state[name])
-    return module
 
 
 def state_bytes(state: State) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
@@ -26,6 +26,7 @@ from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import LocalTraining, batches, train
+from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ClientSide", "Mishaps", "Tamper"]
@@ -197,9 +198,12 @@ class ClientSide:
     def _fitted(self, state: State) -> nn.Module:
         """A model with these tensors; at its usual widths always the same one, which no message keeps."""
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        if self.own_model_fn is not None or shapes != {n: t.shape for n, t in self._working[1].items()}:
+        module, fresh = self._working
+        # What a client before has left in it, in buffers that do not travel or in attributes, is none of this one's.
+        fresh.restore(parameters=False)
+        tensors = module.state_dict()
+        if self.own_model_fn is not None or shapes != {n: t.shape for n, t in tensors.items()}:
             return resize(self.template, state)
-        module, tensors = self._working
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(state[name])
@@ -218,9 +222,9 @@ class ClientSide:
             raise ModelError(f"the widths of the model sent do not go with this client's examples: {error}") from error
 
     @cached_property
-    def _working(self) -> tuple[nn.Module, State]:
-        module = copy.deepcopy(self.template)
-        return module, module.state_dict()
+    def _working(self) -> tuple[nn.Module, ModelSnapshot]:
+        module = copy_of(self.template)
+        return module, ModelSnapshot(module)
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
         partition, total = _node(context)

@@ -45,7 +45,8 @@ pixel_shuffle reflection_pad2d replication_pad2d upsample_bilinear2d upsample_ne
 """
 _SHAPES = """
 alias cat clone constant_pad_nd copy_ detach diagonal expand fill_ flip gather index index_select _to_copy permute
-repeat roll scatter select slice split split_with_sizes squeeze stack t topk transpose tril triu unbind unfold unsafe_split
+repeat roll scatter select slice
+split split_with_sizes squeeze stack t topk transpose tril triu unbind unfold unsafe_split
 _unsafe_view unsqueeze view lift_fresh
 """
 _NEW = """

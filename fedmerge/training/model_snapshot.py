@@ -1,4 +1,4 @@
-"""A model as it is, to be put back after a forward pass: its tensors, and what its modules note in attributes."""
+"""A model as it is, to be put back after others have used it: its tensors, and what its modules note in attributes."""
 
 from __future__ import annotations
 
@@ -51,18 +51,20 @@ class ModelSnapshot:
         return None
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back."""
+    def restore(self, *, parameters: bool = True) -> None:
+        """Put everything back; without `parameters` not their values, where others are about to be loaded."""
         for module, kept in self._modules:
             for key in vars(module).keys() - kept.keys():
                 del module.__dict__[key]
             for key, (value, held) in kept.items():
-                _refill(value, held)
+                if not _same(value, value, held):
+                    _refill(value, held)
                 module.__dict__[key] = value
         for _, parameter, data, value in self._parameters:
             if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
-            _put(parameter, value)
+            if parameters:
+                _put(parameter, value)
         for buffer, value in self._buffers:
             _put(buffer, value)
 
