@@ -23,8 +23,8 @@ def held(x, y):
 @pytest.mark.parametrize(
     "labels",
     [
-        Y.int(), Y.to(torch.uint8), Y.short(), Y[:, None], Y[:, None, None].int(), Y.numpy(), Y.numpy().astype(np.uint16),
-        Y.numpy()[:, None], Y.numpy()[::-1].copy()[::-1],
+        Y.int(), Y.to(torch.uint8), Y.short(), Y[:, None], Y[:, None, None].int(), Y.numpy(),
+        Y.numpy().astype(np.uint16), Y.numpy()[:, None], Y.numpy()[::-1].copy()[::-1],
     ],
 )  # fmt: skip
 def test_class_numbers_of_any_whole_type_become_int64(labels):
