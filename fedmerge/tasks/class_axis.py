@@ -60,11 +60,16 @@ def classification_of(model: nn.Module, x: Tensor, outputs: Any, y: Tensor, what
         if found is None:
             raise InvalidOption(f"{what}{error}") from error
         axis = found
+    if outputs.shape[axis] == 1:
+        raise InvalidOption(
+            f"{what}the outputs have shape {list(outputs.shape)}, one score for each label, with which cross-entropy "
+            "has nothing to learn: give the model an output for each class"
+        )
     return Classification(class_axis=axis)
 
 
 def check_classes(labels: Tensor, classes: int, task: Classification, what: str = "") -> None:
-    """Make sure that labels are classes, or to be ignored, and that there is more than one class.
+    """Make sure that labels are classes, or to be ignored.
 
     Raises
     ------
@@ -75,19 +80,13 @@ def check_classes(labels: Tensor, classes: int, task: Classification, what: str 
     --------
     >>> check_classes(torch.tensor([0, -100, 2]), 3, Classification())
     """
-    what = f"{what}: " if what else ""
-    if classes == 1:
-        raise InvalidOption(
-            f"{what}the model has one output for each label, with which cross-entropy has nothing to learn: give it "
-            "an output for each class"
-        )
     if not labels.numel() or (int(labels.max()) < classes and int(labels.min()) >= 0):
         return
     bad = labels[((labels < 0) | (labels >= classes)) & (labels != task.ignore_index)].unique().tolist()
     if bad:
         shown = ", ".join(map(str, bad[:_MOST_SHOWN])) + (", ..." if len(bad) > _MOST_SHOWN else "")
         raise InvalidOption(
-            f"{what}labels {shown} are not among the model's {classes} classes, numbered from 0 "
+            f"{what + ': ' if what else ''}labels {shown} are not among the model's {classes} classes, numbered from 0 "
             f"to {classes - 1}: number them so, give the model more outputs, or set labels that are to be ignored to "
             f"{task.ignore_index}"
         )

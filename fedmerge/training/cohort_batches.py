@@ -122,7 +122,7 @@ class CohortBatches:
         InvalidOption
             One client's are not.
         """
-        if classes > 1 and self._y.within(classes):
+        if self._y.within(classes):
             return
         for one in self._participants:
             check_classes(one.y, classes, task, f"client {one.client}")

@@ -155,7 +155,7 @@ REFUSED = {
     "one-hot fractions": (LINEAR, FEATURES, F.one_hot(CLASSES).float(), r"one-hot.*y.argmax\(1\)"),
     "fractions": (LINEAR, FEATURES, CLASSES.float(), r"float32.*y.long\(\)"),
     "regression": (LINEAR, FEATURES, FEATURES[:, :1], "float32"),
-    "one output": (nn.Linear(3, 1), FEATURES, CLASSES * 0, "one output for each label.*output for each class"),
+    "one output": (nn.Linear(3, 1), FEATURES, CLASSES * 0, "one score for each label.*output for each class"),
     "other positions": (LINEAR, FEATURES, torch.zeros(6, 2, dtype=torch.long), r", 2\]"),
     "lengths": (LINEAR, FEATURES, CLASSES[:5], "each example a label"),
     "nan": (LINEAR, FEATURES / 0, CLASSES, "NaN|infinite"),
