@@ -51,9 +51,12 @@ def linear_layers(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...] |
         return None
     layers = _read(model)
     # One output is no classification, which the other engine knows how to say.
-    if layers and len(tensors[layers[-1].weight]) == 1:
-        return None
-    if not layers or not x.is_floating_point() or x[0].numel() != tensors[layers[0].weight].shape[1]:
+    if (
+        not layers
+        or len(tensors[layers[-1].weight]) == 1
+        or not x.is_floating_point()
+        or x[0].numel() != tensors[layers[0].weight].shape[1]
+    ):
         return None
     if x.ndim > 2 and not _flattens(model):
         return None
