@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from fedmerge.data.client_data import client_data
+from fedmerge.errors import CannotStack
 from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
 from fedmerge.state import State
@@ -25,6 +27,8 @@ from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
 __all__ = ["TRIED", "Engine", "answer", "choose", "divided", "serial_pieces"]
+
+log = logging.getLogger("fedmerge")
 
 Engine = Literal["auto", "serial", "stacked"]
 
@@ -148,7 +152,9 @@ class _Work:
                     seed=self.seed,
                     round=self.round,
                 )
-            except Exception:
+            except Exception as problem:
+                if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
+                    log.warning("%s", problem)
                 for node, one in block:
                     yield from self._alone(node, one)
                 continue

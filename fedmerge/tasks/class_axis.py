@@ -82,9 +82,10 @@ def check_classes(labels: Tensor, classes: int, task: Classification, what: str 
     """
     if not labels.numel() or (int(labels.max()) < classes and int(labels.min()) >= 0):
         return
-    bad = labels[((labels < 0) | (labels >= classes)) & (labels != task.ignore_index)].unique().tolist()
+    bad = labels[((labels < 0) | (labels >= classes)) & (labels != task.ignore_index)].tolist()
     if bad:
-        shown = ", ".join(map(str, bad[:_MOST_SHOWN])) + (", ..." if len(bad) > _MOST_SHOWN else "")
+        found = sorted({*bad})
+        shown = ", ".join(map(str, found[:_MOST_SHOWN])) + (", ..." if len(found) > _MOST_SHOWN else "")
         raise InvalidOption(
             f"{what + ': ' if what else ''}labels {shown} are not among the model's {classes} classes, numbered from 0 "
             f"to {classes - 1}: number them so, give the model more outputs, or set labels that are to be ignored to "

@@ -27,6 +27,7 @@ class CrossEntropy:
 
     Examples
     --------
+    >>> import torch
     >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[0] * 5, [-100] * 5])
     >>> round(float(CrossEntropy(1, ignoring=True)(logits, labels)), 4)  # log 3
     1.0986

@@ -23,6 +23,8 @@ def train_one_by_one(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> clients = [Participant(i, torch.randn(6, 2), torch.zeros(6, dtype=torch.long)) for i in range(4)]
     >>> train_one_by_one(nn.Linear(2, 3), clients, LocalTraining(), seed=0, round=1).states["bias"].shape
     torch.Size([4, 3])

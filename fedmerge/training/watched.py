@@ -68,22 +68,22 @@ def why_not_stacked(model: nn.Module, x: Tensor) -> str | None:
         if module._backward_hooks or module._backward_pre_hooks:
             return f"module {name or type(module).__name__!r} has a hook on its backward pass"
     snapshot, watch, reach = ModelSnapshot(model), _Operators(), _Reaching()
-    streams = _global_streams()
+    streams = _GlobalStreams()
     try:
         with fork(x.device), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), PaddedLookups(), reach, watch:
             out = model(x)
         reason = watch.reason or reach.reason or snapshot.changed() or _own_function(out)
-        return reason or ("a draw from Python's or NumPy's random numbers" if _global_streams() != streams else None)
+        return reason or ("a draw from Python's or NumPy's random numbers" if streams.moved() else None)
     finally:
         snapshot.restore()
-        _set_global_streams(streams)
+        streams.restore()
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the first operator that is not known."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reason: str | None = None
 
     def __torch_dispatch__(
@@ -127,12 +127,20 @@ def _nodes(out: object) -> Iterator[Any]:
             waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
-def _global_streams() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - a model's forward may draw from it
-    return random.getstate(), (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
+class _GlobalStreams:
+    """Python's and NumPy's global random numbers as they are: a forward pass may draw from them."""
 
+    def __init__(self) -> None:
+        self._own = random.getstate()
+        self._numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
 
-def _set_global_streams(streams: tuple[Any, ...]) -> None:
-    own, (name, keys, *rest) = streams
-    random.setstate(own)
-    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    def moved(self) -> bool:
+        """Whether something has been drawn since."""
+        now: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+        one, two = ([*state["state"].values(), state["has_gauss"], state["gauss"]] for state in (self._numpy, now))
+        return random.getstate() != self._own or not all(map(np.array_equal, one, two))
+
+    def restore(self) -> None:
+        """Put them back."""
+        random.setstate(self._own)
+        np.random.set_state(self._numpy)  # noqa: NPY002
