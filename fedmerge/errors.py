@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "NoAnswer",
     "NoUsableUpdates",
+    "NothingMerged",
     "PartitionError",
     "RecordError",
     "UnknownName",
@@ -46,14 +47,20 @@ class BadUpdate(FedMergeError):
 
 
 class NoUsableUpdates(FedMergeError):
-    """Too few updates are left to merge once the bad ones are dropped."""
+    """Too few updates are left to merge once bad ones are dropped (``dropped``) and clients have failed (``failed``)."""
 
-    def __init__(self, message: str, dropped: Sequence[BadUpdate] = ()) -> None:
+    def __init__(
+        self, message: str, dropped: Sequence[BadUpdate] = (), failed: Sequence[ClientFailed] = ()
+    ) -> None:
         super().__init__(message)
-        self.dropped = tuple(dropped)
+        self.dropped, self.failed = tuple(dropped), tuple(failed)
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[BadUpdate, ...]]]:
-        return type(self), (str(self), self.dropped)
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[BadUpdate, ...], tuple[ClientFailed, ...]]]:
+        return type(self), (str(self), self.dropped, self.failed)
+
+
+class NothingMerged(NoUsableUpdates):
+    """A run has ended, and no round of it merged anything: its model is the initial one."""
 
 
 class ClientFailed(FedMergeError):

@@ -141,7 +141,9 @@ class Intake:
             Fewer than `at_least` were good.
         """
         if len(self.accepted) < at_least:
-            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or "no client replied"
+            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or (
+                "no other client replied" if self.accepted else "no client replied"
+            )
             raise NoUsableUpdates(
                 f"{len(self.accepted)} usable updates, at least {at_least} wanted ({reasons})", self.dropped
             )

@@ -9,6 +9,7 @@ import flwr
 from flwr.app import Context, Error, Message, Metadata, RecordDict
 
 from fedmerge.errors import FedMergeError, InjectedFault
+from fedmerge.simulation.causes import in_words
 
 __all__ = [
     "FIRST_NODE",
@@ -81,8 +82,8 @@ def error_reply(message: Message, context: Context, error: BaseException) -> Mes
 
 
 def failure_reason(client: object, error: BaseException) -> str:
-    """Names client and error, then gives the traceback, unless the fault was made on purpose."""
+    """Names client, error and what led to it in a line, then gives the traceback, unless it was made on purpose."""
     if isinstance(error, InjectedFault):
         return f"client {client}: {error}"
     trace = "".join(traceback.format_exception(error)).strip()
-    return f"client {client}: {type(error).__name__}: {error}\n{trace}"
+    return f"client {client}: {in_words(error)}\n{trace}"

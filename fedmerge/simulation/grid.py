@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedmerge.errors import ConfigError
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
+from fedmerge.simulation.waiting import Waiting
 from fedmerge.simulation.workers import InProcess, Job, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortOrder
@@ -78,7 +79,7 @@ class SimulationGrid(Grid):
         # A mod wants to see messages.
         self._has_side = isinstance(client_app, FedmergeClientApp) and not client_app.mods
         self._run: Any = new_run()
-        self._num_clients = num_clients
+        self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._run_config: UserConfig = run_config or {}
         # Only clients that were called have a context: known clients cost nothing.
         self._contexts: dict[int, Context] = {}
@@ -127,11 +128,28 @@ class SimulationGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Ids of all nodes."""
+        """Ids of all nodes.
+
+        Raises
+        ------
+        InvalidOption
+            Flower's own loop asks, which waits for more nodes than there are.
+        """
+        self._waiting.asked()
+        return self._nodes
+
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes there will ever be."""
+        return self._num_clients
+
+    @property
+    def _nodes(self) -> range:
         return range(FIRST_NODE, FIRST_NODE + self._num_clients)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the clients that `messages` are for; their replies wait to be pulled."""
+        self._waiting.used()
         jobs = []
         for message in messages:
             stamp(message)
@@ -152,12 +170,13 @@ class SimulationGrid(Grid):
         A strategy of ours with clients of ours gets its answer without a message per client.
         """
         if isinstance(messages, CohortOrder) and self._has_side and not messages.keeps:
+            self._waiting.used()
             self._check_node(messages.nodes[-1])
             return self._workers.train(messages, self._num_clients)
         return self.pull_messages(self.push_messages(messages))
 
     def _check_node(self, node: int) -> None:
-        if node not in self.get_node_ids():
+        if node not in self._nodes:
             raise ConfigError(f"there is no node {node}: nodes are {FIRST_NODE} to {self._num_clients + 1}")
 
     def _context(self, node: int) -> Context:

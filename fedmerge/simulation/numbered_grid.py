@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation.flower_task import FIRST_NODE, from_node
+from fedmerge.simulation.waiting import Waiting
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.wire import partition_of
 
@@ -31,21 +32,34 @@ class NumberedGrid(WrappedGrid):
 
     def __init__(self, grid: Grid, num_clients: int) -> None:
         super().__init__(grid)
-        self._num_clients = num_clients
+        self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._node_of: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
 
     def get_node_ids(self) -> Iterable[int]:
-        """Stable numbers of the nodes; none until all have connected."""
+        """Stable numbers of the nodes; none until all have connected.
+
+        Raises
+        ------
+        InvalidOption
+            Flower's own loop asks, which waits for more nodes than are numbered.
+        """
         if not self._node_of:
             nodes = list(self._grid.get_node_ids())
             if len(nodes) < self._num_clients:
                 return []
             self._ask(nodes)
+        self._waiting.asked()
         return sorted(self._node_of)
+
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes there will ever be."""
+        return self._num_clients
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Translate, send, translate the replies back, and return them in the order of their numbers."""
+        self._waiting.used()
         sent = []
         for message in messages:
             message.metadata.dst_node_id = self._node_of[message.metadata.dst_node_id]

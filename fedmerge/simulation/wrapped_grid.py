@@ -46,6 +46,11 @@ class WrappedGrid(Grid):
         """Pass on."""
         return self._grid.get_node_ids()
 
+    @property
+    def most_nodes(self) -> int | None:
+        """How many nodes there will ever be, where that is known."""
+        return getattr(self._grid, "most_nodes", None)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on; subclasses see only :meth:`send_and_receive`."""
         return self._grid.push_messages(messages)

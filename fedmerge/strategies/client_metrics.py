@@ -55,14 +55,13 @@ def _form(content: RecordDict) -> tuple[tuple[str, int], ...] | None:
 
 
 def judged(replies: Iterable[Message], weight_key: str) -> list[Message]:
-    """Replies to an evaluation that Flower can average, and those with an error, which it counts.
+    """Replies to an evaluation that Flower can average, without those with an error.
 
     Clients that hold out no examples do not count; those that do not tell how many are named in a warning.
     """
-    errors, counted = [], []
+    counted = []
     for message in replies:
         if message.has_error():
-            errors.append(message)
             continue
         weight = weight_of(message.content, weight_key)
         if weight == 0:
@@ -72,4 +71,4 @@ def judged(replies: Iterable[Message], weight_key: str) -> list[Message]:
             continue
         counted.append(message)
     kept = {id(content) for content in alike([message.content for message in counted])}
-    return [*errors, *(message for message in counted if id(message.content) in kept)]
+    return [message for message in counted if id(message.content) in kept]

@@ -1,44 +1,90 @@
-"""Clients that reply with an error: named in the log, and the end of the run where no round could go otherwise."""
+"""Clients that fail: read from their replies, named in the log, and quoted where a round cannot go on without them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Message
 
-from fedmerge.errors import NoUsableUpdates
+from fedmerge.errors import ClientFailed, NoUsableUpdates
 
-__all__ = ["answered"]
+__all__ = ["NO_REPLY", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
 
 log = logging.getLogger("fedmerge")
 
+NO_REPLY = "no reply"
 _MOD_FAILED_PRECONDITION = 6  # flwr.common.constant.ErrorCode.MOD_FAILED_PRECONDITION
+_QUOTED = 3
+_NAMED = re.compile(r"client (\d+|on node -?\d+): ")
 
 
-def answered(replies: Iterable[Message]) -> list[Message]:
-    """Those replies that are no errors; a warning names the others, whom a deployment would show nowhere else.
+def failed_client(node: int, reason: str, round: int) -> ClientFailed:
+    """What the reason of an error reply says, in one line: ours name their client, others only have a node.
 
-    Failures may pass. A mod that cannot take what the method exchanges, as ``LocalDpMod`` takes one ArrayRecord only,
-    refuses in every round, and no round would change the model.
+    Examples
+    --------
+    >>> found = failed_client(5, "client 3: OSError: no disk\\nTraceback (most recent call last): ...", round=1)
+    >>> found.client, found.reason
+    (3, 'OSError: no disk')
+    >>> failed_client(5, "Traceback (most recent call last):\\n  ...\\nKeyError: 'x'", round=1).reason
+    "KeyError: 'x'"
+    """
+    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no reason given"]
+    named = _NAMED.match(lines[0])
+    client = named[1] if named else f"on node {node}"
+    cause = lines[0][named.end() :] if named else lines[0]
+    # Others give the bare traceback, whose cause comes last.
+    return ClientFailed(
+        int(client) if client.isdecimal() else client, round, lines[-1] if cause.startswith("Traceback") else cause
+    )
+
+
+def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:
+    """Who replied with an error, and who was asked and did not reply at all, in order of nodes."""
+    known = list(replies)
+    reasons = {int(m.metadata.src_node_id): m.error.reason or f"error code {m.error.code}" for m in known if m.has_error()}
+    silent = set(asked)
+    if silent:
+        silent -= {m.metadata.src_node_id for m in known}
+    reasons |= dict.fromkeys(silent, NO_REPLY)
+    return [failed_client(node, reason, round) for node, reason in sorted(reasons.items())]
+
+
+def tell(failed: Iterable[ClientFailed], about: str = "") -> None:
+    """Warn of each, once."""
+    for one in failed:
+        log.warning("round %d%s: client %s failed: %s", one.round, about and f", {about}", one.client, one.reason)
+
+
+def quoted(failed: Sequence[ClientFailed]) -> str:
+    """Some of them, as an error can quote them.
+
+    Examples
+    --------
+    >>> quoted([ClientFailed(client, 1, "OSError: no disk") for client in range(5)])
+    'client 0 failed: OSError: no disk; client 1 failed: OSError: no disk; client 2 failed: OSError: no disk; \
+and 2 more failed'
+    """
+    told = [f"client {one.client} failed: {one.reason}" for one in failed[:_QUOTED]]
+    return "; ".join([*told, *([f"and {len(failed) - _QUOTED} more failed"] if len(failed) > _QUOTED else [])])
+
+
+def check_mods(replies: Iterable[Message]) -> None:
+    """Failures may pass. A mod that cannot take what the method exchanges, as ``LocalDpMod`` takes one ArrayRecord
+    only, refuses in every round, and no round would change the model.
 
     Raises
     ------
     NoUsableUpdates
         All replies are errors, and one is a mod's.
     """
-    replies = list(replies)
-    good, failed = [r for r in replies if not r.has_error()], [r for r in replies if r.has_error()]
-    for reply in failed:
-        log.warning("node %d failed: %s", reply.metadata.src_node_id, _first_line(reply))
-    refused = [reply for reply in failed if reply.error.code == _MOD_FAILED_PRECONDITION]
-    if refused and not good:
+    known = list(replies)
+    refused = [m for m in known if m.has_error() and m.error.code == _MOD_FAILED_PRECONDITION]
+    if refused and all(m.has_error() for m in known):
+        reason = (refused[0].error.reason or f"error code {refused[0].error.code}").partition("\n")[0]
         raise NoUsableUpdates(
             "no client could reply, for a mod of its ClientApp refuses what the method exchanges: "
-            f"{_first_line(refused[0])} Take a method that merges models alone, such as fedavg, or leave out the mod."
+            f"{reason} Take a method that merges models alone, such as fedavg, or leave out the mod."
         )
-    return good
-
-
-def _first_line(reply: Message) -> str:
-    return (reply.error.reason or f"error code {reply.error.code}").partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmerge.errors import BadUpdate
+from fedmerge.errors import BadUpdate, ClientFailed
 
 __all__ = ["MergeReport"]
 
@@ -13,6 +13,8 @@ __all__ = ["MergeReport"]
 class MergeReport:
     """Who took part in the last merge: client numbers, and those left out with the reason.
 
+    ``dropped`` are updates that cannot be merged, ``failed`` clients that raised or did not reply, in training or
+    whenever they were asked again.
     ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions
     each client answered, which is what :func:`fedmerge.refine.epsilon` counts where they add noise.
     """
@@ -22,3 +24,4 @@ class MergeReport:
     dropped: tuple[BadUpdate, ...]
     skipped: str | None = None
     answers: int = 0
+    failed: tuple[ClientFailed, ...] = ()

@@ -11,30 +11,32 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
+from fedmerge.errors import InvalidOption, NoUsableUpdates
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.refine import Privacy
 from fedmerge.state import State, module_state
 from fedmerge.statistics import StatisticsSettings
-from fedmerge.strategies.client_metrics import alike, judged
+from fedmerge.strategies.client_metrics import alike
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.evaluation import EvaluatedByClients
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.strategies.policies import RoundPolicies
+from fedmerge.strategies.participation import check_participation
+from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.questions import ask
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
-from fedmerge.strategies.sampling import sample_nodes
+from fedmerge.strategies.run_outcome import RunOutcome, check_start, too_few
+from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import to_arrays, view_arrays
 from fedmerge.update import MergeContext
@@ -46,7 +48,7 @@ log = logging.getLogger("fedmerge")
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
 
-class MergeStrategy(FlowerFedAvg):
+class MergeStrategy(EvaluatedByClients):
     """A Flower strategy that merges with any method of :func:`fedmerge.methods`.
 
     It speaks Flower's message API and takes replies of a stock ClientApp (one ArrayRecord, ``num-examples``);
@@ -69,7 +71,7 @@ class MergeStrategy(FlowerFedAvg):
         Fewest usable updates to merge.
     on_client_error, on_too_few, round_timeout
         See :class:`~fedmerge.strategies.policies.RoundPolicies`; `round_timeout` takes the place of :meth:`start`'s
-        ``timeout``. A round that nobody replied in leaves the model as it is, as with Flower's strategies.
+        ``timeout``. A run that merged nothing ends with an error under either policy.
     data
         Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
     example
@@ -86,7 +88,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     Raises
     ------
     UnknownName, InvalidOption
-        The method, or an option of it, does not exist or has a wrong value.
+        The method, or an option of it, does not exist or has a wrong value, or a fraction or minimum has.
 
     Examples
     --------
@@ -125,12 +127,16 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
         **options: Any,
     ) -> None:
+        nodes: dict[str, Any] = {
+            "fraction_train": fraction_train,
+            "fraction_evaluate": fraction_evaluate,
+            "min_train_nodes": min_train_nodes,
+            "min_evaluate_nodes": min_evaluate_nodes,
+            "min_available_nodes": min_available_nodes,
+        }
+        check_participation(nodes)
         super().__init__(
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
+            **nodes,
             weighted_by_key=weighted_by_key,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
@@ -167,6 +173,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._base: State | None = None
         self._grid: Grid | None = None
         self._asked: Sequence[int] = ()
+        self._run = RunOutcome()
 
     def start(self, *arguments: Any, **keywords: Any) -> Result:
         """Run the rounds, as Flower's strategies do; on a grid of ours without a message per client.
@@ -178,16 +185,23 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         ------
         RecordError
             No checkpoint in ``checkpoint_dir`` can be used, or they are of another configuration or model.
+        NoUsableUpdates
+            A round had too few updates, under ``on_too_few="raise"``.
+        NothingMerged
+            No round merged anything.
         """
         unchanged = all(
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
         )
         self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
-        start = self.policies.timed(super().start)
+        start, self._run = self.policies.timed(super().start), RunOutcome()
+        initial = check_start(super().start, arguments, keywords)
         try:
             if self._checkpoints is not None:
-                return self._checkpoints.start(self, start, *arguments, **keywords)
-            return start(*arguments, **keywords)
+                result = self._checkpoints.start(self, start, *arguments, **keywords)
+            else:
+                result = start(*arguments, **keywords)
+            return self._run.checked(result, initial)
         finally:
             self._cohorts = False
 
@@ -204,11 +218,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         Raises
         ------
         InvalidOption
-            The method lacks something on the server, or sends what a wrapper for differential privacy does not cover.
+            The method lacks something on the server, or sends what a wrapper for differential privacy does not cover,
+            or more nodes are wanted than a simulated federation has.
         """
         check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         check_private(self.pipeline, arrays)
-        self._base, self._grid = view_arrays(arrays), grid
+        check_nodes(grid, vars(self))
+        self._base, self._grid, self._asked = view_arrays(arrays), grid, ()
         if self.fraction_train == 0.0:
             return []
         fill_config(config, self.pipeline, self.seed, server_round)
@@ -219,11 +235,6 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         return self._construct_messages(record, nodes, "train")
 
-    def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
-        return sample_nodes(
-            grid, fraction, least, self.min_available_nodes, seed=self.seed, purpose=purpose, round=round
-        )
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -232,27 +243,24 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         Raises
         ------
         NoUsableUpdates
-            Clients replied, but too few with an update that can be merged.
+            Too few clients replied with an update that can be merged, under ``on_too_few="raise"``.
         ClientFailed
-            One did not, under ``on_client_error="raise"``.
+            One failed, under ``on_client_error="raise"``.
         """
         received: Received
+        arrays_key, weight_key = self.arrayrecord_key, self.weighted_by_key
         if isinstance(replies, CohortAnswer):
-            received = ReceivedCohort(replies)
+            received = ReceivedCohort(replies, server_round)
         else:
-            received = ReceivedMessages(replies, self._asked, self.arrayrecord_key, self.weighted_by_key)
-        self.policies.check(received.failures, server_round)
+            received = ReceivedMessages(replies, self._asked, arrays_key, weight_key, server_round)
+        failures, told = RoundFailures(self.policies), {"server-round": server_round}
+        failures.note(received.failures)
+        received.check()
         if not received.nodes:
-            return self._skipped(server_round, "no client replied with an update")
-        reach = Reach(
-            self._grid,
-            received.nodes,
-            {"server-round": server_round},
-            self.arrayrecord_key,
-            self.configrecord_key,
-            self.weighted_by_key,
-            self.policies.round_timeout,
-        )
+            reason = "no client replied with an update" if failures.clients else "no client was asked"
+            return self._skipped(too_few(server_round, reason, failed=failures.clients), server_round)
+        keys, timeout = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
+        reach = Reach(self._grid, received.nodes, told, *keys, timeout, server_round, failures.note)
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -266,14 +274,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)
         except NoUsableUpdates as error:
-            if self.policies.on_too_few == "raise":
-                raise
-            return self._skipped(server_round, str(error), error.dropped)
+            return self._skipped(too_few(server_round, str(error), error.dropped, failures.clients), server_round)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
             recalibrate(reach, result.state, result.accepted)
         self.memory = result.memory
-        self.last_report = MergeReport(server_round, result.accepted, result.dropped, answers=result.answers)
+        self.last_report = MergeReport(
+            server_round, result.accepted, result.dropped, answers=result.answers, failed=tuple(failures.clients)
+        )
         metrics = received.metrics(taken)
         if metrics is None:
             metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
@@ -282,26 +290,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             self._checkpoints.save(self, server_round, arrays)
         return arrays, metrics
 
-    def _skipped(self, round: int, reason: str, dropped: Sequence[BadUpdate] = ()) -> tuple[None, None]:
-        """Keep the model as it is: what Flower makes of no arrays."""
-        log.warning("round %d: the model stays as it is: %s", round, reason)
-        self.last_report = MergeReport(round, (), tuple(dropped), skipped=reason)
+    def _skipped(self, error: NoUsableUpdates, round: int) -> tuple[None, None]:
+        """Keep the model as it is, which is what Flower makes of no arrays, where that is the policy."""
+        if self.fraction_train == 0.0:  # nobody is to train
+            return None, None
+        self._run.skip(error)
+        self.last_report = MergeReport(round, (), error.dropped, skipped=str(error), failed=error.failed)
+        if self.policies.on_too_few == "raise" and (self._asked or error.failed or error.dropped):
+            raise error
+        log.warning("the model stays as it is: %s", error)
         return None, None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Send the merged model to those who judge it on their held-out examples."""
-        if self.fraction_evaluate == 0.0:
-            return []
-        config["server-round"] = server_round
-        if self.pipeline.batch_norm == "local":
-            config["batch-norm"] = "local"
-        share, least = self.fraction_evaluate, self.min_evaluate_nodes
-        nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return self._construct_messages(record, nodes, "evaluate")
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Average what clients found on their held-out examples; those that hold none do not count."""
-        return super().aggregate_evaluate(server_round, judged(replies, self.weighted_by_key))

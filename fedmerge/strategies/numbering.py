@@ -55,13 +55,19 @@ def start_after(
             return None
         return evaluate_fn(server_round + done, arrays)
 
-    with _shifted(strategy, done):
-        result = start(
-            initial_arrays=initial_arrays,
-            num_rounds=max(0, num_rounds - done),
-            evaluate_fn=None if evaluate_fn is None else evaluate,
-            **keywords,
-        )
+    left = num_rounds - done
+    if left < 1:  # nothing to start
+        result, found = Result(), evaluate(0, initial_arrays)
+        if found is not None:
+            result.evaluate_metrics_serverapp[0] = found
+    else:
+        with _shifted(strategy, done):
+            result = start(
+                initial_arrays=initial_arrays,
+                num_rounds=left,
+                evaluate_fn=None if evaluate_fn is None else evaluate,
+                **keywords,
+            )
     if not result.arrays:  # no round was left, or none gave a model
         result.arrays = initial_arrays
     for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
 from inspect import signature
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from typing import Any, Literal
 from flwr.serverapp.strategy import Result
 
 from fedmerge.errors import ClientFailed, InvalidOption
+from fedmerge.strategies.failures import tell
 
-__all__ = ["RoundPolicies"]
+__all__ = ["RoundFailures", "RoundPolicies"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,27 @@ on_client_error = "skip", which leaves it out of the round.
         if self.on_client_error == "raise":
             for client, reason in failures:
                 raise ClientFailed(client, round, reason.partition("\n")[0])
+
+
+@dataclass
+class RoundFailures:
+    """The clients that failed in one round, in all its exchanges, under `policies`."""
+
+    policies: RoundPolicies
+    clients: list[ClientFailed] = field(default_factory=list)
+
+    def note(self, more: Sequence[ClientFailed], about: str = "") -> None:
+        """Tell of clients that failed in an exchange.
+
+        Raises
+        ------
+        ClientFailed
+            There is one, and the policy is ``"raise"``.
+        """
+        tell(more, about)
+        self.clients += more
+        for one in more:
+            self.policies.check([(one.client, one.reason)], one.round)
 
 
 def _with_timeout(start: Callable[..., Result], seconds: float) -> Callable[..., Result]:

@@ -14,7 +14,6 @@ from fedmerge.models.resize import resize
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.state import State
 from fedmerge.statistics import Batches
-from fedmerge.strategies.failures import answered
 from fedmerge.strategies.question_records import read_answer, read_question, write_answer, write_question
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.stages import own_model
@@ -53,7 +52,7 @@ def ask(
         for node, client in numbered.items()
     ]
     found: dict[int, list[Answer]] = {}
-    for reply in answered(reach.send(messages)):
+    for reply in reach.send(messages, "questions"):
         client = numbered.get(reply.metadata.src_node_id)
         if client is None or client in found:
             continue

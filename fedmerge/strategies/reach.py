@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedmerge.errors import NoAnswer
+from fedmerge.errors import ClientFailed, NoAnswer
+from fedmerge.strategies.failures import check_mods, failures_in
 
 __all__ = ["Reach"]
 
@@ -29,6 +30,10 @@ class Reach:
         Names of records and of the number of examples, as in the strategy.
     timeout
         Seconds to wait for replies.
+    round
+        Of the merge.
+    on_failure
+        Called with those who failed in an exchange, and what it was about.
     """
 
     grid: Grid | None
@@ -38,18 +43,28 @@ class Reach:
     config_key: str = "config"
     weight_key: str = "num-examples"
     timeout: float | None = None
+    round: int = 0
+    on_failure: Callable[[Sequence[ClientFailed], str], None] | None = None
 
-    def send(self, messages: Sequence[Message]) -> Iterable[Message]:
-        """What comes back, errors included.
+    def send(self, messages: Sequence[Message], about: str) -> list[Message]:
+        """The replies that are no errors.
 
         Raises
         ------
         NoAnswer
             There is no grid.
+        NoUsableUpdates
+            A mod of the clients refuses such messages.
         """
         if self.grid is None:
             raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
-        return self.grid.send_and_receive(messages, timeout=self.timeout)
+        asked = [message.metadata.dst_node_id for message in messages]  # a grid within may number nodes otherwise
+        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        failed = failures_in(replies, asked, self.round)
+        if failed and self.on_failure is not None:
+            self.on_failure(failed, about)
+        check_mods(replies)
+        return [reply for reply in replies if not reply.has_error()]
 
     def telling(self, more: Mapping[str, int]) -> Reach:
         """The same clients, told more in every message."""

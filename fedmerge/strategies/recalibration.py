@@ -32,13 +32,18 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
         The merged model; changed in place.
     clients
         Who is asked.
+
+    Raises
+    ------
+    NoUsableUpdates
+        A mod of the clients refuses such messages.
     """
     config = ConfigRecord({**reach.config, "needs": ["batch_norm"]})
     content = RecordDict({reach.arrays_key: to_arrays(state), reach.config_key: config})
     nodes = [reach.nodes[client] for client in clients]
     messages = [Message(content=content, message_type="query.statistics", dst_node_id=node) for node in nodes]
     measured = []
-    for client, message in reply_order(m for m in reach.send(messages) if not m.has_error()):
+    for client, message in reply_order(reach.send(messages, "recalibration")):
         weight = weight_of(message.content, reach.weight_key)
         try:
             sent = statistics_from_reply(message.content, None).get("batch_norm", {})

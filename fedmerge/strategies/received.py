@@ -10,7 +10,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from fedmerge.pipeline import MergeResult, Pipeline
 from fedmerge.state import State
 from fedmerge.strategies.cohort_order import CohortAnswer
-from fedmerge.strategies.failures import answered
+from fedmerge.errors import ClientFailed
+from fedmerge.strategies.failures import check_mods, failed_client, failures_in
 from fedmerge.strategies.wire import Decoded, reply_order
 from fedmerge.update import MergeContext
 
@@ -22,7 +23,7 @@ class Received(ABC):
 
     nodes: dict[int, int]
     """The node of each client that replied with something."""
-    failures: list[tuple[int | str, str]]
+    failures: list[ClientFailed]
     """Clients that did not, and why."""
 
     @abstractmethod
@@ -39,14 +40,23 @@ class Received(ABC):
         """Their mean metrics, where they are known already."""
         return None
 
+    def check(self) -> None:  # noqa: B027 - what has no messages has no mods
+        """Make sure that no round would go as this one did.
+
+        Raises
+        ------
+        NoUsableUpdates
+            A mod of the clients refuses what the method exchanges.
+        """
+
 
 class ReceivedCohort(Received):
     """The answer to a cohort's order."""
 
-    def __init__(self, answer: CohortAnswer) -> None:
+    def __init__(self, answer: CohortAnswer, round: int) -> None:
         self._answer = answer
         self.nodes = {one.client: one.node for one in answer.trained}
-        self.failures = [(f"on node {node}", reason) for node, reason in sorted(answer.failures)]
+        self.failures = [failed_client(node, reason, round) for node, reason in sorted(answer.failures)]
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
@@ -68,22 +78,24 @@ class ReceivedCohort(Received):
 class ReceivedMessages(Received):
     """Messages of Flower's."""
 
-    def __init__(self, replies: Iterable[Message], asked: Sequence[int], arrays_key: str, weight_key: str) -> None:
-        known = list(replies)
-        self._valid = reply_order(answered(known))
+    def __init__(
+        self, replies: Iterable[Message], asked: Sequence[int], arrays_key: str, weight_key: str, round: int
+    ) -> None:
+        self._known = known = list(replies)
+        self._valid = reply_order(m for m in known if not m.has_error())
         self._keys = arrays_key, weight_key
         self.nodes = {client: message.metadata.src_node_id for client, message in self._valid}
-        errors = [(m.metadata.src_node_id, m.error.reason or "no reason given") for m in known if m.has_error()]
-        silent = set(asked) - {m.metadata.src_node_id for m in known}
-        self.failures = [
-            (f"on node {node}", reason) for node, reason in sorted(errors + [(node, "no reply") for node in silent])
-        ]
+        self.failures = failures_in(known, asked, round)
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
     ) -> MergeResult:
         """Decode them one at a time."""
         return pipeline.merge(Decoded(self._valid, *self._keys), context, memory, buffers=buffers)
+
+    def check(self) -> None:
+        """Look at errors of mods."""
+        check_mods(self._known)
 
     def contents(self, clients: Collection[int]) -> list[RecordDict]:
         """Their records."""

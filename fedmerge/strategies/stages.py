@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, ModelError
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.strategies.failures import answered
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.wire import decode_update, from_arrays, to_arrays
 from fedmerge.update import ClientUpdate
@@ -65,7 +64,7 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
     # The node tells whose answer it is: that comes from Flower, the rest from the client.
     clients = {reach.nodes[client]: client for client in sent}
     updates: dict[int, ClientUpdate] = {}
-    for reply in answered(reach.send(messages)):
+    for reply in reach.send(messages, f"stage {stage.number}"):
         client = clients.get(reply.metadata.src_node_id)
         if client is None or client in updates:
             continue
