@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from fedmerge.data.client_data import client_data
-from fedmerge.errors import CannotStack
+from fedmerge.errors import CannotStack, FedMergeError
 from fedmerge.models.resize import resize
-from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
+from fedmerge.simulation.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies.client_side import ClientSide
@@ -63,8 +63,18 @@ def answer(
     -------
     CohortAnswer
         One that fails is named in it and stops nobody else.
+
+    Raises
+    ------
+    FedMergeError
+        No client could do what the order says.
     """
-    work = _Work(side, order, total)
+    try:
+        work = _Work(side, order, total)
+    except FedMergeError:  # of the order, and so of all clients
+        raise
+    except FAILURES as problem:  # of code that every client runs
+        return CohortAnswer(failures=[(node, failure_reason(node - FIRST_NODE, problem)) for node in nodes])
     blocks = work.stacked(nodes) if engine == "stacked" and not side.starts_apart(order.config) else work.serial(nodes)
     if order.folds:
         work.result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
@@ -98,13 +108,13 @@ def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
 
 def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
     """Measure on the first clients which engine is faster."""
-    work = _Work(side, order, total)
-    participants = [one for _, one in islice(work.participants(nodes), TRIED)]
-    if not participants:
-        return EngineChoice("serial", "no client has data")
     try:
+        work = _Work(side, order, total)
+        participants = [one for _, one in islice(work.participants(nodes), TRIED)]
+        if not participants:
+            return EngineChoice("serial", "no client has data")
         return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
-    except Exception as problem:
+    except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")
 
@@ -129,7 +139,7 @@ class _Work:
                     self._side.mishaps.begin(client, self.round)
                 data = client_data(self._side.data_fn, client, self._total)
                 participant = Participant(client, data.train_x, data.train_y)
-            except Exception as problem:
+            except FAILURES as problem:
                 self._fail(node, problem)
                 continue
             yield node, participant
@@ -152,13 +162,14 @@ class _Work:
                     seed=self.seed,
                     round=self.round,
                 )
-            except Exception as problem:
+                states = self._tampered(block, done.states)
+            except FAILURES as problem:
                 if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
                     log.warning("%s", problem)
                 for node, one in block:
                     yield from self._alone(node, one)
                 continue
-            yield from self._measured(block, self._tampered(block, done.states), done.reports)
+            yield from self._measured(block, states, done.reports)
 
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
@@ -166,7 +177,7 @@ class _Work:
             model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
             report = self._side.fit(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
-        except Exception as problem:
+        except FAILURES as problem:
             self._fail(node, problem)
             return
         state = {name: tensor.detach().cpu()[None] for name, tensor in model.state_dict().items()}
@@ -200,7 +211,7 @@ class _Work:
             try:
                 model = self._loaded({name: tensor[0] for name, tensor in state.items()})
                 sent, error = self._statistics(model, one, report)
-            except Exception as problem:
+            except FAILURES as problem:
                 self._fail(node, problem)
                 continue
             yield from self._sent([(node, one)], state, [report], [sent], [error])
@@ -269,7 +280,7 @@ class _Work:
             tuple({name: decode(value) for name, value in values.items()} for values in sent),
         )
 
-    def _fail(self, node: int, problem: Exception) -> None:
+    def _fail(self, node: int, problem: BaseException) -> None:
         self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
 
 

@@ -12,6 +12,7 @@ from fedmerge.errors import FedMergeError, InjectedFault
 from fedmerge.simulation.causes import in_words
 
 __all__ = [
+    "FAILURES",
     "FIRST_NODE",
     "become_server_task",
     "error_reply",
@@ -25,6 +26,8 @@ __all__ = [
 _TESTED = ("1.41", "1.42")
 _CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _SERVER_NODE = 1
+FAILURES = (Exception, SystemExit)
+"""What a client may raise and have failed; an argument parser that it calls ends nothing but the client."""
 FIRST_NODE = _SERVER_NODE + 1
 """Node of client 0."""
 

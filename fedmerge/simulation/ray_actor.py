@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -20,12 +22,13 @@ from fedmerge.simulation.workers import Job, handle, warm_up
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training import EngineChoice
 
-__all__ = ["Leader", "Worker", "train_on"]
+__all__ = ["Leader", "Reference", "Worker", "train_on"]
 
 EngineName = Literal["serial", "stacked"]
 
 Reference = list[Any]
-"""A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call."""
+"""A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call. Behind it
+stands where to look for modules."""
 
 
 class Worker:
@@ -144,5 +147,13 @@ class _Known:
     def __call__(self, kind: str, reference: Reference) -> Any:
         known = self._values.get(kind)
         if known is None or known[0] != reference[0]:
+            _look_in(reference[1])
             known = self._values[kind] = reference[0], ray.get(reference[0])
         return known[1]
+
+
+def _look_in(entries: Sequence[str]) -> None:
+    """Look for modules where the script does, in its order; as far as this machine has the folders."""
+    there = [entry for entry in entries if os.path.exists(entry)]
+    sys.path[:] = [*there, *(entry for entry in sys.path if entry not in there)]
+    importlib.invalidate_caches()

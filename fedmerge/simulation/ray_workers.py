@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,9 +12,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedmerge.simulation.cohort_work import TRIED, Engine, divided
 from fedmerge.simulation.flower_task import error_reply
-from fedmerge.simulation.ray_actor import Leader, Worker, gathered, train_on
+from fedmerge.simulation.ray_actor import Leader, Reference, Worker, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
-from fedmerge.simulation.ray_tensors import share_tensors, stop_sharing
+from fedmerge.simulation.ray_places import Places
+from fedmerge.simulation.ray_session import join, leave, search_path
 from fedmerge.simulation.workers import Job, Outcome, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
@@ -44,16 +44,21 @@ class RayWorkers(Workers):
         self, count: int | None = None, *, engine: Engine = "auto", client_timeout: float | None = None
     ) -> None:
         super().__init__(engine)
-        self._started = not ray.is_initialized()
-        if self._started:
-            _start(count)
-        share_tensors()
-        self._actors = self._make_workers(count)
-        self._pool: Pool = Pool(self._actors)
-        self._leaders: Pool | None = self._make_leaders()
-        self._limit = client_timeout
-        if client_timeout is not None:  # the clock is for clients, not for processes that start
-            ray.get([actor.ping.remote() for actor in self._actors])
+        self._actors: list[Any] = []
+        self._places: Places | None = None
+        self._open = True
+        join(count)
+        try:
+            self._places = Places(count)
+            self._actors = [self._make_worker(number) for number in range(self._places.count)]
+            self._pool: Pool = Pool(self._actors)
+            self._leaders: Pool | None = self._make_leaders()
+            self._limit = client_timeout
+            if client_timeout is not None:  # the clock is for clients, not for processes that start
+                ray.get([actor.ping.remote() for actor in self._actors])
+        except BaseException:
+            self.close()
+            raise
         self._app: Any = None
 
     def use(self, app: ClientApp) -> None:
@@ -67,10 +72,11 @@ class RayWorkers(Workers):
         """Give every idle actor the next job; each distinct content travels to the object store once."""
         contents = {id(job.message.content): job.message.content for job in jobs}
         shared = {key: ray.put(content) for key, content in contents.items()}
+        app = self._told(self._app)
 
         def call(job: Job) -> Call:
             content, message = shared[id(job.message.content)], job.message
-            return lambda worker: worker.handle.remote([self._app], message.metadata, content, job.context)
+            return lambda worker: worker.handle.remote(app, message.metadata, content, job.context)
 
         outcomes = self._pool.run([call(job) for job in jobs], [self._limit] * len(jobs))
         for job, given in zip(jobs, outcomes, strict=True):
@@ -81,14 +87,14 @@ class RayWorkers(Workers):
 
     def choose(self, order: CohortOrder, total: int) -> EngineChoice:
         """Measure on one of the workers."""
-        app, told = [self._app], [ray.put(order.without_model())]
+        app, told = self._told(self._app), self._told(ray.put(order.without_model()))
         limits = [None if self._limit is None else TRIED * self._limit]
         given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)], limits))
         return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
 
     def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
         """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
-        app, told = [self._app], [ray.put(order.without_model())]
+        app, told = self._told(self._app), self._told(ray.put(order.without_model()))
         if self._leaders is None:
             return train_on(self._pool, app, told, order, order.nodes, total, engine, self._limit)
 
@@ -98,25 +104,25 @@ class RayWorkers(Workers):
         return gathered(self._leaders, divided(order.nodes, len(self._leaders)), call, order)
 
     def close(self) -> None:
-        """End the actors, and Ray too if it was started here."""
-        for actor in self._actors:
-            ray.kill(actor)
+        """End the actors, and Ray too if it was started for them and nobody else uses it."""
+        if not self._open:
+            return
+        self._open = False
+        if ray.is_initialized():  # nobody has shut it down meanwhile
+            for actor in self._actors:
+                ray.kill(actor)
+            if self._places is not None:
+                self._places.free()
         self._actors = []
-        stop_sharing()
-        if self._started:
-            ray.shutdown()
+        leave()
 
-    def _make_workers(self, count: int | None) -> list[Any]:
-        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        count = count or max(1, int(cluster.get("CPU", 1)))
-        gpus = cluster.get("GPU", 0.0) / count
-        worker: Any = ray.remote(Worker).options(
-            num_cpus=1,
-            num_gpus=min(gpus, 1.0) if gpus else 0,
-            max_restarts=-1,
-            scheduling_strategy="SPREAD",
-        )
-        return [worker.remote() for _ in range(count)]
+    @staticmethod
+    def _told(reference: Any) -> Reference:
+        return [reference, search_path()]
+
+    def _make_worker(self, number: int) -> Any:
+        assert self._places is not None
+        return ray.remote(Worker).options(max_restarts=-1, **self._places.options(number)).remote()
 
     def _make_leaders(self) -> Pool | None:
         """One per node, where there are several."""
@@ -139,13 +145,3 @@ class RayWorkers(Workers):
         self._actors = self._actors + leaders
         return Pool(leaders)
 
-
-def _start(count: int | None) -> None:
-    """Start Ray here, or join the cluster that RAY_ADDRESS names."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its reaction to an exhausted GPU count is about to change; ours is to ask for the share we want.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here: dict[str, Any] = (
-        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": count, "include_dashboard": False}
-    )
-    ray.init(log_to_driver=False, configure_logging=False, **here)

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.simulation.cohort_work import Engine, answer, choose, serial_pieces
-from fedmerge.simulation.flower_task import error_reply
+from fedmerge.simulation.flower_task import FAILURES, error_reply
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
@@ -135,11 +135,14 @@ def warm_up() -> None:
 def handle(app: ClientApp, job: Job) -> Outcome:
     """Answer one message; the sender's records stay as they are whatever the client does to its own."""
     message, context = job
-    original = message.content
+    original, kind = message.content, message.metadata.message_type
     message.content = _copied(original)
     try:
-        return Outcome(app(message, context), context)
-    except Exception as error:
+        reply = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the ClientApp must return a Message to a {kind} message, got a {type(reply).__name__}")
+        return Outcome(reply, context)
+    except FAILURES as error:
         return Outcome(error_reply(message, context, error), context)
     finally:
         message.content = original

@@ -1,0 +1,120 @@
+"""Ray in this process: started by the first grid that wants it, ended with the last."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from fedmerge.simulation.ray_tensors import share_tensors, stop_sharing
+
+__all__ = ["join", "leave", "search_path"]
+
+
+class _Session:
+    """Who uses Ray. One for the process, as Ray is: threads would start it twice, and one grid end it for another."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.users = 0
+        self.ours = False
+        self.over = threading.Event()
+        """Set once a Ray that was started here has ended."""
+
+
+_SESSION = _Session()
+
+
+def join(processors: int | None) -> None:
+    """Use Ray as it runs, or else start it here or join the cluster that RAY_ADDRESS names.
+
+    Parameters
+    ----------
+    processors
+        CPUs of a Ray that is started here; None for those of the machine.
+    """
+    with _SESSION.lock:
+        if not ray.is_initialized():
+            _SESSION.users, _SESSION.over = 0, threading.Event()
+            _lasting(lambda: _start(processors), _SESSION.over)
+            _SESSION.ours = True
+        if not _SESSION.users:
+            share_tensors()
+        _SESSION.users += 1
+
+
+def leave() -> None:
+    """Use Ray no more; it ends with the last user, if it was started here."""
+    with _SESSION.lock:
+        if not _SESSION.users:  # somebody has shut it down meanwhile
+            return
+        _SESSION.users -= 1
+        if _SESSION.users:
+            return
+        if ray.is_initialized():
+            stop_sharing()
+            if _SESSION.ours:
+                ray.shutdown()
+        _SESSION.ours = False
+        _SESSION.over.set()
+
+
+def search_path() -> list[str]:
+    """Where this process looks for modules, as a process in another folder has to write it."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def _start(processors: int | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its reaction to an exhausted GPU count is about to change; ours is to ask for the share we want.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    here: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": processors, "include_dashboard": False}
+    )
+    with _python_path(search_path()):  # workers must find fedmerge itself before they can be told anything
+        ray.init(log_to_driver=False, configure_logging=False, **here)
+
+
+def _lasting(start: Callable[[], None], over: threading.Event) -> None:
+    """Call `start` in a thread that lives until `over`: Linux ends Ray's processes with the thread that started them,
+    and one that simulates may be done before others are.
+    """
+    if threading.current_thread() is threading.main_thread():
+        start()
+        return
+    problems: list[BaseException] = []
+    started = threading.Event()
+
+    def keep() -> None:
+        try:
+            start()
+        except BaseException as problem:
+            problems.append(problem)
+            over.set()
+        started.set()
+        over.wait()
+
+    threading.Thread(target=keep, name="fedmerge-ray", daemon=True).start()
+    started.wait()
+    if problems:
+        raise problems[0]
+
+
+@contextmanager
+def _python_path(entries: list[str]) -> Iterator[None]:
+    """Processes that are started meanwhile look for modules here too."""
+    before = os.environ.get("PYTHONPATH")
+    known = [] if not before else before.split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*known, *entries]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
