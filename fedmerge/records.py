@@ -185,6 +185,10 @@ class RunRecord:
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         self._position = append_line(self._rows, json.dumps(clean, allow_nan=False).encode())
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What was written so far, by an earlier process too."""
+        return [json.loads(line) for line in self._rows.read_bytes().splitlines()] if self._rows.exists() else []
+
     def checkpoint(
         self,
         round: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmerge.checkpoints import Checkpoint
 from fedmerge.environment import describe_environment
-from fedmerge.errors import FedMergeError, RecordError, WriteError
+from fedmerge.errors import FedMergeError, NothingMerged, RecordError, WriteError
 from fedmerge.files import read_toml
 from fedmerge.records import RunRecord, continuing, differing, differing_federation
 from fedmerge.seeding import integer_seed
@@ -166,7 +166,7 @@ def run_on_grid(
     Raises
     ------
     FedMergeError
-        The run cannot go on, or its checkpoints cannot be used.
+        The run cannot go on, it merged nothing, or its checkpoints cannot be used.
     """
     strategy = experiment.strategy(method)
     record, checkpoint = _record(experiment, method, out, resume)
@@ -188,13 +188,15 @@ def run_on_grid(
     }
     if config.round_timeout is not None:
         keywords["timeout"] = config.round_timeout
-    with _seeded_random(experiment.seed), _typed_errors(method, strategy):
+    # Of rounds that were run before an interruption a strategy knows nothing; the record does.
+    with _seeded_random(experiment.seed), _typed_errors(method, strategy), suppress(NothingMerged):
         if checkpoint is None:
             strategy.start(**keywords)
         else:
             restore(checkpoint, strategy, grid)
             keywords["initial_arrays"] = to_arrays(checkpoint.section("state"))
             start_after(checkpoint.round, strategy, strategy.start, **keywords)
+    recorder.check_merged()
     return record.finish()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedmerge.errors import NoUsableUpdates
+from fedmerge.errors import NothingMerged, NoUsableUpdates
 from fedmerge.records import RunRecord
 from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
@@ -17,6 +17,7 @@ from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.references import reference_accuracies
 from fedmerge.simulation.snapshot import snapshot
 from fedmerge.strategies import MergeStrategy
+from fedmerge.strategies.failures import failed_client, quoted, tell
 from fedmerge.strategies.measure import ERROR_KEY
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.wire import view_arrays
@@ -62,8 +63,12 @@ class Recorder:
         self._policies = RoundPolicies(config.on_client_error, config.on_too_few)
         self._merge_seconds = 0.0
         self._skipped: str | None = None
+        self._merged, self._last_skipped = False, ""
+        for row in record.rows():  # what was merged before an interruption counts
+            self._count(row)
         self._train_metrics: MetricRecord | None = None
         self._client_metrics: MetricRecord | None = None
+        self._ours = isinstance(strategy, MergeStrategy)  # one of ours tells of failures itself, and knows the policies
         setattr(strategy, "aggregate_train", self._timed(strategy.aggregate_train))  # noqa: B010 - a method
         setattr(strategy, "aggregate_evaluate", self._noted(strategy.aggregate_evaluate))  # noqa: B010
 
@@ -79,11 +84,33 @@ class Recorder:
         if self._faulty is not None:
             row["waited_for"] = self._faulty.take_waited_for()
         self._record.append(row)
+        self._count(row)
         memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
         taken = snapshot(self._strategy, self._grid.innermost)
         self._record.checkpoint(server_round, view_arrays(arrays), memory, sections=taken.sections, facts=taken.facts)
         self._on_row(row)
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        """Note whether a round merged; round 0 is that of the initial model."""
+        if row.get("skipped") is not None:
+            self._last_skipped = f"round {row['round']}: {row['skipped']}"
+        elif row["round"]:
+            self._merged = True
+
+    def check_merged(self) -> None:
+        """Make sure, when the run is over, that it has merged anything.
+
+        Raises
+        ------
+        NothingMerged
+            Every round was skipped.
+        """
+        if not self._merged and self._last_skipped:
+            raise NothingMerged(
+                f"{self._method}: no round merged anything, so there is no trained model; the last one: "
+                f"{self._last_skipped}"
+            )
 
     def _row(self, round: int, loss: float, accuracy: float, evaluating: float, parameters: int) -> Row:
         exchanges = self._grid.take()
@@ -127,9 +154,12 @@ class Recorder:
         }
         self._merge_seconds, self._train_metrics, self._client_metrics, self._skipped = 0.0, None, None, None
         if trained and ok == 0:
-            reason = failures[0].reason.partition("\n")[0] if failures else "none replied"
+            told = [failed_client(f.node, f.reason, round) for f in failures]
+            reason = f"client {told[0].client}: {told[0].reason}" if told else "none replied"
             if self._policies.on_too_few == "raise":
-                raise NoUsableUpdates(f"{self._method}: all clients failed in round {round}; the first: {reason}")
+                raise NoUsableUpdates(
+                    f"{self._method}: all clients failed in round {round}; the first: {reason}", failed=told
+                )
             row["skipped"] = row["skipped"] or f"all clients failed; the first: {reason}"
         return row
 
@@ -142,26 +172,36 @@ class Recorder:
             if self._too_few(server_round):
                 return None, None
             arrays, self._train_metrics = aggregate(server_round, replies)
+            if arrays is None and not self._ours:
+                self._skipped = self._skipped or "the strategy made no model of the replies"
             self._merge_seconds = time.perf_counter() - started
             return arrays, self._train_metrics
 
         return aggregate_train
 
     def _too_few(self, round: int) -> bool:
-        """Whether too few clients replied to somebody else's strategy, which knows nothing of our policies."""
+        """Whether too few clients replied for somebody else's strategy, which knows nothing of our policies, or none
+        for any."""
         trained = [exchange for exchange in self._grid.exchanges if exchange.kind == "train"]
-        failures = [failure for exchange in trained for failure in exchange.failures]
-        self._policies.check(((f.client, f.reason.removeprefix(f"client {f.client}: ")) for f in failures), round)
         least, ok = self._experiment.config.min_clients, sum(exchange.ok for exchange in trained)
-        if isinstance(self._strategy, MergeStrategy) or not trained or ok >= least:
+        ending = bool(trained) and not ok and self._policies.on_too_few == "raise"
+        if self._ours and not ending:
             return False
-        self._skipped = f"{ok} clients replied, at least {least} wanted"
+        failed = [failed_client(f.node, f.reason, round) for exchange in trained for f in exchange.failures]
+        tell(failed)  # Flower's log is not shown here
+        self._policies.check(((one.client, one.reason) for one in failed), round)
+        if not trained or ok >= least:
+            return False
+        self._skipped = f"{ok} clients replied, at least {least} wanted" + (f" ({quoted(failed)})" if failed else "")
         if self._policies.on_too_few == "raise" and ok:
-            raise NoUsableUpdates(f"{self._method}: round {round}: {self._skipped}")
+            raise NoUsableUpdates(f"{self._method}: round {round}: {self._skipped}", failed=failed)
         return True
 
     def _noted(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> Any:
+            if not self._ours:
+                failures = [f for e in self._grid.exchanges if e.kind == "evaluate" for f in e.failures]
+                tell((failed_client(f.node, f.reason, server_round) for f in failures), "evaluation")
             self._client_metrics = aggregate(server_round, replies)
             return self._client_metrics
 

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
-from fedmerge.errors import InvalidOption, NoUsableUpdates
+from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.refine import Privacy
@@ -258,7 +258,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         received.check()
         if not received.nodes:
             reason = "no client replied with an update" if failures.clients else "no client was asked"
-            return self._skipped(too_few(server_round, reason, failed=failures.clients), server_round)
+            return self._skipped(server_round, reason, (), failures.clients)
         keys, timeout = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
         reach = Reach(self._grid, received.nodes, told, *keys, timeout, server_round, failures.note)
         context = MergeContext(
@@ -274,7 +274,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)
         except NoUsableUpdates as error:
-            return self._skipped(too_few(server_round, str(error), error.dropped, failures.clients), server_round)
+            return self._skipped(server_round, str(error), error.dropped, failures.clients)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
             recalibrate(reach, result.state, result.accepted)
@@ -290,13 +290,17 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             self._checkpoints.save(self, server_round, arrays)
         return arrays, metrics
 
-    def _skipped(self, error: NoUsableUpdates, round: int) -> tuple[None, None]:
+    def _skipped(
+        self, round: int, reason: str, dropped: Sequence[BadUpdate], failed: Sequence[ClientFailed]
+    ) -> tuple[None, None]:
         """Keep the model as it is, which is what Flower makes of no arrays, where that is the policy."""
         if self.fraction_train == 0.0:  # nobody is to train
             return None, None
+        error = too_few(round, reason, dropped, failed)
         self._run.skip(error)
-        self.last_report = MergeReport(round, (), error.dropped, skipped=str(error), failed=error.failed)
-        if self.policies.on_too_few == "raise" and (self._asked or error.failed or error.dropped):
+        skipped = str(error).removeprefix(f"round {round}: ")
+        self.last_report = MergeReport(round, (), error.dropped, skipped=skipped, failed=error.failed)
+        if self.policies.on_too_few == "raise" and (self._asked or failed or dropped):
             raise error
-        log.warning("the model stays as it is: %s", error)
+        log.warning("round %d: the model stays as it is: %s", round, reason)
         return None, None

@@ -12,7 +12,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from fedmerge.errors import ClientFailed, ConfigError, FedMergeError, InvalidOption, NoUsableUpdates, UnknownName
+from fedmerge.errors import ClientFailed, ConfigError, FedMergeError, InvalidOption, NothingMerged, NoUsableUpdates, UnknownName
 from fedmerge.records import read_checkpoint
 from fedmerge.simulation import SimulationGrid, compare, load_config, make_config
 from fedmerge.simulation.exchanges import MeasuredGrid
@@ -183,9 +183,14 @@ def test_a_resumed_run_has_the_same_faults(method, engine, tmp_path):
 
 @pytest.mark.parametrize("method", ["fedavg", FLOWER])
 def test_all_clients_failing_keeps_the_model_where_that_is_the_policy(method, tmp_path):
+    """Round after round it stays, and the run that merged nothing fails in the end, also where it is taken up again."""
     config = make_config(CONFIG, {"methods": [method], "faults": {"crash": 1.0}, "on_too_few": "skip"})
-    (folder,) = compare(config, tmp_path, ignore).runs
-    first, *rows = rows_of(folder)
+    for resume in (False, True):
+        runs, (failed,) = compare(config, tmp_path, ignore, resume=resume)
+        assert not runs
+        assert isinstance(failed.error, NothingMerged)
+        assert "client 0 failed: it crashed in round 3" in str(failed.error)
+    first, *rows = rows_of(failed.folder.with_name(failed.folder.name + ".partial"))
     assert len(rows) == 3
     for row in rows:
         assert (row["clients_ok"], row["clients_failed"]) == (0, 12)

@@ -14,6 +14,7 @@ import fedmerge
 from fedmerge import FedMergeError, NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import from_arrays, to_arrays
+from fedmerge.strategies.policies import RoundPolicies
 from tests.answered import METHODS, OddModel, answer, asked, odd_app, odd_arrays, shallow, strategy_of
 from tests.federation import CLIENTS
 
@@ -61,10 +62,19 @@ def test_error_replies_are_left_out_wherever_they_stand_and_a_generator_will_do(
 
 
 @every()
-def test_nothing_but_errors_or_nothing_at_all_keeps_the_model(method):
+def test_nothing_but_errors_or_nothing_at_all_keeps_the_model_or_ends_the_run(method):
     failed = answer(2, Error(code=2, reason="boom"))
-    for replies in ([failed, failed], iter([failed]), [], iter([])):
-        assert merged(method, replies)[1:] == (None, None)
+    strategy = asked(method).strategy
+    for policy in ("skip", "raise"):
+        strategy.policies = RoundPolicies(on_too_few=policy)
+        for replies in ([failed, failed], iter([failed]), [], iter([])):
+            if policy == "skip":
+                assert merged(method, replies)[1:] == (None, None)
+            else:
+                with pytest.raises(NoUsableUpdates, match="client on node 2 failed: (boom|no reply)") as told:
+                    merged(method, replies)
+                assert len(told.value.failed) == CLIENTS  # those who did not reply at all, too
+            assert len(strategy.last_report.failed) == CLIENTS
     assert asked(method).strategy.aggregate_evaluate(1, []) is None
     assert asked(method).strategy.aggregate_evaluate(1, iter([failed])) is None
 
