@@ -141,11 +141,10 @@ class Intake:
             Fewer than `at_least` were good.
         """
         if len(self.accepted) < at_least:
-            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or (
-                "no other client replied" if self.accepted else "no client replied"
-            )
+            reasons = "; ".join(str(bad) for bad in self.dropped[:3]) or ("" if self.accepted else "no client replied")
+            told = f" ({reasons})" if reasons else ""
             raise NoUsableUpdates(
-                f"{len(self.accepted)} usable updates, at least {at_least} wanted ({reasons})", self.dropped
+                f"{len(self.accepted)} usable updates, at least {at_least} wanted{told}", self.dropped
             )
 
     def _good(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:

@@ -26,6 +26,8 @@ def in_words(error: BaseException) -> str:
     """
     chain = list(_chain(_carried(error)))
     told, first = _line(chain[0]), _line(chain[-1])
+    if getattr(error, "actor_init_failed", False):  # quotes, among much else, the traceback of what it died of
+        told = str(error).strip().splitlines()[-1].strip()
     # Many quote what led to them.
     if len(chain) > 1 and _message(chain[-1]) not in told:
         told += f" (from {first})"

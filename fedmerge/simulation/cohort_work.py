@@ -154,22 +154,24 @@ class _Work:
         size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sum(t.nbytes for t in self._base.values()))))
         clients = self.participants(nodes)
         while block := list(islice(clients, size)):
-            try:
-                done = train_cohort(
-                    self._loaded(self._base),
-                    [one for _, one in block],
-                    self.settings,
-                    seed=self.seed,
-                    round=self.round,
-                )
-                states = self._tampered(block, done.states)
-            except FAILURES as problem:
-                if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
-                    log.warning("%s", problem)
+            together = self._together(block)
+            if together is None:
                 for node, one in block:
                     yield from self._alone(node, one)
-                continue
-            yield from self._measured(block, states, done.reports)
+            else:
+                yield from self._measured(block, *together)
+
+    def _together(self, block: list[tuple[int, Participant]]) -> tuple[State, list[TrainingReport]] | None:
+        """What a block that trains in one call sends, before statistics; None where that fails."""
+        participants = [one for _, one in block]
+        model = self._loaded(self._base)
+        try:
+            done = train_cohort(model, participants, self.settings, seed=self.seed, round=self.round)
+            return self._tampered(block, done.states), done.reports
+        except FAILURES as problem:
+            if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
+                log.warning("%s", problem)
+            return None
 
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}

@@ -16,7 +16,7 @@ from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_
 from fedmerge.simulation.waiting import Waiting
 from fedmerge.simulation.workers import InProcess, Job, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
-from fedmerge.strategies.cohort_order import CohortOrder
+from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 
 __all__ = ["SimulationGrid", "make_workers", "parse_workers"]
 
@@ -171,6 +171,8 @@ class SimulationGrid(Grid):
         """
         if isinstance(messages, CohortOrder) and self._has_side and not messages.keeps:
             self._waiting.used()
+            if not messages.nodes:
+                return CohortAnswer()
             self._check_node(messages.nodes[-1])
             return self._workers.train(messages, self._num_clients)
         return self.pull_messages(self.push_messages(messages))

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from fedmerge.errors import FedMergeError
+from fedmerge.simulation.causes import in_words
 
 __all__ = ["Call", "CutOff", "Pool"]
 
@@ -58,6 +59,8 @@ class Pool:
         self._actors = list(actors)
         self._lost: deque[tuple[float, Any]] = deque()
         """Actors that are on their way back, and when to ask them."""
+        self._broken: list[tuple[Any, RayActorError]] = []
+        """Actors that could not even start, which Ray does not try again, and why."""
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -76,10 +79,10 @@ class Pool:
         Raises
         ------
         FedMergeError
-            All actors are lost, and none comes back.
+            All actors are lost, and none comes back, or none can start.
         """
         lost = self._lost
-        away = [actor for _, actor in lost]
+        away = [actor for _, actor in lost] + [actor for actor, _ in self._broken]
         waiting, idle = deque(range(len(calls))), [actor for actor in self._actors if actor not in away]
         running: dict[Any, _Running] = {}
         attempts, finished = [0] * len(calls), {}
@@ -97,7 +100,10 @@ class Pool:
             for reference in ready:
                 done, actor, since = running.pop(reference)
                 result, gone = _result(reference)
-                if gone:  # and asked again in a while: one that restarts says so at once
+                if isinstance(result, RayActorError) and result.actor_init_failed:
+                    self._broken.append((actor, result))
+                    self._check_started()
+                elif gone:  # and asked again in a while: one that restarts says so at once
                     lost.append((time.monotonic() + _LOOK, actor))
                 else:
                     idle.append(actor)
@@ -118,6 +124,11 @@ class Pool:
                 yield finished.pop(position)
                 position += 1
         self._leave(running, kill=limits is not None)
+
+    def _check_started(self) -> None:
+        if len(self._broken) == len(self._actors):
+            reason = in_words(self._broken[0][1])
+            raise FedMergeError(f"no worker on Ray can start, the first one for this reason: {reason}")
 
     def _ask_lost(self, running: dict[Any, _Running]) -> None:
         """Ask those that were lost a while ago whether they are back."""
