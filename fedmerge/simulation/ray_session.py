@@ -21,6 +21,8 @@ class _Session:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.number = 0
+        """Of the Ray that runs: one that somebody else has shut down is another."""
         self.users = 0
         self.ours = False
         self.over = threading.Event()
@@ -30,28 +32,36 @@ class _Session:
 _SESSION = _Session()
 
 
-def join(processors: int | None) -> None:
+def join(processors: int | None) -> int:
     """Use Ray as it runs, or else start it here or join the cluster that RAY_ADDRESS names.
 
     Parameters
     ----------
     processors
         CPUs of a Ray that is started here; None for those of the machine.
+
+    Returns
+    -------
+    int
+        What :func:`leave` wants to know.
     """
     with _SESSION.lock:
         if not ray.is_initialized():
+            _SESSION.over.set()
             _SESSION.users, _SESSION.over = 0, threading.Event()
+            _SESSION.number += 1
             _lasting(lambda: _start(processors), _SESSION.over)
             _SESSION.ours = True
         if not _SESSION.users:
             share_tensors()
         _SESSION.users += 1
+        return _SESSION.number
 
 
-def leave() -> None:
+def leave(number: int) -> None:
     """Use Ray no more; it ends with the last user, if it was started here."""
     with _SESSION.lock:
-        if not _SESSION.users:  # somebody has shut it down meanwhile
+        if number != _SESSION.number:  # its Ray is gone already
             return
         _SESSION.users -= 1
         if _SESSION.users:

@@ -47,7 +47,7 @@ class RayWorkers(Workers):
         self._actors: list[Any] = []
         self._places: Places | None = None
         self._open = True
-        join(count)
+        self._session = join(count)
         try:
             self._places = Places(count)
             self._actors = [self._make_worker(number) for number in range(self._places.count)]
@@ -114,7 +114,7 @@ class RayWorkers(Workers):
             if self._places is not None:
                 self._places.free()
         self._actors = []
-        leave()
+        leave(self._session)
 
     @staticmethod
     def _told(reference: Any) -> Reference:
