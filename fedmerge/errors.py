@@ -47,11 +47,9 @@ class BadUpdate(FedMergeError):
 
 
 class NoUsableUpdates(FedMergeError):
-    """Too few updates are left to merge once bad ones are dropped (``dropped``) and clients have failed (``failed``)."""
+    """Too few updates are left to merge: bad ones were ``dropped``, and clients have ``failed``."""
 
-    def __init__(
-        self, message: str, dropped: Sequence[BadUpdate] = (), failed: Sequence[ClientFailed] = ()
-    ) -> None:
+    def __init__(self, message: str, dropped: Sequence[BadUpdate] = (), failed: Sequence[ClientFailed] = ()) -> None:
         super().__init__(message)
         self.dropped, self.failed = tuple(dropped), tuple(failed)
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -154,6 +155,6 @@ class _Known:
 
 def _look_in(entries: Sequence[str]) -> None:
     """Look for modules where the script does, in its order; as far as this machine has the folders."""
-    there = [entry for entry in entries if os.path.exists(entry)]
+    there = [entry for entry in entries if Path(entry).exists()]
     sys.path[:] = [*there, *(entry for entry in sys.path if entry not in there)]
     importlib.invalidate_caches()

@@ -44,7 +44,9 @@ class Places:
         if self._group.wait(_PATIENCE):
             return
         self.free()
-        numbers = f"{self.count} workers on Ray want {_told(self._each)} each, and of {_told(cluster)} only {_free()} free"
+        wanting = "1 worker on Ray wants" if self.count == 1 else f"{self.count} workers on Ray want"
+        each = "" if self.count == 1 else " each"
+        numbers = f"{wanting} {_told(self._each)}{each}, and of {_told(cluster)} only {_free()} free"
         if gpus:
             raise ConfigError(f"{numbers}: close the grid that holds the others, or take fewer workers")
         log.warning("%s: they share processors with whoever holds the others", numbers)

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -76,7 +77,7 @@ def leave(number: int) -> None:
 
 def search_path() -> list[str]:
     """Where this process looks for modules, as a process in another folder has to write it."""
-    return [os.path.abspath(entry) for entry in sys.path]
+    return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def _start(processors: int | None) -> None:
@@ -84,7 +85,9 @@ def _start(processors: int | None) -> None:
     # Its reaction to an exhausted GPU count is about to change; ours is to ask for the share we want.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     here: dict[str, Any] = (
-        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": processors, "include_dashboard": False}
+        {}
+        if os.environ.get("RAY_ADDRESS")
+        else {"address": "local", "num_cpus": processors, "include_dashboard": False}
     )
     with _python_path(search_path()):  # workers must find fedmerge itself before they can be told anything
         ray.init(log_to_driver=False, configure_logging=False, **here)

@@ -13,8 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedmerge.simulation.cohort_work import TRIED, Engine, divided
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.ray_actor import Leader, Reference, Worker, gathered, train_on
-from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_places import Places
+from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_session import join, leave, search_path
 from fedmerge.simulation.workers import Job, Outcome, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
@@ -144,4 +144,3 @@ class RayWorkers(Workers):
         ]
         self._actors = self._actors + leaders
         return Pool(leaders)
-

@@ -127,8 +127,10 @@ class InProcess(Workers):
 
 def warm_up() -> None:
     """Take one training step, so that what torch imports at the first one is not counted as a client's time."""
-    with torch.random.fork_rng(devices=[]):
-        layer = nn.Linear(1, 2)
+    # Made without numbers, for the global generator is shared by threads.
+    layer = nn.Linear(1, 2, device="meta").to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     train(layer, torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), LocalTraining(), seed=0, client=0, round=0)
 
 

@@ -44,7 +44,9 @@ def failed_client(node: int, reason: str, round: int) -> ClientFailed:
 def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:
     """Who replied with an error, and who was asked and did not reply at all, in order of nodes."""
     known = list(replies)
-    reasons = {int(m.metadata.src_node_id): m.error.reason or f"error code {m.error.code}" for m in known if m.has_error()}
+    reasons = {
+        int(m.metadata.src_node_id): m.error.reason or f"error code {m.error.code}" for m in known if m.has_error()
+    }
     silent = set(asked)
     if silent:
         silent -= {m.metadata.src_node_id for m in known}

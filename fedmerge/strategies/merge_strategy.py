@@ -127,22 +127,19 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         evaluate_metrics_aggr_fn: MetricsAggregation | None = None,
         **options: Any,
     ) -> None:
-        nodes: dict[str, Any] = {
-            "fraction_train": fraction_train,
-            "fraction_evaluate": fraction_evaluate,
-            "min_train_nodes": min_train_nodes,
-            "min_evaluate_nodes": min_evaluate_nodes,
-            "min_available_nodes": min_available_nodes,
-        }
-        check_participation(nodes)
         super().__init__(
-            **nodes,
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
             weighted_by_key=weighted_by_key,
             arrayrecord_key=arrayrecord_key,
             configrecord_key=configrecord_key,
             train_metrics_aggr_fn=train_metrics_aggr_fn,
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
+        check_participation(vars(self))
         if isinstance(method, Pipeline):
             given = [*sorted(options), *(["privacy"] if privacy is not None else [])]
             if given:
@@ -186,9 +183,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         RecordError
             No checkpoint in ``checkpoint_dir`` can be used, or they are of another configuration or model.
         NoUsableUpdates
-            A round had too few updates, under ``on_too_few="raise"``.
-        NothingMerged
-            No round merged anything.
+            A round had too few updates, under ``on_too_few="raise"``, or no round merged anything.
         """
         unchanged = all(
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")

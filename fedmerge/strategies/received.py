@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from flwr.app import Message, MetricRecord, RecordDict
 
+from fedmerge.errors import ClientFailed
 from fedmerge.pipeline import MergeResult, Pipeline
 from fedmerge.state import State
 from fedmerge.strategies.cohort_order import CohortAnswer
-from fedmerge.errors import ClientFailed
 from fedmerge.strategies.failures import check_mods, failed_client, failures_in
 from fedmerge.strategies.wire import Decoded, reply_order
 from fedmerge.update import MergeContext

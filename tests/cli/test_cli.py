@@ -153,6 +153,11 @@ MISTAKES = {
         ["compare", *SMALL, "--set", "training.learning_rate=1e38", "--set", "training.momentum=0.9"],
         "NaN or infinite",
     ),
+    "all clients fail": (["compare", *SMALL, "--set", "faults.crash=1"], "client 0: it crashed in round 1"),
+    "all clients fail in every round": (
+        ["compare", *SMALL, "--set", "faults.crash=1", "--set", "on_too_few=skip"],
+        "no round merged anything",
+    ),
 }
 
 

@@ -12,7 +12,15 @@ from statistics import fmean
 import pytest
 import torch
 
-from fedmerge.errors import ClientFailed, ConfigError, FedMergeError, InvalidOption, NothingMerged, NoUsableUpdates, UnknownName
+from fedmerge.errors import (
+    ClientFailed,
+    ConfigError,
+    FedMergeError,
+    InvalidOption,
+    NothingMerged,
+    NoUsableUpdates,
+    UnknownName,
+)
 from fedmerge.records import read_checkpoint
 from fedmerge.simulation import SimulationGrid, compare, load_config, make_config
 from fedmerge.simulation.exchanges import MeasuredGrid

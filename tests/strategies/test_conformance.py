@@ -71,7 +71,7 @@ def test_nothing_but_errors_or_nothing_at_all_keeps_the_model_or_ends_the_run(me
             if policy == "skip":
                 assert merged(method, replies)[1:] == (None, None)
             else:
-                with pytest.raises(NoUsableUpdates, match="client on node 2 failed: (boom|no reply)") as told:
+                with pytest.raises(NoUsableUpdates, match=r"client on node 2 failed: (boom|no reply)") as told:
                     merged(method, replies)
                 assert len(told.value.failed) == CLIENTS  # those who did not reply at all, too
             assert len(strategy.last_report.failed) == CLIENTS
