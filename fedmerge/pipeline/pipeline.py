@@ -77,8 +77,9 @@ class Pipeline:
             raise InvalidOption(f'on_bad_update must be "drop" or "raise", got {self.on_bad_update!r}')
         if self.repair not in ("auto", "rescale", "none"):
             raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {self.repair!r}')
-        if self.min_updates < 1:
-            raise InvalidOption(f"min_updates must be at least 1, got {self.min_updates!r}")
+        least = self.min_updates
+        if isinstance(least, bool) or not isinstance(least, int) or least < 1:
+            raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r}; strategies call it min_clients")
         self.privacy.check(self.aggregator, self.refinements)
 
     @property

@@ -242,10 +242,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         ClientFailed
             One failed, under ``on_client_error="raise"``.
         """
-        received: Received
         arrays_key, weight_key = self.arrayrecord_key, self.weighted_by_key
         if isinstance(replies, CohortAnswer):
-            received = ReceivedCohort(replies, server_round)
+            received: Received = ReceivedCohort(replies, server_round)
         else:
             received = ReceivedMessages(replies, self._asked, arrays_key, weight_key, server_round)
         failures, told = RoundFailures(self.policies), {"server-round": server_round}
@@ -254,8 +253,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if not received.nodes:
             reason = "no client replied with an update" if failures.clients else "no client was asked"
             return self._skipped(server_round, reason, (), failures.clients)
-        keys, timeout = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
-        reach = Reach(self._grid, received.nodes, told, *keys, timeout, server_round, failures.note)
+        keys, late = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
+        reach = Reach(self._grid, received.nodes, told, *keys, late, server_round, failures.note)
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -293,8 +292,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             return None, None
         error = too_few(round, reason, dropped, failed)
         self._run.skip(error)
-        skipped = str(error).removeprefix(f"round {round}: ")
-        self.last_report = MergeReport(round, (), error.dropped, skipped=skipped, failed=error.failed)
+        told = str(error).removeprefix(f"round {round}: ")
+        self.last_report = MergeReport(round, (), error.dropped, skipped=told, failed=error.failed)
         if self.policies.on_too_few == "raise" and (self._asked or failed or dropped):
             raise error
         log.warning("round %d: the model stays as it is: %s", round, reason)

@@ -31,8 +31,8 @@ def check_participation(settings: Mapping[str, object]) -> None:
     fedmerge.errors.InvalidOption: fraction_train must be a share of the nodes, a number from 0 to 1, got 1.5
     """
     for name in FRACTIONS:
-        value = settings.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        value: Any = settings.get(name, 0.0)
+        if not _is_real(value) or not 0 <= value <= 1:
             hint = f"; for a number of nodes there is min_{name[9:]}_nodes" if _counts(value) else ""
             raise InvalidOption(f"{name} must be a share of the nodes, a number from 0 to 1, got {shown(value)}{hint}")
     for name in MINIMA:
@@ -42,7 +42,11 @@ def check_participation(settings: Mapping[str, object]) -> None:
 
 
 def _counts(value: Any, least: int = 2) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def wanted(known: int, fraction: float, least: int, available: int) -> tuple[int, int]:
@@ -67,6 +71,6 @@ def shortage(known: int, settings: Mapping[str, Any], kinds: tuple[str, ...] = (
     for kind in kinds:
         name = f"fraction_{kind}"
         fraction = settings.get(name, 0.0)
-        if isinstance(fraction, Real) and int(known * fraction) > known:
+        if _is_real(fraction) and int(known * fraction) > known:
             told.append(f"{name}={fraction:g}")
     return ", ".join(told) or None

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from fedmerge.errors import ConfigError, NoUsableUpdates
+from fedmerge.errors import ConfigError, FedMergeError, NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, client_app, from_arrays
 from tests.federation import TRAINING, initial, plain_model
@@ -19,6 +19,16 @@ from tests.federation import plain_model, tiny_data
 def make(): return plain_model()
 def data(client, total): return tiny_data(client, total)
 """
+
+
+class CannotStart:
+    """An actor whose process is none."""
+
+    def __init__(self):
+        self.one = 1 / 0
+
+    def ping(self):
+        """Answer."""
 
 
 def train(grid):
@@ -36,6 +46,7 @@ def ended():
 @pytest.mark.slow
 def test_two_threads_share_processors_modules_and_ray(ended, tmp_path, monkeypatch, caplog):
     """Each wants the only processor; modules lie where only this process looks, by a path added late, and relative."""
+    from fedmerge.simulation.ray_pool import Pool
     from fedmerge.simulation.ray_workers import RayWorkers
 
     (tmp_path / "beside").mkdir()
@@ -64,6 +75,9 @@ def test_two_threads_share_processors_modules_and_ray(ended, tmp_path, monkeypat
                 with pytest.raises(NoUsableUpdates) as told:
                     train(grid)
                 found["told"] = str(told.value)
+                broken = [ended.remote(CannotStart).options(num_cpus=0, max_restarts=-1).remote()]
+                with pytest.raises(FedMergeError, match=r"no worker on Ray can start.*ZeroDivisionError"):
+                    next(Pool(broken).run([lambda worker: worker.ping.remote()]))
             workers.close()
             workers.close()  # once more, as somebody may who does not know
             closed.set()
