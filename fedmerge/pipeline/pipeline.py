@@ -79,7 +79,7 @@ class Pipeline:
             raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {self.repair!r}')
         least = self.min_updates
         if isinstance(least, bool) or not isinstance(least, int) or least < 1:
-            raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r}; strategies call it min_clients")
+            raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r} (min_clients)")
         self.privacy.check(self.aggregator, self.refinements)
 
     @property
