@@ -17,6 +17,9 @@ log = logging.getLogger("fedmerge")
 NO_REPLY = "no reply"
 _MOD_FAILED_PRECONDITION = 6  # flwr.common.constant.ErrorCode.MOD_FAILED_PRECONDITION
 _QUOTED = 3
+_WRAPPED = re.compile(r"<class '(.+?)'>:<'(.*)'>", re.DOTALL)
+"""How Flower writes an exception of a ClientApp."""
+_NEXT = re.compile(r"The above exception was the direct cause|During handling of the above exception")
 _NAMED = re.compile(r"client (\d+|on node -?\d+): ")
 
 
@@ -31,14 +34,24 @@ def failed_client(node: int, reason: str, round: int) -> ClientFailed:
     >>> failed_client(5, "Traceback (most recent call last):\\n  ...\\nKeyError: 'x'", round=1).reason
     "KeyError: 'x'"
     """
-    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no reason given"]
-    named = _NAMED.match(lines[0])
+    first = (reason.strip() or "no reason given").splitlines()[0]
+    named = _NAMED.match(first)
     client = named[1] if named else f"on node {node}"
-    cause = lines[0][named.end() :] if named else lines[0]
-    # Others give the bare traceback, whose cause comes last.
-    return ClientFailed(
-        int(client) if client.isdecimal() else client, round, lines[-1] if cause.startswith("Traceback") else cause
-    )
+    cause = first[named.end() :].strip() if named else _cause(reason.strip() or first)
+    return ClientFailed(int(client) if client.isdecimal() else client, round, cause)
+
+
+def _cause(reason: str) -> str:
+    """In one line, what a reason that is not of ours says."""
+    wrapped = _WRAPPED.fullmatch(reason)
+    text = wrapped[2] if wrapped else reason
+    if 'File "' not in text:
+        told = " ".join(text.split())
+        return f"{wrapped[1].rpartition('.')[2]}: {told}" if wrapped else told
+    # A traceback, or several of which the first is that of the cause: what was raised stands below.
+    lines = [line.strip() for line in _NEXT.split(text)[0].splitlines() if line.strip()]
+    kind, _, message = lines[-1].partition(": ")
+    return f"{kind.rpartition('.')[2]}: {message}" if message else lines[-1]
 
 
 def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:

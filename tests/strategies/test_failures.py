@@ -1,0 +1,58 @@
+"""Reasons of error replies in one line, whoever wrote them."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedmerge.errors import ClientFailed
+from fedmerge.strategies.failures import failed_client, quoted
+
+TRACE = """Traceback (most recent call last):
+  File "task.py", line 3, in load
+    raise OSError("no disk")
+OSError: no disk"""
+CHAIN = f"""{TRACE}
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "client.py", line 8, in train
+    raise my.errors.Broken("client")
+my.errors.Broken: client"""
+RAY = f"""<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=3)
+                  ^^^^^^^^^
+  File "client_app.py", line 161, in __call__
+    return answer(message)
+fedmerge.errors.InjectedFault: it crashed in round 1
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=3)
+  File "ray_actor.py", line 65, in run
+flwr.clientapp.client_app.ClientAppException:
+Exception ClientAppException occurred. Message: it crashed in round 1'>"""
+REASONS = {
+    "ours": (f"client 3: OSError: no disk (from KeyError: 1)\n{TRACE}", 3, "OSError: no disk (from KeyError: 1)"),
+    "ours without a partition": ("client on node 9: OSError: no disk\n" + TRACE, "on node 9", "OSError: no disk"),
+    "Flower's": ("<class 'ValueError'>:<'two\nlines'>", "on node 9", "ValueError: two lines"),
+    "Flower's, of a package": ("<class 'my.errors.Broken'>:<'no'>", "on node 9", "Broken: no"),
+    "a traceback": (TRACE, "on node 9", "OSError: no disk"),
+    "a chain of them": (CHAIN, "on node 9", "OSError: no disk"),
+    "Flower's, out of Ray": (RAY, "on node 9", "InjectedFault: it crashed in round 1"),
+    "a word": ("late", "on node 9", "late"),
+    "nothing": ("", "on node 9", "no reason given"),
+    "blank": (" \n ", "on node 9", "no reason given"),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_cause_is_told_in_a_line(reason):
+    given, client, cause = REASONS[reason]
+    found = failed_client(9, given, round=2)
+    assert (found.client, found.round, found.reason) == (client, 2, cause)
+
+
+def test_only_some_are_quoted():
+    failed = [ClientFailed(client, 1, "OSError: no disk") for client in range(30)]
+    assert quoted(failed).endswith("client 2 failed: OSError: no disk; and 27 more failed")
+    assert quoted(failed[:1]) == "client 0 failed: OSError: no disk"
