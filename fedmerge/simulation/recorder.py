@@ -9,9 +9,9 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedmerge.errors import NothingMerged, NoUsableUpdates
+from fedmerge.errors import ClientFailed, NothingMerged, NoUsableUpdates
 from fedmerge.records import RunRecord
-from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
+from fedmerge.simulation.exchanges import Exchange, Failure, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.references import reference_accuracies
@@ -154,7 +154,7 @@ class Recorder:
         }
         self._merge_seconds, self._train_metrics, self._client_metrics, self._skipped = 0.0, None, None, None
         if trained and ok == 0:
-            told = [failed_client(f.node, f.reason, round) for f in failures]
+            told = [_failed(f, round) for f in failures]
             reason = f"client {told[0].client}: {told[0].reason}" if told else "none replied"
             if self._policies.on_too_few == "raise":
                 raise NoUsableUpdates(
@@ -187,7 +187,7 @@ class Recorder:
         ending = bool(trained) and not ok and self._policies.on_too_few == "raise"
         if self._ours and not ending:
             return False
-        failed = [failed_client(f.node, f.reason, round) for exchange in trained for f in exchange.failures]
+        failed = [_failed(f, round) for exchange in trained for f in exchange.failures]
         tell(failed)  # Flower's log is not shown here
         self._policies.check(((one.client, one.reason) for one in failed), round)
         if not trained or ok >= least:
@@ -201,11 +201,16 @@ class Recorder:
         def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> Any:
             if not self._ours:
                 failures = [f for e in self._grid.exchanges if e.kind == "evaluate" for f in e.failures]
-                tell((failed_client(f.node, f.reason, server_round) for f in failures), "evaluation")
+                tell((_failed(f, server_round) for f in failures), "evaluation")
             self._client_metrics = aggregate(server_round, replies)
             return self._client_metrics
 
         return aggregate_evaluate
+
+
+def _failed(failure: Failure, round: int) -> ClientFailed:
+    """Under the client's number, which its node tells here."""
+    return ClientFailed(failure.client, round, failed_client(failure.node, failure.reason, round).reason)
 
 
 def _metric(metrics: MetricRecord | None, name: str) -> float | None:

@@ -45,7 +45,7 @@ def _cause(reason: str) -> str:
     """In one line, what a reason that is not of ours says."""
     wrapped = _WRAPPED.fullmatch(reason)
     text = wrapped[2] if wrapped else reason
-    if 'File "' not in text:
+    if 'File "' not in text and not text.startswith("Traceback"):
         told = " ".join(text.split())
         return f"{wrapped[1].rpartition('.')[2]}: {told}" if wrapped else told
     # A traceback, or several of which the first is that of the cause: what was raised stands below.

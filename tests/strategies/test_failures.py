@@ -19,7 +19,7 @@ Traceback (most recent call last):
   File "client.py", line 8, in train
     raise my.errors.Broken("client")
 my.errors.Broken: client"""
-RAY = f"""<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=3)
+RAY = """<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=3)
                   ^^^^^^^^^
   File "client_app.py", line 161, in __call__
     return answer(message)
