@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.base import Aggregator, check_form, check_range
 from fedmerge.aggregators.robust import counted, squared_distances
 from fedmerge.errors import InvalidOption, NoUsableUpdates
 from fedmerge.registry import register
@@ -31,6 +32,9 @@ class Krum(Aggregator):
         f: below 1 the largest share of the clients that may be hostile, from 1 on their number.
     selected
         How many are averaged, at least 1, which is Krum; never more than the n - f that can be honest.
+    form
+        ``"paper"`` as above. ``"flower"`` as Flower's Krum and MultiKrum: any number of clients will do, a score counts
+        the max(1, n - f - 2) nearest, any `selected` are averaged, and weighted by their examples.
 
     Examples
     --------
@@ -42,10 +46,12 @@ class Krum(Aggregator):
 
     attackers: float = 0.2
     selected: int = 1
+    form: Literal["paper", "flower"] = "paper"
 
     def __post_init__(self) -> None:
         check_range(self, "attackers", 0.0, math.inf, open_high=True)
         check_range(self, "selected", 1, math.inf, open_high=True)
+        check_form(self, self.form)
         if self.attackers >= 1 and self.attackers != int(self.attackers):
             raise InvalidOption(
                 f"Krum: attackers must be a share below 1 or a whole number of clients, got {self.attackers!r}"
@@ -56,14 +62,16 @@ class Krum(Aggregator):
         updates = list(updates)
         count = len(updates)
         hostile = counted(self.attackers, count) if self.attackers < 1 else int(self.attackers)
-        if count < 2 * hostile + 3:
+        papers = self.form == "paper"
+        if papers and count < 2 * hostile + 3:
             raise NoUsableUpdates(
                 f"Krum with {hostile} attackers wants at least {2 * hostile + 3} usable updates, got {count}: "
                 "lower attackers, or have more clients take part"
             )
         distances = squared_distances(updates).sort(1).values[:, 1:]  # the nearest of all is a client itself
-        scores = distances[:, : count - hostile - 2].sum(1)
+        scores = distances[:, : max(1, count - hostile - 2)].sum(1)
+        most = min(self.selected, count - hostile) if papers else self.selected
         total = WeightedSum()
-        for i in scores.sort(stable=True).indices[: min(self.selected, count - hostile)].sort().values.tolist():
-            total.add(updates[i].state, 1.0)
+        for i in scores.sort(stable=True).indices[:most].sort().values.tolist():
+            total.add(updates[i].state, 1.0 if papers else updates[i].weight)
         return total.mean(), {}

@@ -30,7 +30,7 @@ def answered(replies: Iterable[Message]) -> list[Message]:
     replies = list(replies)
     good, failed = [r for r in replies if not r.has_error()], [r for r in replies if r.has_error()]
     for reply in failed:
-        log.warning("node %d failed: %s", reply.metadata.src_node_id, _first_line(reply))
+        log.warning("node %s failed: %s", reply.metadata.src_node_id, _first_line(reply))
     refused = [reply for reply in failed if reply.error.code == _MOD_FAILED_PRECONDITION]
     if refused and not good:
         raise NoUsableUpdates(

@@ -99,8 +99,23 @@ def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
 
 
 def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int) -> None:
-    """Write into the configuration of a round's messages all that clients have to know."""
+    """Write into the configuration of a round's messages all that clients have to know.
+
+    Raises
+    ------
+    ConfigError
+        It says otherwise about the clients' training than the method does.
+    """
     config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
+    for name, number in pipeline.aggregator.local_rule.items():
+        key = name.replace("_", "-")
+        given = {known: config[known] for known in (name, key) if known in config}
+        if any(value != number for value in given.values()):
+            raise ConfigError(
+                f"the training configuration has {given}, the method {type(pipeline.aggregator).__name__} sets "
+                f"{key} = {number}: leave one of them out"
+            )
+        config[key] = number
     config["server-round"] = round
     for key, value in request_of(pipeline).items():
         config[key] = value

@@ -11,7 +11,7 @@ from fedmerge.pipeline import MergeResult, Pipeline
 from fedmerge.state import State
 from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.strategies.failures import answered
-from fedmerge.strategies.wire import Decoded, reply_order
+from fedmerge.strategies.wire import Decoded, reply_order, sender_of
 from fedmerge.update import MergeContext
 
 __all__ = ["Received", "ReceivedCohort", "ReceivedMessages"]
@@ -21,9 +21,14 @@ class Received(ABC):
     """Replies, ready to be merged."""
 
     nodes: dict[int, int]
-    """The node of each client that replied with something."""
+    """The node of each client that replied with something and named it."""
     failures: list[tuple[int | str, str]]
     """Clients that did not, and why."""
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether no client replied with anything."""
 
     @abstractmethod
     def merge(
@@ -47,6 +52,11 @@ class ReceivedCohort(Received):
         self._answer = answer
         self.nodes = {one.client: one.node for one in answer.trained}
         self.failures = [(f"on node {node}", reason) for node, reason in sorted(answer.failures)]
+
+    @property
+    def empty(self) -> bool:
+        """Nobody has trained."""
+        return not self.nodes
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
@@ -72,12 +82,21 @@ class ReceivedMessages(Received):
         known = list(replies)
         self._valid = reply_order(answered(known))
         self._keys = arrays_key, weight_key
-        self.nodes = {client: message.metadata.src_node_id for client, message in self._valid}
-        errors = [(m.metadata.src_node_id, m.error.reason or "no reason given") for m in known if m.has_error()]
-        silent = set(asked) - {m.metadata.src_node_id for m in known}
+        senders = [(client, sender_of(message)) for client, message in self._valid]
+        self.nodes = {client: node for client, node in senders if node is not None}
+        errors = [(sender_of(m), m.error.reason or "no reason given") for m in known if m.has_error()]
+        unnamed = len(self.nodes) < len(self._valid)  # then nobody can tell who is silent
+        silent = set() if unnamed else set(asked) - {sender_of(m) for m in known}
+        failed = [(-1 if node is None else node, reason) for node, reason in errors]
         self.failures = [
-            (f"on node {node}", reason) for node, reason in sorted(errors + [(node, "no reply") for node in silent])
+            (f"on node {node}" if node >= 0 else "without a name", reason)
+            for node, reason in sorted(failed + [(node, "no reply") for node in silent])
         ]
+
+    @property
+    def empty(self) -> bool:
+        """There is no message but errors."""
+        return not self._valid
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "from_arrays",
     "partition_of",
     "reply_order",
+    "sender_of",
     "statistics_from_reply",
     "statistics_records",
     "to_arrays",
@@ -104,14 +106,24 @@ def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
 
     A client's number is its partition where it tells it, which is the same in every setting; otherwise
     its node, which Flower draws at random in each run. Where several tell the same partition, none is believed.
+    A reply that names no sender, as other grids and tests may hand them on, goes by its place.
     """
-    told = [(partition_of(message), int(message.metadata.src_node_id), message) for message in replies]
+    told = [(partition_of(message), sender_of(message), message) for message in replies]
     times = Counter(partition for partition, _, _ in told)
     repeated = sorted(number for number, n in times.items() if n > 1 and number is not None)
     if repeated:
         log.warning("several replies say that they are of partition %s: they go by their nodes", repeated[:5])
-    numbered = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
+    known = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
+    taken = {number for number, _, _ in known}
+    free = (number for number in count() if number not in taken)
+    numbered = [(next(free) if n is None else n, -1 if node is None else node, m) for n, node, m in known]
     return [(client, message) for client, _, message in sorted(numbered, key=lambda one: one[:2])]
+
+
+def sender_of(reply: Message) -> int | None:
+    """The node that a reply came from, where its metadata say so."""
+    node = reply.metadata.src_node_id
+    return node if isinstance(node, int) and not isinstance(node, bool) else None
 
 
 def partition_of(reply: Message) -> int | None:
