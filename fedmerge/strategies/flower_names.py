@@ -78,9 +78,7 @@ class MultiKrum(MergeStrategy):
     """
 
     def __init__(self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 1, **keywords: Any) -> None:
-        super().__init__(
-            "krum", **keywords, attackers=num_malicious_nodes, selected=num_nodes_to_select, form="flower"
-        )
+        super().__init__("krum", **keywords, attackers=num_malicious_nodes, selected=num_nodes_to_select, form="flower")
 
 
 class Krum(MultiKrum):

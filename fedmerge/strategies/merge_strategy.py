@@ -178,7 +178,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             It sets one of them otherwise itself, or keeps checkpoints of its own, which are those of the run.
         """
         if self._checkpoints is not None:
-            raise InvalidOption("the strategy sets checkpoint_dir, but the run keeps its checkpoints itself: leave it out")
+            raise InvalidOption("the strategy sets checkpoint_dir, but the run keeps checkpoints itself: leave it out")
         self.seed, self.policies = run.agreed_seed(self.seed), run.agreed_policies(self.policies)
         self.pipeline = run.agreed_pipeline(self.pipeline)
         if self._model_fn is None and run.model_fn is not None:
