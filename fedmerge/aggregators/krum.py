@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator, check_form, check_range
 from fedmerge.aggregators.robust import counted, squared_distances
@@ -34,7 +38,7 @@ class Krum(Aggregator):
         How many are averaged, at least 1, which is Krum; never more than the n - f that can be honest.
     form
         ``"paper"`` as above. ``"flower"`` as Flower's Krum and MultiKrum: any number of clients will do, a score counts
-        the max(1, n - f - 2) nearest, any `selected` are averaged, and weighted by their examples.
+        the max(1, n - f - 2) nearest, any `selected` are averaged, and weighted by their examples; of equal scores NumPy's sort takes one.
 
     Examples
     --------
@@ -71,7 +75,17 @@ class Krum(Aggregator):
         distances = squared_distances(updates).sort(1).values[:, 1:]  # the nearest of all is a client itself
         scores = distances[:, : max(1, count - hostile - 2)].sum(1)
         most = min(self.selected, count - hostile) if papers else self.selected
+        order = scores.sort(stable=True).indices if papers else _as_numpy_sorts(scores, updates)
         total = WeightedSum()
-        for i in scores.sort(stable=True).indices[:most].sort().values.tolist():
+        for i in order[:most].sort().values.tolist():
             total.add(updates[i].state, 1.0 if papers else updates[i].weight)
         return total.mean(), {}
+
+
+def _as_numpy_sorts(scores: Tensor, updates: Sequence[ClientUpdate]) -> Tensor:
+    """Places in ascending order. Two clients that are each other's nearest have equal scores, and which of them Flower
+    takes is up to NumPy's sort, which differs by type and by processor."""
+    simple = [tensor for tensor in updates[0].state.values() if tensor.dtype in (torch.float16, torch.float32)]
+    kind = max((tensor.dtype for tensor in simple), key=lambda dtype: dtype.itemsize, default=torch.float64)
+    kind = kind if len(simple) == len(updates[0].state) else torch.float64
+    return torch.from_numpy(np.argsort(scores.to(kind).numpy()))

@@ -14,7 +14,6 @@ from torch import nn
 
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import CannotStack
-from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
 from fedmerge.state import State
 from fedmerge.statistics.compression import decode
@@ -65,6 +64,7 @@ def answer(
         One that fails is named in it and stops nobody else.
     """
     work = _Work(side, order, total)
+    work.check(nodes)
     blocks = work.stacked(nodes) if engine == "stacked" and not side.starts_apart(order.config) else work.serial(nodes)
     if order.folds:
         work.result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
@@ -117,8 +117,24 @@ class _Work:
         self._side, self._order, self._total = side, order, total
         self.settings, self.seed, self.round = side.settings(order.config)
         self._base = order.context.required_base("a cohort")
-        self.module = resize(side.template, self._base)
+        self.module = side.resized(self._base)
         self._fresh = ModelSnapshot(self.module)
+
+    def check(self, nodes: Sequence[int]) -> None:
+        """Make sure that the model sent goes with the clients' own, before any of them trains.
+
+        Raises
+        ------
+        ModelError
+            It has other outputs, or does not take their inputs.
+        """
+        for node in nodes:
+            try:
+                inputs = client_data(self._side.data_fn, node - FIRST_NODE, self._total).train_x
+            except Exception:  # noqa: S112 - told with its client where that is to train
+                continue
+            self._side.check_outputs(self.module, inputs)
+            return
 
     def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
         """The clients and their data; one whose data cannot be had has failed."""
