@@ -38,7 +38,8 @@ class Krum(Aggregator):
         How many are averaged, at least 1, which is Krum; never more than the n - f that can be honest.
     form
         ``"paper"`` as above. ``"flower"`` as Flower's Krum and MultiKrum: any number of clients will do, a score counts
-        the max(1, n - f - 2) nearest, any `selected` are averaged, and weighted by their examples; of equal scores NumPy's sort takes one.
+        the max(1, n - f - 2) nearest, any `selected` are averaged, weighted by their examples, and of equal scores
+        NumPy's sort takes one.
 
     Examples
     --------

@@ -131,7 +131,7 @@ class _Work:
         for node in nodes:
             try:
                 inputs = client_data(self._side.data_fn, node - FIRST_NODE, self._total).train_x
-            except Exception:  # noqa: S112 - told with its client where that is to train
+            except Exception:  # told with its client where that is to train
                 continue
             self._side.check_outputs(self.module, inputs)
             return
