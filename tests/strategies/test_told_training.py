@@ -1,4 +1,4 @@
-"""What a training configuration says is done or refused: Flower's usual names, misspelt ones, another head, other data."""
+"""What a training configuration says is done or refused; another head, or other data than ClientData, is told."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_wider_initial_model_decides_the_width():
         (lambda x, y: DataLoader(TensorDataset(x, y)), "gave a DataLoader.*torch.cat"),
         (lambda x, y: (x, y), "gave a tuple of Tensor, Tensor"),
         (lambda x, y: [DataLoader(TensorDataset(x, y))] * 2, "a list of DataLoader, DataLoader"),
-        (lambda x, y: TensorDataset(x, y), "gave a TensorDataset"),
+        (TensorDataset, "gave a TensorDataset"),
         (lambda x, y: None, "gave a NoneType"),
     ],
 )
