@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics, strings
 from fedmerge.strategies.questions import answer_questions
+from fedmerge.strategies.sent_model import check_outputs
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.told_training import told_training
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
@@ -215,32 +215,9 @@ class ClientSide:
         except (ModelError, RuntimeError) as error:
             raise self._misfit(error) from error
 
-    @torch.no_grad()
     def check_outputs(self, model: nn.Module, inputs: Tensor) -> None:
-        """Make sure that a model of other widths than usual takes this client's inputs, and has as many outputs.
-
-        Raises
-        ------
-        ModelError
-            It does not, which names the tensors that differ.
-        """
-        usual = self._working[1]
-        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        other = [name for name, shape in own.items() if shape != tuple(usual[name].shape)]
-        if not other or not len(inputs):
-            return
-        shapes = ", ".join(f"{name!r} {list(own[name])} (here {list(usual[name].shape)})" for name in other[:4])
-        told = f"the model sent is not the one that model_fn makes: {shapes}"
-        one = inputs[:1].to(next(self.template.parameters()).device)
-        try:
-            found, wanted = (copy.deepcopy(module).eval()(one) for module in (model, self.template))
-        except (IndexError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{told}; it cannot take this client's examples: {error}") from error
-        if isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape[1:] != wanted.shape[1:]:
-            raise ModelError(
-                f"{told}; its outputs are {list(found.shape[1:])} and not {list(wanted.shape[1:])}. "
-                "Send a model with the clients' head, or have model_fn make this one"
-            )
+        """Make sure that the model sent goes with this client's own, see :func:`check_outputs`."""
+        check_outputs(model, self.template, inputs)
 
     def _fitted(self, state: State) -> nn.Module:
         """A model with these tensors; at its usual widths always the same one, which no message keeps."""
@@ -289,13 +266,6 @@ class ClientSide:
     def _send(message: Message, partition: int, reply: RecordDict) -> Message:
         reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: partition})
         return Message(reply, reply_to=message)
-
-
-def _described(value: object) -> str:
-    kind = type(value).__name__
-    if isinstance(value, list | tuple):
-        return f"a {kind} of {', '.join(type(item).__name__ for item in value[:5]) or 'nothing'}"
-    return f"a {kind}"
 
 
 def _node(context: Context) -> tuple[int, int]:

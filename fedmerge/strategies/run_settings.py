@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ class RunSettings:
     seed: int = 0
     policies: RoundPolicies = field(default_factory=RoundPolicies)
     batch_norm: BatchNormPolicy = "mean"
-    on_bad_update: str = "drop"
+    on_bad_update: Literal["drop", "raise"] = "drop"
     min_clients: int = 1
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     privacy: Privacy = field(default_factory=Privacy)

@@ -6,15 +6,13 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from fedmerge.data import ClientData
-from fedmerge.errors import ConfigError, DataError, InvalidOption, ModelError, UnknownName
+from fedmerge.errors import ConfigError, InvalidOption, ModelError, UnknownName
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, FedProx, MergeStrategy, from_arrays, to_arrays
 from fedmerge.strategies.told_training import told_training
 from fedmerge.training import LocalTraining
-from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
+from tests.federation import CLIENTS, initial, plain_model, tiny_app
 
 
 def trained(config, strategy=None, app=None):
@@ -140,25 +138,3 @@ def test_a_wider_initial_model_decides_the_width():
     with SimulationGrid(tiny_app(model_fn=plain_model), CLIENTS) as grid:
         result = FedAvg(fraction_evaluate=0.0).start(grid, to_arrays(other(hidden=9).state_dict()), num_rounds=1)
     assert from_arrays(result.arrays)["0.weight"].shape == (9, 4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (lambda x, y: DataLoader(TensorDataset(x, y)), "gave a DataLoader.*torch.cat"),
-        (lambda x, y: (x, y), "gave a tuple of Tensor, Tensor"),
-        (lambda x, y: [DataLoader(TensorDataset(x, y))] * 2, "a list of DataLoader, DataLoader"),
-        (TensorDataset, "gave a TensorDataset"),
-        (lambda x, y: None, "gave a NoneType"),
-    ],
-)
-def test_a_data_fn_that_gives_something_else_is_told_what_to_give(kind, said, caplog):
-    def data(partition, total):
-        known = tiny_data(partition, total)
-        return kind(known.train_x, known.train_y)
-
-    from fedmerge.strategies.client_side import ClientSide
-
-    with pytest.raises(DataError, match=said):
-        ClientSide(plain_model, data, TRAINING, "cpu", None).data(0, 3)
-    assert isinstance(ClientSide(plain_model, tiny_data, TRAINING, "cpu", None).data(0, 3), ClientData)
