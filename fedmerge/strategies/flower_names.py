@@ -74,7 +74,7 @@ class MultiKrum(MergeStrategy):
     Examples
     --------
     >>> MultiKrum(num_malicious_nodes=1, num_nodes_to_select=2).pipeline.aggregator
-    Krum(attackers=1, selected=2, form='flower')
+    Krum(attackers=1.0, selected=2, form='flower')
     """
 
     def __init__(self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 1, **keywords: Any) -> None:
