@@ -161,6 +161,11 @@ def merge(
         repair=repair,
         privacy=privacy or Privacy(),
     )
+    if pipeline.aggregator.local_rule:
+        raise InvalidOption(
+            f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
+            "which is all that its server does"
+        )
     _, buffers = module_state(models[0])
     if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
         example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at

@@ -160,7 +160,7 @@ def _check_method(method: str, chosen: Mapping[str, Any], base: Path | None) -> 
 
 def _check_widths(method: str, files: Sequence[Path], states: Sequence[State]) -> None:
     known = methods()
-    if known[parse_method(method)[0].name].may_change_width:
+    if build_pipeline(method).aggregator.may_change_width:
         return
     for file, state in zip(files, states, strict=True):
         for name, tensor in state.items():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fedmerge.errors import InvalidOption
 
-__all__ = ["Part", "parse_method", "parse_value", "split_methods"]
+__all__ = ["Part", "own_strategy", "parse_method", "parse_value", "split_methods"]
 
 _PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
@@ -36,6 +36,29 @@ def parse_method(method: str) -> list[Part]:
     {'combine': 'trimmed_mean(trim=0.1)'}
     """
     return [_part(text, method) for text in _split(method, "+")]
+
+
+def own_strategy(method: str) -> Part | None:
+    """The ``module:Strategy`` that a method is, with the options behind it; None where it is a method by name.
+
+    Raises
+    ------
+    InvalidOption
+        Something is added to it by ``+``, which a whole strategy has no place for.
+
+    Examples
+    --------
+    >>> own_strategy("mine:Strategy(rate=0.5)")
+    Part(name='mine:Strategy', options={'rate': 0.5})
+    """
+    if ":" not in method.partition("(")[0]:
+        return None
+    first, *others = parse_method(method)
+    if others:
+        raise InvalidOption(
+            f"method {method!r}: {first.name!r} is a whole strategy, to which {others[0].name!r} cannot be added by +"
+        )
+    return first
 
 
 def split_methods(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedmerge.errors import FedMergeError, InvalidOption, UnknownName
 
-__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "register"]
+__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "register", "usual_names"]
 
 ENTRY_POINTS = "fedmerge.aggregators"
 """Entry-point group under which other packages offer modules that register methods."""
@@ -32,6 +32,8 @@ class Entry:
     kind: str
     paper: str
     cls: type
+    alone: str = ""
+    """What people call plain averaging that is followed by it, as ``fedadam`` is ``fedavg+server_adam``."""
 
     @property
     def summary(self) -> str:
@@ -47,7 +49,7 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered]:
+def register(name: str, *, paper: str = "", alone: str = "") -> Callable[[Registered], Registered]:
     """Register a frozen dataclass, an aggregator, a refinement or a server step, under `name`.
 
     Parameters
@@ -56,6 +58,8 @@ def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered
         Lower case, as people will type it.
     paper
         Where the method comes from, such as ``"arXiv:1602.05629"``.
+    alone
+        For a server step, the usual name of plain averaging that is followed by it, such as ``"fedadam"``.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def register(name: str, *, paper: str = "") -> Callable[[Registered], Registered
         known = _ENTRIES.get(name)
         if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
             raise FedMergeError(f"method name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
-        _ENTRIES[name] = Entry(name, cls.kind, paper, cls)  # type: ignore[attr-defined]
+        _ENTRIES[name] = Entry(name, cls.kind, paper, cls, alone)  # type: ignore[attr-defined]
         return cls
 
     return decorate
@@ -99,6 +103,17 @@ def entries(kind: str) -> Mapping[str, Entry]:
     return {name: found for name, found in sorted(_ENTRIES.items()) if found.kind == kind}
 
 
+def usual_names() -> Mapping[str, str]:
+    """Server steps by the name that plain averaging has which is followed by them.
+
+    Examples
+    --------
+    >>> usual_names()["fedavgm"]
+    'server_momentum'
+    """
+    return {found.alone: name for name, found in entries("server step").items() if found.alone}
+
+
 def entry(kind: str, name: str) -> Entry:
     """One registered class.
 
@@ -109,7 +124,9 @@ def entry(kind: str, name: str) -> Entry:
     """
     known = entries(kind)
     if name not in known:
-        raise UnknownName("method" if kind == "aggregator" else kind, name, known)
+        if kind == "aggregator":
+            raise UnknownName("method", name, [*known, *usual_names()])
+        raise UnknownName(kind, name, known)
     return known[name]
 
 

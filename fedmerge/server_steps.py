@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
+from fedmerge.aggregators.base import check_form, check_range
 from fedmerge.complex_pairs import as_pairs, from_pairs
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype, prefixed, with_prefix
 
-__all__ = ["ServerAdam", "ServerMomentum", "ServerStep"]
+__all__ = ["ServerAdagrad", "ServerAdam", "ServerMomentum", "ServerStep", "ServerYogi"]
 
 
 class ServerStep(ABC):
@@ -30,7 +31,7 @@ class ServerStep(ABC):
         """The new global parameters and the memory for the next round."""
 
 
-@register("server_momentum", paper="arXiv:1909.06335")
+@register("server_momentum", paper="arXiv:1909.06335", alone="fedavgm")
 @dataclass(frozen=True)
 class ServerMomentum(ServerStep):
     """Momentum on the server (FedAvgM).
@@ -62,7 +63,7 @@ class ServerMomentum(ServerStep):
         return {n: start + self.learning_rate * velocity[n] for n, start in base.items()}, velocity
 
 
-@register("server_adam", paper="arXiv:2003.00295")
+@register("server_adam", paper="arXiv:2003.00295", alone="fedadam")
 @dataclass(frozen=True)
 class ServerAdam(ServerStep):
     """Adam on the server (FedAdam).
@@ -80,29 +81,125 @@ class ServerAdam(ServerStep):
         Decay of the first and second moment, in [0, 1).
     tau
         Degree of adaptivity: the smaller, the more every parameter moves alike.
+    form
+        ``"paper"`` as above. ``"flower"`` as Flower's FedAdam: ``v = 0`` at first, and in step t, from 1, the learning
+        rate times ``sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))``.
     """
 
     learning_rate: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    form: Literal["paper", "flower"] = "paper"
 
     def __post_init__(self) -> None:
-        check_range(self, "learning_rate", 0.0, math.inf, open_high=True)
-        check_range(self, "beta1", 0.0, 1.0, open_high=True)
-        check_range(self, "beta2", 0.0, 1.0, open_high=True)
-        check_range(self, "tau", 1e-12, math.inf, open_high=True)
+        _check(self, "beta1", "beta2")
+        check_form(self, self.form)
+
+    def step(self, base: State, merged: State, memory: State) -> tuple[State, State]:
+        """Take the adaptive step; the memory holds both moments, and in Flower's form the number of steps."""
+        if self.form == "paper":
+            return _adapted(self, base, merged, memory, self.learning_rate)
+        done = memory.get("t", torch.tensor(0)) + 1
+        power = int(done) + 1
+        rate = self.learning_rate * math.sqrt(1 - self.beta2**power) / (1 - self.beta1**power)
+        state, moments = _adapted(self, base, merged, memory, rate)
+        return state, {**moments, "t": done}
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """A decaying mean of squares."""
+        return self.beta2 * v + (1 - self.beta2) * square
+
+
+@register("server_yogi", paper="arXiv:2003.00295", alone="fedyogi")
+@dataclass(frozen=True)
+class ServerYogi(ServerStep):
+    """Yogi on the server (FedYogi): as Adam, but large steps of the past are forgotten slowly.
+
+    Reddi et al. 2021, algorithm 2: as :class:`ServerAdam`, with
+    ``v <- v - (1 - beta2) delta^2 sign(v - delta^2)``.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, tau
+        As for :class:`ServerAdam`.
+    form
+        Where v begins: ``"paper"`` at tau^2, ``"flower"`` at 0, as in Flower's FedYogi.
+    """
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    form: Literal["paper", "flower"] = "paper"
+
+    def __post_init__(self) -> None:
+        _check(self, "beta1", "beta2")
+        check_form(self, self.form)
 
     def step(self, base: State, merged: State, memory: State) -> tuple[State, State]:
         """Take the adaptive step; the memory holds both moments."""
-        first, second = prefixed("m", memory), prefixed("v", memory)
-        state, m, v = {}, {}, {}
-        given, base, merged = base, as_pairs(base), as_pairs(merged)
-        for name, start in base.items():
-            delta = merged[name].to(accumulator_dtype(start.dtype)) - start
-            m[name] = (1 - self.beta1) * delta + self.beta1 * first.get(name, torch.zeros_like(delta))
-            v[name] = (1 - self.beta2) * delta.square() + self.beta2 * second.get(
-                name, torch.full_like(delta, self.tau**2)
-            )
-            state[name] = start + self.learning_rate * m[name] / (v[name].sqrt() + self.tau)
-        return from_pairs(state, given), {**with_prefix("m", m), **with_prefix("v", v)}
+        return _adapted(self, base, merged, memory, self.learning_rate)
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """Towards the new square, by a part of that square at most."""
+        return v - (1 - self.beta2) * square * (v - square).sign()
+
+
+@register("server_adagrad", paper="arXiv:2003.00295", alone="fedadagrad")
+@dataclass(frozen=True)
+class ServerAdagrad(ServerStep):
+    """Adagrad on the server (FedAdagrad): steps shrink with all that a parameter has moved.
+
+    Reddi et al. 2021, algorithm 2: as :class:`ServerAdam`, with ``v <- v + delta^2``.
+
+    Parameters
+    ----------
+    learning_rate, beta1, tau
+        As for :class:`ServerAdam`.
+    form
+        Where v begins: ``"paper"`` at tau^2, ``"flower"`` at 0, as in Flower's FedAdagrad.
+    """
+
+    learning_rate: float = 0.1
+    beta1: float = 0.0
+    tau: float = 1e-3
+    form: Literal["paper", "flower"] = "paper"
+
+    def __post_init__(self) -> None:
+        _check(self, "beta1")
+        check_form(self, self.form)
+
+    def step(self, base: State, merged: State, memory: State) -> tuple[State, State]:
+        """Take the adaptive step; the memory holds both moments."""
+        return _adapted(self, base, merged, memory, self.learning_rate)
+
+    def second(self, v: Tensor, square: Tensor) -> Tensor:
+        """The sum of all squares."""
+        return v + square
+
+
+_Adaptive = ServerAdam | ServerYogi | ServerAdagrad
+
+
+def _check(step: _Adaptive, *betas: str) -> None:
+    check_range(step, "learning_rate", 0.0, math.inf, open_high=True)
+    for beta in betas:
+        check_range(step, beta, 0.0, 1.0, open_high=True)
+    check_range(step, "tau", 1e-12, math.inf, open_high=True)
+
+
+def _adapted(
+    step: _Adaptive, base: State, merged: State, memory: State, rate: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The step that the three share: they differ in how ``step.second`` counts squares."""
+    first, second = prefixed("m", memory), prefixed("v", memory)
+    start_at = step.tau**2 if step.form == "paper" else 0.0
+    state, m, v = {}, {}, {}
+    given, base, merged = base, as_pairs(base), as_pairs(merged)
+    for name, start in base.items():
+        delta = merged[name].to(accumulator_dtype(start.dtype)) - start
+        m[name] = (1 - step.beta1) * delta + step.beta1 * first.get(name, torch.zeros_like(delta))
+        v[name] = step.second(second.get(name, torch.full_like(delta, start_at)), delta.square())
+        state[name] = start + rate * m[name] / (v[name].sqrt() + step.tau)
+    return from_pairs(state, given), {**with_prefix("m", m), **with_prefix("v", v)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Generic, TypeVar
 
 from fedmerge.errors import InvalidOption
@@ -11,7 +11,7 @@ from fedmerge.state import State
 from fedmerge.statistics.base import Statistic
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
-__all__ = ["Aggregator", "Fold", "check_range"]
+__all__ = ["Aggregator", "Fold", "check_form", "check_range"]
 
 Total = TypeVar("Total")
 
@@ -45,6 +45,11 @@ class Aggregator(ABC):
     def needs(self) -> tuple[Statistic, ...]:
         """Statistics that clients must measure after training."""
         return ()
+
+    @property
+    def local_rule(self) -> Mapping[str, float]:
+        """What the method changes in the clients' training: fields of ``LocalTraining``, sent with every model."""
+        return {}
 
     @property
     def upload(self) -> float | None:
@@ -125,3 +130,15 @@ def check_range(owner: object, name: str, low: float, high: float, *, open_high:
     if not (low <= value < high if open_high else low <= value <= high):
         bracket = ")" if open_high else "]"
         raise InvalidOption(f"{type(owner).__name__}: {name} must lie in [{low:g}, {high:g}{bracket}, got {value!r}")
+
+
+def check_form(owner: object, form: str) -> None:
+    """Check that `form` is ``"paper"`` or ``"flower"``: whose form of a method that Flower has too.
+
+    Raises
+    ------
+    InvalidOption
+        It is neither.
+    """
+    if form not in ("paper", "flower"):
+        raise InvalidOption(f'{type(owner).__name__}: form must be "paper" or "flower", got {form!r}')

@@ -110,7 +110,8 @@ def methods_table(
         needs = [*info.needs, *(["(server data)"] if info.requires_data else [])]
         add(info.name, info.summary, info.paper, ", ".join(needs) or "nothing", _options(info.options))
     for step in steps.values():
-        add(f"+{step.name}", step.summary, step.paper, "nothing", _options(step.options))
+        usual = f" After fedavg also: {step.alone}." if step.alone else ""
+        add(f"+{step.name}", step.summary + usual, step.paper, "nothing", _options(step.options))
     for one in refinements.values():
         sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
         add(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))

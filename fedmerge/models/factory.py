@@ -7,13 +7,14 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from fedmerge.errors import ModelError, UnknownName
+from fedmerge.errors import FedMergeError, ModelError, UnknownName
 
-__all__ = ["Factory", "check_options", "factory_options", "load_factory", "wanted"]
+__all__ = ["Factory", "check_options", "factory_options", "load_factory", "load_named", "wanted"]
 
 # Anything that makes a model when called: a function or a module class.
 Factory = Callable[..., nn.Module]
@@ -37,29 +38,8 @@ def load_factory(name: str) -> Factory:
     >>> load_factory("fedmerge.models.mlp:MLP").__name__
     'MLP'
     """
+    factory = load_named(name, "model", "factory", "my_models:small_cnn", ModelError)
     module_name, _, factory_name = name.partition(":")
-    if not module_name or not factory_name:
-        raise ModelError(f"model {name!r} lacks a part. Write 'module:factory', such as 'my_models:small_cnn'.")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        # A module that draws weights while it is imported must not move the program's generator.
-        with torch.random.fork_rng(devices=[]):
-            module = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise ModelError(
-            f"model {name!r}: cannot import module {module_name!r} ({type(error).__name__}: {error}) "
-            f"to get factory {factory_name!r}. Run from the directory that holds the module, or install it, "
-            f"and see that 'python -c \"import {module_name}\"' works."
-        ) from error
-    try:
-        factory = getattr(module, factory_name)
-    except AttributeError as error:
-        raise ModelError(
-            f"model {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no "
-            f"factory {factory_name!r}. Define it there, or correct the name after the colon."
-        ) from error
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ModelError(
             f"model {name!r}: {factory_name!r} in module {module_name!r} is a {type(factory).__name__}, "
@@ -74,6 +54,43 @@ def load_factory(name: str) -> Factory:
         ) from error
     result: Factory = factory
     return result
+
+
+def load_named(name: str, kind: str, part: str, example: str, error: type[FedMergeError]) -> Any:
+    """What ``module:part`` names; the current directory is made importable, as :func:`load_factory` does.
+
+    Parameters
+    ----------
+    name
+        Module and name in it, with a colon between them.
+    kind, part, example
+        What it is to be, for messages: a ``"model"``, made by a ``"factory"``, such as ``"my_models:small_cnn"``.
+    error
+        The error to raise.
+    """
+    module_name, _, own_name = name.partition(":")
+    if not module_name or not own_name:
+        raise error(f"{kind} {name!r} lacks a part. Write 'module:{part}', such as '{example}'.")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        # A module that draws weights while it is imported must not move the program's generator.
+        with torch.random.fork_rng(devices=[]):
+            module = importlib.import_module(module_name)
+    except Exception as cause:  # a module may raise anything while it is imported
+        raise error(
+            f"{kind} {name!r}: cannot import module {module_name!r} ({type(cause).__name__}: {cause}) "
+            f"to get {part} {own_name!r}. Run from the directory that holds the module, or install it, "
+            f"and see that 'python -c \"import {module_name}\"' works."
+        ) from cause
+    try:
+        return getattr(module, own_name)
+    except AttributeError as cause:
+        raise error(
+            f"{kind} {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no "
+            f"{part} {own_name!r}. Define it there, or correct the name after the colon."
+        ) from cause
 
 
 def factory_options(factory: Factory) -> dict[str, object]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import UnknownName
-from fedmerge.method_names import parse_method
+from fedmerge.method_names import Part, parse_method
 from fedmerge.pipeline.pipeline import Pipeline
-from fedmerge.registry import build, entries
+from fedmerge.registry import build, entries, usual_names
 
-__all__ = ["build_pipeline"]
+__all__ = ["build_pipeline", "method_parts"]
 
 
 def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
@@ -41,16 +41,41 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     (ServerMomentum(momentum=0.9, learning_rate=1.0),)
     """
     options = options or {}
-    first, *others = parse_method(method)
-    aggregator: Aggregator = build("aggregator", first.name, {**options.get(first.name, {}), **first.options})
+    first, *others = method_parts(method, options)
+    aggregator: Aggregator = build("aggregator", first.name, first.options)
     if aggregator.refined_by:
-        others = [*parse_method(aggregator.refined_by), *others]
+        own = [_with_options(part, options) for part in parse_method(aggregator.refined_by)]
+        others = [*own, *others]
     made: dict[str, list[Any]] = {"server step": [], "refinement": []}
     known = {name: kind for kind in made for name in entries(kind)}
     for part in others:
         if part.name not in known:
             raise UnknownName("server step or refinement", part.name, known, f"In {method!r}.")
         kind = known[part.name]
-        made[kind].append(build(kind, part.name, {**options.get(part.name, {}), **part.options}))
+        made[kind].append(build(kind, part.name, part.options))
     refinements = tuple(made["refinement"])
     return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, **settings)
+
+
+def method_parts(method: str, options: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    """The parts of a method with all their options; one that goes by its usual name becomes what that stands for.
+
+    Examples
+    --------
+    >>> method_parts("fedadam(tau=0.1)", {"fedadam": {"beta1": 0.5}})
+    [Part(name='fedavg', options={}), Part(name='server_adam', options={'beta1': 0.5, 'tau': 0.1})]
+    """
+    first, *others = parse_method(method)
+    step = usual_names().get(first.name)
+    if step is not None:
+        own = _with_options(first, options).options
+        return [
+            _with_options(Part("fedavg", {}), options),
+            _with_options(Part(step, own), options),
+            *(_with_options(part, options) for part in others),
+        ]
+    return [_with_options(part, options) for part in (first, *others)]
+
+
+def _with_options(part: Part, options: Mapping[str, Mapping[str, Any]]) -> Part:
+    return Part(part.name, {**options.get(part.name, {}), **part.options})

@@ -14,7 +14,6 @@ from torch import nn
 
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import CannotStack, FedMergeError
-from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
 from fedmerge.statistics.compression import decode
@@ -127,11 +126,18 @@ class _Work:
         self._side, self._order, self._total = side, order, total
         self.settings, self.seed, self.round = side.settings(order.config)
         self._base = order.context.required_base("a cohort")
-        self.module = resize(side.template, self._base)
+        self.module = side.resized(self._base)
         self._fresh = ModelSnapshot(self.module)
 
     def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
-        """The clients and their data; one whose data cannot be had has failed."""
+        """The clients and their data; one whose data cannot be had has failed.
+
+        Raises
+        ------
+        ModelError
+            The model sent has other outputs than the clients' own, or does not take their inputs.
+        """
+        checked = False
         for node in nodes:
             client = node - FIRST_NODE
             try:
@@ -142,6 +148,9 @@ class _Work:
             except FAILURES as problem:
                 self._fail(node, problem)
                 continue
+            if not checked:
+                self._side.check_outputs(self.module, participant.x)
+                checked = True
             yield node, participant
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:

@@ -14,12 +14,12 @@ from fedmerge.buffers import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
-from fedmerge.method_names import parse_method, parse_value
+from fedmerge.method_names import own_strategy, parse_value
 from fedmerge.models import model_options
-from fedmerge.pipeline import build_pipeline
+from fedmerge.pipeline import build_pipeline, method_parts
 from fedmerge.records import read_toml
 from fedmerge.refine import Privacy
-from fedmerge.registry import build, entries
+from fedmerge.registry import build, entries, usual_names
 from fedmerge.simulation.attacks import Attack
 from fedmerge.simulation.faults import Faults
 from fedmerge.statistics import StatisticsSettings
@@ -138,10 +138,11 @@ class Config(_Section):
 
 
 def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    if ":" in method:
-        return {method: dict(options.get(method, {}))} if method in options else {}
+    named = own_strategy(method)
+    if named is not None:
+        return {named.name: dict(options[named.name])} if named.name in options else {}
     pipeline = build_pipeline(method, options)
-    first, *others = (part.name for part in parse_method(method))
+    first, *others = (part.name for part in method_parts(method, options))
     made: dict[type, list[Any]] = {}
     for part in (*pipeline.server_steps, *pipeline.refinements):
         made.setdefault(type(part), []).append(part)
@@ -283,12 +284,14 @@ def _check_methods(config: Config) -> None:
         if len(set(values)) < len(values):
             raise ConfigError(f"{kind} names one twice: {list(values)}")
     for method in config.methods:
-        if ":" not in method:
+        if own_strategy(method) is None:
             build_pipeline(method, config.options, privacy=config.privacy)
-    known = {name: kind for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
+    known = {name: (kind, name) for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
+    known |= {usual: ("server step", name) for usual, name in usual_names().items()}
     for part, options in config.options.items():
         if ":" in part:
             continue
         if part not in known:
             raise UnknownName("method in options", part, known)
-        build(known[part], part, options)
+        kind, name = known[part]
+        build(kind, name, options)

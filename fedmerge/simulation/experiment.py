@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import ConfigError, ModelError
+from fedmerge.method_names import own_strategy
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
@@ -24,8 +24,10 @@ from fedmerge.simulation.config import Config
 from fedmerge.simulation.faults import Mishaps
 from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.simulation.model_fns import ModelFn, OwnModelFn
+from fedmerge.simulation.own_strategy import make_strategy
 from fedmerge.state import State
-from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
+from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import evaluate
@@ -233,28 +235,31 @@ class Experiment:
             "min_evaluate_nodes": 1,
             "min_available_nodes": self.num_clients,
         }
-        if ":" in method:
-            return _foreign_strategy(method, {**flower, **self.config.options.get(method, {})})
-        pipeline = build_pipeline(
-            method,
-            self.config.options,
-            batch_norm=self.config.batch_norm,
-            on_bad_update=self.config.on_bad_update,
-            min_updates=self.config.min_clients,
-            statistics=self.config.statistics,
-            privacy=self.config.privacy,
-        )
-        # The test set's first inputs show the model's shapes; their values tell nothing.
-        example = torch.zeros_like(self.dataset.test_x[:2])
-        known: dict[str, Any] = {"model_fn": self.model_fn, "example": example, "data": self._server_data}
-        return MergeStrategy(
-            pipeline,
+        named = own_strategy(method)
+        if named is not None:
+            options = {**self.config.options.get(named.name, {}), **named.options}
+            return make_strategy(named.name, {**flower, **options}, self.run_settings)
+        pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy)
+        strategy = MergeStrategy(pipeline, **flower)
+        strategy.adopt(self.run_settings)
+        return strategy
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """What the configuration asks of a strategy of ours."""
+        config = self.config
+        return RunSettings(
             seed=self.seed,
-            on_client_error=self.config.on_client_error,
-            on_too_few=self.config.on_too_few,
-            round_timeout=self.config.round_timeout,
-            **known,
-            **flower,
+            policies=RoundPolicies(config.on_client_error, config.on_too_few, config.round_timeout),
+            batch_norm=config.batch_norm,
+            on_bad_update=config.on_bad_update,
+            min_clients=config.min_clients,
+            statistics=config.statistics,
+            privacy=config.privacy,
+            model_fn=self.model_fn,
+            # The test set's first inputs show the model's shapes; their values tell nothing.
+            example=torch.zeros_like(self.dataset.test_x[:2]),
+            data=self._server_data,
         )
 
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
@@ -289,15 +294,3 @@ class Experiment:
     @cached_property
     def _judge(self) -> nn.Module:
         return self.model_fn().to(choose_device(self.config.device))
-
-
-def _foreign_strategy(path: str, keywords: dict[str, Any]) -> Strategy:
-    """A Flower strategy that is not ours, by ``module:Class``."""
-    module, _, name = path.partition(":")
-    try:
-        strategy = getattr(importlib.import_module(module), name)(**keywords)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"method {path!r}: cannot make a Flower strategy of it: {error}") from error
-    if not isinstance(strategy, Strategy):
-        raise ConfigError(f"method {path!r} is no flwr.serverapp.strategy.Strategy")
-    return strategy

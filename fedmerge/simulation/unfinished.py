@@ -18,9 +18,12 @@ PLAN = "unfinished.toml"
 """The configuration of a comparison, in its folder until every run has ended."""
 
 
+_IN_FOLDERS = {ord(":"): ".", ord("/"): ".", ord("\\"): ".", ord("("): "-", ord(","): "-", ord(")"): None}
+
+
 def run_folder(out: Path, method: str, seed: int) -> Path:
     """Where the record of one run stands."""
-    name = method.translate({ord(":"): ".", ord("("): "-", ord(","): "-", ord(")"): None})
+    name = method.translate(_IN_FOLDERS)
     return out / f"{name}-seed{seed}"
 
 

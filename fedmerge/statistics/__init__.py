@@ -48,6 +48,7 @@ __all__ = [
     "StatisticsSettings",
     "compute_statistics",
     "statistic",
+    "tellable",
 ]
 
 _KINDS: Mapping[str, type[Statistic]] = {
@@ -94,6 +95,17 @@ def statistic(name: str, settings: str = "{}") -> Statistic:
         return _KINDS[name](**given)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
+
+
+def tellable(name: str) -> bool:
+    """Whether `name` is a statistic that a client may report among its metrics.
+
+    Examples
+    --------
+    >>> tellable("local_steps"), tellable("gram"), tellable("train_loss")
+    (True, False, False)
+    """
+    return name in _KINDS and _KINDS[name].among_metrics
 
 
 def compute_statistics(

@@ -31,6 +31,8 @@ class Statistic(ABC):
     """
 
     name: ClassVar[str]
+    among_metrics: ClassVar[bool] = False
+    """Whether a client may simply report it, as numbers among the metrics of its reply."""
 
     @abstractmethod
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

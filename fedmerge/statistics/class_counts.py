@@ -29,6 +29,7 @@ class ClassCounts(LayerStatistic):
     """
 
     name: ClassVar[str] = "class_counts"
+    among_metrics: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Count, with one forward pass of one example to learn how many classes there are."""

@@ -35,13 +35,14 @@ class LocalSteps(Statistic):
     """
 
     name: ClassVar[str] = "local_steps"
+    among_metrics: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Read the steps off the training report; no pass over the data."""
         if report is None:
             raise InvalidOption(
                 "local_steps belong to a training run and cannot be measured on a finished model: "
-                'pass them by hand, as {"local_steps": 120, "momentum": 0.9}.'
+                'pass them by hand, as {"local_steps": 120, "momentum": 0.9}, which a client puts among its metrics.'
             )
         constants = {name: getattr(report, name) for name in _CONSTANTS}
         return self.parse({"local_steps": report.steps, **constants})
@@ -58,7 +59,7 @@ class LocalSteps(Statistic):
         for name, default in list(numbers.items()):
             try:
                 numbers[name] = float(value.get(name, default))
-            except (TypeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 raise InvalidOption(f"local_steps: {name} must be a number, got {value[name]!r}") from error
         if not 1 <= numbers["local_steps"] <= _MOST_STEPS:
             raise InvalidOption(

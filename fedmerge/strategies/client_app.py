@@ -47,7 +47,8 @@ def client_app(
         ``data_fn(partition_id, num_partitions)`` gives the client's examples.
     training
         How to train; a message's ConfigRecord overrides its fields, with ``-`` for ``_``
-        (``proximal-mu``, as Flower's FedProx sends it).
+        (``proximal-mu``, as Flower's FedProx sends it) and under the names of Flower's templates (``lr``,
+        ``local-epochs``). What nobody reads in it is an error; with `mods`, which may read it, it is not.
     device
         ``"auto"`` takes a GPU where the process has one.
     own_model_fn
@@ -81,7 +82,7 @@ def client_app(
     True
     """
     settings = training or LocalTraining()
-    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed)
+    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods))
     return FedmergeClientApp(side, mods)
 
 

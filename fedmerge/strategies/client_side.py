@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 from fedmerge.data.client_data import ClientData, client_data
-from fedmerge.errors import ConfigError, InvalidOption, ModelError
+from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.strategies.measure import add_statistics, strings
 from fedmerge.strategies.questions import answer_questions
+from fedmerge.strategies.sent_model import check_outputs
 from fedmerge.strategies.stages import keep, kept_model
+from fedmerge.strategies.told_training import told_training
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
@@ -64,6 +65,8 @@ class ClientSide:
     tamper: Tamper | None = None
     mishaps: Mishaps | None = None
     noise_seed: int | None = None
+    mods: bool = False
+    """Whether mods may read a message's configuration besides."""
 
     @cached_property
     def template(self) -> nn.Module:
@@ -86,6 +89,7 @@ class ClientSide:
         for name, parameter in model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
+        self.check_outputs(model, data.train_x)
         with self._told(model):
             report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
@@ -119,7 +123,7 @@ class ClientSide:
         """How to train under a message's configuration, and the seed and round of its batches."""
         # Stages of one round draw their batches apart.
         round = _integer(config, "server-round", 0) + _integer(config, "stage", 0) * _STAGES
-        return _overridden(self.training, config), _integer(config, "seed", 0), round
+        return told_training(self.training, config, alone=not self.mods), _integer(config, "seed", 0), round
 
     def own_model(self, config: ConfigRecord, partition: int) -> nn.Module | None:
         """What a client starts from instead of the model sent, where clients start apart."""
@@ -192,8 +196,28 @@ class ClientSide:
         try:
             return self._fitted(state), config
         except (ModelError, RuntimeError) as error:
-            kind = type(self.template).__name__
-            raise ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}") from error
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> ModelError:
+        kind = type(self.template).__name__
+        return ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}")
+
+    def resized(self, state: State) -> nn.Module:
+        """A model of its own with these tensors, at their widths.
+
+        Raises
+        ------
+        ModelError
+            They are of another architecture.
+        """
+        try:
+            return resize(self.template, state)
+        except (ModelError, RuntimeError) as error:
+            raise self._misfit(error) from error
+
+    def check_outputs(self, model: nn.Module, inputs: Tensor) -> None:
+        """Make sure that the model sent goes with this client's own, see :func:`check_outputs`."""
+        check_outputs(model, self.template, inputs)
 
     def _fitted(self, state: State) -> nn.Module:
         """A model with these tensors; at its usual widths always the same one, which no message keeps."""
@@ -253,19 +277,6 @@ def _node(context: Context) -> tuple[int, int]:
             f"node configuration lacks {error}: start the SuperNode with "
             '--node-config "partition-id=0 num-partitions=2"'
         ) from error
-
-
-def _overridden(training: LocalTraining, config: ConfigRecord) -> LocalTraining:
-    """`training` with the fields that the message sets."""
-    fields = {field.name: field for field in dataclasses.fields(LocalTraining)}
-    given = {key.replace("-", "_"): value for key, value in config.items()}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if name in fields}
-    if "epochs" in changes:
-        changes.setdefault("steps", None)  # a number of steps would contradict it
-    try:
-        return dataclasses.replace(training, **changes)
-    except TypeError as error:
-        raise InvalidOption(f"the message's training settings {changes} have a wrong type: {error}") from error
 
 
 def _integer(config: ConfigRecord, key: str, default: int) -> int:

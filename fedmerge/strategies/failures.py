@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 
 from fedmerge.errors import ClientFailed, NoUsableUpdates
+from fedmerge.strategies.wire import sender_of
 
 __all__ = ["NO_REPLY", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
 
@@ -55,16 +56,19 @@ def _cause(reason: str) -> str:
 
 
 def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:
-    """Who replied with an error, and who was asked and did not reply at all, in order of nodes."""
-    known = list(replies)
-    reasons = {
-        int(m.metadata.src_node_id): m.error.reason or f"error code {m.error.code}" for m in known if m.has_error()
-    }
-    silent = set(asked)
-    if silent:
-        silent -= {m.metadata.src_node_id for m in known}
-    reasons |= dict.fromkeys(silent, NO_REPLY)
-    return [failed_client(node, reason, round) for node, reason in sorted(reasons.items())]
+    """Who replied with an error, and who was asked and did not reply at all, in order of nodes.
+
+    Replies that do not name their node, as those of other grids need not, have the number -1.
+    """
+    senders = [(sender_of(message), message) for message in replies]
+    reasons = [
+        (-1 if node is None else node, m.error.reason or f"error code {m.error.code}")
+        for node, m in senders
+        if m.has_error()
+    ]
+    silent = set(asked) - {node for node, _ in senders}
+    reasons += [(node, NO_REPLY) for node in silent]
+    return [failed_client(node, reason, round) for node, reason in sorted(reasons)]
 
 
 def tell(failed: Iterable[ClientFailed], about: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.method_names import parse_method
-from fedmerge.registry import entry
+from fedmerge.registry import entry, usual_names
 from fedmerge.statistics import StatisticsSettings
 
 __all__ = ["check_keywords", "check_server", "statistics_settings"]
@@ -34,7 +34,9 @@ def statistics_settings(given: StatisticsSettings | Mapping[str, Any] | None) ->
 
 def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None:
     """Name the nearest keyword for a misspelt one, be it Flower's or the method's."""
-    own = entry("aggregator", parse_method(method)[0].name).options
+    first = parse_method(method)[0].name
+    step = usual_names().get(first)
+    own = (entry("aggregator", first) if step is None else entry("server step", step)).options
     flower = vars(strategy)["__init__"].__kwdefaults__ or {}
     for name in options:
         if name not in own:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import zip_longest
 from typing import get_args
 
@@ -17,7 +17,7 @@ from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
 from fedmerge.strategies.stages import KEEP_KEY
-from fedmerge.strategies.wire import statistics_records
+from fedmerge.strategies.wire import statistics_records, told_in
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ERROR_KEY", "add_statistics", "fill_config", "measured", "request_of", "strings"]
@@ -40,7 +40,8 @@ def add_statistics(
     Parameters
     ----------
     reply
-        Gets a record per statistic.
+        Gets a record per statistic, but for those that it holds already: in a record, or numbers such as
+        ``local_steps`` or a list ``class_counts`` among its metrics.
     message
         The message that is answered: its ConfigRecord names statistics under ``needs``.
     model
@@ -58,7 +59,8 @@ def add_statistics(
         A configuration that cannot be read.
     """
     config = next(iter(message.content.config_records.values()), ConfigRecord())
-    sent, error = measured(config, model, batches, report)
+    # A report knows the constants of the optimiser besides the steps that "local-steps" tells.
+    sent, error = measured(config, model, batches, report, told_in(reply, hyphens=report is None))
     for key, record in statistics_records(sent).items():
         reply[key] = record
     metrics = next(iter(reply.metric_records.values()), None)
@@ -67,13 +69,19 @@ def add_statistics(
 
 
 def measured(
-    config: ConfigRecord, model: nn.Module, batches: Batches, report: TrainingReport | None = None
+    config: ConfigRecord,
+    model: nn.Module,
+    batches: Batches,
+    report: TrainingReport | None = None,
+    told: Collection[str] = (),
 ) -> tuple[Mapping[str, State], float | None]:
-    """What a message's configuration asks for, as it is sent, and the error of compression where there can be one."""
+    """What a message's configuration asks for and is not `told` yet, as it is sent, and the error of compression where
+    there can be one."""
     names = strings(config, "needs")
     if not names:
         return {}, None
     wanted = [statistic(n, s) for n, s in zip_longest(names, strings(config, "needs-settings"), fillvalue="{}")]
+    wanted = [kind for kind in wanted if kind.name not in told]
     compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
@@ -99,8 +107,23 @@ def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
 
 
 def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int) -> None:
-    """Write into the configuration of a round's messages all that clients have to know."""
+    """Write into the configuration of a round's messages all that clients have to know.
+
+    Raises
+    ------
+    ConfigError
+        It says otherwise about the clients' training than the method does.
+    """
     config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
+    for name, number in pipeline.aggregator.local_rule.items():
+        key = name.replace("_", "-")
+        given = {known: config[known] for known in (name, key) if known in config}
+        if any(value != number for value in given.values()):
+            raise ConfigError(
+                f"the training configuration has {given}, the method {type(pipeline.aggregator).__name__} sets "
+                f"{key} = {number}: leave one of them out"
+            )
+        config[key] = number
     config["server-round"] = round
     for key, value in request_of(pipeline).items():
         config[key] = value

@@ -36,6 +36,7 @@ from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.run_outcome import RunOutcome, check_start, too_few
+from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import to_arrays, view_arrays
@@ -172,6 +173,23 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._asked: Sequence[int] = ()
         self._run = RunOutcome()
 
+    def adopt(self, run: RunSettings) -> None:
+        """Take over the settings of a run, say of a comparison, that this strategy was made without.
+
+        Raises
+        ------
+        InvalidOption
+            It sets one of them otherwise itself, or keeps checkpoints of its own, which are those of the run.
+        """
+        if self._checkpoints is not None:
+            raise InvalidOption("the strategy sets checkpoint_dir, but the run keeps checkpoints itself: leave it out")
+        self.seed, self.policies = run.agreed_seed(self.seed), run.agreed_policies(self.policies)
+        self.pipeline = run.agreed_pipeline(self.pipeline)
+        if self._model_fn is None and run.model_fn is not None:
+            self._model_fn, self._buffers = run.model_fn, module_state(run.model_fn())[1]
+        self._data = run.data if self._data is None else self._data
+        self._example = run.example if self._example is None else self._example
+
     def start(self, *arguments: Any, **keywords: Any) -> Result:
         """Run the rounds, as Flower's strategies do; on a grid of ours without a message per client.
 
@@ -222,6 +240,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._base, self._grid, self._asked = view_arrays(arrays), grid, ()
         if self.fraction_train == 0.0:
             return []
+        config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
         fill_config(config, self.pipeline, self.seed, server_round)
         nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
         record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
@@ -250,7 +269,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         failures, told = RoundFailures(self.policies), {"server-round": server_round}
         failures.note(received.failures)
         received.check()
-        if not received.nodes:
+        if received.empty:
             reason = "no client replied with an update" if failures.clients else "no client was asked"
             return self._skipped(server_round, reason, (), failures.clients)
         keys, late = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout

@@ -46,7 +46,7 @@ def ask(
     content["config"] = ConfigRecord({**reach.config, "questions": len(questions), "exchange": next(numbers)})
     for number, question in enumerate(questions):
         write_question(content, number, question)
-    numbered = {reach.nodes[client]: client for client in clients}
+    numbered = {reach.node_of(client): client for client in clients}
     messages = [
         Message(_brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=node)
         for node, client in numbered.items()

@@ -66,6 +66,18 @@ class Reach:
         check_mods(replies)
         return [reply for reply in replies if not reply.has_error()]
 
+    def node_of(self, client: int) -> int:
+        """The node of a client that is to be asked again.
+
+        Raises
+        ------
+        NoAnswer
+            Its reply did not name one.
+        """
+        if client not in self.nodes:
+            raise NoAnswer(f"client {client} cannot be asked again: its reply does not say which node it is of")
+        return self.nodes[client]
+
     def telling(self, more: Mapping[str, int]) -> Reach:
         """The same clients, told more in every message."""
         return replace(self, config={**self.config, **more})

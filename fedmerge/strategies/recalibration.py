@@ -40,7 +40,7 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
     """
     config = ConfigRecord({**reach.config, "needs": ["batch_norm"]})
     content = RecordDict({reach.arrays_key: to_arrays(state), reach.config_key: config})
-    nodes = [reach.nodes[client] for client in clients]
+    nodes = [reach.node_of(client) for client in clients]
     messages = [Message(content=content, message_type="query.statistics", dst_node_id=node) for node in nodes]
     measured = []
     for client, message in reply_order(reach.send(messages, "recalibration")):

@@ -12,7 +12,7 @@ from fedmerge.pipeline import MergeResult, Pipeline
 from fedmerge.state import State
 from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.strategies.failures import check_mods, failed_client, failures_in
-from fedmerge.strategies.wire import Decoded, reply_order
+from fedmerge.strategies.wire import Decoded, reply_order, sender_of
 from fedmerge.update import MergeContext
 
 __all__ = ["Received", "ReceivedCohort", "ReceivedMessages"]
@@ -22,9 +22,14 @@ class Received(ABC):
     """Replies, ready to be merged."""
 
     nodes: dict[int, int]
-    """The node of each client that replied with something."""
+    """The node of each client that replied with something and named it."""
     failures: list[ClientFailed]
     """Clients that did not, and why."""
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether no client replied with anything."""
 
     @abstractmethod
     def merge(
@@ -58,6 +63,11 @@ class ReceivedCohort(Received):
         self.nodes = {one.client: one.node for one in answer.trained}
         self.failures = [failed_client(node, reason, round) for node, reason in sorted(answer.failures)]
 
+    @property
+    def empty(self) -> bool:
+        """Nobody has trained."""
+        return not self.nodes
+
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
     ) -> MergeResult:
@@ -84,8 +94,15 @@ class ReceivedMessages(Received):
         self._known = known = list(replies)
         self._valid = reply_order(m for m in known if not m.has_error())
         self._keys = arrays_key, weight_key
-        self.nodes = {client: message.metadata.src_node_id for client, message in self._valid}
-        self.failures = failures_in(known, asked, round)
+        senders = [(client, sender_of(message)) for client, message in self._valid]
+        self.nodes = {client: node for client, node in senders if node is not None}
+        unnamed = len(self.nodes) < len(self._valid)  # then nobody can tell who is silent
+        self.failures = failures_in(known, () if unnamed else asked, round)
+
+    @property
+    def empty(self) -> bool:
+        """There is no message but errors."""
+        return not self._valid
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None

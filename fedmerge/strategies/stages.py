@@ -57,12 +57,12 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
                 {reach.arrays_key: to_arrays(news.settled), _SOURCES: to_arrays(_packed(news)), reach.config_key: told}
             ),
             message_type=MessageType.TRAIN,
-            dst_node_id=reach.nodes[client],
+            dst_node_id=reach.node_of(client),
         )
         for client, news in sent.items()
     ]
     # The node tells whose answer it is: that comes from Flower, the rest from the client.
-    clients = {reach.nodes[client]: client for client in sent}
+    clients = {reach.node_of(client): client for client in sent}
     updates: dict[int, ClientUpdate] = {}
     for reply in reach.send(messages, f"stage {stage.number}"):
         client = clients.get(reply.metadata.src_node_id)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fedmerge.errors import BadUpdate
 from fedmerge.state import State
+from fedmerge.statistics import tellable
 from fedmerge.strategies.npy import BFLOAT16, read_array
 from fedmerge.update import ClientUpdate
 
@@ -27,9 +29,11 @@ __all__ = [
     "from_arrays",
     "partition_of",
     "reply_order",
+    "sender_of",
     "statistics_from_reply",
     "statistics_records",
     "to_arrays",
+    "told_in",
     "view_arrays",
     "weight_of",
 ]
@@ -86,17 +90,27 @@ def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord
 def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> dict[str, State]:
     """The statistics of a reply, as they were sent: whoever knows the model brings them back into their form.
 
-    A client may also report scalars such as ``local_steps`` and ``momentum`` among its metrics: each
-    metric name offers the whole record under that name, for the statistic to pick what it knows.
+    A client may also report numbers such as ``local_steps`` and ``momentum``, or a list ``class_counts``, among its
+    metrics: each metric name offers the whole record under that name, for the statistic to pick what it knows. Where a
+    name is written with ``-``, as is usual in Flower, that goes for it written with ``_`` as well.
     """
     found: dict[str, State] = {}
     if metrics is not None:
-        scalars = {k: _scalar(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        found.update(dict.fromkeys(scalars, scalars))
+        numbers = {k: _numbers(v) for k, v in metrics.items()}
+        numbers = {**{k.replace("-", "_"): v for k, v in numbers.items()}, **numbers}
+        found.update(dict.fromkeys(numbers, numbers))
     for key, record in content.array_records.items():
         if key.startswith(_STATISTIC):
             found[key[len(_STATISTIC) :]] = view_arrays(record)
     return found
+
+
+def told_in(content: RecordDict, *, hyphens: bool) -> set[str]:
+    """Names of the statistics that a reply holds already, among its metrics with ``-`` for ``_`` too if `hyphens`."""
+    found = {key[len(_STATISTIC) :] for key in content.array_records if key.startswith(_STATISTIC)}
+    metrics = list(next(iter(content.metric_records.values()), {}))
+    names = [*metrics, *(name.replace("-", "_") for name in metrics if hyphens)]
+    return found | {name for name in names if tellable(name)}
 
 
 def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
@@ -104,14 +118,24 @@ def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
 
     A client's number is its partition where it tells it, which is the same in every setting; otherwise
     its node, which Flower draws at random in each run. Where several tell the same partition, none is believed.
+    A reply that names no sender, as other grids and tests may hand them on, goes by its place.
     """
-    told = [(partition_of(message), int(message.metadata.src_node_id), message) for message in replies]
+    told = [(partition_of(message), sender_of(message), message) for message in replies]
     times = Counter(partition for partition, _, _ in told)
     repeated = sorted(number for number, n in times.items() if n > 1 and number is not None)
     if repeated:
         log.warning("several replies say that they are of partition %s: they go by their nodes", repeated[:5])
-    numbered = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
+    known = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
+    taken = {number for number, _, _ in known}
+    free = (number for number in count() if number not in taken)
+    numbered = [(next(free) if n is None else n, -1 if node is None else node, m) for n, node, m in known]
     return [(client, message) for client, _, message in sorted(numbered, key=lambda one: one[:2])]
+
+
+def sender_of(reply: Message) -> int | None:
+    """The node that a reply came from, where its metadata say so."""
+    node = reply.metadata.src_node_id
+    return node if isinstance(node, int) and not isinstance(node, bool) else None
 
 
 def partition_of(reply: Message) -> int | None:
@@ -129,11 +153,11 @@ def weight_of(content: RecordDict, key: str) -> float | None:
     return float(weight) if isinstance(weight, int | float) and not abs(weight) > _MOST_EXAMPLES else None
 
 
-def _scalar(value: int | float) -> Tensor:
+def _numbers(value: float | list[int] | list[float]) -> Tensor:
     try:
-        return torch.tensor(float(value), dtype=torch.float64)
-    except OverflowError:
-        return torch.tensor(math.inf, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64)
+    except (OverflowError, RuntimeError):  # torch knows no whole numbers beyond 64 bits
+        return torch.full((len(value),) if isinstance(value, list) else (), math.inf, dtype=torch.float64)
 
 
 def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key: str) -> ClientUpdate:

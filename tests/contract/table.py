@@ -91,7 +91,9 @@ class Row:
 
 
 EXTRAPOLATES = dict.fromkeys(("copies", "one client"), "a step size above 1 goes beyond the clients by design")
-ADAPTS = dict.fromkeys(("copies", "one client"), "Adam takes normalised steps, whatever the size of the update")
+ADAPTS = dict.fromkeys(
+    ("copies", "one client"), "an adaptive server takes normalised steps, whatever the size of the update"
+)
 DIFFERENT_STEPS = {"copies": "equal models that took different steps did not move equally per step"}
 STEPS_FOR_NORMS = DIFFERENT_STEPS | {"one client": "with momentum the norm exceeds the steps that it is scaled by"}
 NOISY = EXTRAPOLATES | {
@@ -110,6 +112,9 @@ MIXES = dict.fromkeys(("copies", "still"), "it mixes neurons, even those of equa
 CLASSES_APART = dict.fromkeys(("ratios",), "the output layer goes by class counts and not by weights")
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 CLIPPED = {"one client": "an update beyond the bound is shortened by design"}
+TRAINED_ALREADY = dict.fromkeys(
+    ("modules", "bad models"), "it is refused where training is over, for it is a way to train"
+)
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
@@ -117,6 +122,7 @@ WANTS_THREE = dict.fromkeys(
 
 ROWS = (
     Row("fedavg"),
+    Row("fedprox", excused=TRAINED_ALREADY),
     Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
     Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS, remembers=True),
     Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, STEPS_FOR_NORMS),
@@ -144,6 +150,7 @@ ROWS = (
     Row("geometric_median"),
     Row("krum", excused=WANTS_THREE),
     Row("krum", {"attackers": 0.0, "selected": 2}, excused=WANTS_THREE),
+    Row("krum", {"attackers": 1, "selected": 2, "form": "flower"}),
     Row("norm_clipping", {"bound": 1000.0}),
     Row("norm_clipping", excused=CLIPPED),
     Row("median_norm_clipping"),
@@ -164,5 +171,8 @@ ROWS = (
     Row("fedma", {"class_aware": False, "gamma": 1e-3, "retrain_epochs": 0}, excused=ONE_MODEL, traces=True),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
+    Row("fedavg+server_adam(form=flower)", excused=ADAPTS, remembers=True),
+    Row("fedavg+server_yogi", excused=ADAPTS, remembers=True),
+    Row("fedavg+server_adagrad", excused=ADAPTS, remembers=True),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),
 )

@@ -8,7 +8,7 @@ import torch
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
 from fedmerge.pipeline import build_pipeline
-from fedmerge.server_steps import ServerAdam, ServerMomentum
+from fedmerge.server_steps import ServerAdagrad, ServerAdam, ServerMomentum, ServerYogi
 
 TARGETS = [np.array([1.0, -2.0, 0.1]), np.array([0.5, 3.0, 0.0]), np.array([2.0, 2.0, -1.0])]
 
@@ -40,6 +40,42 @@ def test_adam():
         v = 0.95 * v + 0.05 * delta**2
         x = x + 0.3 * m / (np.sqrt(v) + tau)
         np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+def test_adam_in_flowers_form_corrects_its_bias_and_counts_from_two():
+    x, m, v, tau = np.zeros(3), np.zeros(3), np.zeros(3), 0.05
+    options = {"server_adam": {"learning_rate": 0.3, "beta1": 0.8, "beta2": 0.95, "tau": tau, "form": "flower"}}
+    for i, (target, got) in enumerate(zip(TARGETS, trajectory("fedavg+server_adam", options), strict=True)):
+        delta = target - x
+        m = 0.8 * m + 0.2 * delta
+        v = 0.95 * v + 0.05 * delta**2
+        rate = 0.3 * np.sqrt(1 - 0.95 ** (i + 2)) / (1 - 0.8 ** (i + 2))
+        x = x + rate * m / (np.sqrt(v) + tau)
+        np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("form", "start"), [("paper", 0.05**2), ("flower", 0.0)])
+@pytest.mark.parametrize("usual", [False, True])
+def test_yogi_and_adagrad(form, start, usual):
+    yogi = {"learning_rate": 0.3, "beta1": 0.8, "beta2": 0.95, "tau": 0.05, "form": form}
+    adagrad = {"learning_rate": 0.3, "beta1": 0.8, "tau": 0.05, "form": form}
+    for name, options, second in (
+        ("yogi", yogi, lambda v, square: v - 0.05 * square * np.sign(v - square)),
+        ("adagrad", adagrad, lambda v, square: v + square),
+    ):
+        method, key = (f"fed{name}", f"fed{name}") if usual else (f"fedavg+server_{name}", f"server_{name}")
+        x, m, v = np.zeros(3), np.zeros(3), np.full(3, start)
+        for target, got in zip(TARGETS, trajectory(method, {key: options}), strict=True):
+            delta = target - x
+            m, v = 0.8 * m + 0.2 * delta, second(v, delta**2)
+            x = x + 0.3 * m / (np.sqrt(v) + 0.05)
+            np.testing.assert_allclose(got, x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("step", [ServerAdam, ServerYogi, ServerAdagrad])
+def test_forms_are_two(step):
+    with pytest.raises(InvalidOption, match='"paper" or "flower"'):
+        step(form="mine")
 
 
 def test_steps_are_taken_in_the_order_given_and_keep_apart_what_they_remember():

@@ -127,3 +127,61 @@ def test_early_stopping_judges_on_the_servers_own_data():
 def test_a_wrong_setting_is_named():
     with pytest.raises(fedmerge.UnknownName, match=r"budge.*budget"):
         FedFisher(statistics={"budge": 2})
+
+
+def telling_app(line, **metrics):
+    """A ClientApp that reports numbers itself, with our one line behind them or not."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        partition = int(context.node_config["partition-id"])
+        data, model = tiny_data(partition, CLIENTS), tiny_model()
+        with torch.no_grad():
+            model[0].bias += partition + 1
+        reply = RecordDict({"arrays": ArrayRecord(model.state_dict())})
+        reply["metrics"] = MetricRecord(
+            {"num-examples": 1, **{name: tell(partition) for name, tell in metrics.items()}}
+        )
+        for _ in range(line):
+            add_statistics(reply, message, model, [(data.train_x, data.train_y)])
+        return Message(reply, reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("name", ["local_steps", "local-steps"])
+def test_steps_among_the_metrics_are_not_measured_again(name):
+    told = {name: lambda partition: 1 + partition}
+    results = []
+    for line in (0, 1, 2):
+        strategy = MergeStrategy("fednova", fraction_evaluate=0.0)
+        app = telling_app(line, **told)
+        results.append(from_arrays(strategy.start(SimulationGrid(app, CLIENTS), initial(), num_rounds=1).arrays))
+        assert len(strategy.last_report.accepted) == CLIENTS
+    # tau = (1 + 2 + 3) / 3 steps, each client moves its bias by as much as it takes steps: by 1 a step
+    torch.testing.assert_close(results[0]["0.bias"], from_arrays(initial())["0.bias"] + 2)
+    assert all(torch.equal(one[n], results[0][n]) for one in results for n in one)
+
+
+def test_class_counts_may_be_a_list_among_the_metrics_while_the_rest_is_measured():
+    counts = [[5, 1, 2], [2, 2, 8], [1, 9, 6]]
+    strategy = MergeStrategy("maecho", fraction_evaluate=0.0)
+    app = telling_app(1, class_counts=lambda partition: counts[partition])
+    grid = SimulationGrid(app, CLIENTS)
+    sent = replies(strategy, app)
+    assert all(set(m.content.array_records) == {"arrays", "statistics.gram"} for m in sent)
+    strategy.start(grid, initial(), num_rounds=1)
+    assert len(strategy.last_report.accepted) == CLIENTS
+
+
+def test_a_metric_that_only_happens_to_be_called_like_a_statistic_does_not_stand_for_it():
+    strategy = MergeStrategy("regmean", fraction_evaluate=0.0)
+    app = telling_app(1, gram=lambda partition: 0.5)
+    strategy.start(SimulationGrid(app, CLIENTS), initial(), num_rounds=1)
+    assert len(strategy.last_report.accepted) == CLIENTS
+
+
+def test_steps_that_nobody_tells_are_asked_for_in_words():
+    (message,) = [m for m in replies(MergeStrategy("fednova"), telling_app(1)) if m.metadata.src_node_id == 2]
+    assert "among its metrics" in message.error.reason

@@ -1,0 +1,68 @@
+"""Strategies of others for a comparison, as ``module:Strategy(option=value)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.models.factory import load_named
+from fedmerge.strategies import MergeStrategy, RunSettings
+
+__all__ = ["make_strategy"]
+
+
+def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> Strategy:
+    """Make any Flower strategy, and hand it the settings of the run where it is one of ours.
+
+    Parameters
+    ----------
+    name
+        ``module:Strategy``: a class, or a function that makes a strategy.
+    keywords
+        What it is called with.
+    run
+        What a strategy that derives from :class:`~fedmerge.strategies.MergeStrategy`, or is wrapped around one, adopts.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be imported or made, or cannot honour a setting of the run.
+    """
+    make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
+    try:
+        strategy = make(**keywords)
+    except FedMergeError as error:
+        raise ConfigError(f"method {name!r}: {error}") from error
+    except Exception as error:  # somebody else's constructor may raise anything
+        raise ConfigError(
+            f"method {name!r}: cannot make a Flower strategy of it with {dict(keywords)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {type(strategy).__name__}")
+    ours = list(_ours(strategy))
+    beyond = run.beyond_flower()
+    if not ours and beyond:
+        raise ConfigError(
+            f"method {name!r} is Flower's and knows nothing of {', '.join(beyond)}: leave it out of the configuration, "
+            "or the method out of the comparison"
+        )
+    for one in ours:
+        try:
+            one.adopt(run)
+        except FedMergeError as error:
+            raise ConfigError(f"method {name!r}: {error}") from error
+    return strategy
+
+
+def _ours(strategy: Strategy) -> Iterator[MergeStrategy]:
+    """The strategies of ours in one: itself, or what it is wrapped around."""
+    if isinstance(strategy, MergeStrategy):
+        yield strategy
+        return
+    for value in vars(strategy).values():
+        if isinstance(value, Strategy):
+            yield from _ours(value)
