@@ -24,7 +24,7 @@ from fedmerge.state import State, module_state
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.settings import compressed
-from fedmerge.tasks import Reading, Task, TaskLike, either, reading_of
+from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -177,7 +177,8 @@ def merge(
         example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
-    reading = Reading(either(task, loss))
+    told = either(task, loss)
+    reading = Reading(told)
     updates = []
     for i, model in enumerate(models):
         known = dict(statistics[i]) if statistics is not None else {}
@@ -193,6 +194,7 @@ def merge(
         seed=seed,
         data=data,
         example=example,
+        task=told,
         model_fn=lambda: copy.deepcopy(models[0]),
         exchange=None if clients is None else _AtHand(models, clients, seed, reading),
         ask=None if clients is None else asked_at_hand(models[0], clients, seed, models, reading),
@@ -275,7 +277,9 @@ class _AtHand:
                 parameter.requires_grad_(name not in stage.frozen)
             pairs = list(self._clients[client])
             x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-            train(module, x, y, LocalTraining(epochs=stage.epochs), seed=self._seed, client=client, round=stage.number)
+            task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
+            named = {"seed": self._seed, "client": client, "round": stage.number}
+            train(module, x, y, LocalTraining(epochs=stage.epochs), **named, task=task)
             self._kept[client] = dict(module.state_dict())
             state = {name: self._kept[client][name] for name in stage.send}
             answers.append(ClientUpdate(client, state, len(x)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.tasks import Reading, Task, reading_of
+from fedmerge.tasks import Reading, Task, TaskAt, reading_of
 
 __all__ = ["summed_losses"]
 
@@ -41,24 +41,24 @@ def summed_losses(
     task
         What they are to do; read from outputs and targets where not given.
     """
-    reading = reading_of(task)
+    tasks = reading_of(task).of(module, batches)
     head = _head(module, changed, batches)
     losses = torch.zeros(len(states), dtype=torch.float64)
     if head is None:
         for i, make in enumerate(states):
             model = make().eval()
-            losses[i] = sum(_loss(model(x), y, bound, reading) for x, y in batches)
+            losses[i] = sum(_loss(tasks, x, model(x), y, bound) for x, y in batches)
         return losses
     heads = [dict(make().named_modules())[head] for make in states]
     for x, y in batches:
         features = _seen(module, head, x)[0][0][0]
         for i, one in enumerate(heads):
-            losses[i] += _loss(one(features), y, bound, reading)
+            losses[i] += _loss(tasks, x, one(features), y, bound)
     return losses
 
 
-def _loss(outputs: Tensor, y: Tensor, bound: float | None, reading: Reading) -> float:
-    found = reading(outputs, y).losses(outputs, y)
+def _loss(tasks: TaskAt, x: Tensor, outputs: Tensor, y: Tensor, bound: float | None) -> float:
+    found = tasks(x, outputs, y).losses(outputs, y)
     if bound is not None:
         found = found.nan_to_num(bound).clamp(max=bound)
     return float(found.double().sum())

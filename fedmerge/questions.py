@@ -167,7 +167,8 @@ def respond(
     size = max((len(x) for x, _ in pairs), default=1)
     noise, base, reading = question.noise, resize(module, question.base).eval(), reading_of(task)
     if len(x) and (question.points or any(kind.of_labels for kind in question.needs)):
-        reading(outputs_like(base, x), y)  # of all examples at once: the few that judge might not tell
+        # Of all examples at once: the few that judge might not tell.
+        reading.of(base, [(x, y)])(x, outputs_like(base, x), y)
     losses = summed_losses(
         base,
         [partial(resize, module, question.point(i)) for i in range(len(question.points))],

@@ -22,6 +22,7 @@ from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
+from fedmerge.tasks import Classification, Task
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
@@ -113,10 +114,19 @@ def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: in
         participants = [one for _, one in islice(work.participants(nodes), TRIED)]
         if not participants:
             return EngineChoice("serial", "no client has data")
+        if not _stackable(side.task, participants):
+            return EngineChoice("serial", f"clients of {side.task} train one by one")
         return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
     except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")
+
+
+def _stackable(task: Task | None, participants: Sequence[Participant]) -> bool:
+    """Whether clients minimise plain cross-entropy, the one loss that is trained with stacked weights."""
+    # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
+    torchs = task == Classification(where_unclear=1) and all(one.y.ndim == 1 for one in participants)
+    return torchs or task in (None, Classification())
 
 
 class _Work:
@@ -154,6 +164,10 @@ class _Work:
         size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sum(t.nbytes for t in self._base.values()))))
         clients = self.participants(nodes)
         while block := list(islice(clients, size)):
+            if not _stackable(self._side.task, [one for _, one in block]):
+                for node, one in block:
+                    yield from self._alone(node, one)
+                continue
             together = self._together(block)
             if together is None:
                 for node, one in block:
@@ -232,7 +246,7 @@ class _Work:
         if not self._order.pipeline.needs:
             return {}, None
         loader = list(batches(one.x, one.y, device=next(model.parameters()).device))
-        sent, error = measured(self._order.config, model, loader, report)
+        sent, error = measured(self._order.config, model, loader, report, self._side.task)
         return dict(sent), error
 
     def _sent(

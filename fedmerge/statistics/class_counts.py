@@ -36,11 +36,11 @@ class ClassCounts(LayerStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Count, with a forward pass of one example a batch to learn how many classes there are."""
-        reading = reading_of(self.task)
+        tasks = reading_of(self.task).of(model, batches)
         counts = torch.zeros(0, dtype=torch.int64)
         for inputs, targets in self.limited(batches):
             outputs = outputs_like(model, inputs)
-            found = reading(outputs, targets, batches).known(outputs, targets).cpu()
+            found = tasks(inputs, outputs, targets).known(outputs, targets).cpu()
             counts = found + counts if len(counts) else found
         return {"class_counts": counts}
 

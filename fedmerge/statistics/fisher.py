@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
 from fedmerge.statistics.base import Batches, LayerStatistic
-from fedmerge.tasks import Estimator, Loss, Reading, reading_of, task_of
+from fedmerge.tasks import Estimator, Loss, Reading, TaskAt, reading_of, task_of
 
 __all__ = ["FisherStatistic"]
 
@@ -35,12 +35,13 @@ class FisherStatistic(LayerStatistic):
     estimator: Estimator = "auto"
     loss: Loss | None = None
 
-    def reading(self) -> Reading:
+    def tasks(self, model: nn.Module, batches: Batches) -> TaskAt:
         """The task, told or to be read."""
-        return reading_of(self.task) if self.loss is None else Reading(task_of(self.loss))
+        reading = reading_of(self.task) if self.loss is None else Reading(task_of(self.loss))
+        return reading.of(model, batches)
 
     def vectors(
-        self, reading: Reading, outputs: Tensor, targets: Tensor, batches: Batches, generator: torch.Generator
+        self, tasks: TaskAt, inputs: Tensor, outputs: Tensor, targets: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
         """Vectors v at the outputs with ``F = mean_x sum_v (J^T v)(J^T v)^T``.
 
@@ -54,5 +55,4 @@ class FisherStatistic(LayerStatistic):
                 f"outputs of shape {list(outputs.shape)} for {len(targets)} examples: a Fisher information is of "
                 "single examples, so that the first axis has to be theirs"
             )
-        task = reading(outputs.detach(), targets, batches)
-        yield from task.vectors(outputs, targets, self.estimator, generator)
+        yield from tasks(inputs, outputs, targets).vectors(outputs, targets, self.estimator, generator)

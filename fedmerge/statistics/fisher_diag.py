@@ -49,7 +49,7 @@ class FisherDiag(FisherStatistic):
         generator = torch_generator(0, "sampled labels")
         total: dict[str, Tensor] = {}
         probed: Probe | None = None
-        reading = self.reading()
+        tasks = self.tasks(model, batches)
         count = 0
         for inputs, targets in self.limited(batches):
             if probed is None:
@@ -60,7 +60,7 @@ class FisherDiag(FisherStatistic):
             for x, y in pieces(probed, inputs, targets):
                 with torch.enable_grad():
                     outputs, tapped = probed.forward(x)
-                self._add(total, probed, tapped, x, outputs, self.vectors(reading, outputs, y, batches, generator))
+                self._add(total, probed, tapped, x, outputs, self.vectors(tasks, x, outputs, y, generator))
             count += len(inputs)
         return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
 

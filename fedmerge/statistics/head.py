@@ -57,12 +57,12 @@ class _HeadStatistic(Bounded):
         """The head's matrix, the task, and of each batch the head's input rows, 0 where no label counts, in float64,
         the outputs, in float64, and the targets."""
         probed: Probe | None = None
-        reading = reading_of(self.task)
+        tasks = reading_of(self.task).of(model, batches)
         for inputs, targets in self.limited(batches):
             probed = probed or probe(model, inputs, lambda _: True)
             with torch.no_grad():
                 outputs, tapped = probed.forward(inputs)
-            task = reading(outputs, targets, batches)
+            task = tasks(inputs, outputs, targets)
             found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
                 raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")

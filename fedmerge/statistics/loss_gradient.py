@@ -47,11 +47,11 @@ class LossGradient(LayerStatistic):
         copied = copy_of(model).eval()
         named = {name: p.requires_grad_() for name, p in copied.named_parameters() if self.selects(name)}
         total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
-        reading, count = reading_of(self.task), 0
+        tasks, count = reading_of(self.task).of(model, batches), 0
         with torch.enable_grad():
             for inputs, targets in self.limited(batches):
                 outputs = copied(inputs)
-                loss = reading(outputs.detach(), targets, batches).losses(outputs, targets).sum()
+                loss = tasks(inputs, outputs, targets).losses(outputs, targets).sum()
                 found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
                 for name, gradient in zip(named, found, strict=True):
                     if gradient is not None:

@@ -79,12 +79,12 @@ class Secants(LayerStatistic):
             There are no examples.
         """
         moved = copy_of(model).eval()
-        reading, size, count = reading_of(self.task), len(directions), 0
+        tasks, size, count = reading_of(self.task).of(model, batches), len(directions), 0
         slope, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         with torch.no_grad():
             for inputs, targets in self.limited(batches):
                 here = moved(inputs)
-                task = reading(here, targets, batches)
+                task = tasks(inputs, here, targets)
                 step = max(1, len(inputs) * _ROWS // max(1, here.numel() * (size + 1)))
                 for x, y in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
                     z = moved(x).double()

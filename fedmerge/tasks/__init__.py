@@ -4,7 +4,7 @@ from fedmerge.tasks.any_loss import AnyLoss, Loss
 from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.classification import Classification
 from fedmerge.tasks.given import TaskLike, either, task_of
-from fedmerge.tasks.reading import Reading, outputs_like, read_task, reading_of
+from fedmerge.tasks.reading import Reading, TaskAt, outputs_like, read_task, reading_of
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Estimator, Task
 
@@ -17,6 +17,7 @@ __all__ = [
     "Reading",
     "Regression",
     "Task",
+    "TaskAt",
     "TaskLike",
     "either",
     "outputs_like",

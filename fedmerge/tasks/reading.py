@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
 from fedmerge.tasks.binary import Binary
+from fedmerge.tasks.class_axis import axis_by_length
 from fedmerge.tasks.classification import Classification
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Task, like_outputs
 
-__all__ = ["Reading", "outputs_like", "read_task", "reading_of"]
+__all__ = ["Reading", "TaskAt", "outputs_like", "read_task", "reading_of"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+TaskAt = Callable[[Tensor, Tensor, Tensor], Task]
+"""The task at a batch's inputs, outputs and targets."""
 
 _IGNORED = -100
 
@@ -40,7 +45,22 @@ class Reading:
         self._told = told
         self._read: Task | None = None
 
-    def __call__(self, outputs: Tensor, targets: Tensor, batches: Batches | None = None) -> Task:
+    def of(self, model: nn.Module, batches: Batches) -> TaskAt:
+        """What tells the task of ``(inputs, outputs, targets)`` of one of the batches, see :meth:`__call__`."""
+
+        def task_at(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Task:
+            return self(outputs.detach(), targets, batches, model, inputs)
+
+        return task_at
+
+    def __call__(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        batches: Batches | None = None,
+        model: nn.Module | None = None,
+        inputs: Tensor | None = None,
+    ) -> Task:
         """The task, once it is sure that it is that of this batch.
 
         Parameters
@@ -50,6 +70,8 @@ class Reading:
         batches
             All of them, ``(inputs, targets)``: what a few numbers leave unclear many may tell. Read only where nobody
             has told the task, each output has a target of its own, and they can be read more than once.
+        model, inputs
+            What gave the outputs: a shorter input tells the class axis where there are as many classes as positions.
 
         Raises
         ------
@@ -63,7 +85,25 @@ class Reading:
                 every = _all_targets(batches, targets)
             shown = outputs if len(every) == len(targets) else outputs.new_zeros(len(every), *outputs.shape[1:])
             task = self._read = read_task(shown, every, self._read)
+        if isinstance(task, Classification) and model is not None and inputs is not None:
+            task = self._with_axis(task, outputs, targets, model, inputs)
         task.check(outputs, targets)
+        return task
+
+    def _with_axis(
+        self, task: Classification, outputs: Tensor, targets: Tensor, model: nn.Module, inputs: Tensor
+    ) -> Classification:
+        """The task with its class axis where shapes leave that open."""
+        try:
+            task.axis(outputs, targets)
+        except TaskError:
+            axis = axis_by_length(model, inputs, outputs, targets)
+            if axis is not None:
+                task = replace(task, class_axis=axis)
+                if self._told is None:
+                    self._read = task
+                else:
+                    self._told = task
         return task
 
 
@@ -129,13 +169,14 @@ def outputs_like(model: nn.Module, inputs: Tensor) -> Tensor:
     >>> outputs_like(nn.Linear(3, 2), torch.zeros(5, 3)).shape
     torch.Size([5, 2])
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             one: Tensor = model(inputs[:1])
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     one = one.reshape(1) if one.ndim == 0 else one
     return one.new_zeros(len(one) * len(inputs), *one.shape[1:])
 
