@@ -69,7 +69,7 @@ class _HeadStatistic(Bounded):
             layer: MatrixLayer = probed.layers[found]
             rows = layer.input_rows(tapped[found].inputs[0]).flatten(0, 2).double()
             outputs = (
-                tapped[found].outputs[0].double()
+                tapped[found].outputs[0].detach().double()
             )  # the same numbers, with the axis that the model may have dropped
             if self.clip is not None:
                 if len(rows) != len(inputs):
