@@ -102,7 +102,7 @@ def _of_loss(given: Loss) -> Task:
         return Regression()
     if isinstance(given, nn.Module) and isinstance(getattr(given, "reduction", None), str):
         each = copy.copy(given)
-        each.reduction = "sum"
+        each.reduction = "sum"  # type: ignore[assignment]
         return AnyLoss(given, each)
     return AnyLoss(given)
 
