@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.tasks import Reading, Task, TaskAt, reading_of
+from fedmerge.tasks import Reading, Task, TaskAt, as_batch, reading_of
 
 __all__ = ["summed_losses"]
 
@@ -58,6 +58,7 @@ def summed_losses(
 
 
 def _loss(tasks: TaskAt, x: Tensor, outputs: Tensor, y: Tensor, bound: float | None) -> float:
+    outputs = as_batch(outputs)
     found = tasks(x, outputs, y).losses(outputs, y)
     if bound is not None:
         found = found.nan_to_num(bound).clamp(max=bound)

@@ -164,10 +164,6 @@ class _Work:
         size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sum(t.nbytes for t in self._base.values()))))
         clients = self.participants(nodes)
         while block := list(islice(clients, size)):
-            if not _stackable(self._side.task, [one for _, one in block]):
-                for node, one in block:
-                    yield from self._alone(node, one)
-                continue
             together = self._together(block)
             if together is None:
                 for node, one in block:
@@ -176,8 +172,10 @@ class _Work:
                 yield from self._measured(block, *together)
 
     def _together(self, block: list[tuple[int, Participant]]) -> tuple[State, list[TrainingReport]] | None:
-        """What a block that trains in one call sends, before statistics; None where that fails."""
+        """What a block that trains in one call sends, before statistics; None where that cannot be, or fails."""
         participants = [one for _, one in block]
+        if not _stackable(self._side.task, participants):
+            return None
         model = self._loaded(self._base)
         try:
             done = train_cohort(model, participants, self.settings, seed=self.seed, round=self.round)

@@ -13,7 +13,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
-from fedmerge.tasks import reading_of
+from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["LossGradient"]
@@ -50,7 +50,7 @@ class LossGradient(LayerStatistic):
         tasks, count = reading_of(self.task).of(model, batches), 0
         with torch.enable_grad():
             for inputs, targets in self.limited(batches):
-                outputs = copied(inputs)
+                outputs = as_batch(copied(inputs))
                 loss = tasks(inputs, outputs, targets).losses(outputs, targets).sum()
                 found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
                 for name, gradient in zip(named, found, strict=True):

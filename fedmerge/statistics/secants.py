@@ -14,7 +14,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
-from fedmerge.tasks import reading_of
+from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Secants"]
@@ -83,11 +83,11 @@ class Secants(LayerStatistic):
         slope, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         with torch.no_grad():
             for inputs, targets in self.limited(batches):
-                here = moved(inputs)
+                here = as_batch(moved(inputs))
                 task = tasks(inputs, here, targets)
                 step = max(1, len(inputs) * _ROWS // max(1, here.numel() * (size + 1)))
                 for x, y in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
-                    z = moved(x).double()
+                    z = as_batch(moved(x)).double()
                     rows = [(at - z) / self.reach for at in self._outputs(moved, directions, x)]
                     j = torch.stack(rows) if rows else z.new_zeros(0, *z.shape)
                     slope += (j * task.residual(z, y)).flatten(1).sum(1).cpu()
@@ -103,7 +103,7 @@ class Secants(LayerStatistic):
             before = {name: parameters[name].clone() for name in direction}
             for name, step in direction.items():
                 parameters[name].add_(step.to(parameters[name]), alpha=self.reach)
-            yield model(x).double()
+            yield as_batch(model(x)).double()
             for name, tensor in before.items():
                 parameters[name].copy_(tensor)
 

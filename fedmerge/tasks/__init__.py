@@ -6,7 +6,7 @@ from fedmerge.tasks.classification import Classification
 from fedmerge.tasks.given import TaskLike, either, task_of
 from fedmerge.tasks.reading import Reading, TaskAt, outputs_like, read_task, reading_of
 from fedmerge.tasks.regression import Regression
-from fedmerge.tasks.task import Estimator, Task
+from fedmerge.tasks.task import Estimator, Task, as_batch
 
 __all__ = [
     "AnyLoss",
@@ -19,6 +19,7 @@ __all__ = [
     "Task",
     "TaskAt",
     "TaskLike",
+    "as_batch",
     "either",
     "outputs_like",
     "read_task",

@@ -63,7 +63,7 @@ def classification_of(model: nn.Module, x: Tensor, outputs: Any, y: Tensor, what
     if outputs.shape[axis] == 1:
         raise InvalidOption(
             f"{what}the outputs have shape {list(outputs.shape)}, one score for each label, with which cross-entropy "
-            "has nothing to learn: give the model an output for each class"
+            'has nothing to learn: give the model an output for each class, or say task="binary" where it is a logit'
         )
     return Classification(class_axis=axis)
 

@@ -13,7 +13,7 @@ from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.class_axis import axis_by_length
 from fedmerge.tasks.classification import Classification
 from fedmerge.tasks.regression import Regression
-from fedmerge.tasks.task import Task, like_outputs
+from fedmerge.tasks.task import Task, as_batch, like_outputs
 
 __all__ = ["Reading", "TaskAt", "outputs_like", "read_task", "reading_of"]
 
@@ -177,7 +177,7 @@ def outputs_like(model: nn.Module, inputs: Tensor) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
-    one = one.reshape(1) if one.ndim == 0 else one
+    one = as_batch(one)
     return one.new_zeros(len(one) * len(inputs), *one.shape[1:])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.errors import TaskError
 
-__all__ = ["Estimator", "Task", "by_example", "like_outputs", "units"]
+__all__ = ["Estimator", "Task", "as_batch", "by_example", "like_outputs", "units"]
 
 Estimator = Literal["auto", "exact", "sampled", "empirical"]
 
@@ -57,6 +57,7 @@ class Task(ABC):
 
         ``loss / labels`` is the mean loss and ``hits / labels`` the accuracy.
         """
+        outputs = as_batch(outputs)
         found = {"loss": self.mean_loss(outputs, targets).double(), "labels": self.labels(outputs, targets).sum()}
         found = {"loss": found["loss"] * found["labels"], "labels": found["labels"].double()}
         hits = self.hits(outputs, targets)
@@ -141,6 +142,17 @@ def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:
         yield one.view(1, *shape)
 
 
+def as_batch(outputs: Tensor) -> Tensor:
+    """Outputs with the axis of examples that ``squeeze()`` has taken from a batch of one.
+
+    Examples
+    --------
+    >>> as_batch(torch.tensor(3.0))
+    tensor([3.])
+    """
+    return outputs.reshape(1) if outputs.ndim == 0 else outputs
+
+
 def like_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
     """Targets of single outputs in the outputs' shape: axes of size 1 are no matter, nor is flattening one of them.
 
@@ -156,6 +168,8 @@ def like_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
     """
     if targets.shape == outputs.shape:
         return targets
+    if outputs.ndim == 0 and targets.numel() == 1:
+        return targets.reshape(())
     one, other = ([size for size in tensor.shape[1:] if size != 1] for tensor in (outputs, targets))
     same = one == other or (targets[:1].numel() == outputs[:1].numel() and min(len(one), len(other)) == 1)
     if not (targets.ndim and outputs.ndim and len(targets) == len(outputs) and same):

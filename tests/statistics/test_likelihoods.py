@@ -229,3 +229,27 @@ def test_outputs_that_are_not_one_row_per_example_have_no_fisher():
     tokens, labels = torch.zeros(2, 6, dtype=torch.long), torch.zeros(2, 6, dtype=torch.long)
     with pytest.raises(TaskError, match="single examples"):
         compute_statistics(model, [(tokens, labels)], ["fisher_diag"])
+
+
+class Squeezing(nn.Module):
+    """Drops every axis of size 1: that of the examples too, where a batch has only one."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).squeeze()
+
+
+def test_a_batch_of_one_example_may_lose_its_axis():
+    _, model, x, y = made("regression")
+    directions = [{name: torch.ones_like(p) for name, p in model.named_parameters()}]
+    squeezed = [{f"net.{name}": step for name, step in directions[0].items()}]
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    for kind in (FisherDiag(), FisherKfac(), LossGradient(), HeadSums(), HeadGradient()):
+        wanted, found = (kind.measure(net, batches, None) for net in (model, Squeezing(model)))
+        for name, tensor in wanted.items():
+            _close(found[f"net.{name}"], tensor)
+    wanted, found = Secants().along(model, directions, batches), Secants().along(Squeezing(model), squeezed, batches)
+    _close(found["slope"], wanted["slope"])

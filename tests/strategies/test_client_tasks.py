@@ -116,3 +116,19 @@ def test_the_one_line_refuses_what_is_unclear():
     reply = RecordDict({"metrics": MetricRecord({"num-examples": 30})})
     with pytest.raises(TaskError, match="task="):
         add_statistics(reply, message_for(["fisher_diag"]), make(), between)
+
+
+def test_torchs_cross_entropy_is_what_clients_minimise_anyway():
+    def classes(partition, _):
+        data = held("binary", partition)
+        return ClientData(data.train_x, data.train_y[:, 0].long(), data.held_out_x, data.held_out_y[:, 0].long())
+
+    found = []
+    for loss in (None, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.3)):
+        app = client_app(lambda: nn.Linear(4, 2), classes, training=SETTINGS, loss=loss)
+        with SimulationGrid(app, num_clients=CLIENTS, engine="stacked") as grid:
+            start = {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}
+            result = MergeStrategy("fedavg").start(grid, initial_arrays=ArrayRecord(start), num_rounds=1)
+        found.append(result.arrays.to_torch_state_dict()["weight"])
+    assert torch.equal(found[0], found[1])
+    assert float((found[2] - found[0]).norm()) > 1e-3 * float(found[0].norm())

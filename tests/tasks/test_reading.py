@@ -84,3 +84,27 @@ def test_one_reading_serves_all_clients_of_a_merge():
     with pytest.raises(TaskError, match="task="):
         fedmerge.merge([model, model], "fisher", clients=[[(x, yes)], [(x, numbers)]])
     fedmerge.merge([model, model], "fisher", clients=[[(x, yes)], [(x, numbers)]], task="regression")
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_shorter_input_tells_the_class_axis_where_shapes_do_not(last):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Embedding(9, 3)
+
+        def forward(self, tokens):
+            found = self.scores(tokens)
+            return found if last else found.transpose(1, 2)
+
+    model, tokens = Tagger(), torch.randint(0, 9, (4, 3))  # as many classes as tokens
+    labels = torch.randint(0, 3, (4, 3))
+    found, told = (
+        fedmerge.compute_statistics(model, [(tokens, labels)], ["fisher_diag"], task=task)["fisher_diag"]
+        for task in (None, Classification(class_axis=2 if last else 1))
+    )
+    assert torch.equal(found["scores.weight"], told["scores.weight"])
+    other = fedmerge.compute_statistics(
+        model, [(tokens, labels)], ["fisher_diag"], task=Classification(class_axis=1 if last else 2)
+    )
+    assert not torch.equal(found["scores.weight"], other["fisher_diag"]["scores.weight"])
