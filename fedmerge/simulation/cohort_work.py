@@ -22,8 +22,8 @@ from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
-from fedmerge.tasks import Classification, Task
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training.engine import has_stacked_loss
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
@@ -114,19 +114,12 @@ def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: in
         participants = [one for _, one in islice(work.participants(nodes), TRIED)]
         if not participants:
             return EngineChoice("serial", "no client has data")
-        if not _stackable(side.task, participants):
+        if not has_stacked_loss(side.task, participants):
             return EngineChoice("serial", f"clients of {side.task} train one by one")
         return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
     except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")
-
-
-def _stackable(task: Task | None, participants: Sequence[Participant]) -> bool:
-    """Whether clients minimise plain cross-entropy, the one loss that is trained with stacked weights."""
-    # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
-    torchs = task == Classification(where_unclear=1) and all(one.y.ndim == 1 for one in participants)
-    return torchs or task in (None, Classification())
 
 
 class _Work:
@@ -174,11 +167,10 @@ class _Work:
     def _together(self, block: list[tuple[int, Participant]]) -> tuple[State, list[TrainingReport]] | None:
         """What a block that trains in one call sends, before statistics; None where that cannot be, or fails."""
         participants = [one for _, one in block]
-        if not _stackable(self._side.task, participants):
+        if not has_stacked_loss(self._side.task, participants):
             return None
-        model = self._loaded(self._base)
         try:
-            done = train_cohort(model, participants, self.settings, seed=self.seed, round=self.round)
+            done = train_cohort(self._loaded(self._base), participants, self.settings, seed=self.seed, round=self.round)
             return self._tampered(block, done.states), done.reports
         except FAILURES as problem:
             if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
