@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NoUsableUpdates,
         PartitionError,
         RecordError,
+        TaskError,
         UnknownName,
         WriteError,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "NothingMerged",
     "PartitionError",
     "RecordError",
+    "TaskError",
     "UnknownName",
     "WriteError",
     "compute_statistics",

@@ -21,9 +21,10 @@ from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
 from fedmerge.state import State, module_state
-from fedmerge.statistics import Batches, Statistic, StatisticsSettings, compute_statistics
+from fedmerge.statistics import Batches, Statistic, StatisticsSettings
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.settings import compressed
+from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -92,6 +93,8 @@ def merge(
     data: Iterable[Any] | None = None,
     clients: Sequence[Batches] | None = None,
     example: Tensor | None = None,
+    task: TaskLike | None = None,
+    loss: TaskLike | None = None,
     repair: Literal["auto", "rescale", "none"] = "auto",
     privacy: Privacy | None = None,
     seed: int = 0,
@@ -118,6 +121,12 @@ def merge(
         One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
     example
         One batch of inputs, for methods that trace the model.
+    task
+        What the models were trained for, for methods that look at labels: ``"classification"``, ``"binary"``,
+        ``"regression"``, a loss such as ``nn.MSELoss()``, or a :class:`~fedmerge.tasks.Task`. Read from outputs and
+        targets where not given, see :func:`~fedmerge.tasks.read_task`.
+    loss
+        Another name of `task`.
     repair
         What follows a method that re-orders neurons, see :class:`~fedmerge.pipeline.Pipeline`.
     privacy
@@ -138,6 +147,8 @@ def merge(
         No such method or option.
     InvalidOption
         An option out of range, or something the method needs is not given.
+    TaskError
+        The task has to be known, and outputs and targets do not tell; or the targets are none of it.
     BadUpdate
         A model that cannot be merged with the others: NaN, missing tensor, wrong shape, zero weight.
 
@@ -171,10 +182,14 @@ def merge(
         example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
+    told = either(task, loss)
+    reading = Reading(told)
     updates = []
     for i, model in enumerate(models):
         known = dict(statistics[i]) if statistics is not None else {}
-        given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
+        given_statistics = _statistics(
+            i, pipeline.measured, known, model, None if clients is None else clients[i], reading
+        )
         if pipeline.aggregator.upload is not None:
             given_statistics = _as_sent(given_statistics, model, pipeline.sent_as)
         weight = 1.0 if weights is None else _number(weights[i], i)
@@ -184,16 +199,22 @@ def merge(
         seed=seed,
         data=data,
         example=example,
+        task=told,
         model_fn=lambda: copy.deepcopy(models[0]),
-        exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models),
+        exchange=None if clients is None else _AtHand(models, clients, seed, reading),
+        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models, reading),
     )
     result = pipeline.merge(updates, context, buffers=buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
 
 
 def _statistics(
-    client: int, needs: Sequence[Statistic], known: Mapping[str, Any], model: nn.Module, batches: Batches | None
+    client: int,
+    needs: Sequence[Statistic],
+    known: Mapping[str, Any],
+    model: nn.Module,
+    batches: Batches | None,
+    reading: Reading,
 ) -> dict[str, State]:
     """The needed statistics of one model, from what was given or else measured."""
     found = {}
@@ -207,7 +228,7 @@ def _statistics(
             except InvalidOption as error:
                 raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
         elif batches is not None:
-            found[name] = compute_statistics(model, batches, [kind])[name]
+            found[name] = kind.told(reading).measure(model, batches, None)
     return found
 
 
@@ -220,18 +241,25 @@ def _as_sent(statistics: Mapping[str, State], model: nn.Module, settings: Statis
 
 
 def asked_at_hand(
-    model: nn.Module, clients: Sequence[Batches], seed: int = 0, own: Sequence[nn.Module] | None = None
+    model: nn.Module,
+    clients: Sequence[Batches],
+    seed: int = 0,
+    own: Sequence[nn.Module] | None = None,
+    task: Task | Reading | None = None,
 ) -> Ask:
     """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
 
-    `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained.
+    `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained,
+    `task` is what for; read from outputs and targets where not given.
     """
     generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
+
+    reading = reading_of(task)
 
     def answer(question: Question, i: int) -> Answer:
         trained = None if own is None else own[i]
         trained = resize(model, question.own[i]) if i in question.own else trained
-        return respond(question, model, clients[i], generators[i], trained)
+        return respond(question, model, clients[i], generators[i], trained, reading)
 
     def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
         return [(i, [answer(one, i) for one in questions]) for i in sorted(asked)]
@@ -242,8 +270,8 @@ def asked_at_hand(
 class _AtHand:
     """Further exchanges with clients whose models and loaders are at hand."""
 
-    def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int) -> None:
-        self._model, self._clients, self._seed = models[0], clients, seed
+    def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int, reading: Reading) -> None:
+        self._model, self._clients, self._seed, self._reading = models[0], clients, seed, reading
         self._kept = [dict(model.state_dict()) for model in models]
 
     def __call__(self, sent: Mapping[int, News], stage: Stage) -> list[ClientUpdate]:
@@ -254,7 +282,9 @@ class _AtHand:
                 parameter.requires_grad_(name not in stage.frozen)
             pairs = list(self._clients[client])
             x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-            train(module, x, y, LocalTraining(epochs=stage.epochs), seed=self._seed, client=client, round=stage.number)
+            task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
+            named = {"seed": self._seed, "client": client, "round": stage.number}
+            train(module, x, y, LocalTraining(epochs=stage.epochs), **named, task=task)
             self._kept[client] = dict(module.state_dict())
             state = {name: self._kept[client][name] for name in stage.send}
             answers.append(ClientUpdate(client, state, len(x)))

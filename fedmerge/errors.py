@@ -23,6 +23,7 @@ __all__ = [
     "NothingMerged",
     "PartitionError",
     "RecordError",
+    "TaskError",
     "UnknownName",
     "WriteError",
     "nearest",
@@ -112,6 +113,10 @@ class DataError(FedMergeError):
 
 class PartitionError(FedMergeError):
     """A data set cannot be divided among the clients as asked."""
+
+
+class TaskError(InvalidOption):
+    """A model's outputs, its targets and what it is told to do with them do not go together, or cannot be known."""
 
 
 class ModelError(FedMergeError):

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from fedmerge.tasks import Reading, Task, TaskAt, as_batch, reading_of
 
 __all__ = ["summed_losses"]
 
@@ -21,8 +22,9 @@ def summed_losses(
     batches: Batches,
     changed: set[str],
     bound: float | None = None,
+    task: Task | Reading | None = None,
 ) -> Tensor:
-    """Cross-entropy of several models, summed over examples, [models] in float64.
+    """The task's loss of several models, summed over examples, [models] in float64.
 
     Parameters
     ----------
@@ -36,26 +38,30 @@ def summed_losses(
         Names of the parameters in which they differ from `module`.
     bound
         Most that one example may count, where its influence has to be bounded.
+    task
+        What they are to do; read from outputs and targets where not given.
     """
+    tasks = reading_of(task).of(module, batches)
     head = _head(module, changed, batches)
     losses = torch.zeros(len(states), dtype=torch.float64)
     if head is None:
         for i, make in enumerate(states):
             model = make().eval()
-            losses[i] = sum(_loss(model(x), y, bound) for x, y in batches)
+            losses[i] = sum(_loss(tasks, x, model(x), y, bound) for x, y in batches)
         return losses
     heads = [dict(make().named_modules())[head] for make in states]
     for x, y in batches:
         features = _seen(module, head, x)[0][0][0]
         for i, one in enumerate(heads):
-            losses[i] += _loss(one(features), y, bound)
+            losses[i] += _loss(tasks, x, one(features), y, bound)
     return losses
 
 
-def _loss(logits: Tensor, y: Tensor, bound: float | None) -> float:
-    found = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+def _loss(tasks: TaskAt, x: Tensor, outputs: Tensor, y: Tensor, bound: float | None) -> float:
+    outputs = as_batch(outputs)
+    found = tasks(x, outputs, y).losses(outputs, y)
     if bound is not None:
-        found = found.view(len(y), -1).sum(1).nan_to_num(bound).clamp(max=bound)
+        found = found.nan_to_num(bound).clamp(max=bound)
     return float(found.double().sum())
 
 

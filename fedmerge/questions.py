@@ -18,6 +18,7 @@ from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
+from fedmerge.tasks import Reading, Task, outputs_like, reading_of
 
 __all__ = ["Answer", "Ask", "Question", "bringing", "pooled", "respond"]
 
@@ -87,7 +88,7 @@ class Answer:
     Parameters
     ----------
     losses
-        [points], cross-entropy summed over the examples that judge, float64.
+        [points], the task's loss summed over the examples that judge, float64.
     judged, examples
         How many examples judged, and how many were measured.
     statistics
@@ -107,7 +108,7 @@ class Answer:
 
     @property
     def loss(self) -> Tensor:
-        """[points], mean cross-entropy."""
+        """[points], mean loss."""
         return self.losses / max(1, self.judged)
 
 
@@ -130,6 +131,7 @@ def respond(
     batches: Batches,
     generator: torch.Generator | None = None,
     own: nn.Module | None = None,
+    task: Task | Reading | None = None,
 ) -> Answer:
     """A client's answer; what is returned is what would be sent.
 
@@ -146,9 +148,13 @@ def respond(
         that the server can draw as well protects nothing.
     own
         The model that the client trained, in the order of neurons that the question has; needed where it compares.
+    task
+        What models are to do: by its loss they are judged and measured. Read from outputs and targets where not given.
 
     Raises
     ------
+    TaskError
+        The task cannot be known, or the targets are none of it.
     InvalidOption
         Noise is asked for on what has none, or the question compares and there is no `own`.
     """
@@ -159,13 +165,17 @@ def respond(
     if len(x) < 2:
         judges[:] = False  # one example has to serve for measuring
     size = max((len(x) for x, _ in pairs), default=1)
-    noise = question.noise
+    noise, base, reading = question.noise, resize(module, question.base).eval(), reading_of(task)
+    if len(x) and (question.points or any(kind.of_labels for kind in question.needs)):
+        # Of all examples at once: the few that judge might not tell.
+        reading.of(base, [(x, y)])(x, outputs_like(base, x), y)
     losses = summed_losses(
-        resize(module, question.base).eval(),
+        base,
         [partial(resize, module, question.point(i)) for i in range(len(question.points))],
         _batches(x[judges], y[judges], size),
         {name for direction in question.directions for name in direction},
         None if noise is None else noise.loss_clip,
+        reading,
     )
     generator = generator or _unpredictable()
     if noise is not None:
@@ -175,7 +185,7 @@ def respond(
         model = resize(module, question.point(question.at))
         measured = _batches(x[~judges], y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
-        kinds = bounded or question.needs
+        kinds = [kind.told(reading) for kind in bounded or question.needs]
         values = [(kind.name, kind.answer(model, measured, own, question.directions)) for kind in kinds]
         if noise is not None:
             noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)

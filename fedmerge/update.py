@@ -18,6 +18,7 @@ from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
 from fedmerge.state import State
+from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 
 __all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
@@ -118,6 +119,8 @@ class MergeContext:
     exchange
         Tells each client what is new and has it train on, for methods with several exchanges; the answers of those
         that replied hold what the stage asks for. None where clients cannot be reached.
+    task
+        What the model is to do, where the server judges it; read from labels where not given.
     ask
         Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
     """
@@ -130,6 +133,7 @@ class MergeContext:
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
+    task: Task | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.
@@ -237,4 +241,7 @@ class MergeContext:
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
         module = self.module(state, method)
-        return sum((judge(module, x, y, what="data=") for x, y in pairs), Judged()).accuracy
+        found = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
+        if found.hits is None:
+            raise InvalidOption(f"{method} judges models by their accuracy, and {self.task} has none")
+        return found.accuracy

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedmerge.errors import InvalidOption, NoAnswer
+from fedmerge.errors import InvalidOption, NoAnswer, TaskError
 from fedmerge.questions import Answer, Ask, Question, pooled
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.budget import Budget, model_bytes
@@ -164,6 +164,8 @@ class _Walk:
                     self.proposed_by = _name(step)
                     if self.proposal is None:
                         self.losses = torch.zeros(0)
+            except TaskError:  # no step can be judged or measured
+                raise
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
                 if self.proposal is None or len(self.proposal.points) == 1:
@@ -184,6 +186,8 @@ class _Walk:
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
                     proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
                     proposals[i] = proposal or proposals[i]
+            except TaskError:  # no step can be judged or measured
+                raise
             except InvalidOption as error:
                 log.warning("%s is skipped: %s", _name(step), error)
         questions = [proposal.around(branch) for proposal, branch in zip(proposals, branches, strict=True)]

@@ -22,6 +22,7 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training.engine import has_stacked_loss
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
@@ -112,6 +113,8 @@ def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: in
         participants = [one for _, one in islice(work.participants(nodes), TRIED)]
         if not participants:
             return EngineChoice("serial", "no client has data")
+        if not has_stacked_loss(side.task, participants):
+            return EngineChoice("serial", f"clients of {side.task} train one by one")
         return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
     except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
@@ -171,11 +174,12 @@ class _Work:
                 yield from self._measured(block, *together)
 
     def _together(self, block: list[tuple[int, Participant]]) -> tuple[State, list[TrainingReport]] | None:
-        """What a block that trains in one call sends, before statistics; None where that fails."""
+        """What a block that trains in one call sends, before statistics; None where that cannot be, or fails."""
         participants = [one for _, one in block]
-        model = self._loaded(self._base)
+        if not has_stacked_loss(self._side.task, participants):
+            return None
         try:
-            done = train_cohort(model, participants, self.settings, seed=self.seed, round=self.round)
+            done = train_cohort(self._loaded(self._base), participants, self.settings, seed=self.seed, round=self.round)
             return self._tampered(block, done.states), done.reports
         except FAILURES as problem:
             if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
@@ -241,7 +245,7 @@ class _Work:
         if not self._order.pipeline.needs:
             return {}, None
         loader = list(batches(one.x, one.y, device=next(model.parameters()).device))
-        sent, error = measured(self._order.config, model, loader, report)
+        sent, error = measured(self._order.config, model, loader, report, self._side.task)
         return dict(sent), error
 
     def _sent(

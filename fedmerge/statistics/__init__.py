@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -14,18 +13,17 @@ from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.base import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
-from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.fisher_diag import FisherDiag
 from fedmerge.statistics.fisher_kfac import FisherKfac
 from fedmerge.statistics.gram import Gram
 from fedmerge.statistics.head import HeadGradient, HeadSums
-from fedmerge.statistics.labels import Loss, is_likelihood
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.secants import Secants
 from fedmerge.statistics.settings import StatisticsSettings
+from fedmerge.tasks import Reading, TaskLike, either
 
 __all__ = [
     "Activations",
@@ -90,7 +88,7 @@ def statistic(name: str, settings: str = "{}") -> Statistic:
         raise UnknownName("statistic", name, _KINDS)
     try:
         given = json.loads(settings)
-        if "loss" in given:
+        if "loss" in given or "task" in given:
             raise TypeError("a loss is a function, which cannot be written")
         return _KINDS[name](**given)
     except (TypeError, ValueError, RecursionError) as error:
@@ -109,7 +107,12 @@ def tellable(name: str) -> bool:
 
 
 def compute_statistics(
-    model: nn.Module, loader: Batches, names: Iterable[str | Statistic], *, loss: Loss | None = None
+    model: nn.Module,
+    loader: Batches,
+    names: Iterable[str | Statistic],
+    *,
+    task: TaskLike | None = None,
+    loss: TaskLike | None = None,
 ) -> dict[str, Any]:
     """Measure statistics of a finished model, for :func:`fedmerge.merge` without a federation.
 
@@ -118,12 +121,17 @@ def compute_statistics(
     model
         The model to measure; it is left as it was.
     loader
-        Batches ``(inputs, targets)`` of the client's examples; read once per statistic.
+        Batches ``(inputs, targets)`` of the client's examples; read once per statistic, and once more where each output
+        has a target of its own and `task` is not given.
     names
         Statistics to measure: names, or statistics with settings, such as ``Gram(layers=("fc*",))``.
+    task
+        What the model was trained for, for whatever speaks of labels: ``"classification"``, ``"binary"`` (one logit
+        each), ``"regression"``, a loss such as ``nn.MSELoss()`` or ``F.cross_entropy``, or a
+        :class:`~fedmerge.tasks.Task`; of any other ``loss(outputs, targets)`` the empirical Fisher is taken. Read from
+        outputs and targets where not given, see :func:`~fedmerge.tasks.read_task`.
     loss
-        What the model was trained with, for Fisher information: cross-entropy where not given, squared error
-        (``F.mse_loss``), or any ``loss(outputs, targets)``, whose empirical Fisher is then taken.
+        Another name of `task`.
 
     Returns
     -------
@@ -133,24 +141,19 @@ def compute_statistics(
     Raises
     ------
     UnknownName
-        A name that is no statistic.
+        A name that is no statistic, or no task.
+    TaskError
+        The task cannot be known, or the targets are none of it.
     InvalidOption
         A statistic that only a training run can tell (``local_steps``), or no examples.
 
     Examples
     --------
     >>> import torch
-    >>> batch = (torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
-    >>> model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    >>> sorted(compute_statistics(model, [batch], ["batch_norm"])["batch_norm"])
-    ['1.running_mean', '1.running_var']
+    >>> batch = (torch.randn(8, 3), torch.randn(8, 1))
+    >>> compute_statistics(nn.Linear(3, 1), [batch], ["fisher_diag"], task="regression")["fisher_diag"]["bias"]
+    tensor([1.])
     """
     chosen = [statistic(name) if isinstance(name, str) else name for name in names]
-    return {kind.name: _with_loss(kind, loss).measure(model, loader, None) for kind in chosen}
-
-
-def _with_loss(kind: Statistic, loss: Loss | None) -> Statistic:
-    if loss is None or not isinstance(kind, FisherStatistic):
-        return kind
-    estimator = kind.estimator if is_likelihood(loss) else "empirical"
-    return replace(kind, loss=loss, estimator=estimator)
+    reading = Reading(either(task, loss))
+    return {kind.name: kind.told(reading).measure(model, loader, None) for kind in chosen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
+from fedmerge.tasks import Reading, Task
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Statistic"]
@@ -33,6 +34,8 @@ class Statistic(ABC):
     name: ClassVar[str]
     among_metrics: ClassVar[bool] = False
     """Whether a client may simply report it, as numbers among the metrics of its reply."""
+    of_labels: ClassVar[bool] = False
+    """Whether the value depends on targets, and so on the model's task."""
 
     @abstractmethod
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
@@ -69,6 +72,10 @@ class Statistic(ABC):
             It cannot be one.
         """
         self.check(value, state)
+
+    def told(self, task: Task | Reading | None) -> Statistic:
+        """This statistic of a model that is known to have this task; where tasks do not matter, as it is."""
+        return self
 
     def parse(self, value: Mapping[str, Any]) -> State:
         """Bring a value given by hand, or read from the wire, into the form that :meth:`measure` returns.
@@ -127,10 +134,14 @@ class LayerStatistic(Statistic):
         its parameters. Everything where not given.
     examples
         At most so many examples, the first that the loader gives.
+    task
+        What the model is asked to do, for what depends on it; known where it is measured, and never sent. Read from
+        outputs and targets where not given, see :func:`~fedmerge.tasks.read_task`.
     """
 
     layers: tuple[str, ...] | None = None
     examples: int | None = None
+    task: Task | Reading | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if self.layers is not None:  # a list where it was read from JSON or TOML
@@ -143,6 +154,10 @@ class LayerStatistic(Statistic):
     @abstractmethod
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """Bytes of the value that measuring `model` gives, before any compression; `example` is a batch of inputs."""
+
+    def told(self, task: Task | Reading | None) -> LayerStatistic:
+        """This statistic with this task, unless it has one."""
+        return self if not self.of_labels or self.task is not None else replace(self, task=task)
 
     def selects(self, name: str) -> bool:
         """Whether the parameter called `name` is to be measured."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.tasks import outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ClassCounts"]
@@ -20,6 +21,8 @@ __all__ = ["ClassCounts"]
 @dataclass(frozen=True)
 class ClassCounts(LayerStatistic):
     """Labels by class, [C] under ``class_counts``, C the model's number of outputs; ``8 C`` bytes.
+
+    Where outputs are no classes, as in regression, every example tells about each of them.
 
     Examples
     --------
@@ -30,25 +33,22 @@ class ClassCounts(LayerStatistic):
 
     name: ClassVar[str] = "class_counts"
     among_metrics: ClassVar[bool] = True
+    of_labels: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
-        """Count, with one forward pass of one example to learn how many classes there are."""
+        """Count, with a forward pass of one example a batch to learn how many classes there are."""
+        tasks = reading_of(self.task).of(model, batches)
         counts = torch.zeros(0, dtype=torch.int64)
         for inputs, targets in self.limited(batches):
-            if not len(counts):
-                counts = torch.zeros(_classes(model, inputs), dtype=torch.int64)
-            labels = targets.flatten().cpu()
-            if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= len(counts):
-                raise InvalidOption(
-                    f"statistic 'class_counts': labels must be whole numbers from 0 to {len(counts) - 1}, "
-                    f"got {labels.dtype} from {labels.min().item()} to {labels.max().item()}"
-                )
-            counts += labels.bincount(minlength=len(counts))
+            outputs = outputs_like(model, inputs)
+            found = tasks(inputs, outputs, targets).known(outputs, targets).cpu()
+            counts = found + counts if len(counts) else found
         return {"class_counts": counts}
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """One whole number per class."""
-        return 8 * _classes(model, example)
+        outputs = outputs_like(model, example)
+        return 8 * (outputs.shape[-1] if outputs.ndim > 1 else 1)
 
     def parse(self, value: Mapping[str, Any]) -> State:
         """Read the counts; `value` may hold other keys too, and the counts be a plain list.
@@ -69,13 +69,3 @@ class ClassCounts(LayerStatistic):
         counts = value.get("class_counts")
         if counts is None or counts.ndim != 1 or bool((counts < 0).any()) or not bool((counts > 0).any()):
             raise InvalidOption(f"statistic 'class_counts': want counts [C], some positive, got {counts}")
-
-
-def _classes(model: nn.Module, inputs: Tensor) -> int:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return int(model(inputs[:1]).shape[-1])
-    finally:
-        model.train(training)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedmerge.statistics.base import LayerStatistic
-from fedmerge.statistics.labels import Estimator, Loss, output_gradients
+from fedmerge.errors import TaskError
+from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.tasks import Estimator, Loss, Reading, TaskAt, reading_of, task_of
 
 __all__ = ["FisherStatistic"]
 
@@ -20,15 +22,37 @@ class FisherStatistic(LayerStatistic):
 
     Parameters
     ----------
-    layers, examples
+    layers, examples, task
         See :class:`~fedmerge.statistics.base.LayerStatistic`.
-    estimator, loss
-        Whose labels: see :func:`~fedmerge.statistics.labels.output_gradients`.
+    estimator
+        Whose labels: see :meth:`~fedmerge.tasks.Task.vectors`.
+    loss
+        What the model was trained with: another way to say `task`, see :func:`~fedmerge.tasks.task_of`.
     """
+
+    of_labels: ClassVar[bool] = True
 
     estimator: Estimator = "auto"
     loss: Loss | None = None
 
-    def vectors(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Vectors v at the outputs with ``F = mean_x sum_v (J^T v)(J^T v)^T``."""
-        return output_gradients(outputs, targets, self.estimator, self.loss, generator)
+    def tasks(self, model: nn.Module, batches: Batches) -> TaskAt:
+        """The task, told or to be read."""
+        reading = reading_of(self.task) if self.loss is None else Reading(task_of(self.loss))
+        return reading.of(model, batches)
+
+    def vectors(
+        self, tasks: TaskAt, inputs: Tensor, outputs: Tensor, targets: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Vectors v at the outputs with ``F = mean_x sum_v (J^T v)(J^T v)^T``.
+
+        Raises
+        ------
+        TaskError
+            The task cannot be known, or the outputs are not one row for each example.
+        """
+        if outputs.ndim == 0 or len(outputs) != len(targets):
+            raise TaskError(
+                f"outputs of shape {list(outputs.shape)} for {len(targets)} examples: a Fisher information is of "
+                "single examples, so that the first axis has to be theirs"
+            )
+        yield from tasks(inputs, outputs, targets).vectors(outputs, targets, self.estimator, generator)

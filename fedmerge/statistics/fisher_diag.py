@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from fedmerge.statistics.base import Batches
 from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.squared_gradients import SquaredGradients, add_scales
-from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["FisherDiag", "check_diagonal"]
@@ -49,6 +49,7 @@ class FisherDiag(FisherStatistic):
         generator = torch_generator(0, "sampled labels")
         total: dict[str, Tensor] = {}
         probed: Probe | None = None
+        tasks = self.tasks(model, batches)
         count = 0
         for inputs, targets in self.limited(batches):
             if probed is None:
@@ -57,17 +58,25 @@ class FisherDiag(FisherStatistic):
                     n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters() if self.selects(n)
                 }
             for x, y in pieces(probed, inputs, targets):
-                self._add(total, probed, x, y, generator)
+                with torch.enable_grad():
+                    outputs, tapped = probed.forward(x)
+                self._add(total, probed, tapped, x, outputs, self.vectors(tasks, x, outputs, y, generator))
             count += len(inputs)
         return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
 
-    def _add(self, total: dict[str, Tensor], probed: Probe, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
-        with torch.enable_grad():
-            outputs, tapped = probed.forward(x)
+    @staticmethod
+    def _add(
+        total: dict[str, Tensor],
+        probed: Probe,
+        tapped: list[Tapped],
+        x: Tensor,
+        outputs: Tensor,
+        at_outputs: Iterator[Tensor],
+    ) -> None:
         matrices, scales = tapped[: len(probed.layers)], tapped[len(probed.layers) :]
         squares = [SquaredGradients.of(layer, taps) for layer, taps in zip(probed.layers, matrices, strict=True)]
         vectors = []
-        for vector in self.vectors(outputs, y, generator):
+        for vector in at_outputs:
             gradients = probed.gradients(outputs, tapped, vector)
             for sums, found in zip(squares, gradients[: len(squares)], strict=True):
                 sums.add(found)

@@ -59,6 +59,7 @@ class FisherKfac(FisherStatistic):
         probed: Probe | None = None
         inner, outer = LayerSums(), LayerSums()
         diagonals: dict[str, Tensor] = {}
+        tasks = self.tasks(model, batches)
         count = 0
         for inputs, targets in self.limited(batches):
             if probed is None:
@@ -74,7 +75,7 @@ class FisherKfac(FisherStatistic):
                 matrices, scales = tapped[: len(probed.layers)], tapped[len(probed.layers) :]
                 inner.add_inputs(probed.layers, matrices)
                 vectors = []
-                for vector in self.vectors(outputs, y, generator):
+                for vector in self.vectors(tasks, x, outputs, y, generator):
                     gradients = probed.gradients(outputs, tapped, vector)
                     outer.add_gradients(probed.layers, gradients[: len(matrices)])
                     add_scales(diagonals, probed.scales, scales, gradients[len(matrices) :])

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.noise import Bounded
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
+from fedmerge.tasks import Classification, Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 from fedmerge.weights import WeightMatrix, check_factor, check_factor_shape
 
 __all__ = ["HeadGradient", "HeadSums"]
+
+_Sums = Callable[[Task, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class _HeadStatistic(Bounded):
     """Measured at the linear layer that gives the model's outputs."""
 
-    def _means(
-        self, model: nn.Module, batches: Batches, sums: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-    ) -> State:
-        """Means over examples of what `sums` adds up of input rows, logits and one-hot labels."""
+    of_labels: ClassVar[bool] = True
+
+    def _means(self, model: nn.Module, batches: Batches, sums: _Sums) -> State:
+        """Means over labels of what `sums` adds up of the task, input rows, outputs and targets.
+
+        Labels that are to be ignored add nothing, and are among those that are divided by: so the means of clients add
+        up by their numbers of examples.
+        """
         total: dict[str, Tensor] = {}
         count, weight = 0, ""
-        for matrix, rows, logits, labels in self._rows(model, batches):
-            found = sums(rows, logits, labels)
+        for matrix, task, rows, outputs, targets in self._rows(model, batches):
+            found = sums(task, rows, outputs, targets)
             total = {part: tensor + total[part] if part in total else tensor for part, tensor in found.items()}
             count, weight = count + len(rows), matrix.weight
         return {f"{weight}.{part}": (tensor / count).to(stored_dtype(model)) for part, tensor in total.items()}
@@ -47,24 +53,36 @@ class _HeadStatistic(Bounded):
             else:
                 super().check_shapes({name: shape}, state)
 
-    def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Tensor, Tensor, Tensor]]:
-        """The head's matrix, and of each batch its input rows, the logits, and one-hot labels, in float64."""
+    def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Task, Tensor, Tensor, Tensor]]:
+        """The head's matrix, the task, and of each batch the head's input rows, 0 where no label counts, in float64,
+        the outputs, in float64, and the targets."""
         probed: Probe | None = None
+        tasks = reading_of(self.task).of(model, batches)
         for inputs, targets in self.limited(batches):
             probed = probed or probe(model, inputs, lambda _: True)
             with torch.no_grad():
                 outputs, tapped = probed.forward(inputs)
+            task = tasks(inputs, outputs, targets)
             found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
                 raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
             layer: MatrixLayer = probed.layers[found]
             rows = layer.input_rows(tapped[found].inputs[0]).flatten(0, 2).double()
+            outputs = (
+                tapped[found].outputs[0].detach().double()
+            )  # the same numbers, with the axis that the model may have dropped
             if self.clip is not None:
                 if len(rows) != len(inputs):
                     raise InvalidOption(f"statistic {self.name!r}: an example with several labels cannot be clipped")
+                if not isinstance(task, Classification) and (isinstance(task, Regression) or outputs.shape[-1] > 1):
+                    raise TaskError(f"statistic {self.name!r}: the residuals of {task} have no bound for noise to hide")
                 rows = rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(self.clip))
-            labels = F.one_hot(targets.flatten(), outputs.shape[-1]).double()
-            yield layer.matrix, rows, outputs.flatten(0, -2).double(), labels
+            kept = task.kept(outputs, targets).flatten(0, -2)
+            if bool((kept.any(1) != kept.all(1)).any()):
+                raise InvalidOption(
+                    f"statistic {self.name!r}: of some examples only some of the labels are to be ignored"
+                )
+            yield layer.matrix, task, rows * kept[:, :1], outputs, targets
 
     def _shifted(self, moments: Tensor) -> Tensor:
         """What is checked in the place of second moments: where examples are clipped, noise may have been added."""
@@ -74,13 +92,17 @@ class _HeadStatistic(Bounded):
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """Of the value that one example gives."""
-        label = torch.zeros(len(example[:1]), dtype=torch.long)
-        value = self.measure(model, [(example[:1], label)], None)
+        outputs = outputs_like(model, example[:1])
+        value = replace(self, task=Regression(), clip=None).measure(model, [(example[:1], outputs)], None)
         return sum(tensor.nbytes for tensor in value.values())
 
 
 def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
-    return len(calls) == 1 and calls[0].shape == outputs.shape and bool((calls[0] == outputs).all())
+    """Whether a layer called once gave the outputs, up to axes of size 1."""
+    if len(calls) != 1 or calls[0].numel() != outputs.numel():
+        return False
+    one, other = ([size for size in tensor.shape if size != 1] for tensor in (calls[0], outputs))
+    return one == other and bool((calls[0].reshape(outputs.shape) == outputs).all())
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class HeadSums(_HeadStatistic):
 
     ``S = mean h h^T`` [d, d] under ``<weight>.S``, ``C = mean onehot(y) h^T`` [classes, d] under ``<weight>.C``: all
     that ridge regression of one-hot labels on features needs. ``4 d (d + classes)`` bytes. Rows of C are the classes'
-    mean features times their frequency.
+    mean features times their frequency. In other tasks the place of one-hot labels is taken by -1 and 1 for no and yes,
+    or by the numbers that are regressed.
 
     Parameters
     ----------
@@ -108,9 +131,7 @@ class HeadSums(_HeadStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
-        return self._means(
-            model, batches, lambda rows, logits, labels: {"S": symmetric(rows.T @ rows), "C": labels.T @ rows}
-        )
+        return self._means(model, batches, _moments)
 
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
@@ -127,10 +148,10 @@ class HeadSums(_HeadStatistic):
 
 @dataclass(frozen=True)
 class HeadGradient(_HeadStatistic):
-    """Mean gradient of the cross-entropy by the head's matrix, and the Fisher of its outputs.
+    """Mean gradient of the task's loss by the head's matrix, and the Fisher of its outputs.
 
-    ``<weight>.gradient`` [classes, d] and ``<weight>.G = mean diag(p) - p p^T`` [classes, classes]: a few hundredths of
-    most models.
+    ``<weight>.gradient`` [classes, d] and ``<weight>.G`` [classes, classes], of classes ``mean diag(p) - p p^T``: a few
+    hundredths of most models.
 
     Parameters
     ----------
@@ -158,9 +179,13 @@ class HeadGradient(_HeadStatistic):
         _shape(self.name, weight, value[f"{weight}.gradient"], (len(state[weight]), d))
 
 
-def _gradient_and_fisher(rows: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    p = logits.softmax(-1)
-    return {"gradient": (p - labels).T @ rows, "G": symmetric(torch.diag(p.sum(0)) - p.T @ p)}
+def _moments(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {"S": symmetric(rows.T @ rows), "C": task.regressed(outputs, targets).flatten(0, -2).T @ rows}
+
+
+def _gradient_and_fisher(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    fisher = symmetric(task.output_fisher(outputs, targets))
+    return {"gradient": task.residual(outputs, targets).flatten(0, -2).T @ rows, "G": fisher}
 
 
 def _head_of(statistic: str, value: State, parts: tuple[str, str], state: State) -> tuple[str, int]:

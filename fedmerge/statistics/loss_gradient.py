@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
+from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["LossGradient"]
@@ -21,13 +21,13 @@ __all__ = ["LossGradient"]
 
 @dataclass(frozen=True)
 class LossGradient(LayerStatistic):
-    """Mean gradient of the cross-entropy over examples, in evaluation mode, under the parameters' names.
+    """Mean gradient of the task's loss over labels, in evaluation mode, under the parameters' names.
 
-    As many bytes as the parameters. Logits may be [B, C] or [B, T, C], labels [B] or [B, T].
+    As many bytes as the parameters. A label that is to be ignored is one without gradient.
 
     Parameters
     ----------
-    layers, examples
+    layers, examples, task
         See :class:`~fedmerge.statistics.base.LayerStatistic`.
 
     Examples
@@ -40,17 +40,18 @@ class LossGradient(LayerStatistic):
     """
 
     name: ClassVar[str] = "loss_gradient"
+    of_labels: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward and backward pass, on a copy."""
         copied = copy_of(model).eval()
         named = {name: p.requires_grad_() for name, p in copied.named_parameters() if self.selects(name)}
         total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
-        count = 0
+        tasks, count = reading_of(self.task).of(model, batches), 0
         with torch.enable_grad():
             for inputs, targets in self.limited(batches):
-                logits = copied(inputs)
-                loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+                outputs = as_batch(copied(inputs))
+                loss = tasks(inputs, outputs, targets).losses(outputs, targets).sum()
                 found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
                 for name, gradient in zip(named, found, strict=True):
                     if gradient is not None:

@@ -48,7 +48,8 @@ def _together(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tenso
     chosen = {own: parameters[own].detach() for own in names}
 
     def squares(one: Tensor, its_vectors: Tensor) -> dict[str, Tensor]:
-        pull = vjp(lambda parameters: functional_call(model, parameters, (one[None],))[0], chosen)[1]
+        shape = its_vectors.shape[1:]
+        pull = vjp(lambda parameters: functional_call(model, parameters, (one[None],)).reshape(shape), chosen)[1]
         gradients = vmap(lambda vector: pull(vector)[0])(its_vectors)
         return {name: g.square().sum(0) for name, g in gradients.items()}
 
@@ -72,7 +73,7 @@ def _one_by_one(model: nn.Module, names: list[str], inputs: Tensor, vectors: Ten
     sums = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in names}
     for i, one in enumerate(inputs):
         with torch.enable_grad():
-            output = model(one[None])[0]
+            output = model(one[None]).reshape(vectors.shape[2:])
         for vector in vectors[:, i]:
             gradients = torch.autograd.grad(output, chosen, vector, retain_graph=True, allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
+from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Secants"]
@@ -24,11 +24,12 @@ _ROWS = 1 << 24  # numbers held at once
 
 @dataclass(frozen=True)
 class Secants(LayerStatistic):
-    """What the cross-entropy does along m directions: ``slope`` [m] and Gauss-Newton ``curvature`` [m, m].
+    """What the task's loss does along m directions: ``slope`` [m] and Gauss-Newton ``curvature`` [m, m].
 
     With logits z and their change per unit of direction j, the secant ``J_j = (z(theta + s D_j) - z(theta)) / s``,
-    ``slope_j = mean J_j^T (p - y)`` and ``curvature_jk = mean J_j^T (diag p - p p^T) J_k`` over examples, in evaluation
-    mode. Secants rather than tangents, for they take nothing but forward passes (one for each direction), whatever
+    ``slope_j = mean J_j^T r`` and ``curvature_jk = mean J_j^T F J_k`` over labels, in evaluation mode; r and F are the
+    loss's gradient and Fisher by the outputs, for classes ``p - y`` and ``diag p - p p^T``.
+    Secants rather than tangents, for they take nothing but forward passes (one for each direction), whatever
     the model is made of, and see kinks that lie within reach. Takes 4 (m + m^2) bytes, half of it where packed.
 
     Parameters
@@ -51,6 +52,7 @@ class Secants(LayerStatistic):
     """
 
     name: ClassVar[str] = "secants"
+    of_labels: ClassVar[bool] = True
 
     reach: float = 1.0
 
@@ -69,7 +71,7 @@ class Secants(LayerStatistic):
         directions
             What is added to parameters, by name; each may be about some of them.
         batches
-            ``(inputs, targets)``; logits may be [B, C] or [B, T, C], labels [B] or [B, T].
+            ``(inputs, targets)``.
 
         Raises
         ------
@@ -77,32 +79,31 @@ class Secants(LayerStatistic):
             There are no examples.
         """
         moved = copy_of(model).eval()
-        size, count = len(directions), 0
+        tasks, size, count = reading_of(self.task).of(model, batches), len(directions), 0
         slope, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         with torch.no_grad():
             for inputs, targets in self.limited(batches):
-                here = moved(inputs).flatten(0, -2)
+                here = as_batch(moved(inputs))
+                task = tasks(inputs, here, targets)
                 step = max(1, len(inputs) * _ROWS // max(1, here.numel() * (size + 1)))
                 for x, y in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
-                    z, labels = moved(x).flatten(0, -2).double(), y.flatten()
-                    p = z.softmax(1)
+                    z = as_batch(moved(x)).double()
                     rows = [(at - z) / self.reach for at in self._outputs(moved, directions, x)]
                     j = torch.stack(rows) if rows else z.new_zeros(0, *z.shape)
-                    weighed = p * j - p * (p * j).sum(-1, keepdim=True)
-                    slope += (j * (p - F.one_hot(labels, z.shape[1]))).sum((1, 2)).cpu()
-                    curvature += (j.flatten(1) @ weighed.flatten(1).T).cpu()
-                    count += len(labels)
+                    slope += (j * task.residual(z, y)).flatten(1).sum(1).cpu()
+                    curvature += (j.flatten(1) @ task.curvature(z, y, j).flatten(1).T).cpu()
+                    count += y.numel()
         kept = stored_dtype(model)
         return {"slope": (slope / count).to(kept), "curvature": ((curvature + curvature.T) / (2 * count)).to(kept)}
 
     def _outputs(self, model: nn.Module, directions: Sequence[State], x: Tensor) -> Iterator[Tensor]:
-        """Logits at the end of every direction; the model is back where it was after each."""
+        """Outputs at the end of every direction; the model is back where it was after each."""
         parameters = dict(model.named_parameters())
         for direction in directions:
             before = {name: parameters[name].clone() for name in direction}
             for name, step in direction.items():
                 parameters[name].add_(step.to(parameters[name]), alpha=self.reach)
-            yield model(x).flatten(0, -2).double()
+            yield as_batch(model(x)).double()
             for name, tensor in before.items():
                 parameters[name].copy_(tensor)
 

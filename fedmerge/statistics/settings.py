@@ -65,7 +65,7 @@ class StatisticsSettings:
 def to_settings(statistic: Statistic) -> str:
     """The fields of a statistic that are not at their defaults, as JSON."""
     default = type(statistic)()
-    names = [field.name for field in dataclasses.fields(statistic)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(statistic) if field.name != "task"]  # type: ignore[arg-type]
     return json.dumps({n: getattr(statistic, n) for n in names if getattr(statistic, n) != getattr(default, n)})
 
 

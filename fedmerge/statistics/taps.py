@@ -14,6 +14,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
 from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
 from fedmerge.statistics.unrolled import unroll
+from fedmerge.tasks import as_batch
 
 __all__ = ["Probe", "Tapped", "pieces", "probe", "stored_dtype"]
 
@@ -42,7 +43,7 @@ class Probe:
     def forward(self, inputs: Tensor) -> tuple[Tensor, list[Tapped]]:
         """Outputs of the model, and what each layer of ``layers``, then of ``scales``, saw."""
         with _taps((*self.layers, *self.scales)) as tapped:
-            outputs = self.model(inputs)
+            outputs = as_batch(self.model(inputs))
         return outputs, tapped
 
     def gradients(self, outputs: Tensor, tapped: Sequence[Tapped], vector: Tensor) -> list[list[Tensor]]:

@@ -12,6 +12,7 @@ from torch import nn
 from fedmerge.data.client_data import ClientData
 from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
 from fedmerge.strategies.questions import ACTION
+from fedmerge.tasks import TaskLike, either
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["FedmergeClientApp", "Mod", "client_app"]
@@ -31,6 +32,8 @@ def client_app(
     mishaps: Mishaps | None = None,
     mods: Sequence[Mod] = (),
     noise_seed: int | None = None,
+    task: TaskLike | None = None,
+    loss: TaskLike | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -67,11 +70,18 @@ def client_app(
     noise_seed
         Root of the noise that clients add to sums where they are asked to: for simulations, which are to be repeatable.
         Otherwise the operating system seeds it, for noise that the server can draw as well protects nothing.
+    task
+        What the model is to do: ``"regression"``, ``"binary"``, a loss such as ``nn.MSELoss()``, or a
+        :class:`~fedmerge.tasks.Task`. By its loss clients train and judge, and statistics are of its likelihood;
+        classification where not given.
+    loss
+        Another name of `task`.
 
     Returns
     -------
     ClientApp
-        Metrics of its replies: ``num-examples``, ``train_loss``, ``local-steps``; ``eval_loss``, ``eval_acc``.
+        Metrics of its replies: ``num-examples``, ``train_loss``, ``local-steps``; ``eval_loss``, ``eval_acc``
+        (not in a regression).
 
     Examples
     --------
@@ -82,7 +92,8 @@ def client_app(
     True
     """
     settings = training or LocalTraining()
-    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods))
+    told = either(task, loss)
+    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told)
     return FedmergeClientApp(side, mods)
 
 

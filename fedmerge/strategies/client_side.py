@@ -24,6 +24,7 @@ from fedmerge.strategies.sent_model import check_outputs
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.told_training import told_training
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
+from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import LocalTraining, batches, train
@@ -67,6 +68,7 @@ class ClientSide:
     noise_seed: int | None = None
     mods: bool = False
     """Whether mods may read a message's configuration besides."""
+    task: Task | None = None
 
     @cached_property
     def template(self) -> nn.Module:
@@ -113,7 +115,7 @@ class ClientSide:
         """Train one client's model in place, and leave in it what the client sends."""
         parameters = {name: p.detach() for name, p in model.named_parameters()}
         base = {} if self.tamper is None else {name: p.clone() for name, p in parameters.items()}
-        report = train(model, x, y, settings, seed=seed, client=client, round=round)
+        report = train(model, x, y, settings, seed=seed, client=client, round=round, task=self.task)
         if self.tamper is not None:
             for name, tensor in self.tamper(parameters, base, client, round).items():
                 parameters[name].copy_(tensor)
@@ -143,9 +145,11 @@ class ClientSide:
         found = Judged()
         if len(data.held_out_x):
             with self._told(model):
-                found = judge(model, data.held_out_x, data.held_out_y, what=f"client {partition}")
+                found = judge(model, data.held_out_x, data.held_out_y, what=f"client {partition}", task=self.task)
         # Of several labels each counts, so that means over clients are means over all labels.
-        metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss, "eval_acc": found.accuracy})
+        metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss})
+        if found.hits is not None:  # numbers are not right or wrong
+            metrics["eval_acc"] = found.accuracy
         return self._send(message, partition, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:
@@ -163,7 +167,8 @@ class ClientSide:
         device = next(self.template.parameters()).device
         loader = list(batches(data.train_x, data.train_y, device=device))
         generator = self._noise(message, partition)
-        return self._send(message, partition, answer_questions(message, context, self.template, loader, generator))
+        reply = answer_questions(message, context, self.template, loader, generator, self.task)
+        return self._send(message, partition, reply)
 
     def _noise(self, message: Message, partition: int) -> torch.Generator | None:
         """Another stream for every message, for the difference of two sums with the same noise has none."""
@@ -254,13 +259,12 @@ class ClientSide:
         partition, total = _node(context)
         return partition, client_data(self.data_fn, partition, total)
 
-    @staticmethod
     def _measure(
-        reply: RecordDict, message: Message, model: nn.Module, data: ClientData, report: TrainingReport | None
+        self, reply: RecordDict, message: Message, model: nn.Module, data: ClientData, report: TrainingReport | None
     ) -> None:
         # A list, for every statistic reads it from the start; its tensors are views of the client's own.
         loader = list(batches(data.train_x, data.train_y, device=next(model.parameters()).device))
-        add_statistics(reply, message, model, loader, report)
+        add_statistics(reply, message, model, loader, report, task=self.task)
 
     @staticmethod
     def _send(message: Message, partition: int, reply: RecordDict) -> Message:

@@ -18,6 +18,7 @@ from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
 from fedmerge.strategies.stages import KEEP_KEY
 from fedmerge.strategies.wire import statistics_records, told_in
+from fedmerge.tasks import Reading, Task, TaskLike, either
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ERROR_KEY", "add_statistics", "fill_config", "measured", "request_of", "strings"]
@@ -29,7 +30,14 @@ ERROR_KEY = "statistics-error"
 
 
 def add_statistics(
-    reply: RecordDict, message: Message, model: nn.Module, batches: Batches, report: TrainingReport | None = None
+    reply: RecordDict,
+    message: Message,
+    model: nn.Module,
+    batches: Batches,
+    report: TrainingReport | None = None,
+    *,
+    task: TaskLike | None = None,
+    loss: TaskLike | None = None,
 ) -> None:
     """Measure what the message asks for and add it to a reply; nothing happens where it asks for nothing.
 
@@ -50,9 +58,17 @@ def add_statistics(
         Pairs ``(inputs, targets)`` of the client's examples, on the model's device.
     report
         What training did, for ``local_steps``.
+    task
+        What the model was trained for, for whatever speaks of labels: ``"regression"``, a loss such as
+        ``nn.BCEWithLogitsLoss()``, as :func:`fedmerge.compute_statistics` takes it. Read from outputs and targets where
+        not given.
+    loss
+        Another name of `task`.
 
     Raises
     ------
+    TaskError
+        The task cannot be known, or the targets are none of it.
     UnknownName, InvalidOption
         A statistic that this version does not know, or that cannot be measured on this model.
     ConfigError
@@ -60,7 +76,8 @@ def add_statistics(
     """
     config = next(iter(message.content.config_records.values()), ConfigRecord())
     # A report knows the constants of the optimiser besides the steps that "local-steps" tells.
-    sent, error = measured(config, model, batches, report, told_in(reply, hyphens=report is None))
+    told = told_in(reply, hyphens=report is None)
+    sent, error = measured(config, model, batches, report, either(task, loss), told)
     for key, record in statistics_records(sent).items():
         reply[key] = record
     metrics = next(iter(reply.metric_records.values()), None)
@@ -73,6 +90,7 @@ def measured(
     model: nn.Module,
     batches: Batches,
     report: TrainingReport | None = None,
+    task: Task | None = None,
     told: Collection[str] = (),
 ) -> tuple[Mapping[str, State], float | None]:
     """What a message's configuration asks for and is not `told` yet, as it is sent, and the error of compression where
@@ -85,7 +103,8 @@ def measured(
     compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
-    values = [(kind.name, kind.measure(model, batches, report)) for kind in wanted]
+    reading = Reading(task)
+    values = [(kind.name, kind.told(reading).measure(model, batches, report)) for kind in wanted]
     sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
     return sent, error if any(isinstance(kind, LayerStatistic) for kind in wanted) else None
 

@@ -18,6 +18,7 @@ from fedmerge.strategies.question_records import read_answer, read_question, wri
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.stages import own_model
 from fedmerge.strategies.wire import from_arrays, to_arrays
+from fedmerge.tasks import Task
 
 __all__ = ["ACTION", "answer_questions", "ask"]
 
@@ -75,6 +76,7 @@ def answer_questions(
     template: nn.Module,
     batches: Batches,
     generator: torch.Generator | None = None,
+    task: Task | None = None,
 ) -> RecordDict:
     """A client's reply.
 
@@ -88,6 +90,8 @@ def answer_questions(
         Of the client's examples.
     generator
         Of noise, see :func:`~fedmerge.questions.respond`.
+    task
+        What models are to do; read from outputs and targets where not given.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def answer_questions(
         try:
             question = read_question(message.content, number)
             own = resize(template, _own(message, context)) if question.compares else None
-            found = respond(question, template, batches, generator, own)
+            found = respond(question, template, batches, generator, own, task)
         except (KeyError, IndexError) as error:
             raise ModelError(f"question {number} of the message is not complete: {error} is missing") from error
         except RuntimeError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.tasks.classification import Classification
 
-__all__ = ["check_classes", "classification_of"]
+__all__ = ["axis_by_length", "check_classes", "classification_of"]
 
 _MOST_SHOWN = 5
 
@@ -56,14 +56,14 @@ def classification_of(model: nn.Module, x: Tensor, outputs: Any, y: Tensor, what
     try:
         axis = Classification().axis(outputs, y)
     except InvalidOption as error:
-        found = _class_axis_by_length(model, x, outputs, y)
+        found = axis_by_length(model, x, outputs, y)
         if found is None:
             raise InvalidOption(f"{what}{error}") from error
         axis = found
     if outputs.shape[axis] == 1:
         raise InvalidOption(
             f"{what}the outputs have shape {list(outputs.shape)}, one score for each label, with which cross-entropy "
-            "has nothing to learn: give the model an output for each class"
+            'has nothing to learn: give the model an output for each class, or say task="binary" where it is a logit'
         )
     return Classification(class_axis=axis)
 
@@ -98,16 +98,17 @@ def _check_kind(outputs: Tensor, y: Tensor, what: str) -> None:
     hot = y.shape == outputs.shape and y.ndim > 1 and y.shape[1] > 1
     if hot and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
         raise InvalidOption(
-            f"{what}labels of shape {list(y.shape)} are one-hot, cross-entropy wants class numbers: pass y.argmax(1)"
+            f"{what}labels of shape {list(y.shape)} are one-hot, cross-entropy wants class numbers: pass y.argmax(1), "
+            'or say task="multilabel" where several may be true at once'
         )
     if y.is_floating_point():
         raise InvalidOption(
             f"{what}labels are {y.dtype}, cross-entropy wants class numbers: pass y.long() where they are whole "
-            "numbers; numbers to regress on need another loss"
+            'numbers, or say task="regression" or task="binary" (as client_app(..., task=...) takes it)'
         )
 
 
-def _class_axis_by_length(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor) -> int | None:
+def axis_by_length(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor) -> int | None:
     """The class axis where shapes leave it open between axis 1 and the last, None where nothing tells."""
     n, *rest = y.shape
     last = outputs.ndim - 1

@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Estimator", "Task", "by_example", "units"]
+from fedmerge.errors import TaskError
+
+__all__ = ["Estimator", "Task", "as_batch", "by_example", "like_outputs", "units"]
 
 Estimator = Literal["auto", "exact", "sampled", "empirical"]
 
@@ -20,9 +22,19 @@ class Task(ABC):
     """What a model's outputs say of its targets: subclasses are frozen dataclasses, one a file of this folder.
 
     All methods take outputs [B, ...] and targets [B, ...] of a batch, and raise
-    :class:`~fedmerge.errors.InvalidOption` where these do not belong together. An example may have several labels, one
-    for each position; labels that are to be ignored count nowhere.
+    :class:`~fedmerge.errors.TaskError` where their shapes do not belong together. An example may have several labels,
+    one for each position; labels that are to be ignored count nowhere.
     """
+
+    @abstractmethod
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Make sure that the targets' values can be labels of such outputs, for whoever has not yet.
+
+        Raises
+        ------
+        TaskError
+            They cannot.
+        """
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,6 +57,7 @@ class Task(ABC):
 
         ``loss / labels`` is the mean loss and ``hits / labels`` the accuracy.
         """
+        outputs = as_batch(outputs)
         found = {"loss": self.mean_loss(outputs, targets).double(), "labels": self.labels(outputs, targets).sum()}
         found = {"loss": found["loss"] * found["labels"], "labels": found["labels"].double()}
         hits = self.hits(outputs, targets)
@@ -66,6 +79,23 @@ class Task(ABC):
     def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """:meth:`residual` at labels drawn from the model's own distribution."""
 
+    @abstractmethod
+    def output_fisher(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The Fisher of outputs on the last axis, [C, C], summed over examples and positions."""
+
+    @abstractmethod
+    def regressed(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What a least-squares fit of the outputs aims at, in their shape; 0 where labels are ignored."""
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Which outputs have a label that counts, in their shape; all by default."""
+        return torch.ones_like(outputs, dtype=torch.bool)
+
+    def known(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How many examples tell about each class, [C]; by default all tell about every output."""
+        axis = {1: 0, 3: 2}.get(outputs.ndim, 1)  # channels of pictures are on axis 1
+        return torch.full((outputs.shape[axis] if axis else 1,), len(outputs))
+
     def vectors(
         self, outputs: Tensor, targets: Tensor, estimator: Estimator, generator: torch.Generator
     ) -> Iterator[Tensor]:
@@ -84,7 +114,7 @@ class Task(ABC):
 
         Raises
         ------
-        InvalidOption
+        TaskError
             Labels are to be drawn for a loss whose distribution is not known.
         """
         if estimator == "auto":
@@ -110,6 +140,44 @@ def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:
         one = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
         one[i] = True
         yield one.view(1, *shape)
+
+
+def as_batch(outputs: Tensor) -> Tensor:
+    """Outputs with the axis of examples that ``squeeze()`` has taken from a batch of one.
+
+    Examples
+    --------
+    >>> as_batch(torch.tensor(3.0))
+    tensor([3.])
+    """
+    return outputs.reshape(1) if outputs.ndim == 0 else outputs
+
+
+def like_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets of single outputs in the outputs' shape: axes of size 1 are no matter, nor is flattening one of them.
+
+    Raises
+    ------
+    TaskError
+        Their shapes do not belong together: torch would broadcast them, every output against every target.
+
+    Examples
+    --------
+    >>> like_outputs(torch.zeros(5), torch.zeros(5, 1)).shape
+    torch.Size([5, 1])
+    """
+    if targets.shape == outputs.shape:
+        return targets
+    if outputs.ndim == 0 and targets.numel() == 1:
+        return targets.reshape(())
+    one, other = ([size for size in tensor.shape[1:] if size != 1] for tensor in (outputs, targets))
+    same = one == other or (targets[:1].numel() == outputs[:1].numel() and min(len(one), len(other)) == 1)
+    if not (targets.ndim and outputs.ndim and len(targets) == len(outputs) and same):
+        raise TaskError(
+            f"targets of shape {list(targets.shape)} are not one for each of the outputs of shape "
+            f"{list(outputs.shape)}: give both the same shape"
+        )
+    return targets.reshape(outputs.shape)
 
 
 def by_example(values: Tensor, targets: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack
+from fedmerge.tasks import Classification, Task
 from fedmerge.training.cohort import TrainedCohort, train_cohort
 from fedmerge.training.cohort_batches import Participant, count_steps
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.one_by_one import train_one_by_one
 
-__all__ = ["AutoEngine", "EngineChoice", "choose_engine"]
+__all__ = ["AutoEngine", "EngineChoice", "choose_engine", "has_stacked_loss"]
 
 # A trial is a few steps of a few clients: enough to see a factor, cheap beside a round.
 _CLIENTS, _STEPS, _REPEATS = 8, 2, 2
@@ -46,6 +47,19 @@ class EngineChoice:
     reason: str
     serial_seconds: float | None = None
     stacked_seconds: float | None = None
+
+
+def has_stacked_loss(task: Task | None, participants: Sequence[Participant]) -> bool:
+    """Whether clients minimise plain cross-entropy, the one loss that is trained with stacked weights.
+
+    Examples
+    --------
+    >>> has_stacked_loss(None, []), has_stacked_loss(Classification(ignore_index=0), [])
+    (True, False)
+    """
+    # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
+    torchs = task == Classification(where_unclear=1) and all(one.y.ndim == 1 for one in participants)
+    return torchs or task in (None, Classification())
 
 
 def choose_engine(

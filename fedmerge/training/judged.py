@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +28,16 @@ class Judged:
     labels
         How many labels count; those that are to be ignored do not.
     hits
-        How many of them the model gives the highest score.
+        How many of them the model gives the highest score; None where outputs are numbers, neither right nor wrong.
     """
 
     total_loss: float = 0.0
     labels: int = 0
-    hits: int = 0
+    hits: int | None = 0
 
     def __add__(self, other: Judged) -> Judged:
-        return Judged(self.total_loss + other.total_loss, self.labels + other.labels, self.hits + other.hits)
+        hits = None if self.hits is None or other.hits is None else self.hits + other.hits
+        return Judged(self.total_loss + other.total_loss, self.labels + other.labels, hits)
 
     @property
     def loss(self) -> float:
@@ -44,8 +46,8 @@ class Judged:
 
     @property
     def accuracy(self) -> float:
-        """Share of labels; 0 without any."""
-        return self.hits / max(1, self.labels)
+        """Share of labels; 0 without any, and NaN where there are no hits."""
+        return math.nan if self.hits is None else self.hits / max(1, self.labels)
 
 
 @torch.no_grad()
@@ -92,7 +94,8 @@ def judge(
         for name, value in task.sums(outputs, labels).items():
             sums[name] = sums[name] + value if name in sums else value
     found = {name: float(value) for name, value in sums.items()}
-    return Judged(found.get("loss", 0.0), int(found.get("labels", 0)), int(found.get("hits", 0)))
+    hits = int(found["hits"]) if "hits" in found else None if found else 0
+    return Judged(found.get("loss", 0.0), int(found.get("labels", 0)), hits)
 
 
 def evaluate(

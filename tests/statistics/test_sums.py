@@ -59,7 +59,7 @@ def test_class_counts():
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0])])
 def test_labels_that_are_no_classes_are_named(labels):
-    with pytest.raises(InvalidOption, match="labels must be whole numbers from 0 to 3"):
+    with pytest.raises(InvalidOption, match="whole numbers"):
         ClassCounts().measure(nn.Linear(2, 4), [(torch.randn(2, 2), labels)], None)
 
 

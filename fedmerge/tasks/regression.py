@@ -1,0 +1,78 @@
+"""Regression: numbers, under a normal distribution of unit variance around each output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedmerge.errors import TaskError
+from fedmerge.tasks.task import Task, by_example, like_outputs, units
+
+__all__ = ["Regression"]
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """A number for every output, squared error.
+
+    Targets have the outputs' shape, up to axes of size 1. The likelihood is a unit normal around each output, so that
+    the curvature is ``J^T J``; it is the same, up to one factor, for every noise that does not depend on the output,
+    such as Laplace's (absolute error).
+
+    Examples
+    --------
+    >>> Regression().losses(torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0])).tolist()
+    [2.0, 0.0]
+    """
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Finite numbers."""
+        numbers = like_outputs(targets, outputs)
+        bad = int((~torch.isfinite(numbers)).sum())
+        if bad:
+            raise TaskError(f"{bad} of {numbers.numel()} targets of a regression are NaN or infinite")
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Half the squared error."""
+        return by_example(self.residual(outputs, targets).square() / 2, outputs)
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error over all numbers, as ``F.mse_loss`` has it: without the half."""
+        return F.mse_loss(outputs, like_outputs(targets, outputs).to(outputs.dtype))
+
+    def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """All numbers."""
+        return torch.full((len(outputs),), outputs[:1].numel(), device=outputs.device)
+
+    def hits(self, outputs: Tensor, targets: Tensor) -> None:
+        """Nothing is right or wrong."""
+
+    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Output minus target."""
+        return outputs - like_outputs(targets, outputs).to(outputs.dtype)
+
+    def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
+        """`directions` as they are."""
+        return directions
+
+    def output_fisher(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The identity, for each example and position."""
+        count = outputs[..., 0].numel()
+        return count * torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
+
+    def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """1 at every output in turn."""
+        for one in units(outputs.shape[1:], outputs.device):
+            yield one.to(outputs.dtype).expand_as(outputs)
+
+    def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Normal noise."""
+        return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+
+    def regressed(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets."""
+        return like_outputs(targets, outputs).to(outputs.dtype)
