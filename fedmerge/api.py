@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
+from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
@@ -20,7 +21,7 @@ from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.state import State, module_state
+from fedmerge.state import State, module_state, trained_names
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings, compute_statistics
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.settings import compressed
@@ -148,8 +149,7 @@ def merge(
     >>> bool(((0.75 * a.weight + 0.25 * b.weight) - merged.weight).abs().max() < 1e-6)
     True
     """
-    if not models:
-        raise InvalidOption("there is no model to merge: pass at least one")
+    models = plain_modules(models)
     for name, given in (("weights", weights), ("statistics", statistics), ("clients", clients)):
         if given is not None and len(given) != len(models):
             raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
@@ -161,29 +161,32 @@ def merge(
         repair=repair,
         privacy=privacy or Privacy(),
     )
-    _, buffers = module_state(models[0])
+    hand = AtHand.of(models)
+    models = hand.models
     if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
         example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
-    updates = []
-    for i, model in enumerate(models):
+    updates, shown = [], models if clients is None else hand.measured()
+    for i, model in enumerate(shown):
         known = dict(statistics[i]) if statistics is not None else {}
         given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
         if pipeline.aggregator.upload is not None:
             given_statistics = _as_sent(given_statistics, model, pipeline.sent_as)
         weight = 1.0 if weights is None else _number(weights[i], i)
-        updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
+        updates.append(ClientUpdate(i, hand.states[i], weight, given_statistics))
     context = MergeContext(
         base=None if base is None else module_state(base)[0],
         seed=seed,
         data=data,
         example=example,
         model_fn=lambda: copy.deepcopy(models[0]),
-        exchange=None if clients is None else _AtHand(models, clients, seed),
-        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models),
+        exchange=None if clients is None else _Clients(shown, clients, seed),
+        ask=None if clients is None else asked_at_hand(shown[0], clients, seed, shown),
+        frozen=hand.frozen,
+        tied=hand.tied,
     )
-    result = pipeline.merge(updates, context, buffers=buffers)
+    result = pipeline.merge(updates, context, buffers=hand.buffers)
     return resize(models[0], {**models[0].state_dict(), **result.state})
 
 
@@ -234,7 +237,7 @@ def asked_at_hand(
     return ask
 
 
-class _AtHand:
+class _Clients:
     """Further exchanges with clients whose models and loaders are at hand."""
 
     def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int) -> None:
@@ -245,8 +248,9 @@ class _AtHand:
         answers = []
         for client, news in sent.items():
             module = resize(self._model, catch_up(self._kept[client], news))
+            trained = trained_names(module)
             for name, parameter in module.named_parameters():
-                parameter.requires_grad_(name not in stage.frozen)
+                parameter.requires_grad_(name in trained and name not in stage.frozen)
             pairs = list(self._clients[client])
             x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
             train(module, x, y, LocalTraining(epochs=stage.epochs), seed=self._seed, client=client, round=stage.number)

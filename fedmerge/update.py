@@ -14,13 +14,14 @@ from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
+from fedmerge.permutations.holding import held
 from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
-from fedmerge.state import State
+from fedmerge.state import State, frozen_names, module_state, tied_names
 from fedmerge.training.local import evaluate
 
-__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
+__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "facts_of"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class MergeContext:
         that replied hold what the stage asks for. None where clients cannot be reached.
     ask
         Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
+    frozen
+        Names of parameters that clients do not train. Those that are equal in all updates are not merged.
+    tied
+        By further names of shared parameters, the one name under which they are merged.
     """
 
     base: State | None = None
@@ -130,6 +135,8 @@ class MergeContext:
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
+    frozen: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.
@@ -166,8 +173,8 @@ class MergeContext:
         return self.model_fn()
 
     def trained(self, state: State, method: str) -> dict[str, Tensor]:
-        """The parameters of `state`, without buffers."""
-        names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)}
+        """The parameters of `state` that are trained, without buffers."""
+        names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)} - self.frozen
         return {name: tensor for name, tensor in state.items() if name in names}
 
     def inputs(self, method: str) -> Iterator[Tensor]:
@@ -189,7 +196,7 @@ class MergeContext:
         return evenly(self.inputs(method), number or None, most)
 
     def symmetries(self, state: State, method: str) -> PermutationSpec:
-        """Which neurons of a model with the shapes of `state` may be re-ordered.
+        """Which neurons of a model with the shapes of `state` may be re-ordered: none that a frozen tensor holds.
 
         Raises
         ------
@@ -198,7 +205,7 @@ class MergeContext:
         ModelError
             The model cannot be traced.
         """
-        return trace(self.module(state, method), self.shown(method))
+        return held(trace(self.module(state, method), self.shown(method)), self.frozen)
 
     def shown(self, method: str) -> Tensor:
         """One batch of inputs: the example, or the first of the data.
@@ -239,3 +246,14 @@ class MergeContext:
         module = self.module(state, method)
         seen = [(len(x), evaluate(module, x, y)[1]) for x, y in pairs]
         return sum(n * accuracy for n, accuracy in seen) / sum(n for n, _ in seen)
+
+
+def facts_of(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
+    """What a model tells of its tensors: which are buffers, and for a :class:`MergeContext` which are frozen and tied.
+
+    Examples
+    --------
+    >>> facts_of(nn.Linear(1, 1).requires_grad_(False))
+    (frozenset(), {'frozen': frozenset(), 'tied': {}})
+    """
+    return module_state(model)[1], {"frozen": frozen_names(model), "tied": tied_names(model)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
-from fedmerge.state import State
+from fedmerge.state import State, frozen_names
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.noise import Bounded
@@ -48,13 +49,18 @@ class _HeadStatistic(Bounded):
                 super().check_shapes({name: shape}, state)
 
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Tensor, Tensor, Tensor]]:
-        """The head's matrix, and of each batch its input rows, the logits, and one-hot labels, in float64."""
+        """The head's matrix, and of each batch its input rows, the logits, and one-hot labels, in float64.
+
+        Nothing where the head is frozen: there is none to fit.
+        """
         probed: Probe | None = None
         for inputs, targets in self.limited(batches):
             probed = probed or probe(model, inputs, lambda _: True)
             with torch.no_grad():
                 outputs, tapped = probed.forward(inputs)
             found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
+            if found is None and _ends_frozen(model, inputs):
+                return
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
                 raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
             layer: MatrixLayer = probed.layers[found]
@@ -77,6 +83,22 @@ class _HeadStatistic(Bounded):
         label = torch.zeros(len(example[:1]), dtype=torch.long)
         value = self.measure(model, [(example[:1], label)], None)
         return sum(tensor.nbytes for tensor in value.values())
+
+
+def _ends_frozen(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a model's outputs are those of a linear layer that is not trained."""
+    frozen = frozen_names(model)
+    if not frozen:
+        return False
+    tapped: dict[str, list[Tensor]] = {}
+    copied = copy.deepcopy(model).eval()
+    for name, module in copied.named_modules():
+        if isinstance(module, nn.Linear) and (f"{name}.weight" if name else "weight") in frozen:
+            calls = tapped.setdefault(name, [])
+            module.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
+    with torch.no_grad():
+        outputs = copied(inputs)
+    return any(_gives(calls, outputs) for calls in tapped.values())
 
 
 def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
@@ -118,8 +140,10 @@ class HeadSums(_HeadStatistic):
         return {"S": clip**2, "C": clip}
 
     def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes."""
+        """Finite, of one head, and of its sizes; nothing of a frozen one."""
         super().check(value, state)
+        if not value:
+            return
         weight, d = _head_of(self.name, value, ("S", "C"), state)
         check_factor(self.name, weight, "A", self._shifted(value[f"{weight}.S"]), state)
         _shape(self.name, weight, value[f"{weight}.C"], (len(state[weight]), d))
@@ -151,8 +175,10 @@ class HeadGradient(_HeadStatistic):
         return {"gradient": 2**0.5 * clip, "G": 0.5**0.5}
 
     def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes."""
+        """Finite, of one head, and of its sizes; nothing of a frozen one."""
         super().check(value, state)
+        if not value:
+            return
         weight, d = _head_of(self.name, value, ("gradient", "G"), state)
         check_factor(self.name, weight, "G", self._shifted(value[f"{weight}.G"]), state)
         _shape(self.name, weight, value[f"{weight}.gradient"], (len(state[weight]), d))
