@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
+from fedmerge.arguments import MergeArguments, check_keywords, check_method
 from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.loaders import first_inputs
 from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
@@ -21,12 +24,15 @@ from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.state import State, module_state, trained_names
+from fedmerge.raw_errors import named
+from fedmerge.state import State, trained_names
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings, compute_statistics
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.settings import compressed
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.validation import common_form
+from fedmerge.widths import check_equal_widths
 
 __all__ = ["MethodInfo", "merge", "methods"]
 
@@ -149,10 +155,10 @@ def merge(
     >>> bool(((0.75 * a.weight + 0.25 * b.weight) - merged.weight).abs().max() < 1e-6)
     True
     """
-    models = plain_modules(models)
-    for name, given in (("weights", weights), ("statistics", statistics), ("clients", clients)):
-        if given is not None and len(given) != len(models):
-            raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
+    check_method(method)
+    check_keywords(method, options, inspect.signature(merge).parameters)
+    hand = AtHand.of(plain_modules(models), base)
+    given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
     # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
     pipeline = build_pipeline(
         method,
@@ -161,33 +167,33 @@ def merge(
         repair=repair,
         privacy=privacy or Privacy(),
     )
-    hand = AtHand.of(models)
-    models = hand.models
-    if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
-        example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
+    models, clients = hand.models, given.clients
+    if not pipeline.aggregator.may_change_width:
+        check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
-    updates, shown = [], models if clients is None else hand.measured()
-    for i, model in enumerate(shown):
-        known = dict(statistics[i]) if statistics is not None else {}
-        given_statistics = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
-        if pipeline.aggregator.upload is not None:
-            given_statistics = _as_sent(given_statistics, model, pipeline.sent_as)
-        weight = 1.0 if weights is None else _number(weights[i], i)
-        updates.append(ClientUpdate(i, hand.states[i], weight, given_statistics))
-    context = MergeContext(
-        base=None if base is None else module_state(base)[0],
-        seed=seed,
-        data=data,
-        example=example,
-        model_fn=lambda: copy.deepcopy(models[0]),
-        exchange=None if clients is None else _Clients(shown, clients, seed),
-        ask=None if clients is None else asked_at_hand(shown[0], clients, seed, shown),
-        frozen=hand.frozen,
-        tied=hand.tied,
-    )
-    result = pipeline.merge(updates, context, buffers=hand.buffers)
-    return resize(models[0], {**models[0].state_dict(), **result.state})
+    with named(f"merge by {method}"):
+        shown = models if clients is None else hand.measured(first_inputs(clients))
+        updates = []
+        for i, model in enumerate(shown):
+            known = {} if given.statistics is None else given.statistics[i]
+            found = _statistics(i, pipeline.measured, known, model, None if clients is None else clients[i])
+            if pipeline.aggregator.upload is not None:
+                found = _as_sent(found, model, pipeline.sent_as)
+            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], found))
+        context = MergeContext(
+            base=hand.base,
+            seed=given.seed,
+            data=given.data,
+            example=given.shown(traced=pipeline.aggregator.requires_model),
+            model_fn=lambda: copy.deepcopy(models[0]),
+            exchange=None if clients is None else _Clients(shown, clients, given.seed),
+            ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown),
+            frozen=hand.frozen,
+            tied=hand.tied,
+        )
+        result = pipeline.merge(updates, context, buffers=hand.buffers)
+        return resize(models[0], {**models[0].state_dict(), **result.state})
 
 
 def _statistics(
@@ -259,9 +265,3 @@ class _Clients:
             answers.append(ClientUpdate(client, state, len(x)))
         return answers
 
-
-def _number(weight: Any, model: int) -> float:
-    try:
-        return float(weight)
-    except (TypeError, ValueError) as error:
-        raise InvalidOption(f"weights[{model}] must be a number, got {weight!r}") from error

@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedmerge.errors import InvalidOption, ModelError, UnknownName, shown
+from fedmerge.at_hand import AtHand
+from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.loaders import Inputs, first_inputs, read_inputs_of, read_pairs
 from fedmerge.method_names import parse_method
 from fedmerge.registry import entries
+from fedmerge.statistics.base import Batches
 
 __all__ = [
+    "MergeArguments",
     "as_example",
     "as_statistics",
     "as_weights",
-    "check_base",
     "check_keywords",
     "check_method",
     "check_seed",
     "one_each",
 ]
+
+
+@dataclass(frozen=True)
+class MergeArguments:
+    """What :func:`fedmerge.merge` was given besides models, checked."""
+
+    weights: list[float]
+    statistics: list[dict[str, Any]] | None
+    data: Inputs | None
+    clients: list[Batches] | None
+    example: Any
+    seed: int
+
+    @classmethod
+    def of(
+        cls, hand: AtHand, weights: Any, statistics: Any, data: Any, clients: Any, example: Any, seed: Any
+    ) -> MergeArguments:
+        """Check all of them.
+
+        Raises
+        ------
+        InvalidOption
+            One cannot be used.
+        """
+        number = len(hand.models)
+        loaders = None if clients is None else one_each("clients", clients, number)
+        return cls(
+            as_weights(weights, number),
+            as_statistics(statistics, number),
+            None if data is None else read_inputs_of(data, "data"),
+            None if loaders is None else [read_pairs(one, f"clients[{i}]") for i, one in enumerate(loaders)],
+            as_example(example),
+            check_seed(seed),
+        )
+
+    def shown(self, *, traced: bool) -> Any:
+        """One batch of inputs, where a model has to be traced: its shape is all that tracing looks at."""
+        if self.example is None and traced and self.data is None and self.clients is not None:
+            inputs = first_inputs(self.clients)
+            return inputs[:2] if isinstance(inputs, Tensor) else inputs
+        return self.example
 
 
 def check_method(method: Any) -> None:
@@ -96,7 +140,7 @@ def one_each(name: str, value: Any, number: int) -> list[Any]:
 
 
 def as_weights(value: Any, number: int) -> list[float]:
-    """A positive number for each model; equal ones where nothing is given.
+    """A number for each model; equal ones where nothing is given.
 
     Raises
     ------
@@ -118,11 +162,6 @@ def as_weights(value: Any, number: int) -> list[float]:
             raise InvalidOption(f"weights[{i}] must be a number, got {shown(one)}") from error
         if isinstance(one, str | bytes):
             raise InvalidOption(f"weights[{i}] must be a number, got {shown(one)}")
-        if not (math.isfinite(weight) and weight > 0):
-            raise InvalidOption(
-                f"weights[{i}] is {weight:g}: weights are positive numbers, such as each model's examples; leave out "
-                "a model that should not count"
-            )
         weights.append(weight)
     return weights
 
@@ -170,26 +209,3 @@ def as_example(value: Any) -> Any:
 def _hold_tensors(parts: Sequence[Any]) -> bool:
     return any(isinstance(part, Tensor) for part in parts)
 
-
-def check_base(base: Any, like: Mapping[str, Tensor]) -> nn.Module:
-    """Make sure that a base is a module with the same names.
-
-    Raises
-    ------
-    InvalidOption
-        It is no module.
-    ModelError
-        It is one of another architecture.
-    """
-    if not isinstance(base, nn.Module):
-        hint = ": load the state_dict into a module first" if isinstance(base, Mapping) else ""
-        raise InvalidOption(
-            f"base must be the module that all models started from, got {type(base).__name__} {shown(base, 60)}{hint}"
-        )
-    if isinstance(base, nn.ModuleList):
-        raise InvalidOption("base must be one module, got a list of them")
-    names = {name for name in base.state_dict() if not name.endswith("_extra_state")}
-    if names != set(like):
-        other = sorted(names ^ set(like))[:3]
-        raise ModelError(f"base is of another architecture than the models: they do not share {', '.join(other)}")
-    return base

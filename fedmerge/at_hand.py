@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption, ModelError
+from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
 from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
+from fedmerge.outputs import with_one_output
 from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
 from fedmerge.unmoved import equal_in_all
 
@@ -36,6 +37,8 @@ class AtHand:
         Names of parameters that none of them trains and that are equal in all, with the statistics of their norms.
     tied
         By further names of shared parameters, their first.
+    base
+        Tensors of the model that all started from, where it is given.
     """
 
     models: tuple[nn.Module, ...]
@@ -43,15 +46,16 @@ class AtHand:
     buffers: frozenset[str]
     frozen: frozenset[str]
     tied: Mapping[str, str]
+    base: dict[str, Tensor] | None = None
 
     @classmethod
-    def of(cls, models: Sequence[nn.Module]) -> AtHand:
-        """Look at models.
+    def of(cls, models: Sequence[nn.Module], base: Any = None) -> AtHand:
+        """Look at models, and at the one that all started from.
 
         Raises
         ------
         ModelError
-            One holds what cannot be merged, or ties tensors that differ in another.
+            One holds what cannot be merged, or ties tensors that differ in another; the base lacks some.
         """
         plain = [_copyable(model) for model in models]
         found = [module_state(model) for model in plain]
@@ -64,11 +68,16 @@ class AtHand:
         _check_ties(states, tied)
         check_codes(states, {name for name, _ in plain[0].named_parameters(remove_duplicate=False)})
         check_pruned(states)
-        return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, norms), tied)
+        start = None if base is None else _placed(_base_state(base, states[0]), states[0])
+        return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, norms), tied, start)
 
-    def measured(self) -> tuple[nn.Module, ...]:
-        """The models, with their parameters marked as trained but for those that are frozen."""
-        return tuple(map(self._marked, self.models))
+    def measured(self, inputs: Any) -> tuple[nn.Module, ...]:
+        """The models as they are measured on batches such as `inputs`.
+
+        With their parameters marked as trained but for those that are frozen, and with one tensor as their output.
+        """
+        few = inputs[:2] if isinstance(inputs, Tensor) else inputs
+        return tuple(with_one_output(self._marked(model), few) for model in self.models)
 
     def _marked(self, model: nn.Module) -> nn.Module:
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
@@ -109,6 +118,21 @@ def plain_modules(models: Any) -> list[nn.Module]:
     return found
 
 
+def _base_state(base: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    unwrapped = _unwrapped(base)
+    if not isinstance(unwrapped, nn.Module) or isinstance(unwrapped, nn.ModuleList):
+        raise InvalidOption(f"base must be the module that all models started from, got {_called(base)}")
+    state = module_state(unwrapped)[0]
+    check_mergeable("base", state)
+    if set(state) != set(like):
+        other = sorted(set(state) ^ set(like))[0]
+        where = "base, and is in it" if other in like else "it, and is in base"
+        raise BadUpdate(
+            0, f"tensor {other!r} is missing in {where}", "base is the model that all started from: the same layers."
+        )
+    return state
+
+
 def _called(value: Any) -> str:
     """What a person has given instead of a module, and what to do about it."""
     if isinstance(value, Mapping):
@@ -117,7 +141,7 @@ def _called(value: Any) -> str:
         return f"{str(value)[:80]!r}: load the file into a module, or call fedmerge.merge_files.merge_files([...])"
     if isinstance(value, type):
         return f"the class {value.__name__}: make a module of it and load its weights"
-    return f"{type(value).__name__} {str(value)[:60]!r}" if not isinstance(value, Tensor) else "a tensor"
+    return "a tensor" if isinstance(value, Tensor) else shown(value, 60)
 
 
 def _unwrapped(model: Any) -> Any:

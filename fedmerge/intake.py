@@ -19,6 +19,7 @@ from fedmerge.statistics.compression import decode
 from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import check_update
+from fedmerge.widths import check_matchable
 
 __all__ = ["Intake", "Partial"]
 
@@ -198,12 +199,13 @@ class Intake:
                     "Start from a model of about the clients' widths.",
                 )
         try:
-            self._context.symmetries(update.state, type(self._aggregator).__name__)
+            spec = self._context.symmetries(update.state, type(self._aggregator).__name__)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
             shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
             raise BadUpdate(
                 update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
             ) from error
+        check_matchable(update.client, update.state, self.reference, other, spec)
 
     def _parameters(self, state: State) -> State:
         return {name: state[name] for name in self.layout.parameters}

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmerge.errors import DataError, InvalidOption, shown
 from fedmerge.statistics.base import Batches
 
-__all__ = ["Inputs", "Pairs", "read_inputs_of", "read_pairs"]
+__all__ = ["Inputs", "Pairs", "first_inputs", "read_inputs_of", "read_pairs"]
 
 
 class Pairs:
@@ -92,6 +92,14 @@ def read_inputs_of(loader: Any, where: str) -> Inputs:
         if loader[1].ndim <= 1 < loader[0].ndim:  # inputs and labels, rather than two batches of inputs
             return Inputs([loader], where)
     return Inputs(_reread(loader, where, "inputs, or of (inputs, targets)"), where)
+
+
+def first_inputs(loaders: Iterable[Batches]) -> Any:
+    """Inputs of the first batch that there is; None without any."""
+    for loader in loaders:
+        for inputs, _ in loader:
+            return inputs
+    return None
 
 
 def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:

@@ -16,11 +16,11 @@ from fedmerge.update import ClientUpdate
 __all__ = ["check_update", "common_form", "not_finite"]
 
 
-def common_form(updates: Sequence[ClientUpdate]) -> State:
-    """The state whose names and shapes most updates share: what to hold the others against without a base."""
-    forms = Counter(_form(update.state) for update in updates)
+def common_form(states: Sequence[State]) -> State:
+    """The state whose names and shapes most share: what to hold the others against without a base."""
+    forms = Counter(_form(state) for state in states)
     usual = forms.most_common(1)[0][0]
-    return next(update.state for update in updates if _form(update.state) == usual)
+    return next(state for state in states if _form(state) == usual)
 
 
 def _form(state: State) -> tuple[tuple[str, tuple[int, ...]], ...]:

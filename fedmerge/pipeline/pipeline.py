@@ -146,7 +146,7 @@ class Pipeline:
             readable = [update for update in updates if isinstance(update, ClientUpdate)]
             if not readable:
                 raise NoUsableUpdates("there is no update to merge")
-            reference = common_form(readable)
+            reference = common_form([update.state for update in readable])
         layout = Layout.of(reference, buffers, context.tied)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
