@@ -9,12 +9,13 @@ from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.registry import entries
 from fedmerge.state import State
 
-__all__ = ["check_equal_widths", "check_matchable"]
+__all__ = ["ALL_BUT", "check_equal_widths", "check_matchable"]
 
-_ALL_BUT = (
+ALL_BUT = (
     "Outputs, classes and vocabularies are not matched by any method. To merge all but these layers, put one and the "
     "same new layer in their place in a copy of each model (such as nn.Linear(16, 3)), merge the copies, and train it"
 )
+"""What to do where heads or vocabularies differ in size."""
 
 
 def check_equal_widths(states: Sequence[State], reference: State, method: str) -> None:
@@ -32,7 +33,7 @@ def check_equal_widths(states: Sequence[State], reference: State, method: str) -
                 raise BadUpdate(
                     i,
                     f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(reference[name].shape)}",
-                    f"{method} merges models of equal widths; hidden widths may differ for {able}. {_ALL_BUT}.",
+                    f"{method} merges models of equal widths; hidden widths may differ for {able}. {ALL_BUT}.",
                 )
 
 
@@ -62,5 +63,5 @@ def check_matchable(client: int, state: State, reference: State, other: Collecti
                 raise BadUpdate(
                     client,
                     f"tensor {name!r} has {have} along axis {axis}, the model has {want}, and these are no hidden neurons",
-                    f"{_ALL_BUT}.",
+                    f"{ALL_BUT}.",
                 )
