@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
-from fedmerge.arguments import MergeArguments, check_keywords, check_method
+from fedmerge.arguments import MergeArguments, check_keywords, check_method, check_policies
 from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.loaders import first_inputs
@@ -20,11 +20,11 @@ from fedmerge.method_names import parse_method
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import Answer, Ask, Question, respond
+from fedmerge.raw_errors import named
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.raw_errors import named
 from fedmerge.state import State, trained_names
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings, compute_statistics
 from fedmerge.statistics.compression import decode
@@ -156,23 +156,24 @@ def merge(
     True
     """
     check_method(method)
-    check_keywords(method, options, inspect.signature(merge).parameters)
-    hand = AtHand.of(plain_modules(models), base)
-    given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
-    # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
-    pipeline = build_pipeline(
-        method,
-        {parse_method(method)[0].name: options},
-        on_bad_update="raise",
-        repair=repair,
-        privacy=privacy or Privacy(),
-    )
-    models, clients = hand.models, given.clients
-    if not pipeline.aggregator.may_change_width:
-        check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
-    if pipeline.aggregator.requires_data and data is None:
-        raise InvalidOption(f"{method} needs batches on the server: pass data=.")
     with named(f"merge by {method}"):
+        check_keywords(method, options, inspect.signature(merge).parameters)
+        hand = AtHand.of(plain_modules(models), base)
+        check_policies(repair, privacy)
+        given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
+        # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
+        pipeline = build_pipeline(
+            method,
+            {parse_method(method)[0].name: options},
+            on_bad_update="raise",
+            repair=repair,
+            privacy=privacy or Privacy(),
+        )
+        models, clients = hand.models, given.clients
+        if not pipeline.aggregator.may_change_width:
+            check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
+        if pipeline.aggregator.requires_data and data is None:
+            raise InvalidOption(f"{method} needs batches on the server: pass data=.")
         shown = models if clients is None else hand.measured(first_inputs(clients))
         updates = []
         for i, model in enumerate(shown):
@@ -264,4 +265,3 @@ class _Clients:
             state = {name: self._kept[client][name] for name in stage.send}
             answers.append(ClientUpdate(client, state, len(x)))
         return answers
-

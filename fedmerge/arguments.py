@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fedmerge.at_hand import AtHand
 from fedmerge.errors import InvalidOption, UnknownName, shown
-from fedmerge.loaders import Inputs, first_inputs, read_inputs_of, read_pairs
+from fedmerge.loaders import Inputs, few, first_inputs, read_inputs_of, read_pairs
 from fedmerge.method_names import parse_method
+from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import entries
 from fedmerge.statistics.base import Batches
 
@@ -24,6 +25,7 @@ __all__ = [
     "as_weights",
     "check_keywords",
     "check_method",
+    "check_policies",
     "check_seed",
     "one_each",
 ]
@@ -65,8 +67,7 @@ class MergeArguments:
     def shown(self, *, traced: bool) -> Any:
         """One batch of inputs, where a model has to be traced: its shape is all that tracing looks at."""
         if self.example is None and traced and self.data is None and self.clients is not None:
-            inputs = first_inputs(self.clients)
-            return inputs[:2] if isinstance(inputs, Tensor) else inputs
+            return few(first_inputs(self.clients))
         return self.example
 
 
@@ -80,6 +81,20 @@ def check_method(method: Any) -> None:
     """
     if not isinstance(method, str) or not method.strip():
         raise InvalidOption(f'method must be a name such as "fedavg" (see fedmerge.methods()), got {shown(method)}')
+
+
+def check_policies(repair: Any, privacy: Any) -> None:
+    """Make sure that a repair is named by text, and privacy described by what describes it.
+
+    Raises
+    ------
+    InvalidOption
+        They are something else.
+    """
+    if not isinstance(repair, str):
+        raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {shown(repair)}')
+    if privacy is not None and not isinstance(privacy, Privacy):
+        raise InvalidOption(f"privacy must be a fedmerge.refine.Privacy(...), got {shown(privacy)}")
 
 
 def check_keywords(method: str, options: Mapping[str, Any], own: Iterable[str]) -> None:
@@ -133,10 +148,13 @@ def one_each(name: str, value: Any, number: int) -> list[Any]:
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         raise InvalidOption(f"{name} must be a list with one entry per model ({number}), got {shown(value)}")
-    entries_of = list(value)
-    if len(entries_of) != number:
-        raise InvalidOption(f"{name} has {len(entries_of)} entries for {number} models: pass one each")
-    return entries_of
+    try:
+        each = list(value)
+    except Exception as error:  # what a person iterates over may raise anything
+        raise InvalidOption(f"{name} cannot be read as a list: {type(error).__name__}: {error}") from error
+    if len(each) != number:
+        raise InvalidOption(f"{name} has {len(each)} entries for {number} models: pass one each")
+    return each
 
 
 def as_weights(value: Any, number: int) -> list[float]:
@@ -193,11 +211,13 @@ def as_example(value: Any) -> Any:
     InvalidOption
         It is none.
     """
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype != object:
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         if not value.ndim or not value.numel():
-            raise InvalidOption(f"example must be a batch of inputs [n, ...], got a tensor of shape {list(value.shape)}")
+            raise InvalidOption(
+                f"example must be a batch of inputs [n, ...], got a tensor of shape {list(value.shape)}"
+            )
         return value
     parts = list(value.values()) if isinstance(value, Mapping) else value
     if value is None or (isinstance(value, tuple | Mapping) and parts and _hold_tensors(parts)):
@@ -208,4 +228,3 @@ def as_example(value: Any) -> Any:
 
 def _hold_tensors(parts: Sequence[Any]) -> bool:
     return any(isinstance(part, Tensor) for part in parts)
-

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
+from fedmerge.loaders import few
 from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.outputs import with_one_output
 from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
 from fedmerge.unmoved import equal_in_all
 
-__all__ = ["AtHand", "plain_modules"]
+__all__ = ["AtHand", "plain_module", "plain_modules"]
 
 _WRAPPED = ("_orig_mod", "module")  # of torch.compile, and of DataParallel
 
@@ -76,8 +77,7 @@ class AtHand:
 
         With their parameters marked as trained but for those that are frozen, and with one tensor as their output.
         """
-        few = inputs[:2] if isinstance(inputs, Tensor) else inputs
-        return tuple(with_one_output(self._marked(model), few) for model in self.models)
+        return tuple(with_one_output(self._marked(model), few(inputs)) for model in self.models)
 
     def _marked(self, model: nn.Module) -> nn.Module:
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
@@ -109,7 +109,10 @@ def plain_modules(models: Any) -> list[nn.Module]:
         raise InvalidOption("models is a mapping: pass a list of modules, such as list(models.values())")
     if isinstance(models, str | bytes) or not isinstance(models, Iterable):
         raise InvalidOption(f"models must be a list of modules, got {_called(models)}")
-    found = [_unwrapped(model) for model in models]
+    try:
+        found = [_unwrapped(model) for model in models]
+    except Exception as error:  # what a person iterates over may raise anything
+        raise InvalidOption(f"models cannot be read as a list: {type(error).__name__}: {error}") from error
     if not found:
         raise InvalidOption("there is no model to merge: pass at least one")
     for i, model in enumerate(found):
@@ -131,6 +134,23 @@ def _base_state(base: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
             0, f"tensor {other!r} is missing in {where}", "base is the model that all started from: the same layers."
         )
     return state
+
+
+def plain_module(model: Any, name: str) -> nn.Module:
+    """A module that can be measured, out of what wraps it.
+
+    Raises
+    ------
+    InvalidOption
+        It is none.
+    ModelError
+        It has tensors without values.
+    """
+    unwrapped = _unwrapped(model)
+    if not isinstance(unwrapped, nn.Module):
+        raise InvalidOption(f"{name} must be a module, got {_called(model)}")
+    check_mergeable(name, module_state(unwrapped)[0])
+    return _copyable(unwrapped)
 
 
 def _called(value: Any) -> str:

@@ -110,7 +110,9 @@ class Intake:
         if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
             return set(range(len(block)))
         numbers = {n: t for n, t in block.states.items() if t.is_floating_point() or t.is_complex()}
-        fine = [~as_rows(t).isnan().any(1) if n in self._masks else as_rows(t).sum(1).isfinite() for n, t in numbers.items()]
+        fine = [
+            ~as_rows(t).isnan().any(1) if n in self._masks else as_rows(t).sum(1).isfinite() for n, t in numbers.items()
+        ]
         finite = torch.stack(fine).all(0).tolist()
         return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
 

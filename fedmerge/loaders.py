@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import DataError, InvalidOption, shown
-from fedmerge.statistics.base import Batches
 
-__all__ = ["Inputs", "Pairs", "first_inputs", "read_inputs_of", "read_pairs"]
+Batches = Iterable[tuple[Any, Tensor]]
+
+__all__ = ["Inputs", "Pairs", "few", "first_inputs", "read_inputs_of", "read_pairs"]
 
 
 class Pairs:
@@ -26,7 +27,7 @@ class Pairs:
         for number, batch in enumerate(self._loader):
             yield _pair(batch, f"{self._where}, batch {number}")
         if number < 0:
-            raise DataError(f"{self._where} has no batches: pass a loader of (inputs, targets)")
+            raise InvalidOption(f"{self._where} has no batches: there are no examples to measure on")
 
     def __length_hint__(self) -> int:
         return _length(self._loader)
@@ -47,7 +48,7 @@ class Inputs:
             else:
                 yield _tensor(batch[0] if isinstance(batch, tuple | list) and len(batch) == 1 else batch, where)
         if number < 0:
-            raise DataError(f"{self._where} has no batches: pass inputs, or (inputs, targets)")
+            raise InvalidOption(f"{self._where} has no batches: there are no inputs")
 
     def __length_hint__(self) -> int:
         return _length(self._loader)
@@ -96,10 +97,12 @@ def read_inputs_of(loader: Any, where: str) -> Inputs:
 
 def first_inputs(loaders: Iterable[Batches]) -> Any:
     """Inputs of the first batch that there is; None without any."""
-    for loader in loaders:
-        for inputs, _ in loader:
-            return inputs
-    return None
+    return next((inputs for loader in loaders for inputs, _ in loader), None)
+
+
+def few(inputs: Any) -> Any:
+    """Two of a batch's inputs, where it is a tensor: enough to see what a model makes of them."""
+    return inputs[:2] if isinstance(inputs, Tensor) else inputs
 
 
 def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:
@@ -107,7 +110,9 @@ def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:
         if not hasattr(loader, "__getitem__") or isinstance(loader, str | bytes | Mapping | Tensor | np.ndarray):
             raise InvalidOption(f"{where} must give batches of {of}, as a DataLoader does; got {shown(loader, 80)}")
     if isinstance(loader, torch.utils.data.Dataset) and not isinstance(loader, torch.utils.data.IterableDataset):
-        raise InvalidOption(f"{where} is a data set, which gives single examples: pass DataLoader(dataset, batch_size=64)")
+        raise InvalidOption(
+            f"{where} is a data set, which gives single examples: pass DataLoader(dataset, batch_size=64)"
+        )
     return list(loader) if isinstance(loader, Iterator) else loader
 
 

@@ -111,7 +111,9 @@ class Architecture:
                 f"the input shape is {list(shape)}, that of the data {list(inputs.shape[1:])}: leave it out"
             )
         if shape is not None and not all(size > 0 for size in shape):
-            raise ModelError(f"the input shape must be sizes above 0 of one example, such as 1,28,28; got {list(shape)}")
+            raise ModelError(
+                f"the input shape must be sizes above 0 of one example, such as 1,28,28; got {list(shape)}"
+            )
         known = shape if inputs is None else tuple(inputs.shape[1:])
         shapes = [known] if known is not None else [*USUAL_SHAPES, *_flat_shapes(fit[1])]
         errors: list[ModelError] = []

@@ -32,7 +32,7 @@ def main_output(outputs: Any) -> Tensor:
     if isinstance(outputs, Mapping):
         tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor) and value.ndim}
         named = [name for name in _NAMES if name in tensors] or list(tensors)
-        if len(tensors) == 1 or named[:1] and named[0] in _NAMES:
+        if len(tensors) == 1 or (named[:1] and named[0] in _NAMES):
             return tensors[named[0]]
         found = ", ".join(map(str, list(outputs)[:5])) or "nothing"
         raise ModelError(

@@ -9,9 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.at_hand import plain_module
+from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.loaders import few, first_inputs, read_pairs
+from fedmerge.outputs import with_one_output
+from fedmerge.raw_errors import named
 from fedmerge.statistics.activations import Activations
-from fedmerge.statistics.base import Batches, ComparingStatistic, Statistic
+from fedmerge.statistics.base import Batches, ComparingStatistic, LayerStatistic, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
 from fedmerge.statistics.fisher import FisherStatistic
@@ -133,8 +137,27 @@ def compute_statistics(
     >>> sorted(compute_statistics(model, [batch], ["batch_norm"])["batch_norm"])
     ['1.running_mean', '1.running_var']
     """
-    chosen = [statistic(name) if isinstance(name, str) else name for name in names]
-    return {kind.name: _with_loss(kind, loss).measure(model, loader, None) for kind in chosen}
+    chosen = _chosen(names)
+    model, loader = plain_module(model, "model"), read_pairs(loader, "loader")
+    with named(f"measuring {', '.join(kind.name for kind in chosen)}"):
+        if any(isinstance(kind, LayerStatistic) for kind in chosen):
+            model = with_one_output(model, few(first_inputs([loader])))
+        return {kind.name: _with_loss(kind, loss).measure(model, loader, None) for kind in chosen}
+
+
+def _chosen(names: Any) -> list[Statistic]:
+    """Statistics by their names, or as they are; one alone will do."""
+    if isinstance(names, str | Statistic):
+        names = [names]
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+        raise InvalidOption(f"names must be a list of statistics, such as [{', '.join(map(repr, _KINDS))}]")
+    kinds = [statistic(name) if isinstance(name, str) else name for name in names]
+    for kind in kinds:
+        if not isinstance(kind, Statistic):
+            raise InvalidOption(
+                f"a statistic must be a name or a Statistic, such as 'gram' or Gram(), got {shown(kind)}"
+            )
+    return kinds
 
 
 def _with_loss(kind: Statistic, loss: Loss | None) -> Statistic:

@@ -16,7 +16,16 @@ from fedmerge.unmoved import Unmoved
 from fedmerge.update import ClientUpdate, MergeContext
 
 MATCHING = ["rebasin", "otfusion", "pfnm", "fedma", "gamf", "c2m3", "zipit", "cca"]
-CURVATURE = ["fisher", "fedfisher", "fedfisher(variant=diag)", "regmean", "fedlpa", "maecho", "mats", "gradient_matching"]
+CURVATURE = [
+    "fisher",
+    "fedfisher",
+    "fedfisher(variant=diag)",
+    "regmean",
+    "fedlpa",
+    "maecho",
+    "mats",
+    "gradient_matching",
+]
 REFINED = ["fedavg+natural_gradient", "fedavg+ridge_head", "fedavg+logistic_head", "fedavg+sequential_refit", "fedkfac"]
 
 

@@ -30,7 +30,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("method", ["otfusion", "pfnm(class_aware=false)", "fedma(class_aware=false)", "fedavg", "rebasin"])
+@pytest.mark.parametrize(
+    "method", ["otfusion", "pfnm(class_aware=false)", "fedma(class_aware=false)", "fedavg", "rebasin"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_no_hidden_width_is_named(case, method):
     models, example, name = CASES[case]

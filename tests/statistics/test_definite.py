@@ -60,7 +60,9 @@ def test_rounding_alone_would_not_do():
     assert lowest(definite(rounded[None]).float()) > 0
 
 
-@pytest.mark.parametrize(("method", "kind"), [("fedfisher", "fisher_kfac"), ("regmean", "gram"), ("fedlpa", "fisher_kfac")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("fedfisher", "fisher_kfac"), ("regmean", "gram"), ("fedlpa", "fisher_kfac")]
+)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_merge_by_rounded_factors_is_near_that_by_whole_ones(scale, method, kind, caplog):
     models, exact, rounded = [], [], []
