@@ -216,6 +216,6 @@ def _check_ties(states: Sequence[Mapping[str, Tensor]], tied: Mapping[str, str])
             both = alias in state and name in state and state[alias].shape == state[name].shape
             if both and not torch.equal(state[alias], state[name]):
                 raise ModelError(
-                    f"{name!r} and {alias!r} are one tensor in models[0], and differ in models[{i}]: cut the tie in all "
-                    f"models first (give each an nn.Parameter of its own), or tie it in all"
+                    f"{name!r} and {alias!r} are one tensor in models[0], and differ in models[{i}]: cut the tie in "
+                    "all models first (give each an nn.Parameter of its own), or tie it in all"
                 )

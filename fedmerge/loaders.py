@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmerge.errors import DataError, InvalidOption, shown
+from fedmerge.errors import DataError, FedMergeError, InvalidOption, shown
 
 Batches = Iterable[tuple[Any, Tensor]]
 
@@ -24,7 +24,7 @@ class Pairs:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         number = -1
-        for number, batch in enumerate(self._loader):
+        for number, batch in enumerate(_read(self._loader, self._where)):
             yield _pair(batch, f"{self._where}, batch {number}")
         if number < 0:
             raise InvalidOption(f"{self._where} has no batches: there are no examples to measure on")
@@ -41,7 +41,7 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Any]:
         number = -1
-        for number, batch in enumerate(self._loader):
+        for number, batch in enumerate(_read(self._loader, self._where)):
             where = f"{self._where}, batch {number}"
             if isinstance(batch, tuple | list) and len(batch) == 2:
                 yield _pair(batch, where)
@@ -89,9 +89,9 @@ def read_inputs_of(loader: Any, where: str) -> Inputs:
     """
     if isinstance(loader, Tensor | np.ndarray):
         return Inputs([loader], where)
-    if isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, Tensor) for part in loader):
-        if loader[1].ndim <= 1 < loader[0].ndim:  # inputs and labels, rather than two batches of inputs
-            return Inputs([loader], where)
+    pair = isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, Tensor) for part in loader)
+    if pair and loader[1].ndim <= 1 < loader[0].ndim:  # inputs and labels, rather than two batches of inputs
+        return Inputs([loader], where)
     return Inputs(_reread(loader, where, "inputs, or of (inputs, targets)"), where)
 
 
@@ -100,19 +100,26 @@ def first_inputs(loaders: Iterable[Batches]) -> Any:
     return next((inputs for loader in loaders for inputs, _ in loader), None)
 
 
+def _read(loader: Iterable[Any], where: str) -> Iterator[Any]:
+    try:
+        yield from loader
+    except FedMergeError:
+        raise
+    except Exception as error:  # a person's own data set may raise anything
+        raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def few(inputs: Any) -> Any:
     """Two of a batch's inputs, where it is a tensor: enough to see what a model makes of them."""
     return inputs[:2] if isinstance(inputs, Tensor) else inputs
 
 
 def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:
+    data = torch.utils.data
+    if isinstance(loader, data.Dataset) and not isinstance(loader, data.IterableDataset):
+        raise InvalidOption(f"{where} is a data set, which gives single examples: pass DataLoader(dataset, 64)")
     if isinstance(loader, str | bytes | Mapping | Tensor | np.ndarray) or not isinstance(loader, Iterable):
-        if not hasattr(loader, "__getitem__") or isinstance(loader, str | bytes | Mapping | Tensor | np.ndarray):
-            raise InvalidOption(f"{where} must give batches of {of}, as a DataLoader does; got {shown(loader, 80)}")
-    if isinstance(loader, torch.utils.data.Dataset) and not isinstance(loader, torch.utils.data.IterableDataset):
-        raise InvalidOption(
-            f"{where} is a data set, which gives single examples: pass DataLoader(dataset, batch_size=64)"
-        )
+        raise InvalidOption(f"{where} must give batches of {of}, as a DataLoader does; got {shown(loader, 80)}")
     return list(loader) if isinstance(loader, Iterator) else loader
 
 

@@ -41,7 +41,7 @@ def check_mergeable(where: str, state: Mapping[str, Tensor]) -> None:
             raise ModelError(f"{where}: {name!r} {reason}")
 
 
-def _reason(tensor: Tensor) -> str:
+def _reason(tensor: Tensor) -> str:  # noqa: PLR0911 - one line a kind
     if is_uninitialised(tensor):
         return "has no shape yet, for its layer is lazy: run one batch through the model first"
     if not isinstance(tensor, Tensor):
@@ -75,8 +75,8 @@ def check_codes(states: Sequence[Mapping[str, Tensor]], parameters: Collection[s
     if differing:
         name = differing[0]
         raise ModelError(
-            f"{name!r} is {states[0][name].dtype} and differs between the models: whole numbers that stand for weights, "
-            "as in quantised models, have no mean. Dequantise the models, merge, and quantise the result"
+            f"{name!r} is {states[0][name].dtype} and differs between the models: whole numbers that stand for "
+            "weights, as in quantised models, have no mean. Dequantise the models, merge, and quantise the result"
         )
 
 

@@ -199,8 +199,8 @@ def _check_kinds(file: Path, module: nn.Module, state: State) -> None:
     for name, tensor in module_state(module)[0].items():
         if name in state and tensor.is_floating_point() and not state[name].is_floating_point():
             raise ModelError(
-                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: codes of a quantised model, which "
-                "have no mean. Dequantise it before the merge"
+                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: codes of a quantised model, "
+                "which have no mean. Dequantise it before the merge"
             )
 
 

@@ -62,6 +62,6 @@ def check_matchable(client: int, state: State, reference: State, other: Collecti
             if have != want and (spec.aliases.get(name, name), axis) not in spec.touching:
                 raise BadUpdate(
                     client,
-                    f"tensor {name!r} has {have} along axis {axis}, the model has {want}, and these are no hidden neurons",
+                    f"tensor {name!r} has {have} along axis {axis}, the model {want}, and these are no hidden neurons",
                     f"{ALL_BUT}.",
                 )

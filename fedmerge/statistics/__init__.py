@@ -154,9 +154,7 @@ def _chosen(names: Any) -> list[Statistic]:
     kinds = [statistic(name) if isinstance(name, str) else name for name in names]
     for kind in kinds:
         if not isinstance(kind, Statistic):
-            raise InvalidOption(
-                f"a statistic must be a name or a Statistic, such as 'gram' or Gram(), got {shown(kind)}"
-            )
+            raise InvalidOption(f"a statistic must be a name or an object, 'gram' or Gram(), got {shown(kind)}")
     return kinds
 
 

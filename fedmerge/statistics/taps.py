@@ -85,8 +85,8 @@ def _tap(taps: Tapped) -> Callable[..., Tensor]:
 def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, scales: bool = False) -> Probe:
     """Make a probe of `model`, and find out on `example` which layers its taps serve; `scales` are those of norms.
 
-    Parameters that are not trained are none to measure. A layer is served where the gradient of its parameters is what the taps say: not where a model calls
-    it in a way that hooks do not see, or uses its weight elsewhere too.
+    Parameters that are not trained are none to measure. A layer is served where the gradient of its parameters is what
+    the taps say: not where a model calls it in a way that hooks do not see, or uses its weight elsewhere too.
     """
     copied = copy.deepcopy(model).eval()
     trained = trained_names(model)

@@ -67,7 +67,7 @@ def test_nan_in_a_buffer_is_evidence_unless_the_model_began_with_it():
         model.register_buffer("unset", torch.full((2,), float("nan")))
     assert fedmerge.merge(models).unset.isnan().all()
     models[1].mask[0, 0] = float("nan")
-    with pytest.raises(BadUpdate, match="mask.*1 of 9 entries NaN"):
+    with pytest.raises(BadUpdate, match=r"mask.*1 of 9 entries NaN"):
         fedmerge.merge(models)
 
 

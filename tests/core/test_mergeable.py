@@ -49,7 +49,7 @@ def test_codes_are_not_merged(method, dtype):
     models, x = [Quantised(0, dtype), Quantised(1, dtype)], torch.randn(6, 4)
     if torch.equal(models[0].weight, models[1].weight):
         models[1].weight.data = ~models[1].weight.data
-    with pytest.raises(ModelError, match="'weight' is .* differs between the models"):
+    with pytest.raises(ModelError, match=r"'weight' is .* differs between the models"):
         fedmerge.merge(models, method, base=models[0], example=x, clients=[[(x, torch.zeros(6).long())]] * 2)
 
 
@@ -67,7 +67,7 @@ def test_equal_codes_are_kept(method):
 
 
 def test_packed_codes_in_buffers_are_not_merged():
-    with pytest.raises(ModelError, match="'qweight'.*Dequantise"):
+    with pytest.raises(ModelError, match=r"'qweight'.*Dequantise"):
         fedmerge.merge([Packed(0), Packed(1)])
     assert torch.equal(fedmerge.merge([Packed(0), Packed(0)]).qweight, Packed(0).qweight)
 
@@ -145,7 +145,7 @@ def test_models_pruned_to_other_masks_are_refused():
         mask = torch.ones(3, 4)
         mask[i] = 0
         prune.custom_from_mask(model, "weight", mask)
-    with pytest.raises(ModelError, match="prune.remove"):
+    with pytest.raises(ModelError, match=r"prune\.remove"):
         fedmerge.merge(models)
     same = [copy.deepcopy(nn.Linear(4, 3)) for _ in range(2)]
     for model in same:
