@@ -174,7 +174,8 @@ def merge(
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
         if pipeline.aggregator.requires_data and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
-        shown = models if clients is None else hand.measured(first_inputs(clients))
+        asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
+        shown = hand.measured(first_inputs(clients)) if clients is not None and asked else models
         updates = []
         for i, model in enumerate(shown):
             known = {} if given.statistics is None else given.statistics[i]

@@ -18,7 +18,7 @@ from fedmerge.permutations.holding import held
 from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
-from fedmerge.state import State, frozen_names, module_state, tied_names
+from fedmerge.state import State, frozen_names, is_extra, module_state, tied_names
 from fedmerge.training.local import evaluate
 
 __all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "facts_of"]
@@ -205,7 +205,9 @@ class MergeContext:
         ModelError
             The model cannot be traced.
         """
-        return held(trace(self.module(state, method), self.shown(method)), self.frozen)
+        module = self.module(state, method)
+        module.register_state_dict_post_hook(_without_extra)
+        return held(trace(module, self.shown(method)), self.frozen)
 
     def shown(self, method: str) -> Tensor:
         """One batch of inputs: the example, or the first of the data.
@@ -246,6 +248,12 @@ class MergeContext:
         module = self.module(state, method)
         seen = [(len(x), evaluate(module, x, y)[1]) for x, y in pairs]
         return sum(n * accuracy for n, accuracy in seen) / sum(n for n, _ in seen)
+
+
+def _without_extra(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+    """What modules keep besides tensors has no neurons."""
+    for name in [name for name in state if is_extra(name)]:
+        del state[name]
 
 
 def facts_of(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
