@@ -15,7 +15,7 @@ from fedmerge.loaders import few
 from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.outputs import with_one_output
 from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
-from fedmerge.unmoved import equal_in_all
+from fedmerge.unmoved import equal_in_all, same
 
 __all__ = ["AtHand", "plain_module", "plain_modules"]
 
@@ -213,8 +213,7 @@ def _of_frozen_norm(name: str, state: Mapping[str, Tensor], frozen: frozenset[st
 def _check_ties(states: Sequence[Mapping[str, Tensor]], tied: Mapping[str, str]) -> None:
     for i, state in enumerate(states):
         for alias, name in tied.items():
-            both = alias in state and name in state and state[alias].shape == state[name].shape
-            if both and not torch.equal(state[alias], state[name]):
+            if alias in state and name in state and not same(state[alias], state[name]):
                 raise ModelError(
                     f"{name!r} and {alias!r} are one tensor in models[0], and differ in models[{i}]: cut the tie in "
                     "all models first (give each an nn.Parameter of its own), or tie it in all"

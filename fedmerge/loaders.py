@@ -123,7 +123,7 @@ def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:
     return list(loader) if isinstance(loader, Iterator) else loader
 
 
-def _pair(batch: Any, where: str) -> tuple[Any, Tensor]:
+def _pair(batch: Any, where: str) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         keys = ", ".join(map(str, list(batch)[:5]))
         raise DataError(
@@ -136,6 +136,8 @@ def _pair(batch: Any, where: str) -> tuple[Any, Tensor]:
     inputs, targets = batch
     if not isinstance(inputs, Mapping | tuple | list):
         inputs = _tensor(inputs, f"{where}, inputs")
+    if targets is None:  # norms and features have no labels
+        return inputs, targets
     targets = _tensor(targets, f"{where}, targets")
     if isinstance(inputs, Tensor) and (not inputs.ndim or not targets.ndim or len(inputs) != len(targets)):
         raise DataError(

@@ -33,7 +33,7 @@ def check_mergeable(where: str, state: Mapping[str, Tensor]) -> None:
     >>> check_mergeable("models[0]", nn.Linear(1, 1, device="meta").state_dict())
     Traceback (most recent call last):
         ...
-    fedmerge.errors.ModelError: models[0]: 'weight' is on the meta device and has no values: load the weights first...
+    fedmerge.errors.ModelError: models[0]: 'weight' has no values (it is on the meta device): load the weights first
     """
     for name, tensor in state.items():
         reason = _reason(tensor)
@@ -47,7 +47,7 @@ def _reason(tensor: Tensor) -> str:  # noqa: PLR0911 - one line a kind
     if not isinstance(tensor, Tensor):
         return f"is no tensor but {type(tensor).__name__}, as quantised modules have: merge before quantising"
     if tensor.is_meta:
-        return "is on the meta device and has no values: load the weights first (to_empty(), then load_state_dict())"
+        return "has no values (it is on the meta device): load the weights first"
     if tensor.is_quantized:
         return f"is quantised ({tensor.dtype}), and codes have no mean: merge first, then quantise"
     if tensor.layout != torch.strided:

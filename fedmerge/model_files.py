@@ -18,6 +18,7 @@ from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, is_uninitialised, module_state, prefixed
+from fedmerge.unmoved import same
 
 __all__ = ["Architecture", "read_inputs", "read_state"]
 
@@ -229,7 +230,7 @@ def _shared(file: Path, module: nn.Module, state: State) -> dict[str, Tensor]:
     for name, tensor in own.items():
         if name in state:
             first = of.setdefault(id(tensor), name)
-            if not (state[first].shape == state[name].shape and torch.equal(state[first], state[name])):
+            if not same(state[first], state[name]):
                 raise ModelError(
                     f"{file}: {first!r} and {name!r} are one tensor in the model, and differ in the file, which was "
                     "trained with the tie cut: build the model without the tie (--model, --set model.option=value), or "

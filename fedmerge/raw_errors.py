@@ -26,10 +26,10 @@ def named(what: str) -> Iterator[None]:
     Examples
     --------
     >>> with named("merge by fedavg"):
-    ...     raise RuntimeError("shapes do not fit")
+    ...     raise RuntimeError("no such kernel")
     Traceback (most recent call last):
         ...
-    fedmerge.errors.ModelError: merge by fedavg failed: RuntimeError: shapes do not fit. Models and batches must fit...
+    fedmerge.errors.ModelError: merge by fedavg failed: RuntimeError: no such kernel. See that model(inputs) runs.
     """
     try:
         yield
@@ -38,6 +38,5 @@ def named(what: str) -> Iterator[None]:
     except _RAW as error:
         first = (str(error).strip() or "no reason given").split("\n")[0]
         raise ModelError(
-            f"{what} failed: {type(error).__name__}: {first}. Models and batches must fit each other: "
-            "see that model(inputs) runs on them"
+            f"{what} failed: {type(error).__name__}: {first.rstrip('.')}. See that model(inputs) runs."
         ) from error

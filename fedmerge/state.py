@@ -134,7 +134,7 @@ def is_extra(name: str) -> bool:
 
 def is_uninitialised(tensor: Tensor) -> bool:
     """Whether a tensor of a lazy layer has no shape yet."""
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return bool(nn.parameter.is_lazy(tensor))
 
 
 def is_norm_statistic(name: str) -> bool:

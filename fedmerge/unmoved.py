@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmerge.state import State
 
-__all__ = ["Unmoved", "equal_in_all"]
+__all__ = ["Unmoved", "equal_in_all", "same"]
 
 
 class Unmoved:
@@ -32,7 +32,7 @@ class Unmoved:
         """One client."""
         found = {name: state[name] for name in self._names if name in state}
         if self._begun:
-            self.tensors = {n: t for n, t in self.tensors.items() if n in found and _same(t, found[n])}
+            self.tensors = {n: t for n, t in self.tensors.items() if n in found and same(t, found[n])}
         else:
             self.tensors, self._begun = found, True
 
@@ -56,5 +56,15 @@ def equal_in_all(states: Collection[State], names: Collection[str]) -> frozenset
     return frozenset(unmoved.tensors)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other.to(one.device))
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, be it NaN.
+
+    Examples
+    --------
+    >>> same(torch.tensor([torch.nan]), torch.tensor([torch.nan])), same(torch.ones(2), torch.ones(1))
+    (True, False)
+    """
+    if one.shape != other.shape:
+        return False
+    other = other.to(one.device)
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())

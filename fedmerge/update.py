@@ -206,7 +206,7 @@ class MergeContext:
             The model cannot be traced.
         """
         module = self.module(state, method)
-        module.register_state_dict_post_hook(_without_extra)
+        module.register_state_dict_post_hook(_without_extra)  # type: ignore[no-untyped-call]
         return held(trace(module, self.shown(method)), self.frozen)
 
     def shown(self, method: str) -> Tensor:

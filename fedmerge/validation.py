@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmerge.errors import BadUpdate
 from fedmerge.state import LARGEST, State, is_finite, is_norm_statistic, is_sane
+from fedmerge.unmoved import same
 from fedmerge.update import ClientUpdate
 
 __all__ = ["check_update", "common_form", "not_finite"]
@@ -75,7 +76,7 @@ def check_update(
             "All clients must train the model that the server sent.",
         )
     for alias, name in (tied or {}).items():
-        if alias in state and name in state and not torch.equal(state[alias], state[name]):
+        if alias in state and name in state and not same(state[alias], state[name]):
             raise BadUpdate(
                 client,
                 f"{name!r} and {alias!r}, one tensor in the model, differ",

@@ -162,7 +162,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         )
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
-        self._buffers, self._facts = (None, {}) if model_fn is None else facts_of(model_fn())
+        known = None if model_fn is None else facts_of(model_fn())
+        self._buffers = None if known is None else known[0]
+        self._facts = {} if known is None else known[1]
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None
