@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
 from fedmerge.loaders import few
 from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
+from fedmerge.models.copies import copy_of
 from fedmerge.outputs import with_one_output
 from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
 from fedmerge.unmoved import equal_in_all, same
@@ -83,7 +83,7 @@ class AtHand:
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
         if all(parameter.requires_grad != (name in self.frozen) for name, parameter in named):
             return model
-        copied = copy.deepcopy(model)
+        copied = copy_of(model)
         for name, parameter in copied.named_parameters():
             if parameter.is_floating_point() or parameter.is_complex():
                 parameter.requires_grad_(name not in self.frozen)
@@ -176,18 +176,13 @@ def _copyable(model: nn.Module) -> nn.Module:
     Old weight norm and pruning leave a computed tensor at the module, which is made anew in each forward pass;
     a parameter may be one number seen many times over (``expand``).
     """
-    computed = [
-        tensor
-        for module in model.modules()
-        for tensor in vars(module).values()
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None
-    ]
-    expanded = [(n, p) for n, p in model.named_parameters() if _overlaps(p)]
-    if not computed and not expanded:
+    held = [tensor for module in model.modules() for tensor in vars(module).values() if isinstance(tensor, Tensor)]
+    expanded = [name for name, parameter in model.named_parameters() if _overlaps(parameter)]
+    if not expanded and all(tensor.grad_fn is None for tensor in held):
         return model
-    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    copied = copy_of(model)
     own = dict(copied.named_parameters())
-    for name, _ in expanded:
+    for name in expanded:
         own[name].data = own[name].data.contiguous()
     return copied
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.models.copies import copy_of
 
 __all__ = ["main_output", "with_one_output"]
 
@@ -56,7 +56,7 @@ def with_one_output(model: nn.Module, inputs: Any) -> nn.Module:
     ModelError
         It does not run on these inputs, or gives no tensor that can be told to be its prediction.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy_of(model).eval()
     try:
         with torch.no_grad():
             outputs = copied(inputs)

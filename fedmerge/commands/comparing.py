@@ -106,7 +106,9 @@ def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
 
 def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> None:
     """Table and pictures of a comparison."""
+    from fedmerge.commands.conclusion import conclude
     from fedmerge.commands.tables import show, summary_table
+    from fedmerge.plotting import read_runs
     from fedmerge.simulation.partitions import save_partition
     from fedmerge.simulation.results import write_results
 
@@ -116,6 +118,7 @@ def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> Non
         show(summary_table(rows, target))
         for path in [*paths, *drawn]:
             typer.echo(path)
+        typer.echo(conclude(read_runs(runs)))
     _show_runs([], failed)
 
 

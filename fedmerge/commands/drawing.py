@@ -20,6 +20,10 @@ def plot(
     labels: Annotated[
         str | None, typer.Option(help="A word for each folder, by comma, where folders hold the same methods.")
     ] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="For print: as wide as 1 column (3.4 inches) or 2 (7 inches).")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Panels, by comma: rounds,megabytes,steps,seconds.")] = None,
 ) -> None:
     """Draw curves of finished runs; the ending of --out decides: .png, .pdf or .svg."""
     from fedmerge.plotting import plot_convergence, plot_traffic
@@ -27,6 +31,7 @@ def plot(
     path = out or folders[0] / f"{kind}.png"
     words = None if labels is None else [word.strip() for word in labels.split(",")]
     if kind == "traffic":
-        typer.echo(plot_traffic(folders, path, labels=words))
-    else:
-        typer.echo(plot_convergence(folders, path, target=target, labels=words))
+        typer.echo(plot_traffic(folders, path, labels=words, columns=columns))
+        return
+    panels = None if against is None else [name.strip() for name in against.split(",")]
+    typer.echo(plot_convergence(folders, path, target=target, labels=words, columns=columns, against=panels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedmerge.data.client_data import client_data
+from fedmerge.errors import CannotStack
 from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
 from fedmerge.state import State
@@ -20,9 +23,12 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
 __all__ = ["TRIED", "Engine", "answer", "choose", "divided", "serial_pieces"]
+
+log = logging.getLogger("fedmerge")
 
 Engine = Literal["auto", "serial", "stacked"]
 
@@ -112,6 +118,7 @@ class _Work:
         self.settings, self.seed, self.round = side.settings(order.config)
         self._base = order.context.required_base("a cohort")
         self.module = resize(side.template, self._base)
+        self._fresh = ModelSnapshot(self.module)
 
     def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
         """The clients and their data; one whose data cannot be had has failed."""
@@ -120,11 +127,12 @@ class _Work:
             try:
                 if self._side.mishaps is not None:
                     self._side.mishaps.begin(client, self.round)
-                data = self._side.data_fn(client, self._total)
+                data = client_data(self._side.data_fn, client, self._total)
+                participant = Participant(client, data.train_x, data.train_y)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
-            yield node, Participant(client, data.train_x, data.train_y)
+            yield node, participant
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
         """One client after the other."""
@@ -138,13 +146,15 @@ class _Work:
         while block := list(islice(clients, size)):
             try:
                 done = train_cohort(
-                    _loaded(self.module, self._base),
+                    self._loaded(self._base),
                     [one for _, one in block],
                     self.settings,
                     seed=self.seed,
                     round=self.round,
                 )
-            except Exception:
+            except Exception as problem:
+                if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
+                    log.warning("%s", problem)
                 for node, one in block:
                     yield from self._alone(node, one)
                 continue
@@ -153,7 +163,7 @@ class _Work:
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
-            model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
+            model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
             report = self._side.fit(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except Exception as problem:
@@ -188,12 +198,20 @@ class _Work:
         for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
             state = {name: tensor[k : k + 1] for name, tensor in states.items()}
             try:
-                model = _loaded(self.module, {name: tensor[0] for name, tensor in state.items()})
+                model = self._loaded({name: tensor[0] for name, tensor in state.items()})
                 sent, error = self._statistics(model, one, report)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
             yield from self._sent([(node, one)], state, [report], [sent], [error])
+
+    @torch.no_grad()
+    def _loaded(self, state: State) -> nn.Module:
+        """The module with the values of `state`, as good as new: nothing of one client is left for the next."""
+        self._fresh.restore(parameters=False)
+        for name, tensor in self.module.state_dict().items():
+            tensor.copy_(state[name])
+        return self.module
 
     def _statistics(
         self, model: nn.Module, one: Participant, report: TrainingReport
@@ -253,14 +271,6 @@ class _Work:
 
     def _fail(self, node: int, problem: Exception) -> None:
         self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
-
-
-@torch.no_grad()
-def _loaded(module: nn.Module, state: State) -> nn.Module:
-    """`module` with the values of `state`, as good as new."""
-    for name, tensor in module.state_dict().items():
-        tensor.copy_(state[name])
-    return module
 
 
 def state_bytes(state: State) -> int:

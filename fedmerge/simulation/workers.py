@@ -128,7 +128,7 @@ class InProcess(Workers):
 def warm_up() -> None:
     """Take one training step, so that what torch imports at the first one is not counted as a client's time."""
     with torch.random.fork_rng(devices=[]):
-        layer = nn.Linear(1, 1)
+        layer = nn.Linear(1, 2)
     train(layer, torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), LocalTraining(), seed=0, client=0, round=0)
 
 

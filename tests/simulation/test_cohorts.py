@@ -87,7 +87,7 @@ def test_whoever_fails_is_named_and_stops_nobody(engine):
         if client == 0:
             raise OSError("the disk is gone")
         if client == 1:
-            return ClientData(given.train_x * float("nan"), given.train_y, given.held_out_x, given.held_out_y)
+            return ClientData(given.train_x * 1e30, given.train_y, given.held_out_x, given.held_out_y)
         return given
 
     app = client_app(tiny_model, data, training=LocalTraining(epochs=1))
@@ -122,6 +122,19 @@ def test_a_model_that_cannot_be_stacked_trains_one_by_one():
         measured, to_arrays(Recurrent().state_dict()), num_rounds=1
     )
     assert [e.engine for e in measured.take()] == ["serial"]
+
+
+def test_stacking_that_was_asked_for_and_cannot_be_is_told_once(caplog):
+    def rare():
+        return nn.Sequential(nn.Linear(4, 3), nn.RReLU())
+
+    app = client_app(rare, tiny_data, training=LocalTraining(epochs=1))
+    with SimulationGrid(app, 2, engine="stacked") as grid:
+        strategy = MergeStrategy("fedavg", model_fn=rare, fraction_evaluate=0.0)
+        strategy.start(grid, to_arrays(rare().state_dict()), num_rounds=2)
+    told = [record.getMessage() for record in caplog.records if "stacked weights" in record.getMessage()]
+    assert len(told) == 1
+    assert "rrelu" in told[0]
 
 
 def test_whoever_wants_messages_gets_them():
