@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,22 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.aggregators.base import Aggregator
+from fedmerge.arguments import MergeArguments, check_keywords, check_method, check_policies
+from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.loaders import first_inputs
 from fedmerge.method_names import parse_method
+from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import Answer, Ask, Question, respond
+from fedmerge.raw_errors import named
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage, catch_up
-from fedmerge.state import State, module_state
+from fedmerge.state import State, trained_names
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.settings import compressed
 from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.validation import common_form
+from fedmerge.widths import check_equal_widths
 
 __all__ = ["MethodInfo", "merge", "methods"]
 
@@ -159,53 +166,56 @@ def merge(
     >>> bool(((0.75 * a.weight + 0.25 * b.weight) - merged.weight).abs().max() < 1e-6)
     True
     """
-    if not models:
-        raise InvalidOption("there is no model to merge: pass at least one")
-    for name, given in (("weights", weights), ("statistics", statistics), ("clients", clients)):
-        if given is not None and len(given) != len(models):
-            raise InvalidOption(f"{name} has {len(given)} entries for {len(models)} models: pass one each")
-    # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
-    pipeline = build_pipeline(
-        method,
-        {parse_method(method)[0].name: options},
-        on_bad_update="raise",
-        repair=repair,
-        privacy=privacy or Privacy(),
-    )
-    if pipeline.aggregator.local_rule:
-        raise InvalidOption(
-            f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
-            "which is all that its server does"
+    check_method(method)
+    with named(f"merge by {method}"):
+        check_keywords(method, options, inspect.signature(merge).parameters)
+        hand = AtHand.of(plain_modules(models), base)
+        check_policies(repair, privacy)
+        given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
+        # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
+        pipeline = build_pipeline(
+            method,
+            {parse_method(method)[0].name: options},
+            on_bad_update="raise",
+            repair=repair,
+            privacy=privacy or Privacy(),
         )
-    _, buffers = module_state(models[0])
-    if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
-        example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
-    if pipeline.aggregator.requires_data and data is None:
-        raise InvalidOption(f"{method} needs batches on the server: pass data=.")
-    told = either(task, loss)
-    reading = Reading(told)
-    updates = []
-    for i, model in enumerate(models):
-        known = dict(statistics[i]) if statistics is not None else {}
-        given_statistics = _statistics(
-            i, pipeline.measured, known, model, None if clients is None else clients[i], reading
+        if pipeline.aggregator.local_rule:
+            raise InvalidOption(
+                f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
+                "which is all that its server does"
+            )
+        models, clients = hand.models, given.clients
+        if not pipeline.aggregator.may_change_width:
+            check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
+        if pipeline.aggregator.requires_data and data is None:
+            raise InvalidOption(f"{method} needs batches on the server: pass data=.")
+        asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
+        shown = hand.measured(first_inputs(clients)) if clients is not None and asked else models
+        told = either(task, loss)
+        reading = Reading(told)
+        updates = []
+        for i, model in enumerate(shown):
+            known = {} if given.statistics is None else given.statistics[i]
+            loader = None if clients is None else clients[i]
+            found = _statistics(i, pipeline.measured, known, model, loader, reading)
+            if pipeline.aggregator.upload is not None:
+                found = _as_sent(found, model, pipeline.sent_as)
+            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], found))
+        context = MergeContext(
+            base=hand.base,
+            seed=given.seed,
+            data=given.data,
+            example=given.shown(traced=pipeline.aggregator.requires_model),
+            model_fn=lambda: copy_of(models[0]),
+            exchange=None if clients is None else _Clients(shown, clients, given.seed, reading),
+            ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown, reading),
+            task=told,
+            frozen=hand.frozen,
+            tied=hand.tied,
         )
-        if pipeline.aggregator.upload is not None:
-            given_statistics = _as_sent(given_statistics, model, pipeline.sent_as)
-        weight = 1.0 if weights is None else _number(weights[i], i)
-        updates.append(ClientUpdate(i, module_state(model)[0], weight, given_statistics))
-    context = MergeContext(
-        base=None if base is None else module_state(base)[0],
-        seed=seed,
-        data=data,
-        example=example,
-        task=told,
-        model_fn=lambda: copy.deepcopy(models[0]),
-        exchange=None if clients is None else _AtHand(models, clients, seed, reading),
-        ask=None if clients is None else asked_at_hand(models[0], clients, seed, models, reading),
-    )
-    result = pipeline.merge(updates, context, buffers=buffers)
-    return resize(models[0], {**models[0].state_dict(), **result.state})
+        result = pipeline.merge(updates, context, buffers=hand.buffers)
+        return resize(models[0], {**models[0].state_dict(), **result.state})
 
 
 def _statistics(
@@ -267,7 +277,7 @@ def asked_at_hand(
     return ask
 
 
-class _AtHand:
+class _Clients:
     """Further exchanges with clients whose models and loaders are at hand."""
 
     def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int, reading: Reading) -> None:
@@ -278,8 +288,9 @@ class _AtHand:
         answers = []
         for client, news in sent.items():
             module = resize(self._model, catch_up(self._kept[client], news))
+            trained = trained_names(module)
             for name, parameter in module.named_parameters():
-                parameter.requires_grad_(name not in stage.frozen)
+                parameter.requires_grad_(name in trained and name not in stage.frozen)
             pairs = list(self._clients[client])
             x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
             task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
@@ -289,10 +300,3 @@ class _AtHand:
             state = {name: self._kept[client][name] for name in stage.send}
             answers.append(ClientUpdate(client, state, len(x)))
         return answers
-
-
-def _number(weight: Any, model: int) -> float:
-    try:
-        return float(weight)
-    except (TypeError, ValueError) as error:
-        raise InvalidOption(f"weights[{model}] must be a number, got {weight!r}") from error

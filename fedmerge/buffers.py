@@ -41,17 +41,22 @@ class BufferFold:
         self._policy = policy
         self._moments = _PooledMoments() if policy == "pooled" else WeightedSum()
         self._integers: dict[str, Tensor] = {}
+        self._range = _Range()
 
     def add(self, state: State, weight: float) -> None:
         """Add one client's buffers."""
         if self._policy != "local":
-            self._moments.add({name: state[name] for name in self._layout.float_buffers}, weight)
+            floats = {name: state[name] for name in self._layout.float_buffers}
+            self._moments.add(floats, weight)
+            self._range.add(floats, floats)
         self._count(state)
 
     def add_stacked(self, states: State, weights: Sequence[float]) -> None:
         """Add many clients' buffers, tensors [K, ...]."""
         if self._policy == "mean":
-            self._moments.add_stacked({name: states[name] for name in self._layout.float_buffers}, weights)
+            floats = {name: states[name] for name in self._layout.float_buffers}
+            self._moments.add_stacked(floats, weights)
+            self._range.add_stacked(floats)
             self._count({name: states[name].amax(0) for name in self._layout.integer_buffers})
             return
         for k, weight in enumerate(weights):
@@ -60,6 +65,7 @@ class BufferFold:
     def join(self, other: BufferFold) -> BufferFold:
         """Add the buffers that another has folded; `other` must not be used again."""
         self._moments.join(other._moments)
+        self._range.add(other._range.low, other._range.high)
         self._count(other._integers)
         return self
 
@@ -74,7 +80,40 @@ class BufferFold:
         if self._policy == "local":
             kept = base or {}
             return {**{n: kept[n].clone() for n in self._layout.float_buffers if n in kept}, **self._integers}
-        return {**self._moments.mean(), **self._integers}
+        return {**self._range.kept(self._moments.mean()), **self._integers}
+
+
+class _Range:
+    """Least and largest of every entry over the clients: what is equal in all of them is no matter of means.
+
+    A mean of equal numbers differs from them in the last bit, and a mean of the -inf in masks of attention is none.
+    """
+
+    def __init__(self) -> None:
+        self.low: dict[str, Tensor] = {}
+        self.high: dict[str, Tensor] = {}
+
+    def add(self, low: State, high: State) -> None:
+        """Another client, or those of another range."""
+        for mine, theirs, extreme in ((self.low, low, torch.minimum), (self.high, high, torch.maximum)):
+            for name, tensor in theirs.items():
+                if tensor.is_complex():
+                    continue
+                mine[name] = extreme(mine[name], tensor.to(mine[name])) if name in mine else tensor.clone()
+
+    def add_stacked(self, states: State) -> None:
+        """Many clients, tensors [K, ...]."""
+        real = {name: tensor for name, tensor in states.items() if not tensor.is_complex()}
+        self.add({n: t.amin(0) for n, t in real.items()}, {n: t.amax(0) for n, t in real.items()})
+
+    def kept(self, means: State) -> dict[str, Tensor]:
+        """`means`, and the entries themselves where they are equal in all clients."""
+        return {
+            name: torch.where(self.low[name] == self.high[name], self.low[name].to(mean.dtype), mean)
+            if name in self.low
+            else mean
+            for name, mean in means.items()
+        }
 
 
 class _PooledMoments(WeightedSum):

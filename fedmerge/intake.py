@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.repair import Rescale
-from fedmerge.state import Layout, State, as_rows
+from fedmerge.state import Layout, State, as_rows, is_norm_statistic
 from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode
+from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import check_update
+from fedmerge.widths import check_matchable
 
 __all__ = ["Intake", "Partial"]
 
@@ -34,6 +36,7 @@ class Partial:
     buffers: BufferFold
     accepted: list[int]
     dropped: list[BadUpdate]
+    unmoved: Unmoved = field(default_factory=Unmoved)
 
 
 class Intake:
@@ -57,6 +60,8 @@ class Intake:
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
         self._unread = frozenset(layout.parameters if trusting else ())
+        self._masks = frozenset(name for name in layout.float_buffers if not is_norm_statistic(name))
+        self.unmoved = Unmoved(context.frozen)
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
         self.moved: dict[int, State] | None = {} if keeping else None
@@ -76,9 +81,11 @@ class Intake:
         if isinstance(aggregator, Aligning):
             held = list(good)
             given = {update.client: update.state for update in held}
-            good = aggregator.align(held, self._context)
+            frozen = equal_in_all(list(given.values()), self._context.frozen)
+            good = aggregator.align(held, replace(self._context, frozen=frozen))
         for update in good:
             self.buffers.add(update.state, update.weight)
+            self.unmoved.add(update.state)
             if self.moved is not None and update.state is not given.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:
@@ -94,6 +101,7 @@ class Intake:
         if not block.clients:
             return block
         self.buffers.add_stacked(block.states, block.weights)
+        self.unmoved.add_stacked(block.states)
         self.accepted += block.clients
         return replace(block, states=self._parameters(block.states))
 
@@ -102,8 +110,11 @@ class Intake:
         shapes = {name: stacked.shape[1:] for name, stacked in block.states.items()}
         if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
             return set(range(len(block)))
-        sums = [as_rows(t).sum(1) for t in block.states.values() if t.is_floating_point() or t.is_complex()]
-        finite = torch.stack([total.isfinite() for total in sums]).all(0).tolist()
+        numbers = {n: t for n, t in block.states.items() if t.is_floating_point() or t.is_complex()}
+        fine = [
+            ~as_rows(t).isnan().any(1) if n in self._masks else as_rows(t).sum(1).isfinite() for n, t in numbers.items()
+        ]
+        finite = torch.stack(fine).all(0).tolist()
         return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
 
     def _selected(self, block: StackedUpdates, suspect: set[int]) -> StackedUpdates:
@@ -129,7 +140,7 @@ class Intake:
 
     def take(self, partial: Partial) -> None:
         """Take over what has been folded elsewhere."""
-        self.buffers = partial.buffers
+        self.buffers, self.unmoved = partial.buffers, partial.unmoved
         self.accepted, self.dropped = partial.accepted, partial.dropped
 
     def check_number(self, at_least: int) -> None:
@@ -164,7 +175,14 @@ class Intake:
     def _checked(self, update: ClientUpdate, *, closely: bool = True) -> ClientUpdate:
         aggregator = self._aggregator
         if closely:
-            check_update(update, self.reference, same_shapes=not aggregator.may_change_width, unread=self._unread)
+            check_update(
+                update,
+                self.reference,
+                same_shapes=not aggregator.may_change_width,
+                unread=self._unread,
+                buffers=self._masks,
+                tied=self._context.tied,
+            )
             self._check_widths(update)
         if not aggregator.needs:
             return update
@@ -185,12 +203,13 @@ class Intake:
                     "Start from a model of about the clients' widths.",
                 )
         try:
-            self._context.symmetries(update.state, type(self._aggregator).__name__)
+            spec = self._context.symmetries(update.state, type(self._aggregator).__name__)
         except (ModelError, RuntimeError, TypeError, ValueError) as error:
             shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
             raise BadUpdate(
                 update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
             ) from error
+        check_matchable(update.client, update.state, self.reference, other, spec)
 
     def _parameters(self, state: State) -> State:
         return as_pairs({name: state[name] for name in self.layout.parameters})

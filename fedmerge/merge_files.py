@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fedmerge.api import merge, methods
 from fedmerge.errors import BadUpdate, ConfigError, InvalidOption, ModelError, RecordError
+from fedmerge.mergeable import check_mergeable
 from fedmerge.method_names import parse_method, parse_value
 from fedmerge.model_files import Architecture, read_inputs, read_state
 from fedmerge.pipeline import build_pipeline
 from fedmerge.records import write_tensors
-from fedmerge.state import State
+from fedmerge.state import State, is_extra, tied_names
+from fedmerge.widths import ALL_BUT
 
 __all__ = ["merge_files", "numbers"]
 
@@ -90,7 +92,7 @@ def merge_files(
         raise RecordError(f"{out} is a folder: name the file to write, such as {out / 'merged.safetensors'}")
     chosen, model_options = _split(settings)
     _check_method(method, chosen, base)
-    states = [read_state(file) for file in files]
+    states = [_read(file) for file in files]
     inputs, targets = (None, None) if data is None else read_inputs(data)
     given = tuple(input_shape) if input_shape is not None else None
     found = Architecture.find(model, model_options, given, classes, inputs, (files[0], states[0]), seed=seed)
@@ -101,7 +103,7 @@ def merge_files(
             modules,
             method,
             weights=weights,
-            base=None if base is None else found.module(base, read_state(base)),
+            base=None if base is None else found.module(base, _read(base)),
             data=None if inputs is None else _batches(inputs, targets),
             example=found.example,
             seed=seed,
@@ -132,6 +134,12 @@ def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> lis
         raise ConfigError(f"{option} wants numbers with commas between them, such as 3,1; got {text!r}") from error
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    state = read_state(file)
+    check_mergeable(str(file), state)
+    return state
+
+
 def _split(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the method and of the model."""
     chosen: dict[str, Any] = {}
@@ -154,6 +162,12 @@ def _check_method(method: str, chosen: Mapping[str, Any], base: Path | None) -> 
             f"{method} needs what clients measure ({', '.join(pipeline.needs)}), which files of weights do not hold: "
             "call fedmerge.merge(models, ..., clients=loaders) in Python"
         )
+    asking = [type(one).__name__ for one in pipeline.refinements]
+    if asking:
+        raise InvalidOption(
+            f"{method}: {', '.join(asking)} asks clients about the merged model, whom files of weights do not bring: "
+            "call fedmerge.merge(models, ..., clients=loaders) in Python, or leave it out"
+        )
     if base is None and (pipeline.aggregator.requires_base or pipeline.server_steps):
         raise InvalidOption(f"{method} merges updates of a common model: name its file with --base")
 
@@ -169,7 +183,7 @@ def _check_widths(method: str, files: Sequence[Path], states: Sequence[State]) -
                 able = ", ".join(name for name, info in known.items() if info.may_change_width)
                 raise ModelError(
                     f"{file}: {name!r} has shape {list(tensor.shape)}, in {files[0]} {list(first.shape)}, and {method} "
-                    f"merges models of equal widths. Methods for unequal ones: {able}"
+                    f"merges models of equal widths. Methods for unequal hidden ones: {able}. {ALL_BUT}"
                 )
 
 
@@ -179,7 +193,16 @@ def _batches(inputs: Tensor, targets: Tensor | None) -> list[Any]:
 
 
 def _written(out: Path, merged: nn.Module, like: State, metadata: Mapping[str, str]) -> Path:
+    own = {n: t for n, t in merged.state_dict().items() if not is_extra(n)}
+    # A tensor that the file has under one of its names has the precision of that one under the others too.
+    groups: dict[str, list[str]] = {}
+    for name, first in tied_names(merged).items():
+        groups.setdefault(first, [first]).append(name)
+    dtypes = {name: tensor.dtype for name, tensor in like.items()}
+    for names in groups.values():
+        known = next((dtypes[name] for name in names if name in dtypes), None)
+        dtypes |= {name: known for name in names if known is not None and name not in dtypes}
     # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    state = {n: t.to(like[n].dtype, copy=True) if n in like else t.clone() for n, t in merged.state_dict().items()}
+    state = {n: t.to(dtypes.get(n, t.dtype), copy=True) for n, t in own.items()}
     write_tensors(out, state, metadata)
     return out

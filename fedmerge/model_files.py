@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedmerge.errors import ConfigError, DataError, FedMergeError, ModelError
+from fedmerge.mergeable import check_mergeable
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
-from fedmerge.state import State, prefixed
+from fedmerge.state import State, is_uninitialised, module_state, prefixed
+from fedmerge.unmoved import same
 
 __all__ = ["Architecture", "read_inputs", "read_state"]
 
@@ -61,6 +63,8 @@ def read_inputs(file: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def _read(file: Path, kind: type[FedMergeError]) -> dict[str, Tensor]:
+    if file.is_dir():
+        raise kind(f"{file} is a folder: name the file in it, such as {file / 'model.safetensors'}")
     try:
         return load_file(file)
     except FileNotFoundError as error:
@@ -107,13 +111,17 @@ class Architecture:
             raise ModelError(
                 f"the input shape is {list(shape)}, that of the data {list(inputs.shape[1:])}: leave it out"
             )
+        if shape is not None and not all(size > 0 for size in shape):
+            raise ModelError(
+                f"the input shape must be sizes above 0 of one example, such as 1,28,28; got {list(shape)}"
+            )
         known = shape if inputs is None else tuple(inputs.shape[1:])
         shapes = [known] if known is not None else [*USUAL_SHAPES, *_flat_shapes(fit[1])]
         errors: list[ModelError] = []
         for tried in shapes:
             for example in _examples(tried, seed) if inputs is None else [inputs[:EXAMPLES]]:
                 try:
-                    found = cls(name, _build(name, tried, classes, options), example, classes)
+                    found = cls(name, _ready(name, _build(name, tried, classes, options), example), example, classes)
                     found.module(*fit)
                 except ModelError as error:
                     errors.append(error)
@@ -136,8 +144,10 @@ class Architecture:
         ConfigError
             It has another number of classes than was asked for.
         """
+        whole = {**_shared(file, self.built, state), **state}
+        _check_kinds(file, self.built, state)
         try:
-            module = resize(self.built, {**_shared(self.built, state), **state}).eval()
+            module = resize(self.built, whole).eval()
         except (ModelError, RuntimeError) as error:
             raise ModelError(
                 f"{file}: {error}. Its architecture must be --model {self.name}; what is no width, such as the number "
@@ -170,6 +180,31 @@ def _build(name: str, shape: tuple[int, ...], classes: int | None, options: Mapp
         raise ModelError(f"model {name!r} cannot be built for inputs of shape {list(shape)}: {error!r}") from error
 
 
+def _ready(name: str, module: nn.Module, example: Tensor) -> nn.Module:
+    """The model with shapes and places for all its tensors: lazy layers have theirs once they have seen an example."""
+    if any(map(is_uninitialised, [*module.parameters(), *module.buffers()])):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                module.eval()(example)
+        except Exception as error:  # a forward may raise anything
+            raise _TakesNoInput(
+                f"{name}, whose layers are lazy, does not take inputs of shape {list(example.shape[1:])} "
+                f"({type(error).__name__}): name the shape of one example with --input-shape"
+            ) from error
+    check_mergeable(f"model {name!r}", module_state(module)[0])
+    return module
+
+
+def _check_kinds(file: Path, module: nn.Module, state: State) -> None:
+    """Whole numbers of a file are no weights of a model that has others."""
+    for name, tensor in module_state(module)[0].items():
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point():
+            raise ModelError(
+                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: codes of a quantised model, "
+                "which have no mean. Dequantise it before the merge"
+            )
+
+
 def _flat_shapes(state: State) -> list[tuple[int, ...]]:
     """Shapes of flat inputs: the columns of each matrix, one of which may be the first layer."""
     return list(dict.fromkeys((t.shape[1],) for t in state.values() if t.ndim == 2))
@@ -182,11 +217,23 @@ def _examples(shape: Sequence[int], seed: int) -> Iterator[Tensor]:
     yield torch.randint(0, 2, (EXAMPLES, *shape), generator=generator)
 
 
-def _shared(module: nn.Module, state: State) -> dict[str, Tensor]:
-    """Tensors that a file names once and the model twice, as tied weights are saved."""
-    of: dict[int, Tensor] = {}
-    own = module.state_dict(keep_vars=True)
+def _shared(file: Path, module: nn.Module, state: State) -> dict[str, Tensor]:
+    """Tensors that a file names once and the model twice, as tied weights are saved.
+
+    Raises
+    ------
+    ModelError
+        The file has two, and they differ.
+    """
+    of: dict[int, str] = {}
+    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     for name, tensor in own.items():
         if name in state:
-            of[id(tensor)] = state[name]
-    return {name: of[id(tensor)] for name, tensor in own.items() if name not in state and id(tensor) in of}
+            first = of.setdefault(id(tensor), name)
+            if not same(state[first], state[name]):
+                raise ModelError(
+                    f"{file}: {first!r} and {name!r} are one tensor in the model, and differ in the file, which was "
+                    "trained with the tie cut: build the model without the tie (--model, --set model.option=value), or "
+                    f"save the file without {name!r}"
+                )
+    return {name: state[of[id(tensor)]] for name, tensor in own.items() if name not in state and id(tensor) in of}

@@ -17,10 +17,16 @@ __all__ = [
     "accumulator_dtype",
     "as_rows",
     "cast_like",
+    "frozen_names",
+    "is_extra",
     "is_finite",
+    "is_norm_statistic",
     "is_sane",
+    "is_uninitialised",
     "module_state",
     "prefixed",
+    "tied_names",
+    "trained_names",
     "with_prefix",
 ]
 
@@ -29,7 +35,7 @@ State = Mapping[str, Tensor]
 LARGEST = 1e15
 """Largest entry of a client's tensor: 1e8 squares of it add up in float32."""
 
-# What batch norm calls its running statistics: all that is left of a model's buffers once a state has
+# What batch norm calls its running statistics: nearly all that is left of a model's buffers once a state has
 # travelled as bare names, so it is the fallback where no module can be asked.
 _NORM_STATISTICS = ("running_mean", "running_var")
 
@@ -46,8 +52,11 @@ class Layout:
     integer_buffers: tuple[str, ...]
 
     @classmethod
-    def of(cls, state: State, buffers: Collection[str] | None = None) -> Layout:
-        """Sort the names of `state`; `buffers` are the buffers' names, where a module is at hand to tell.
+    def of(cls, state: State, buffers: Collection[str] | None = None, tied: Collection[str] = ()) -> Layout:
+        """Sort the names of `state`.
+
+        `buffers` are the buffers' names, where a module is at hand to tell; `tied` are further names of tensors that
+        it has under another, which are left out: one tensor is one parameter.
 
         Examples
         --------
@@ -56,24 +65,90 @@ class Layout:
         """
 
         def is_number(name: str) -> bool:
-            return state[name].is_floating_point() or state[name].is_complex()
+            return _is_number(state[name])
 
         def is_buffer(name: str) -> bool:
             if buffers is not None:
                 return name in buffers
-            return name.rpartition(".")[2] in _NORM_STATISTICS
+            return is_norm_statistic(name) or _is_mask(state[name])
 
         return cls(
-            parameters=tuple(n for n in state if is_number(n) and not is_buffer(n)),
+            parameters=tuple(n for n in state if n not in tied and is_number(n) and not is_buffer(n)),
             float_buffers=tuple(n for n in state if is_number(n) and is_buffer(n)),
             integer_buffers=tuple(n for n in state if not is_number(n)),
         )
 
 
 def module_state(module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """A module's detached ``state_dict`` and the names in it that are buffers."""
-    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    """A module's detached ``state_dict``, but for extra state of modules, and the names in it that are buffers."""
+    state = {
+        name: tensor.detach() if isinstance(tensor, Tensor) and not is_uninitialised(tensor) else tensor
+        for name, tensor in module.state_dict().items()
+        if not is_extra(name)
+    }
     return state, frozenset(name for name, _ in module.named_buffers() if name in state)
+
+
+def trained_names(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters that a module trains, tied names included: all where it trains none.
+
+    A model that is frozen as a whole has only been made ready for use: it says nothing of how it was trained.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> _ = model.weight.requires_grad_(False)
+    >>> sorted(trained_names(model))
+    ['bias']
+    """
+    named = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if _is_number(p)]
+    trained = frozenset(name for name, parameter in named if parameter.requires_grad)
+    return trained or frozenset(name for name, _ in named)
+
+
+def frozen_names(module: nn.Module) -> frozenset[str]:
+    """Names of a module's parameters that are not trained (``requires_grad=False``)."""
+    trained = trained_names(module)
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False) if name not in trained)
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """The first name of each parameter that has several, by its further names.
+
+    Examples
+    --------
+    >>> a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    >>> b.weight = a.weight
+    >>> tied_names(nn.Sequential(a, b))
+    {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: known for name, p in named if (known := first.setdefault(id(p), name)) != name}
+
+
+def is_extra(name: str) -> bool:
+    """Whether an entry of a ``state_dict`` is what a module keeps besides tensors (``get_extra_state``)."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def is_uninitialised(tensor: Tensor) -> bool:
+    """Whether a tensor of a lazy layer has no shape yet."""
+    return bool(nn.parameter.is_lazy(tensor))
+
+
+def is_norm_statistic(name: str) -> bool:
+    """Whether a tensor of this name is a running statistic of batch norm, which training may spoil."""
+    return name.rpartition(".")[2] in _NORM_STATISTICS
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor holds what no model is trained to, such as -inf, and yet no NaN: a mask of attention."""
+    return not is_sane(tensor) and not bool(tensor.isnan().any())
 
 
 def is_finite(tensor: Tensor) -> bool:

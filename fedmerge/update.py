@@ -14,14 +14,15 @@ from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
+from fedmerge.permutations.holding import held
 from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
-from fedmerge.state import State
+from fedmerge.state import State, frozen_names, is_extra, module_state, tied_names
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 
-__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
+__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "facts_of"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ class MergeContext:
         What the model is to do, where the server judges it; read from labels where not given.
     ask
         Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
+    frozen
+        Names of parameters that clients do not train. Those that are equal in all updates are not merged.
+    tied
+        By further names of shared parameters, the one name under which they are merged.
     """
 
     base: State | None = None
@@ -134,6 +139,8 @@ class MergeContext:
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
     task: Task | None = None
+    frozen: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.
@@ -170,8 +177,8 @@ class MergeContext:
         return self.model_fn()
 
     def trained(self, state: State, method: str) -> dict[str, Tensor]:
-        """The parameters of `state`, without buffers."""
-        names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)}
+        """The parameters of `state` that are trained, without buffers."""
+        names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)} - self.frozen
         return {name: tensor for name, tensor in state.items() if name in names}
 
     def inputs(self, method: str) -> Iterator[Tensor]:
@@ -193,7 +200,7 @@ class MergeContext:
         return evenly(self.inputs(method), number or None, most)
 
     def symmetries(self, state: State, method: str) -> PermutationSpec:
-        """Which neurons of a model with the shapes of `state` may be re-ordered.
+        """Which neurons of a model with the shapes of `state` may be re-ordered: none that a frozen tensor holds.
 
         Raises
         ------
@@ -202,7 +209,9 @@ class MergeContext:
         ModelError
             The model cannot be traced.
         """
-        return trace(self.module(state, method), self.shown(method))
+        module = self.module(state, method)
+        module.register_state_dict_post_hook(_without_extra)  # type: ignore[no-untyped-call]
+        return held(trace(module, self.shown(method)), self.frozen)
 
     def shown(self, method: str) -> Tensor:
         """One batch of inputs: the example, or the first of the data.
@@ -245,3 +254,20 @@ class MergeContext:
         if found.hits is None:
             raise InvalidOption(f"{method} judges models by their accuracy, and {self.task} has none")
         return found.accuracy
+
+
+def _without_extra(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+    """What modules keep besides tensors has no neurons."""
+    for name in [name for name in state if is_extra(name)]:
+        del state[name]
+
+
+def facts_of(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
+    """What a model tells of its tensors: which are buffers, and for a :class:`MergeContext` which are frozen and tied.
+
+    Examples
+    --------
+    >>> facts_of(nn.Linear(1, 1).requires_grad_(False))
+    (frozenset(), {'frozen': frozenset(), 'tied': {}})
+    """
+    return module_state(model)[1], {"frozen": frozen_names(model), "tied": tied_names(model)}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from fedmerge.errors import BadUpdate
-from fedmerge.state import LARGEST, State, is_finite, is_sane
+from fedmerge.state import LARGEST, State, is_finite, is_norm_statistic, is_sane
+from fedmerge.unmoved import same
 from fedmerge.update import ClientUpdate
 
 __all__ = ["check_update", "common_form", "not_finite"]
 
 
-def common_form(updates: Sequence[ClientUpdate]) -> State:
-    """The state whose names and shapes most updates share: what to hold the others against without a base."""
-    forms = Counter(_form(update.state) for update in updates)
+def common_form(states: Sequence[State]) -> State:
+    """The state whose names and shapes most share: what to hold the others against without a base."""
+    forms = Counter(_form(state) for state in states)
     usual = forms.most_common(1)[0][0]
-    return next(update.state for update in updates if _form(update.state) == usual)
+    return next(state for state in states if _form(state) == usual)
 
 
 def _form(state: State) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -27,7 +29,13 @@ def _form(state: State) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def check_update(
-    update: ClientUpdate, reference: State, *, same_shapes: bool = True, unread: Collection[str] = ()
+    update: ClientUpdate,
+    reference: State,
+    *,
+    same_shapes: bool = True,
+    unread: Collection[str] = (),
+    buffers: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
 ) -> None:
     """Check one update against a state with the right names, shapes and kinds of numbers.
 
@@ -37,6 +45,11 @@ def check_update(
         False for methods that merge models of unequal width.
     unread
         Names of tensors whose values are not looked at here: the method looks at them as it reads them.
+    buffers
+        Names of buffers: what is infinite or huge in one, unless it is a running statistic, is a mask and says nothing
+        of training.
+    tied
+        By further names of shared tensors, their first.
 
     Raises
     ------
@@ -62,6 +75,13 @@ def check_update(
             "; ".join(listed) + (f"; and {more} more" if more else ""),
             "All clients must train the model that the server sent.",
         )
+    for alias, name in (tied or {}).items():
+        if alias in state and name in state and not same(state[alias], state[name]):
+            raise BadUpdate(
+                client,
+                f"{name!r} and {alias!r}, one tensor in the model, differ",
+                "Train them as the one that they are, or cut the tie in the model that the server has.",
+            )
     for name, tensor in state.items():
         want = reference[name]
         if same_shapes and tensor.shape != want.shape:
@@ -76,11 +96,22 @@ def check_update(
                 f"tensor {name!r} is {tensor.dtype}, the model has {want.dtype}",
                 "Send tensors as the model has them.",
             )
-        if name not in unread and not is_sane(tensor):
+        if name in buffers and not is_norm_statistic(name):
+            _check_buffer(client, name, tensor, want)
+        elif name not in unread and not is_sane(tensor):
             raise not_finite(client, name, tensor)
 
 
-def not_finite(client: int, name: str, tensor: torch.Tensor) -> BadUpdate:
+def _check_buffer(client: int, name: str, tensor: Tensor, want: Tensor) -> None:
+    """NaN is of training, unless the model has had it before."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.shape != want.shape:
+        return
+    fresh = tensor.isnan() & ~want.isnan().to(tensor.device)
+    if bool(fresh.any()):
+        raise not_finite(client, name, torch.where(fresh, tensor, 0))
+
+
+def not_finite(client: int, name: str, tensor: Tensor) -> BadUpdate:
     """The error for an update with NaN, infinity or a number too large in this tensor."""
     if is_finite(tensor):
         return BadUpdate(
@@ -96,7 +127,7 @@ def not_finite(client: int, name: str, tensor: torch.Tensor) -> BadUpdate:
     )
 
 
-def _kind(tensor: torch.Tensor) -> str:
+def _kind(tensor: Tensor) -> str:
     if tensor.is_complex():
         return "complex"
     if tensor.is_floating_point():

@@ -72,7 +72,7 @@ class FedMA(Layerwise):
         if context.exchange is None or not self.several_exchanges:
             return clients
         fresh = _settled(clients.specs[0], clients.trained[0], clients.done) - clients.settled
-        frozen = clients.settled | fresh
+        frozen = clients.settled | fresh | context.frozen
         asked = None if upcoming is None else _asked(clients, upcoming) - frozen
         order = list(clients.updates[0].state)
         merged = _means(clients, [n for n in order if n in fresh])

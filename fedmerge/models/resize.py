@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
 from fedmerge.models.copies import copy_of
+from fedmerge.state import is_extra, tied_names
 
 __all__ = ["resize"]
 
@@ -52,8 +53,9 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     resized = copy_of(module)
     own = resized.state_dict()
-    if set(own) != set(state):
-        missing, unknown = sorted(set(own) - set(state))[:3], sorted(set(state) - set(own))[:3]
+    expected, given = ({name for name in names if not is_extra(name)} for names in (own, state))
+    if expected != given:
+        missing, unknown = sorted(expected - given)[:3], sorted(given - expected)[:3]
         raise ModelError(f"the tensors do not fit {type(module).__name__}: missing {missing}, unknown {unknown}")
     shared: dict[int, nn.Parameter] = {}
     for prefix, part in resized.named_modules():
@@ -73,7 +75,10 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             changed = True
         if changed:
             _state(part)
-    resized.load_state_dict({name: tensor.to(own[name]) for name, tensor in state.items()})
+    tied = tied_names(resized)  # the last name would win, but the first is the one that everybody calculates with
+    loaded = {name: state[tied[name]] if tied.get(name) in state else tensor for name, tensor in state.items()}
+    extra = {name: value for name, value in own.items() if is_extra(name)}
+    resized.load_state_dict({**{name: t.to(own[name]) for name, t in loaded.items() if not is_extra(name)}, **extra})
     return resized
 
 

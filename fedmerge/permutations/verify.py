@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmerge.errors import ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.seeding import torch_generator
 
@@ -43,7 +43,7 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     """
     arguments = example if isinstance(example, tuple) else (example,)
     generator = torch_generator(seed, "verify")
-    module = copy.deepcopy(model).eval().cpu()
+    module = copy_of(model).eval().cpu()
     arguments = tuple(_drawn(a, generator) for a in arguments)
     state = {name: _varied(name, tensor, generator) for name, tensor in module.state_dict().items()}
     for alias, name in spec.aliases.items():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
@@ -147,8 +149,8 @@ class Pipeline:
             readable = [update for update in updates if isinstance(update, ClientUpdate)]
             if not readable:
                 raise NoUsableUpdates("there is no update to merge")
-            reference = common_form(readable)
-        layout = Layout.of(reference, buffers)
+            reference = common_form([update.state for update in readable])
+        layout = Layout.of(reference, buffers, context.tied)
         check_complex(self, reference, layout)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
@@ -171,7 +173,7 @@ class Pipeline:
         `context` needs its base. Bad updates are left out here already, and named in what comes back.
         """
         base, aggregator = context.required_base("a fold"), self._folding
-        layout = Layout.of(base, buffers)
+        layout = Layout.of(base, buffers, context.tied)
         check_complex(self, base, layout)
         intake, inner = self._intake(base, layout, context, _wait), _inner(context, layout)
         total = aggregator.zero(inner)
@@ -179,7 +181,7 @@ class Pipeline:
             good = intake.read_stacked(block)
             if good.clients:
                 total = aggregator.add_stacked(total, good, inner)
-        return Partial(total, intake.buffers, intake.accepted, intake.dropped)
+        return Partial(total, intake.buffers, intake.accepted, intake.dropped, intake.unmoved)
 
     def join(self, first: Partial, second: Partial) -> Partial:
         """The sum over the clients of both, whose memory it may reuse."""
@@ -188,6 +190,7 @@ class Pipeline:
             first.buffers.join(second.buffers),
             first.accepted + second.accepted,
             first.dropped + second.dropped,
+            first.unmoved.join(second.unmoved),
         )
 
     def finish(
@@ -204,7 +207,7 @@ class Pipeline:
         """
         base, memory = context.required_base("a fold"), memory or {}
         check_asked(self.refinements, context, base)
-        layout = Layout.of(base, buffers)
+        layout = Layout.of(base, buffers, context.tied)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
         intake.refuse(self._refuse)
@@ -238,17 +241,9 @@ class Pipeline:
         *,
         trusting: bool = False,
     ) -> Intake:
-        return Intake(
-            self.aggregator,
-            reference,
-            BufferFold(layout, self.batch_norm),
-            layout,
-            context,
-            on_bad=on_bad,
-            rescaled=self.repair == "rescale",
-            trusting=trusting,
-            keeping=self.compares,
-        )
+        settings: dict[str, Any] = {"rescaled": self.repair == "rescale", "keeping": self.compares}
+        folded = BufferFold(layout, self.batch_norm)
+        return Intake(self.aggregator, reference, folded, layout, context, on_bad=on_bad, trusting=trusting, **settings)
 
     def _completed(
         self,
@@ -267,20 +262,22 @@ class Pipeline:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
             merged, own = step.step(base, merged, prefixed(f"step{i}", memory))
             next_memory |= with_prefix(f"step{i}", own)
-        merged = from_pairs(merged, reference)
-        state = cast_like({**merged, **intake.buffers.finish(context.base)}, reference)
+        frozen, merged = intake.unmoved.tensors, from_pairs(merged, reference)
+        state = cast_like({**merged, **intake.buffers.finish(context.base), **frozen}, reference)
         _check_finite({name: state[name] for name in merged}, self.aggregator)
+        _tie(state, context)
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
             norms = norms and not any(one.measures_norms for one in self.refinements)
-            repair_matched(state, context, type(self.aggregator).__name__, rescale=intake.rescale, norms=norms)
+            repair_matched(state, context, type(self.aggregator).__name__, intake.rescale, norms=norms, frozen=frozen)
         exchanges: tuple[Exchanged, ...] = ()
         if self.refinements and context.ask is not None:
-            others = [] if passed is None else [cast_like({**state, **one}, state) for one in passed.models()]
+            others = [] if passed is None else [cast_like({**state, **one, **frozen}, state) for one in passed.models()]
             ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
             noise, left = self.privacy.noise, self._left(reference)
-            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left)
+            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left, frozen)
             state, exchanges = found.state, tuple(found.exchanges)
+            _tie(state, context)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,
@@ -288,6 +285,11 @@ class Pipeline:
             tuple(intake.dropped),
             exchanges,
         )
+
+
+def _tie(state: dict[str, Tensor], context: MergeContext) -> None:
+    """Give shared tensors their value under all their names."""
+    state.update({alias: state[name] for alias, name in context.tied.items() if name in state})
 
 
 def _wait(bad: BadUpdate) -> None:

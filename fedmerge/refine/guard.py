@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -75,6 +75,7 @@ def refine(
     settings: StatisticsSettings,
     noise: NoisySums | None = None,
     budget: float | None = None,
+    frozen: Collection[str] = (),
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
@@ -97,8 +98,10 @@ def refine(
         How they send what they measure, and the noise that they add.
     budget
         Bytes that a client may send in all exchanges.
+    frozen
+        Names of tensors that no step may change.
     """
-    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise, Budget(budget))
+    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise, Budget(budget), frozen)
     try:
         walk.through([step for refinement in refinements for step in refinement.steps(state)], alternatives)
     except NoAnswer as error:
@@ -132,6 +135,7 @@ class _Walk:
     settings: StatisticsSettings
     noise: NoisySums | None = None
     budget: Budget = field(default_factory=Budget)
+    frozen: Collection[str] = ()
     to_come: list[Step] = field(default_factory=list)
     proposal: Proposal | None = None
     proposed_by: str = ""
@@ -160,7 +164,7 @@ class _Walk:
             try:
                 sums = self.measured(step, memory)
                 if sums is not None:
-                    self.proposal, memory = step.propose(self.refined.state, sums.statistics, memory)
+                    self.proposal, memory = self.proposed(step, self.refined.state, sums, memory)
                     self.proposed_by = _name(step)
                     if self.proposal is None:
                         self.losses = torch.zeros(0)
@@ -171,6 +175,14 @@ class _Walk:
                 if self.proposal is None or len(self.proposal.points) == 1:
                     self.settle()
         self.judge()
+
+    def proposed(self, step: Step, state: State, sums: Answer, memory: State) -> tuple[Proposal | None, State]:
+        """What a step proposes, but for tensors that are frozen."""
+        proposal, kept = step.propose(state, sums.statistics, memory)
+        if proposal is None or not self.frozen:
+            return proposal, kept
+        free = [{n: t for n, t in one.items() if n not in self.frozen} for one in proposal.directions]
+        return replace(proposal, directions=tuple(free)), kept
 
     def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
         """Take the first steps from each of several models, and go on with the best; the last one's memory."""
@@ -184,7 +196,7 @@ class _Walk:
             try:
                 found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
-                    proposal, memories[i] = step.propose(branch, sums.statistics, memories[i])
+                    proposal, memories[i] = self.proposed(step, branch, sums, memories[i])
                     proposals[i] = proposal or proposals[i]
             except TaskError:  # no step can be judged or measured
                 raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
+from fedmerge.errors import InvalidOption
 from fedmerge.refine.base import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -69,7 +70,15 @@ class RidgeStep(Step):
 
 
 def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> tuple[Proposal, Tensor]:
-    """The ridge classifier at several scales instead of the head, and the features' moments S."""
+    """The ridge classifier at several scales instead of the head, and the features' moments S.
+
+    Raises
+    ------
+    InvalidOption
+        Nothing is measured at the head.
+    """
+    if not found:
+        raise InvalidOption("the output layer is frozen (requires_grad=False): there is no head to fit")
     weight = next(iter(found)).rpartition(".")[0]
     moments = found[f"{weight}.S"]
     matrix = head_of(state, found, moments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from torch import Tensor
 
@@ -17,7 +18,13 @@ log = logging.getLogger("fedmerge")
 
 
 def repair_matched(
-    state: dict[str, Tensor], context: MergeContext, method: str, *, rescale: Rescale | None, norms: bool
+    state: dict[str, Tensor],
+    context: MergeContext,
+    method: str,
+    rescale: Rescale | None,
+    *,
+    norms: bool,
+    frozen: Collection[str] = (),
 ) -> None:
     """Repair a merged state in place.
 
@@ -33,9 +40,11 @@ def repair_matched(
         What was heard of the models before they were merged, where every layer is to be corrected.
     norms
         Whether statistics of batch norm are to be measured here.
+    frozen
+        Names of tensors that stay as they are.
     """
     if rescale is not None:
-        state.update(cast_like(rescale.finish(context.module(state, method)), state))
+        state.update(cast_like(rescale.finish(context.module(state, method), frozen), state))
     if not norms or not has_batch_norm(state):
         return
     if context.data is None or context.model_fn is None:
@@ -46,4 +55,4 @@ def repair_matched(
         )
         return
     measured = recalibrated(context.module(state, method), context.inputs(method))
-    state.update(cast_like({n: t for n, t in measured.items() if n in state}, state))
+    state.update(cast_like({n: t for n, t in measured.items() if n in state and n not in frozen}, state))

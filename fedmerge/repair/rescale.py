@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -55,12 +55,14 @@ class Rescale:
         self._order = list(moments.sums)
         self._weight += weight
 
-    def finish(self, model: nn.Module) -> dict[str, Tensor]:
-        """The merged model's corrected weights and biases; `model` is modified."""
+    def finish(self, model: nn.Module, frozen: Collection[str] = ()) -> dict[str, Tensor]:
+        """The merged model's corrected weights and biases, but for layers with `frozen` ones; `model` is modified."""
         corrected = {}
         layers = dict(model.named_modules())
         for name in self._order[:-1]:
             layer: Any = layers[name]
+            if any((f"{name}.{key}" if name else key) in frozen for key in ("weight", "bias")):
+                continue
             moments = _Moments(model, only=name)
             with moments:
                 moments.run(self._inputs)

@@ -8,9 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.at_hand import plain_module
+from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.loaders import few, first_inputs, read_pairs
+from fedmerge.outputs import with_one_output
+from fedmerge.raw_errors import named
 from fedmerge.statistics.activations import Activations
-from fedmerge.statistics.base import Batches, ComparingStatistic, Statistic
+from fedmerge.statistics.base import Batches, ComparingStatistic, LayerStatistic, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
 from fedmerge.statistics.fisher_diag import FisherDiag
@@ -154,6 +158,22 @@ def compute_statistics(
     >>> compute_statistics(nn.Linear(3, 1), [batch], ["fisher_diag"], task="regression")["fisher_diag"]["bias"]
     tensor([1.])
     """
-    chosen = [statistic(name) if isinstance(name, str) else name for name in names]
-    reading = Reading(either(task, loss))
-    return {kind.name: kind.told(reading).measure(model, loader, None) for kind in chosen}
+    chosen, reading = _chosen(names), Reading(either(task, loss))
+    model, loader = plain_module(model, "model"), read_pairs(loader, "loader")
+    with named(f"measuring {', '.join(kind.name for kind in chosen)}"):
+        if any(isinstance(kind, LayerStatistic) for kind in chosen):
+            model = with_one_output(model, few(first_inputs([loader])))
+        return {kind.name: kind.told(reading).measure(model, loader, None) for kind in chosen}
+
+
+def _chosen(names: Any) -> list[Statistic]:
+    """Statistics by their names, or as they are; one alone will do."""
+    if isinstance(names, str | Statistic):
+        names = [names]
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+        raise InvalidOption(f"names must be a list of statistics, such as [{', '.join(map(repr, _KINDS))}]")
+    kinds = [statistic(name) if isinstance(name, str) else name for name in names]
+    for kind in kinds:
+        if not isinstance(kind, Statistic):
+            raise InvalidOption(f"a statistic must be a name or an object, 'gram' or Gram(), got {shown(kind)}")
+    return kinds

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedmerge.statistics.definite import definite, is_definite
+
 __all__ = ["Spectrum", "decode", "encode", "is_symmetric", "shape_of", "spectrum", "truncated"]
+
+
+_ROUNDING = 2.0**-11
+"""Eigenvalues of a correlation matrix this far below zero are more than rounding."""
 
 
 class Spectrum(NamedTuple):
@@ -52,14 +58,18 @@ def _symmetric(tensor: Tensor, level: str) -> dict[str, Tensor]:
     if level == "none" or not finite:
         return {"upper": _upper(matrix), "ndim": torch.tensor(tensor.ndim, dtype=torch.int8)}
     diagonal = matrix.diagonal(dim1=-2, dim2=-1).float()
-    scale = diagonal.clamp_min(0).sqrt()
+    scale = diagonal.double().clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    correlation = (_upper(matrix.float() * inverse[..., :, None] * inverse[..., None, :], 1)).clamp(-1, 1)
-    return {
-        "correlation": correlation.half(),
-        "diagonal": diagonal,
-        "ndim": torch.tensor(tensor.ndim, dtype=torch.int8),
-    }
+    correlation = _upper(matrix * inverse[..., :, None] * inverse[..., None, :], 1).clamp(-1, 1)
+    whole = _from_upper(correlation, matrix.shape[-1], 1) + _ones_on(matrix)
+    # What noise has made indefinite is sent so, or sums over clients would be off.
+    axes = tensor.ndim if is_definite(whole, _ROUNDING) else -tensor.ndim
+    return {"correlation": correlation.half(), "diagonal": diagonal, "ndim": torch.tensor(axes, dtype=torch.int8)}
+
+
+def _ones_on(matrix: Tensor) -> Tensor:
+    """The identity of the size of matrices [..., d, d]."""
+    return torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device)
 
 
 def _upper(matrix: Tensor, offset: int = 0) -> Tensor:
@@ -120,6 +130,7 @@ def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
         size = (math.isqrt(8 * packed + 1) - 1) // 2
         fits = packed == size * (size + 1) // 2
     axes = int(parts["ndim"])
+    axes = abs(axes) if "correlation" in parts else axes
     if not fits or axes not in (2, 3) or (axes == 2 and groups != 1):
         raise ValueError("their shapes belong to no symmetric matrices")
     return (groups, size, size)[3 - axes :]
@@ -139,16 +150,23 @@ def decode(parts: Mapping[str, Tensor]) -> Tensor:
         columns = _columns(parts["vectors"], parts["peaks"])
         matrix = columns @ columns.transpose(-1, -2) + torch.diag_embed(parts["left"])
     elif "correlation" in parts:
-        matrix = _from_correlation(parts["correlation"], parts["diagonal"])
+        matrix = _from_correlation(parts["correlation"], parts["diagonal"], rounded=int(parts["ndim"]) > 0)
     else:
         packed = parts["upper"]
         size = (math.isqrt(8 * packed.shape[-1] + 1) - 1) // 2
         matrix = _from_upper(packed, size)
-    return matrix[0] if int(parts["ndim"]) == 2 else matrix
+    return matrix[0] if abs(int(parts["ndim"])) == 2 else matrix
 
 
-def _from_correlation(packed: Tensor, diagonal: Tensor) -> Tensor:
+def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Tensor:
+    """A matrix with about this diagonal; positive semi-definite where it was so before it was `rounded`."""
     size = diagonal.shape[-1]
-    correlation = _from_upper(packed.float(), size, 1)
-    scale = diagonal.clamp_min(0).sqrt()
-    return correlation * scale[..., :, None] * scale[..., None, :] + torch.diag_embed(diagonal)
+    correlation = _from_upper(packed.double(), size, 1)
+    correlation = correlation + _ones_on(correlation)
+    if rounded and bool(packed.isfinite().all()):
+        correlation = definite(correlation)
+    scale = diagonal.double().clamp_min(0).sqrt()
+    matrix = (correlation * scale[..., :, None] * scale[..., None, :]).float()
+    on = matrix.diagonal(dim1=-2, dim2=-1)
+    on.copy_(torch.where(correlation.diagonal(dim1=-2, dim2=-1) == 1, diagonal, on))
+    return matrix

@@ -29,10 +29,10 @@ def encode(value: State, compression: Compression, budget: int) -> Encoded:
     """Bring a statistic into the form that is sent; :func:`decode` brings it back.
 
     Symmetric matrices travel as their upper triangle. ``"none"`` does no more than that; ``"float16"`` rounds
-    it, relative to the diagonal. ``"int8"`` sends as many 8-bit eigenvectors of the symmetric matrices as fit
-    into the budget, with the diagonal of what is left: 8-bit entries would make them indefinite, and a merge
-    by them useless. Other tensors have 8 bits on a linear scale, or on a fourth-root scale where nothing is
-    negative, as squares span many orders of magnitude.
+    it, relative to the diagonal, and one that is positive semi-definite comes back so. ``"int8"`` sends as many 8-bit
+    eigenvectors of the symmetric matrices as fit into the budget, with the diagonal of what is left: 8-bit entries
+    would make them indefinite, and a merge by them useless. Other tensors have 8 bits on a linear scale, or on a
+    fourth-root scale where nothing is negative, as squares span many orders of magnitude.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
-from fedmerge.state import State
+from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.fisher import FisherStatistic
 from fedmerge.statistics.per_example import add_squares
@@ -54,9 +54,7 @@ class FisherDiag(FisherStatistic):
         for inputs, targets in self.limited(batches):
             if probed is None:
                 probed = probe(model, inputs, self.selects, scales=True)
-                total = {
-                    n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters() if self.selects(n)
-                }
+                total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in self._measured(model).items()}
             for x, y in pieces(probed, inputs, targets):
                 with torch.enable_grad():
                     outputs, tapped = probed.forward(x)
@@ -90,7 +88,11 @@ class FisherDiag(FisherStatistic):
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """One number per parameter."""
-        return stored_dtype(model).itemsize * sum(p.numel() for n, p in model.named_parameters() if self.selects(n))
+        return stored_dtype(model).itemsize * sum(p.numel() for p in self._measured(model).values())
+
+    def _measured(self, model: nn.Module) -> dict[str, Tensor]:
+        trained = trained_names(model)
+        return {name: p for name, p in model.named_parameters() if name in trained and self.selects(name)}
 
     def check(self, value: State, state: State) -> None:
         """Finite, not negative, and of the parameters' shapes."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, TaskError
-from fedmerge.state import State
+from fedmerge.models.copies import copy_of
+from fedmerge.state import State, frozen_names
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.noise import Bounded
@@ -55,7 +56,10 @@ class _HeadStatistic(Bounded):
 
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Task, Tensor, Tensor, Tensor]]:
         """The head's matrix, the task, and of each batch the head's input rows, 0 where no label counts, in float64,
-        the outputs, in float64, and the targets."""
+        the outputs, in float64, and the targets.
+
+        Nothing where the head is frozen: there is none to fit.
+        """
         probed: Probe | None = None
         tasks = reading_of(self.task).of(model, batches)
         for inputs, targets in self.limited(batches):
@@ -64,6 +68,8 @@ class _HeadStatistic(Bounded):
                 outputs, tapped = probed.forward(inputs)
             task = tasks(inputs, outputs, targets)
             found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
+            if found is None and _ends_frozen(model, inputs):
+                return
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
                 raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
             layer: MatrixLayer = probed.layers[found]
@@ -95,6 +101,22 @@ class _HeadStatistic(Bounded):
         outputs = outputs_like(model, example[:1])
         value = replace(self, task=Regression(), clip=None).measure(model, [(example[:1], outputs)], None)
         return sum(tensor.nbytes for tensor in value.values())
+
+
+def _ends_frozen(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a model's outputs are those of a linear layer that is not trained."""
+    frozen = frozen_names(model)
+    if not frozen:
+        return False
+    tapped: dict[str, list[Tensor]] = {}
+    copied = copy_of(model).eval()
+    for name, module in copied.named_modules():
+        if isinstance(module, nn.Linear) and (f"{name}.weight" if name else "weight") in frozen:
+            calls = tapped.setdefault(name, [])
+            module.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
+    with torch.no_grad():
+        outputs = copied(inputs)
+    return any(_gives(calls, outputs) for calls in tapped.values())
 
 
 def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
@@ -139,8 +161,10 @@ class HeadSums(_HeadStatistic):
         return {"S": clip**2, "C": clip}
 
     def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes."""
+        """Finite, of one head, and of its sizes; nothing of a frozen one."""
         super().check(value, state)
+        if not value:
+            return
         weight, d = _head_of(self.name, value, ("S", "C"), state)
         check_factor(self.name, weight, "A", self._shifted(value[f"{weight}.S"]), state)
         _shape(self.name, weight, value[f"{weight}.C"], (len(state[weight]), d))
@@ -172,8 +196,10 @@ class HeadGradient(_HeadStatistic):
         return {"gradient": 2**0.5 * clip, "G": 0.5**0.5}
 
     def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes."""
+        """Finite, of one head, and of its sizes; nothing of a frozen one."""
         super().check(value, state)
+        if not value:
+            return
         weight, d = _head_of(self.name, value, ("gradient", "G"), state)
         check_factor(self.name, weight, "G", self._shifted(value[f"{weight}.G"]), state)
         _shape(self.name, weight, value[f"{weight}.gradient"], (len(state[weight]), d))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
-from fedmerge.state import State
+from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
@@ -45,7 +45,8 @@ class LossGradient(LayerStatistic):
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward and backward pass, on a copy."""
         copied = copy_of(model).eval()
-        named = {name: p.requires_grad_() for name, p in copied.named_parameters() if self.selects(name)}
+        trained = trained_names(model)
+        named = {n: p.requires_grad_() for n, p in copied.named_parameters() if n in trained and self.selects(n)}
         total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
         tasks, count = reading_of(self.task).of(model, batches), 0
         with torch.enable_grad():
@@ -61,7 +62,8 @@ class LossGradient(LayerStatistic):
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """One number per parameter."""
-        return stored_dtype(model).itemsize * sum(p.numel() for n, p in model.named_parameters() if self.selects(n))
+        measured = (p for n, p in model.named_parameters() if n in trained_names(model) and self.selects(n))
+        return stored_dtype(model).itemsize * sum(p.numel() for p in measured)
 
     def check(self, value: State, state: State) -> None:
         """Finite, and of the parameters' shapes."""

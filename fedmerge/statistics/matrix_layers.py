@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,9 @@ class MatrixLayer:
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """The weight, and the bias where there is one."""
-        return tuple(p for p in (self.module.weight, self.module.bias) if isinstance(p, Tensor))
+        """The weight, and the bias where the matrix has it."""
+        weight, bias = self.module.weight, self.module.bias
+        return tuple(p for p in (weight, None if self.matrix.bias is None else bias) if isinstance(p, Tensor))
 
     def input_rows(self, x: Tensor) -> Tensor:
         """What the matrix is applied to, [B, groups, T, d]: T positions of an example, 1 for plain inputs."""
@@ -40,6 +41,13 @@ class MatrixLayer:
         if isinstance(self.module, _Conv):
             return g.reshape(len(g), self.matrix.groups, self.matrix.rows, -1).transpose(2, 3)
         return g.reshape(len(g), 1, -1, g.shape[-1])
+
+    def without_bias(self, outputs: Tensor) -> Tensor:
+        """Outputs as the matrix alone gives them, where a bias stands beside it."""
+        bias = self.module.bias
+        if self.matrix.bias is not None or not isinstance(bias, Tensor):
+            return outputs
+        return outputs - bias.detach().reshape(-1, *[1] * (outputs.ndim - 2) if isinstance(self.module, _Conv) else ())
 
     def rows(self, calls: Sequence[Tensor]) -> list[Tensor]:
         """Input rows of every call."""
@@ -67,8 +75,12 @@ def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return columns.view(len(x), conv.groups, -1, columns.shape[-1]).transpose(2, 3)
 
 
-def matrix_layers(model: nn.Module, names: Mapping[int, str], selects: Callable[[str], bool]) -> list[MatrixLayer]:
+def matrix_layers(
+    model: nn.Module, names: Mapping[int, str], selects: Callable[[str], bool], trained: Collection[str]
+) -> list[MatrixLayer]:
     """The matrix layers of a model whose weight is selected; `names` are its parameters' names by identity.
+
+    A bias that is not among those `trained` is no column of the matrix.
 
     A weight that several modules share, or that is computed (spectral norm, weight norm), acts as no
     single matrix, so its layers are not among them.
@@ -85,6 +97,7 @@ def matrix_layers(model: nn.Module, names: Mapping[int, str], selects: Callable[
         if any(owners[id(parameter)] > 1 for parameter in own.values()) or not selects(weight):
             continue
         bias = names[id(own["bias"])] if "bias" in own else None
+        bias = bias if bias in trained else None
         groups = module.groups if isinstance(module, _Conv) else 1
         found.append(MatrixLayer(WeightMatrix(weight, bias, tuple(own["weight"].shape), groups), module))
     return found

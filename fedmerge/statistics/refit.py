@@ -86,7 +86,7 @@ def _pairs(merged: Probe, own: Probe, x: Tensor) -> Iterator[tuple[str, Tensor, 
         if layer.matrix.weight in theirs:
             other, given = theirs[layer.matrix.weight]
             for h, z in zip(taps.inputs, given.outputs, strict=True):
-                yield layer.matrix.weight, layer.input_rows(h), other.output_rows(z.detach())
+                yield layer.matrix.weight, layer.input_rows(h), other.output_rows(other.without_bias(z.detach()))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.models.copies import copy_of
+from fedmerge.state import trained_names
 from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
 from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
 from fedmerge.statistics.unrolled import unroll
@@ -85,19 +86,23 @@ def _tap(taps: Tapped) -> Callable[..., Tensor]:
 def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, scales: bool = False) -> Probe:
     """Make a probe of `model`, and find out on `example` which layers its taps serve; `scales` are those of norms.
 
-    A layer is served where the gradient of its parameters is what the taps say: not where a model calls
-    it in a way that hooks do not see, or uses its weight elsewhere too.
+    Parameters that are not trained are none to measure. A layer is served where the gradient of its parameters is what
+    the taps say: not where a model calls it in a way that hooks do not see, or uses its weight elsewhere too.
     """
     copied = copy_of(model).eval()
-    every = tuple(name for name, _ in copied.named_parameters() if selects(name))
+    trained = trained_names(model)
+    every = tuple(name for name, _ in copied.named_parameters() if selects(name) and name in trained)
     for parameter in copied.parameters():
-        parameter.requires_grad_()
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_()
     names = {id(parameter): name for name, parameter in copied.named_parameters()}
     unroll(copied)
     if scales:
         split_norms(copied)
-    affine = tuple(affine_layers(copied, names, selects))
-    served = _served(Probe(copied, tuple(matrix_layers(copied, names, selects)), {}, affine), example)
+    wanted = frozenset(every)
+    affine = tuple(affine_layers(copied, names, wanted.__contains__))
+    matrices = tuple(matrix_layers(copied, names, wanted.__contains__, trained))
+    served = _served(Probe(copied, matrices, {}, affine), example)
     taken = {name for layer in served for name in _names(layer)}
     new_names = {names[id(parameter)]: name for name, parameter in copied.named_parameters()}
     matrices = tuple(layer for layer in served if isinstance(layer, MatrixLayer))

@@ -19,7 +19,7 @@ from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpda
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.refine import Privacy
-from fedmerge.state import State, module_state
+from fedmerge.state import State
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
@@ -40,7 +40,7 @@ from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import to_arrays, view_arrays
-from fedmerge.update import MergeContext
+from fedmerge.update import MergeContext, facts_of
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -166,7 +166,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         )
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
-        self._buffers = None if model_fn is None else module_state(model_fn())[1]
+        self._buffers, self._facts = (None, {}) if model_fn is None else facts_of(model_fn())
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None
@@ -186,7 +186,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.seed, self.policies = run.agreed_seed(self.seed), run.agreed_policies(self.policies)
         self.pipeline = run.agreed_pipeline(self.pipeline)
         if self._model_fn is None and run.model_fn is not None:
-            self._model_fn, self._buffers = run.model_fn, module_state(run.model_fn())[1]
+            self._model_fn = run.model_fn
+            self._buffers, self._facts = facts_of(run.model_fn())
         self._data = run.data if self._data is None else self._data
         self._example = run.example if self._example is None else self._example
 
@@ -245,7 +246,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
         record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
         if self._cohorts:
-            context = MergeContext(base=self._base, round=server_round, seed=self.seed)
+            context = MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts)
             return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         return self._construct_messages(record, nodes, "train")
 
@@ -283,6 +284,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             model_fn=self._model_fn,
             exchange=partial(exchange, reach.telling({"seed": self.seed, KEEP_KEY: self.pipeline.compares})),
             ask=partial(ask, reach, count()),
+            **self._facts,
         )
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.models.copies import copy_of
 
 __all__ = ["check_outputs"]
 
@@ -39,7 +38,7 @@ def check_outputs(model: nn.Module, usual: nn.Module, inputs: Tensor) -> None:
     told = f"the model sent is not the one that model_fn makes: {shapes}"
     one = inputs[:1].to(next(usual.parameters()).device)
     try:
-        found, wanted = (copy.deepcopy(module).eval()(one) for module in (model, usual))
+        found, wanted = (copy_of(module).eval()(one) for module in (model, usual))
     except (IndexError, RuntimeError, ValueError) as error:
         raise ModelError(f"{told}; it cannot take this client's examples: {error}") from error
     if isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape[1:] != wanted.shape[1:]:
