@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.permutations.buffers import moving_buffers
 from fedmerge.permutations.grouping import groups_of, pinned_axes
 from fedmerge.permutations.labels import Labels
 from fedmerge.permutations.rules import RULES, Call, Outcome, tensors_in
@@ -114,6 +115,7 @@ def _derived(model: nn.Module, arguments: tuple[Any, ...]) -> PermutationSpec:
     signature = program.graph_signature
     parameters = {node: names[name] for node, name in signature.inputs_to_parameters.items()}
     buffers = {node: names.get(name, name) for node, name in signature.inputs_to_buffers.items()}
+    movable = set(parameters.values()) | (moving_buffers(model) & set(buffers.values()))
     labels = Labels()
     unknown: list[str] = []
     values: dict[Any, Any] = {}
@@ -127,7 +129,7 @@ def _derived(model: nn.Module, arguments: tuple[Any, ...]) -> PermutationSpec:
             results = [values[n] for n in node.all_input_nodes]
             pin_all(labels, [v for r in results for v in tensors_in(r)], "it is an output of the model")
         elif node.op == "call_function":
-            values[node] = _called(node, values, labels, set(parameters.values()), unknown)
+            values[node] = _called(node, values, labels, movable, unknown)
         else:
             values[node] = constant(())
     classes = labels.classes()

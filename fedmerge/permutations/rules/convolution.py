@@ -24,6 +24,9 @@ def convolution(call: Call) -> Outcome:
             labels.pin(grid, "a convolution runs along it")
     others = [g for g in others if all(size == 1 for size in g.shape[channel:])]
     rows, columns = (take_vector(labels, weight, axis, "a weight that was reshaped")[0] for axis in (0, 1))
+    for grid in weight.factors:
+        if any(size > 1 for size in grid.shape[2:]):
+            labels.pin(grid, "a kernel has its order")
     groups = call["groups"]
     if groups == 1:
         into, out = (rows, columns) if transposed else (columns, rows)

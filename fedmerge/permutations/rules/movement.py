@@ -7,6 +7,7 @@ import torch
 
 from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
+from fedmerge.permutations.rules.linear import along
 from fedmerge.permutations.rules.pointwise import joined, met
 from fedmerge.permutations.values import Value, factor_at, pin_all, settle, take_vector
 
@@ -119,7 +120,7 @@ def pixel_shuffle(call: Call) -> Outcome:
     channels, others = take_vector(call.labels, value, -3, "", whole=True)
     rows = channels.reshape(call.shape[-3], -1)
     call.labels.tie(rows, rows[:, :1])
-    return settle(call.labels, call.shape, [*others, rows[:, 0][:, None, None]])
+    return settle(call.labels, call.shape, [*others, along(rows[:, 0], -3, len(call.shape))])
 
 
 @rule("cat", "concat", "concatenate")
