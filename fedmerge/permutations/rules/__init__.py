@@ -3,6 +3,7 @@
 from fedmerge.permutations.rules import (  # noqa: F401  (each registers its rules)
     attention,
     convolution,
+    drawing,
     linear,
     movement,
     normalisation,

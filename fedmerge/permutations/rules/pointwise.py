@@ -73,17 +73,13 @@ def _even(values: Sequence[Value], shape: tuple[int, ...]) -> frozenset[int]:
 
 
 @rule(
-    "dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
-    "contiguous", "clone", "detach", "detach_", "to", "_to_copy", "type_as", "alias", "lift_fresh_copy",
-    "_weight_norm", "rrelu", "where", "masked_fill", "masked_fill_", "hardswish", "hardswish_", "hardsigmoid",
+    "contiguous", "clone", "detach", "detach_", "to", "_to_copy", "alias", "lift_fresh_copy",
+    "_weight_norm", "where", "masked_fill", "masked_fill_", "hardswish", "hardswish_", "hardsigmoid",
     "hardsigmoid_", "hardtanh", "hardtanh_", "relu6", "relu6_", "silu", "silu_", "mish", "mish_", "selu", "selu_",
     "celu", "celu_", "elu", "elu_", "leaky_relu", "leaky_relu_", "threshold", "threshold_", "relu", "relu_",
 )  # fmt: skip
 def pointwise(call: Call) -> Outcome:
     """Everything that treats each entry by itself; weight norm too, whose sums run over whole axes."""
-    if call.operator == "type_as":
-        value: Value = call["self"]
-        return replace(value, shape=call.shape, name=None)
     values = call.tensors
     uniform = bool(values) and all(v.uniform for v in values)
     even = frozenset() if call.operator in _DRAWN else _even(values, call.shape)
