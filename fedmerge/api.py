@@ -91,7 +91,7 @@ def merge(
     statistics: Sequence[Mapping[str, Any]] | None = None,
     data: Iterable[Any] | None = None,
     clients: Sequence[Batches] | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
     repair: Literal["auto", "rescale", "none"] = "auto",
     privacy: Privacy | None = None,
     seed: int = 0,
@@ -117,7 +117,8 @@ def merge(
     clients
         One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
     example
-        One batch of inputs, for methods that trace the model.
+        What the models are called with, for methods that trace them: one batch of inputs, a tuple of arguments, or
+        keywords in a mapping.
     repair
         What follows a method that re-orders neurons, see :class:`~fedmerge.pipeline.Pipeline`.
     privacy
@@ -163,7 +164,7 @@ def merge(
     )
     _, buffers = module_state(models[0])
     if pipeline.aggregator.requires_model and example is None and data is None and clients is not None:
-        example = next((batch[0][:2] for batch in clients[0]), None)  # its shape is all that tracing looks at
+        example = next((batch[0] for batch in clients[0]), None)
     if pipeline.aggregator.requires_data and data is None:
         raise InvalidOption(f"{method} needs batches on the server: pass data=.")
     updates = []

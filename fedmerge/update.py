@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
+from fedmerge.inputs import call
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
@@ -112,7 +113,8 @@ class MergeContext:
     data
         Batches on the server, for methods that use them.
     example
-        One batch of inputs, for methods that trace the model.
+        What the model is called with, for methods that trace it: one batch of inputs, a tuple of arguments, or
+        keywords, see :func:`~fedmerge.inputs.arguments_of`.
     model_fn
         Makes a module of the architecture, for methods that have to run it.
     exchange
@@ -126,7 +128,7 @@ class MergeContext:
     round: int = 1
     seed: int = 0
     data: Iterable[Any] | None = None
-    example: Tensor | None = None
+    example: Any = None
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
@@ -170,7 +172,7 @@ class MergeContext:
         names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)}
         return {name: tensor for name, tensor in state.items() if name in names}
 
-    def inputs(self, method: str) -> Iterator[Tensor]:
+    def inputs(self, method: str) -> Iterator[Any]:
         """The server's inputs, without their labels.
 
         Raises
@@ -183,7 +185,7 @@ class MergeContext:
         for batch in self.data:
             yield batch[0] if isinstance(batch, tuple | list) else batch
 
-    def sample(self, method: str, most: int) -> Iterator[Tensor]:
+    def sample(self, method: str, most: int) -> Iterator[Any]:
         """At most so many of the server's inputs, see :func:`~fedmerge.matching.listening.evenly`."""
         number = length_hint(self.data, 0) if self.data is not None else 0
         return evenly(self.inputs(method), number or None, most)
@@ -200,7 +202,7 @@ class MergeContext:
         """
         return trace(self.module(state, method), self.shown(method))
 
-    def shown(self, method: str) -> Tensor:
+    def shown(self, method: str) -> Any:
         """One batch of inputs: the example, or the first of the data.
 
         Raises
@@ -220,7 +222,7 @@ class MergeContext:
         example = self.shown(method)
         try:
             with torch.no_grad():
-                self.module(state, method).eval()(*example if isinstance(example, tuple) else (example,))
+                call(self.module(state, method).eval(), example)
         except (RuntimeError, ValueError, AssertionError, ModelError):
             return False
         return True

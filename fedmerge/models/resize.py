@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.state import editable
 
-__all__ = ["resize"]
+__all__ = ["fill", "resize"]
 
 # Which attribute of a module states which axis of which of its tensors.
 _STATED: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -73,8 +74,27 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             changed = True
         if changed:
             _state(part)
-    resized.load_state_dict({name: tensor.to(own[name]) for name, tensor in state.items()})
+    fill(resized, {name: tensor.to(own[name]) for name, tensor in state.items()})
     return resized
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load a state that was made from the module's own, in place.
+
+    A plain mapping of tensors does not tell which versions of its modules it is of, as a ``state_dict`` does, so the
+    module's own go with it, see :func:`~fedmerge.state.editable`.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> fill(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+    >>> layer.weight.tolist()
+    [[1.0, 1.0]]
+    """
+    versioned = editable(module.state_dict())
+    versioned.clear()
+    versioned.update(state)
+    module.load_state_dict(versioned, strict=strict)
 
 
 def _state(part: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption
-from fedmerge.state import State
+from fedmerge.state import State, editable
 
 __all__ = ["Group", "PermutationSpec", "Site", "reordered"]
 
@@ -145,7 +145,7 @@ class PermutationSpec:
         InvalidOption
             The permutations do not fit the groups, or none of the spec's tensors is in the state.
         """
-        moved = dict(state)
+        moved = editable(state)
         gathers = self._gathers(perms)
         if gathers and not any(name in moved for name, _ in gathers):
             raise InvalidOption("the spec is about none of these tensors: trace the model that they are of")

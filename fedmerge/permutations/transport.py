@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmerge.errors import ModelError
 from fedmerge.permutations.spec import PermutationSpec, Site
-from fedmerge.state import State, accumulator_dtype
+from fedmerge.state import State, accumulator_dtype, editable
 
 __all__ = ["Plan", "Plans", "carry", "transport"]
 
@@ -63,7 +63,7 @@ def transport(spec: PermutationSpec, state: State, plans: Plans) -> dict[str, Te
     >>> wide["0.weight"].shape, wide["2.weight"].shape
     (torch.Size([6, 4]), torch.Size([2, 6]))
     """
-    carried = dict(state)
+    carried = editable(state)
     for (name, axis), standing in spec.touching.items():
         planned = [(plans[i], site) for i, site in standing if i in plans]
         if planned and name in carried:

@@ -10,6 +10,7 @@ from fedmerge.permutations.rules import (  # noqa: F401  (each registers its rul
     pointwise,
     recurrent,
     reduction,
+    writing,
 )
 from fedmerge.permutations.rules.base import RULES, Call, Outcome, tensors_in
 

@@ -1,4 +1,4 @@
-"""Operators that draw, and that write one tensor into another or ask it for no more than its form."""
+"""Operators that draw, and those that ask a tensor for no more than its form."""
 
 from __future__ import annotations
 
