@@ -53,7 +53,7 @@ class CCAMerge(Aligning):
             yield from updates
             return
         spec = context.symmetries(updates[0].state, "CCA merging")
-        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
+        parts = [unit for unit in units(spec) if unit.simple and consumers(unit.sites)]
         anchor = max(range(len(updates)), key=lambda i: updates[i].weight)
         modules = [context.module(u.state, "CCA merging") for u in updates]
         others = [i for i in range(len(updates)) if i != anchor]

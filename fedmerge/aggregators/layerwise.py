@@ -115,7 +115,7 @@ class Layerwise(Aligning):
         if not _in_step(updates, context):
             generator = context.torch_generator(type(self).__name__)
             # Blocks, such as heads of attention, stay as they are.
-            layers = [i for i, unit in enumerate(units(clients.specs[0])) if not unit.kinds]
+            layers = [i for i, unit in enumerate(units(clients.specs[0])) if unit.simple]
             for position, after in zip_longest(layers, layers[1:]):
                 self._match(clients, position, generator, context)
                 upcoming = None if after is None else units(clients.specs[0])[after]

@@ -57,7 +57,7 @@ class ZipIt(Aligning):
             yield from updates
             return
         spec = context.symmetries(updates[0].state, "ZipIt")
-        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
+        parts = [unit for unit in units(spec) if unit.simple and consumers(unit.sites)]
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
         pairs = [(i, j) for i in range(count) for j in range(i, count)]

@@ -48,7 +48,7 @@ def match_graphs(
     graph to the weighted mean of the models under the rounded matrices: under soft ones it would blur. It starts
     as the heaviest model. Blocks stay as they are.
     """
-    parts = [unit for unit in units(spec) if not unit.kinds]
+    parts = [unit for unit in units(spec) if unit.simple]
     anchor = max(range(len(states)), key=lambda i: weights[i])
     common: State = {n: t.double() for n, t in states[anchor].items()}
     soft: list[dict[int, Tensor]] = [{} for _ in states]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedmerge.matching.assignment import assign, assign_blocks, total
-from fedmerge.matching.features import Unit, WeightSimilarity
+from fedmerge.matching.features import WeightSimilarity
+from fedmerge.matching.units import Unit
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 
@@ -82,7 +83,7 @@ def _neighbours(state: WeightSimilarity, changed: int) -> set[int]:
 
 def _improve(state: WeightSimilarity, unit: Unit, least: float) -> float:
     """Assign one unit; the gain, 0 where the old permutation stays."""
-    own = state.of(unit.sites, unit.size)
+    own = state.of(unit, unit.sites, unit.size)
     old = {i: state.perms[i] for i in unit.members}
     if not unit.kinds:
         new = {unit.index: assign(own)}
@@ -91,8 +92,8 @@ def _improve(state: WeightSimilarity, unit: Unit, least: float) -> float:
         kinds = []
         for kind, sites in zip(unit.kinds, unit.kind_sites, strict=True):
             size = state.spec.groups[kind[0]].size
-            kinds.append(state.of(sites, unit.size * size).reshape(unit.size, size, unit.size, size))
-        outer, within = assign_blocks(own, kinds)
+            kinds.append(state.of(unit, sites, unit.size * size).reshape(unit.size, size, unit.size, size))
+        outer, within = assign_blocks(own, kinds, state.crossings(unit))
         new = {unit.index: outer}
         gain = total(own, outer) - total(own, old[unit.index])
         for kind, similarity, perms in zip(unit.kinds, kinds, within, strict=True):
@@ -101,7 +102,7 @@ def _improve(state: WeightSimilarity, unit: Unit, least: float) -> float:
                 new[kind[block]] = perms[place]
                 gain += total(similarity[place, :, block], perms[place])
                 gain -= total(similarity[place, :, was], old[kind[was]])
-    if not unit.twice:
+    if not unit.twice and not unit.crossings:
         if gain <= least:
             return 0.0
         state.change(unit, new)

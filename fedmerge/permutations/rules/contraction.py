@@ -30,7 +30,7 @@ def contraction(labels: Labels, values: Sequence[Value], letters: Sequence[str],
     sizes = np.broadcast_shapes(*(v.shape for v in placed))
     summed = tuple(range(len(out), len(names)))
     for value in placed:
-        for grid in value.factors if value.name is not None else ():
+        for grid in value.factors if value.name is not None and len(value.factors) > 1 else ():
             if any(grid.shape[a] > 1 for a in summed):
                 labels.consume(grid.ravel())
     grids = reduced(labels, met(labels, placed, sizes), summed)
