@@ -42,6 +42,8 @@ def groups_of(labels: Labels, classes: Classes) -> tuple[Group, ...]:
     taken = np.zeros(labels.count, dtype=bool)
     for vector in labels.consumed:
         taken[vector] = True
+    for vector in labels.produced:  # a table that is the output's weight too is what makes its neurons
+        taken[vector] = False
     consumed = {site for site, vector in vectors.items() if taken[vector].all()}
     placed = np.zeros(hierarchy.count, dtype=bool)
     for found in at:

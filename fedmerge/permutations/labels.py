@@ -44,6 +44,7 @@ class Labels:
     sites: dict[tuple[str, int], Vector] = field(default_factory=dict)
     grouped: dict[tuple[str, int], tuple[int, Vector]] = field(default_factory=dict)
     consumed: list[Vector] = field(default_factory=list)
+    produced: list[Vector] = field(default_factory=list)
     _ties: list[tuple[Vector, Vector]] = field(default_factory=list)
     _pins: list[tuple[Vector, str]] = field(default_factory=list)
     _tags: list[Vector] = field(default_factory=list)
@@ -76,6 +77,10 @@ class Labels:
     def consume(self, labels: Vector) -> None:
         """These take neurons in: they are summed over."""
         self.consumed.append(labels)
+
+    def produce(self, labels: Vector) -> None:
+        """Neurons come out of these, though elsewhere the same tensor may take them in."""
+        self.produced.append(labels)
 
     def pin(self, labels: Vector, reason: str) -> None:
         """These may not move."""

@@ -30,8 +30,8 @@ class Site:
         [n, k], neuron i owns positions ``positions[i]`` of the axis: k is 1 for the rows of a linear layer, H*W for
         its columns behind a flatten, 4 for the gates of an LSTM.
     role
-        ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``. It
-        matters only where neurons are mixed, not where they are re-ordered.
+        ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``, also
+        where it does both, as an embedding that is the output's weight too. It matters only where neurons are mixed, not where they are re-ordered.
     groups
         Axis 1 of a grouped convolution's weight holds other neurons for each group of rows: then positions count
         them all, those of the first group first; else 1.

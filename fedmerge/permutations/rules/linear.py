@@ -65,6 +65,7 @@ def embedding(call: Call) -> Outcome:
     labels.pin(take_vector(labels, weight, 0, "")[0], "a vocabulary has its order")
     pin_all(labels, [indices], "it chooses rows of a table")
     columns, _ = take_vector(labels, weight, 1, "a table that was reshaped")
+    labels.produce(columns)
     return settle(labels, call.shape, [along(columns, -1, len(call.shape))])
 
 
