@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import BadUpdate, InvalidOption

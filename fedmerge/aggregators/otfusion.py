@@ -12,15 +12,16 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption, ModelError
-from fedmerge.matching.assignment import Shared, assign_blocks
+from fedmerge.matching.assignment import assign_blocks
+from fedmerge.matching.blocks import match_blocks
 from fedmerge.matching.features import incoming
 from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.transport import coupling, distances, mass, plan_of
 from fedmerge.matching.units import Unit, units
 from fedmerge.permutations import PermutationSpec, Site, transport
-from fedmerge.permutations.transport import Plan, Plans, carry
+from fedmerge.permutations.transport import Plan
 from fedmerge.registry import register
-from fedmerge.state import State, WeightedSum, accumulator_dtype
+from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["OTFusion"]
@@ -139,8 +140,10 @@ class OTFusion(Aligning):
                     costs.append(self._cost(*sides, settled, plans, pair, number, heard, unit_a.crossed))
                     number += 1
                 if not unit_a.simple:
-                    shared = _shared((spec_a, a, unit_a), (spec_b, b, unit_b), settled, plans)
-                    step = _blocks_assigned(unit_b, spec_b, [c[0] for c in costs], shared)
+                    if heard is None or unit_a.crossings:
+                        step = match_blocks((spec_a, a, unit_a), (spec_b, b, unit_b), settled, plans)
+                    else:
+                        step = _blocks_heard(unit_b, spec_b, [c[0] for c in costs])
                     b, perms = spec_b.apply(b, step), spec_b.compose(perms, step)
                 else:
                     cost, features_a, features_b = costs[0]
@@ -196,47 +199,14 @@ def _moved(spec: PermutationSpec, state: State, found: tuple[list[Tensor], dict[
     return transport(spec, spec.apply(state, perms), plans)
 
 
-def _shared(
-    target: tuple[PermutationSpec, State, Unit], source: tuple[PermutationSpec, State, Unit], done: set[int], plans: Plans
-) -> list[Shared]:
-    """What makes members of two kinds at once, of tensors whose inputs are settled."""
-    (_, a, unit_a), (spec, b, unit_b) = target, source
-    found = []
-    for ours, theirs in zip(unit_a.crossings, unit_b.crossings, strict=True):
-        name, members = theirs.parameter, set(unit_b.members)
-        standing = {axis: all_ for (other, axis), all_ in spec.touching.items() if other == name}
-        own = [site for i, site in standing.get(theirs.axis, ()) if i in members] if theirs.axis is not None else []
-        others = {axis: all_ for axis, all_ in standing.items() if not any(i in members for i, _ in all_)}
-        unsettled = any(i not in done for all_ in others.values() for i, _ in all_)
-        if name not in a or unsettled or any(site.role == "in" for site in own):
-            continue
-        tensor = b[name]
-        for axis, all_ in others.items():
-            planned = [(plans[i], site) for i, site in all_ if i in plans]
-            tensor = carry(tensor, axis, planned) if planned else tensor
-        dtype = accumulator_dtype(tensor.dtype)
-        found.append(Shared(theirs.kinds, ours.features(a[name].to(dtype)), theirs.features(tensor.to(dtype)), True))
-    return found
-
-
-def _blocks_assigned(
-    unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor], shared: Sequence[Shared] = ()
-) -> list[Tensor]:
+def _blocks_heard(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor]) -> list[Tensor]:
     """Permutations of blocks, and within them, that cost least."""
-    gains = [-cost.square() if unit.crossings else -cost for cost in costs]  # squares of distances add up
-    direct = gains[0] if gains[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
+    direct = -costs[0] if costs[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
     kinds = []
-    for kind, gain in zip(unit.kinds, gains[1:], strict=True):
+    for kind, cost in zip(unit.kinds, costs[1:], strict=True):
         size = spec.groups[kind[0]].size
-        known = gain if gain.numel() else torch.zeros(unit.size * size, unit.size * size, dtype=torch.float64)
-        kinds.append(known.reshape(unit.size, size, unit.size, size))
-    outer, within = assign_blocks(direct, kinds, shared)
-    perms = spec.identity()
-    perms[unit.index] = outer
-    for kind, found in zip(unit.kinds, within, strict=True):
-        for place in range(unit.size):
-            perms[kind[int(outer[place])]] = found[place]
-    return perms
+        kinds.append(-cost.reshape(unit.size, size, unit.size, size))
+    return unit.placed(spec, *assign_blocks(direct, kinds))
 
 
 def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:

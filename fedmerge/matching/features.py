@@ -114,8 +114,8 @@ class WeightSimilarity:
             self._index[key] = self.spec.gather(key, self.perms)
             self._version[key] += 1
 
-    def of(self, unit: Unit, sites: Sequence[Site], size: int) -> Tensor:
-        """[n, n] sums over sites, neurons of the second model in the order that they came in."""
+    def of(self, sites: Sequence[Site], size: int, unit: Unit) -> Tensor:
+        """[n, n] sums over sites of a unit, neurons of the second model in the order that they came in."""
         found = torch.zeros(size, size, dtype=torch.float64)
         for site in sites:
             if site.parameter in self.a:
@@ -143,12 +143,12 @@ class WeightSimilarity:
         perms = [torch.arange(len(p)) if i in members else p for i, p in enumerate(self.perms)]
         return self.spec.gather(key, perms)
 
-    def crossings(self, unit: Unit) -> list[Shared]:
-        """What the two models have in common where kinds of members cross."""
+    def crossings(self, unit: Unit, done: Collection[int] | None = None) -> list[Shared]:
+        """What the two models have in common where kinds of members cross; with `done`, of what makes the unit."""
         found = []
         for crossing in unit.crossings:
             name = crossing.parameter
-            if name not in self.a:
+            if name not in self.a or (done is not None and not unit.made_of(self.spec, crossing, done)):
                 continue
             b = self.b[name]
             for axis in self._axes[name]:

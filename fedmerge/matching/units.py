@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,6 +66,28 @@ class Unit:
     def simple(self) -> bool:
         """Whether its neurons may be mixed: no blocks, and no other groups at the same positions."""
         return not self.kinds and not self.crossed and all(site.groups == 1 for site in self.sites)
+
+    def placed(self, spec: PermutationSpec, outer: Tensor, within: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Permutations of all groups from what :func:`~fedmerge.matching.assignment.assign_blocks` found."""
+        perms = spec.identity()
+        perms[self.index] = outer
+        for kind, found in zip(self.kinds, within, strict=True):
+            for place, source in enumerate(outer.tolist()):
+                perms[kind[source]] = found[place]
+        return perms
+
+    def made_of(self, spec: PermutationSpec, crossing: Crossing, done: Collection[int]) -> bool:
+        """Whether a crossing is among what makes this unit: of tensors whose inputs, if not its own, are settled."""
+        members = set(self.members)
+        for (name, axis), standing in spec.touching.items():
+            if name != crossing.parameter:
+                continue
+            own = [site for i, site in standing if i in members]
+            if axis == crossing.axis and any(site.role == "in" for site in own):
+                return False
+            if not own and any(i not in done for i, _ in standing):
+                return False
+        return True
 
 
 def _stacked(spec: PermutationSpec, kind: Sequence[int]) -> Iterator[Site]:

@@ -115,9 +115,7 @@ def _places(at: list[Vector]) -> list[dict[int, Vector]]:
     return found
 
 
-def _alike(
-    candidates: Vector, signature: NDArray[np.uint64], first: Vector, hierarchy: Hierarchy
-) -> list[list[int]]:
+def _alike(candidates: Vector, signature: NDArray[np.uint64], first: Vector, hierarchy: Hierarchy) -> list[list[int]]:
     """Classes of equal signature, two at least, ordered by where they first appear."""
     begins = np.concatenate([first, np.zeros(hierarchy.count - len(first), dtype=np.int64)])
     for c in candidates:

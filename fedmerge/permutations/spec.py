@@ -31,7 +31,8 @@ class Site:
         its columns behind a flatten, 4 for the gates of an LSTM.
     role
         ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``, also
-        where it does both, as an embedding that is the output's weight too. It matters only where neurons are mixed, not where they are re-ordered.
+        where it does both, as an embedding that is the output's weight too. It matters only where neurons are mixed,
+        not where they are re-ordered.
     groups
         Axis 1 of a grouped convolution's weight holds other neurons for each group of rows: then positions count
         them all, those of the first group first; else 1.
@@ -88,8 +89,8 @@ def reordered(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
         return tensor.index_select(axis, index)
     groups = len(index) // size
     rows = tensor.reshape(groups, -1, *tensor.shape[1:])
-    parts = [row.index_select(axis, columns) for row, columns in zip(rows, index.reshape(groups, size) % size, strict=True)]
-    return torch.cat(parts)
+    columns = index.reshape(groups, size) % size
+    return torch.cat([part.index_select(axis, own) for part, own in zip(rows, columns, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)

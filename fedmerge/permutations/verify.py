@@ -87,7 +87,9 @@ class _Comparison:
         self.trial, self._generator = found, generator
         self._wanted = found.outputs(found.state)
         if not self._wanted:
-            raise ModelError(f"the outputs of {type(found.module).__name__} hold no tensor: there is nothing to compare")
+            raise ModelError(
+                f"the outputs of {type(found.module).__name__} hold no tensor: there is nothing to compare"
+            )
         self._scales = [_spread(output) or 1.0 for output in self._wanted]
         self._rounding: list[float] | None = None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+
 import numpy as np
 
-from fedmerge.permutations.labels import Labels
+from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.rules.contraction import contraction
 from fedmerge.permutations.rules.linear import product
@@ -71,22 +72,25 @@ def copied(labels: Labels, value: Value, times: int, axis: int) -> Value:
     """Each place of an axis repeated: copies move with what they copy, and may be exchanged among themselves."""
     axis %= len(value.shape)
     shape = tuple(size * times if a == axis else size for a, size in enumerate(value.shape))
-    factors = []
-    for grid in value.factors:
-        if grid.shape[axis] > 1:
-            spread = np.expand_dims(grid, axis + 1)
-            grid = labels.copies(spread, (*grid.shape[: axis + 1], times, *grid.shape[axis + 1 :])).reshape(
-                tuple(size * times if a == axis else size for a, size in enumerate(grid.shape))
-            )
-        factors.append(grid)
+
+    def repeated(grid: Vector) -> Vector:
+        if grid.shape[axis] == 1:
+            return grid
+        before, after = grid.shape[: axis + 1], grid.shape[axis + 1 :]
+        copies = labels.copies(np.expand_dims(grid, axis + 1), (*before, times, *after))
+        return copies.reshape(*before[:-1], -1, *after)
+
+    factors = tuple(repeated(grid) for grid in value.factors)
     even = value.even | ({axis} if value.shape[axis] == 1 and times > 1 else set())
-    return replace(value, shape=shape, factors=tuple(factors), even=frozenset(even), name=None)
+    return replace(value, shape=shape, factors=factors, even=frozenset(even), name=None)
 
 
 @rule("scaled_dot_product_attention")
 def attention(call: Call) -> Outcome:
     """``softmax(q k^T + mask) v``; where there are fewer keys than queries, each serves several heads."""
     labels, q, k, v, mask = call.labels, call["query"], call["key"], call["value"], call["attn_mask"]
+    if call.arguments.get("dropout_p"):
+        pin_all(labels, [q, k, v], "what it attends to is dropped at random")
     if call.arguments.get("enable_gqa"):
         k, v = (copied(labels, part, q.shape[-3] // part.shape[-3], -3) for part in (k, v))
     batch = _LETTERS[: len(q.shape) - 2]
@@ -106,4 +110,3 @@ def cosine_similarity(call: Call) -> Outcome:
     axis = call["dim"] % len(sizes)
     grids = reduced(call.labels, met(call.labels, [x, y], sizes), (axis,))
     return settle(call.labels, call.shape, [np.squeeze(grid, axis) for grid in grids])
-

@@ -15,7 +15,9 @@ from fedmerge.permutations.values import Value, settle
 __all__ = ["contraction"]
 
 
-def contraction(labels: Labels, values: Sequence[Value], letters: Sequence[str], out: str, shape: Sequence[int]) -> Value:
+def contraction(
+    labels: Labels, values: Sequence[Value], letters: Sequence[str], out: str, shape: Sequence[int]
+) -> Value:
     """A product summed over some axes, as ``einsum`` writes it: tensors meet entry by entry, then sums are taken.
 
     Parameters

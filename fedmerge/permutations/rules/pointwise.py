@@ -86,8 +86,8 @@ def pointwise(call: Call) -> Outcome:
     return replace(settle(call.labels, call.shape, met(call.labels, values, call.shape)), uniform=uniform, even=even)
 
 
-@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill_", "zero",
-      "zero_")  # fmt: skip
+@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill_",
+      "zero", "zero_")  # fmt: skip
 def uniform(call: Call) -> Outcome:
     """One number everywhere."""
     return Value(call.shape, uniform=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule
-from fedmerge.permutations.values import Value, blocks_of, settle
+from fedmerge.permutations.values import blocks_of, settle
 
 __all__ = ["reduced"]
 
