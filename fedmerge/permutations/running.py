@@ -20,7 +20,9 @@ __all__ = ["copied", "few_rows", "repeated", "undisturbed"]
 
 def copied(model: nn.Module) -> nn.Module:
     """A copy in eval mode, to be run and exported in the model's place: some models change when they are run."""
-    return copy.deepcopy(model).eval()
+    computed = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
+    known = {id(t): t.detach() for t in computed if not t.is_leaf}  # by hooks, such as weight norm's, that compute anew
+    return copy.deepcopy(model, known).eval()
 
 
 @contextlib.contextmanager
