@@ -22,7 +22,8 @@ _COPY = {"repeat", "tile", "repeat_interleave"}
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
     "numpy_T", "movedim", "moveaxis", "swapaxes", "expand", "expand_as", "broadcast_to", "select", "slice", "narrow",
     "chunk", "split", "split_with_sizes", "unbind", "tensor_split", "flip", "roll", "repeat", "tile",
-    "repeat_interleave", "diagonal", "pixel_unshuffle", "channel_shuffle", "unfold", "view_as", "reshape_as", "unsafe_chunk",
+    "repeat_interleave", "diagonal", "pixel_unshuffle", "channel_shuffle", "unfold", "view_as", "reshape_as",
+    "unsafe_chunk",
     "unsafe_split", "mT", "matrix_H", "adjoint", "squeeze_", "unsqueeze_", "transpose_", "t_", "atleast_2d",
 )  # fmt: skip
 def moved(call: Call) -> Outcome:
