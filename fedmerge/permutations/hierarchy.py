@@ -40,7 +40,7 @@ class Hierarchy:
             self.above[member].add(whole)
             self.below[whole].add(member)
         self._nest()
-        self._first = first.tolist()
+        self._first: list[int] = first.tolist()
         self.count = len(own) + self._hold_together(len(own))
         self.color = np.zeros(self.count, dtype=np.uint64)
         self.color[: len(own)] = own
@@ -146,7 +146,8 @@ class Hierarchy:
                     inside.add(c)
                     waiting += self.below.get(c, ())
             rank = {whole: 0}
-            found, keys = [], []
+            found: list[int] = []
+            keys: list[tuple[int, tuple[tuple[int, int], ...]]] = []
             by_depth: dict[int, list[int]] = defaultdict(list)
             for c in inside:
                 by_depth[self._depth.get(c, 0)].append(c)
