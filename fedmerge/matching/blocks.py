@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
+from fedmerge.errors import ModelError
 from fedmerge.matching.assignment import Shared, assign_blocks
 from fedmerge.matching.features import incoming
 from fedmerge.matching.transport import distances
@@ -33,12 +34,22 @@ def match_blocks(target: _Side, source: _Side, done: Collection[int], plans: Pla
         Groups that are settled.
     plans
         How settled groups of the source are carried to the target's, where they are not in place.
+
+    Raises
+    ------
+    ModelError
+        The two have other numbers or sizes of blocks.
     """
     (spec_a, a, unit_a), (spec_b, b, unit_b) = target, source
     gains = []
     parts = [(unit_a.sites, unit_b.sites), *zip(unit_a.kind_sites, unit_b.kind_sites, strict=True)]
     sizes = [unit_b.size, *(unit_b.size * spec_b.groups[kind[0]].size for kind in unit_b.kinds)]
     for (sites_a, sites_b), size in zip(parts, sizes, strict=True):
+        if any(one.positions.shape != other.positions.shape for one, other in zip(sites_a, sites_b, strict=True)):
+            raise ModelError(
+                f"the blocks of {spec_b.groups[unit_b.index].name!r} (heads, or groups of a norm) differ "
+                "between clients in number or size: they cannot be merged"
+            )
         ours = incoming(spec_a, a, sites_a, done, {}, unit_a.crossed)
         theirs = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans, unit_b.crossed)
         known = ours.numel() and theirs.numel()

@@ -49,10 +49,8 @@ class Hierarchy:
 
     def _nest(self) -> None:
         """Of two wholes of one member, that with fewer members lies in the other, where that has them all."""
-        nested = set()
-        for wholes in self.above.values():
-            nested |= {(a, b) for a in wholes for b in wholes if a != b and self.below[a] < self.below[b]}
-        for small, large in nested:
+        pairs = {(a, b) for wholes in self.above.values() for a in wholes for b in wholes if a != b}
+        for small, large in [(a, b) for a, b in pairs if self.below[a] < self.below[b]]:
             self.above[small].add(large)
             self.below[large].add(small)
         for member in list(self.above):

@@ -13,8 +13,6 @@ from fedmerge.permutations.values import Value, settle
 
 __all__ = ["joined", "met"]
 
-_DRAWN = {"rrelu", "bernoulli", "dropout", "dropout_", "alpha_dropout", "native_dropout"}  # they tell copies apart
-
 
 def met(labels: Labels, values: Sequence[Value], shape: tuple[int, ...]) -> list[Vector]:
     """Tie tensors that are broadcast against each other; the grids of the result."""
@@ -82,7 +80,7 @@ def pointwise(call: Call) -> Outcome:
     """Everything that treats each entry by itself; weight norm too, whose sums run over whole axes."""
     values = call.tensors
     uniform = bool(values) and all(v.uniform for v in values)
-    even = frozenset() if call.operator in _DRAWN else _even(values, call.shape)
+    even = _even(values, call.shape)
     return replace(settle(call.labels, call.shape, met(call.labels, values, call.shape)), uniform=uniform, even=even)
 
 
