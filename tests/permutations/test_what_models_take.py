@@ -145,7 +145,7 @@ class Batch:
     number: int = 0
 
 
-Named = namedtuple("Named", "x other")  # noqa: PYI024
+Named = namedtuple("Named", "x other")
 
 
 def x():
