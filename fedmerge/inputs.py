@@ -65,24 +65,25 @@ def changed(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(nest, Tensor):
         return change(nest)
     if isinstance(nest, Mapping):
-        parts = {key: changed(value, change) for key, value in nest.items()}
-        if type(nest) is dict or not isinstance(nest, MutableMapping):
-            return parts
-        twin = copy.copy(nest)
-        for key, value in parts.items():
-            twin[key] = value
-        return twin
-    if isinstance(nest, tuple) and hasattr(nest, "_fields"):
-        return type(nest)(*(changed(part, change) for part in nest))
+        return _changed_mapping(nest, change)
     if isinstance(nest, list | tuple):
-        return type(nest)(changed(part, change) for part in nest)
+        parts = [changed(part, change) for part in nest]
+        return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
     names = _attributes(nest)
-    if names:
-        twin = copy.copy(nest)
-        for name in names:
-            object.__setattr__(twin, name, changed(getattr(nest, name), change))  # frozen dataclasses too
-        return twin
-    return nest
+    twin = copy.copy(nest) if names else nest
+    for name in names:
+        object.__setattr__(twin, name, changed(getattr(nest, name), change))  # frozen dataclasses too
+    return twin
+
+
+def _changed_mapping(nest: Mapping[Any, Any], change: Callable[[Tensor], Tensor]) -> Mapping[Any, Any]:
+    parts = {key: changed(value, change) for key, value in nest.items()}
+    if type(nest) is dict or not isinstance(nest, MutableMapping):
+        return parts
+    twin = copy.copy(nest)  # what else it holds stays: transformers' batches know how they were encoded
+    for key, value in parts.items():
+        twin[key] = value
+    return twin
 
 
 def _attributes(nest: Any) -> list[str]:

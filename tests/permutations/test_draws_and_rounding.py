@@ -147,12 +147,12 @@ class Narrowing(nn.Module):
 
 def test_outputs_that_hardly_differ_are_no_proof_against_a_group():
     torch.manual_seed(0)
-    model, x = Narrowing(0.01, 20), torch.randn(4, 8)
+    model, x = Narrowing(0.01, 7), torch.randn(4, 8)
     with torch.no_grad():
         y = model.double()(x.double())
-        assert (y - y.mean(0)).abs().max() < 1e-14
+        assert (y - y.mean(0)).abs().max() < 1e-11
     spec = trace(model.float(), x)
-    assert [group.size for group in spec.groups] == [8] * 20
+    assert [group.size for group in spec.groups] == [8] * 7
 
 
 def test_small_weights_do_not_hide_a_mistake():
@@ -181,5 +181,5 @@ def test_each_output_is_judged_by_its_own_size():
     model, x = Both(), torch.randn(4, 8)
     spec = trace(model, x)
     wrong = replace(spec.groups[0], sites=spec.groups[0].sites[1:])
-    with pytest.raises(ModelError, match="a.bias"):
+    with pytest.raises(ModelError, match=r"a\.bias"):
         verify(replace(spec, groups=(wrong,)), model, x)
