@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.features import units
-from fedmerge.matching.listening import consumers, moments
+from fedmerge.matching.activations import Heard, blocks_by_activations
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
@@ -27,7 +26,8 @@ class CCAMerge(Aligning):
     Horoi et al. 2024. With the covariances Sxx of the reference, Syy of a client and Sxy between them,
     ``Sxx^-1/2 Sxy Syy^-1/2 = U S V^T``; a client's features become ``y T``, ``T = Syy^-1/2 V U^T Sxx^1/2``, and what
     takes them in ``T^-1`` of itself. That is no permutation: nonlinearities do not follow it, and statistics of
-    batch norm have to be measured again.
+    batch norm have to be measured again. Heads of attention and groups of a norm, which a mixture of features would
+    break, are re-ordered as a whole and within.
 
     Parameters
     ----------
@@ -53,20 +53,23 @@ class CCAMerge(Aligning):
             yield from updates
             return
         spec = context.symmetries(updates[0].state, "CCA merging")
-        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
         anchor = max(range(len(updates)), key=lambda i: updates[i].weight)
         modules = [context.module(u.state, "CCA merging") for u in updates]
+        trained = [context.trained(u.state, "CCA merging") for u in updates]
         others = [i for i in range(len(updates)) if i != anchor]
         pairs = [(anchor, anchor), *((i, i) for i in others), *((anchor, i) for i in others)]
-        sites = [[consumers(u.sites) for u in parts]] * len(updates)
-        heard = moments(sites, modules, pairs, context.sample("CCA merging", self.examples))
+        heard = Heard.of(spec, modules, pairs, context.sample("CCA merging", self.examples))
         for j, update in enumerate(updates):
+            if j == anchor:
+                yield update
+                continue
             plans = {}
-            for number, unit in enumerate(parts):
-                if j != anchor and (number, anchor, anchor) in heard:
-                    found = [heard[number, *pair].covariance() for pair in ((anchor, anchor), (j, j), (anchor, j))]
+            for unit, number in heard:
+                if not unit.kinds and (number, anchor, anchor) in heard.found:
+                    found = [heard.found[number, *p].covariance() for p in ((anchor, anchor), (j, j), (anchor, j))]
                     plans[unit.index] = self._plan(*found)
-            yield replace(update, state=transport(spec, update.state, plans))
+            perms = blocks_by_activations(spec, heard, (anchor, j), trained)
+            yield replace(update, state=transport(spec, spec.apply(update.state, perms), plans))
 
     def _plan(self, reference: Tensor, own: Tensor, cross: Tensor) -> Plan:
         """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +89,25 @@ class Moments:
 
     def correlation(self) -> Tensor:
         """[n_a, n_b] Pearson; 0 where a neuron never changes."""
-        deviations = []
+        return self.covariance() / torch.outer(*(self._variances[side].sqrt() for side in (0, 1)))
+
+    def silent(self, side: Literal[0, 1]) -> Tensor:
+        """[n], which neurons of the first or second model never change."""
+        return self._variances[side].isinf()
+
+    def mean(self, side: Literal[0, 1]) -> Tensor:
+        """[n], of the first or second model."""
+        return (self.sum_a, self.sum_b)[side] / self.count
+
+    @property
+    def _variances(self) -> tuple[Tensor, Tensor]:
+        """Infinite where a neuron never changes."""
+        found = []
         for total, squares in ((self.sum_a, self.squares_a), (self.sum_b, self.squares_b)):
             variance = squares / self.count - (total / self.count).square()
             floor = 1e-10 * (squares / self.count).clamp_min(1e-300)
-            deviations.append(torch.where(variance > floor, variance, torch.inf).sqrt())
-        return self.covariance() / torch.outer(*deviations)
+            found.append(torch.where(variance > floor, variance, torch.inf))
+        return found[0], found[1]
 
 
 def moments(
