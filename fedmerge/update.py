@@ -215,15 +215,20 @@ class MergeContext:
             raise InvalidOption(f"{method} has to trace the model: pass example=, one batch of inputs.")
         return example
 
-    def runs(self, state: State, method: str) -> bool:
-        """Whether a model of these shapes can be run at all."""
+    def computes_alike(self, one: State, other: State, method: str) -> bool:
+        """Whether a model of other shapes runs on the example, and its outputs are those of the first.
+
+        A neuron that is there and says nothing changes no sum, but it does change a norm over all of them.
+        """
         example = self.shown(method)
-        try:
-            with torch.no_grad():
-                self.module(state, method).eval()(*example if isinstance(example, tuple) else (example,))
-        except (RuntimeError, ValueError, AssertionError, ModelError):
-            return False
-        return True
+        found: list[list[Tensor]] = []
+        for state in (one, other):
+            try:
+                with torch.no_grad():
+                    found.append(_leaves(self.module(state, method).eval()(*_arguments(example))))
+            except (RuntimeError, ValueError, AssertionError, ModelError):
+                return False
+        return all(a.shape == b.shape and _close(a, b) for a, b in zip(*found, strict=True))
 
     def accuracy(self, state: State, method: str) -> float:
         """Accuracy of the model with these parameters on the server's data.
@@ -238,3 +243,19 @@ class MergeContext:
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
         module = self.module(state, method)
         return sum((judge(module, x, y, what="data=") for x, y in pairs), Judged()).accuracy
+
+
+def _arguments(example: Any) -> tuple[Any, ...]:
+    return example if isinstance(example, tuple) else (example,)
+
+
+def _leaves(outputs: Any) -> list[Tensor]:
+    """The floating tensors in what a model returns."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else ()
+    return [tensor for part in parts for tensor in _leaves(part)]
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).double().abs().max() <= 1e-3 * one.double().abs().max())

@@ -200,13 +200,7 @@ def _blocks_assigned(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor])
     for kind, cost in zip(unit.kinds, costs[1:], strict=True):
         size = spec.groups[kind[0]].size
         kinds.append(-cost.reshape(unit.size, size, unit.size, size))
-    outer, within = assign_blocks(direct, kinds)
-    perms = spec.identity()
-    perms[unit.index] = outer
-    for kind, found in zip(unit.kinds, within, strict=True):
-        for place in range(unit.size):
-            perms[kind[int(outer[place])]] = found[place]
-    return perms
+    return unit.placed(spec, *assign_blocks(direct, kinds))
 
 
 def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:

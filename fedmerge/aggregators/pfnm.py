@@ -25,7 +25,7 @@ class PFNM(Layerwise):
     coordinates of the layers before. A global neuron is the mean of the clients' that were matched to it, each
     weighed by its examples; the output layer weighs each class by who has seen it. Rounds after the first, in
     which all clients start from the merged model, keep its order of neurons. Heads of attention and groups of a norm
-    keep theirs, and a layer grows only where a grown model runs.
+    are re-ordered as a whole and within, and a layer grows only where a grown model computes what it did.
 
     Parameters
     ----------

@@ -143,9 +143,5 @@ def _blocks(unit: Unit, heard: Sequence[Moments | None], weights: WeightSimilari
         else:
             similarity = found.correlation().cpu()
         kinds.append(similarity.reshape(unit.size, size, unit.size, size))
-    outer, within = assign_blocks(own, kinds)
-    perms = {unit.index: outer}
-    for kind, found_perms in zip(unit.kinds, within, strict=True):
-        for place in range(unit.size):
-            perms[kind[int(outer[place])]] = found_perms[place]
-    return perms
+    found_all = unit.placed(weights.spec, *assign_blocks(own, kinds))
+    return {i: found_all[i] for i in unit.members}

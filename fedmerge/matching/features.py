@@ -34,6 +34,15 @@ class Unit:
         self.twice = len(names) != len(set(names))
         """Whether it stands on two axes of one tensor, as recurrent units do: then pairs interact."""
 
+    def placed(self, spec: PermutationSpec, outer: Tensor, within: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Permutations of all groups from what :func:`~fedmerge.matching.assignment.assign_blocks` found."""
+        perms = spec.identity()
+        perms[self.index] = outer
+        for kind, found in zip(self.kinds, within, strict=True):
+            for place, source in enumerate(outer.tolist()):
+                perms[kind[source]] = found[place]
+        return perms
+
 
 def _stacked(spec: PermutationSpec, kind: Sequence[int]) -> Iterator[Site]:
     """The sites of one kind of members, those of all blocks in one."""
