@@ -16,7 +16,7 @@ from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import ModelError
 from fedmerge.matching.assignment import assign_blocks
-from fedmerge.matching.bayes import match_bayes
+from fedmerge.matching.bayes import match_bayes, readiness
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
 from fedmerge.permutations import PermutationSpec, Plan, transport
@@ -86,14 +86,14 @@ class Layerwise(Aligning):
 
     sigma: float = 1.0
     sigma0: float = 1.0
-    gamma: float = 1.0
+    gamma: float | None = None
     sweeps: int = 5
     max_width: int | None = None
     class_aware: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sigma", "sigma0", "gamma"):
+        for name in ("sigma", "sigma0", *(["gamma"] if self.gamma is not None else [])):
             check_range(self, name, 1e-12, float("inf"), open_high=True)
         check_range(self, "sweeps", 0, float("inf"), open_high=True)
         if self.max_width is not None:
@@ -159,13 +159,15 @@ class Layerwise(Aligning):
             unit = units(spec)[position]
             own = incoming(spec, state, unit.sites, clients.done, plan)
             described.append([own, *self.outgoing(state, unit, clients.heads)])
-        widest = max(len(parts[0]) for parts in described)
+        widths = [len(parts[0]) for parts in described]
+        widest = max(widths)
+        gamma = readiness(clients.counts, sum(widths) / len(widths)) if self.gamma is None else self.gamma
         for most in (self.max_width, widest):
             layer = match_bayes(
                 [torch.cat(parts, 1) for parts in described],
                 self._precisions(described, clients),
                 sigma0=self.sigma0,
-                gamma=self.gamma,
+                gamma=gamma,
                 sweeps=self.sweeps,
                 max_width=most,
                 generator=generator,

@@ -34,8 +34,9 @@ class PFNM(Layerwise):
     sigma0
         Variance of global neurons about 0, positive.
     gamma
-        Readiness to add neurons, positive: small values keep layers as wide as the widest client's. The authors
-        use 1; 50 about doubles the width of clients with unlike data and is better for it, in deep nets by far.
+        Readiness to add neurons, positive: small values keep layers as wide as the widest client's. Where not given,
+        it follows from the class counts, see :func:`~fedmerge.matching.bayes.readiness`: 50, which about doubles the
+        width, for clients with like data, and more the less their classes overlap; 50 without class counts.
     sweeps
         How often each client is matched anew, in random order.
     max_width
@@ -43,8 +44,6 @@ class PFNM(Layerwise):
     class_aware
         Whether clients send class counts, for the output layer.
     """
-
-    gamma: float = 50.0
 
     def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
         """What goes from the neurons into output layers."""
