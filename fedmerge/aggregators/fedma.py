@@ -85,9 +85,7 @@ class FedMA(Layerwise):
         )
         news = {
             u.client: News(merged, reordering(spec, u.state, order, plan, frozen))
-            for u, spec, order, plan in zip(
-                clients.updates, clients.specs, clients.orders, clients.plans, strict=True
-            )
+            for u, spec, order, plan in zip(clients.updates, clients.specs, clients.orders, clients.plans, strict=True)
         }
         caught = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
         reached = {client: told for client, told in news.items() if client not in clients.silent}
