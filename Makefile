@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## Make .venv and install fedmerge with everything (demo, test and check do it too)
 
 demo: $(STAMP) ## Compare the methods on a small non-IID federation: table, curves, records
-	$(BIN)/fedmerge compare simulations/demo.toml --out runs/demo
+	$(BIN)/fedmerge compare simulations/demo.toml --out runs/demo --overwrite
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest -n 2 -m 'not study'

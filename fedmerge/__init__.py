@@ -4,27 +4,33 @@ Merge client models with :func:`merge`, list what there is with :func:`methods`,
 federation with ``fedmerge compare``, and deploy one with :mod:`fedmerge.strategies`.
 """
 
-from fedmerge.api import MethodInfo, merge, methods
-from fedmerge.errors import (
-    BadUpdate,
-    CannotStack,
-    ClientFailed,
-    ConfigError,
-    DataError,
-    FedMergeError,
-    InjectedFault,
-    InvalidOption,
-    MissingStatistic,
-    ModelError,
-    NoAnswer,
-    NoUsableUpdates,
-    PartitionError,
-    RecordError,
-    UnknownName,
-    WriteError,
-)
-from fedmerge.statistics import compute_statistics
-from fedmerge.update import ClientUpdate, MergeContext
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmerge.api import MethodInfo, merge, methods
+    from fedmerge.errors import (
+        BadUpdate,
+        CannotStack,
+        ClientFailed,
+        ConfigError,
+        DataError,
+        FedMergeError,
+        InjectedFault,
+        InvalidOption,
+        MissingStatistic,
+        ModelError,
+        NoAnswer,
+        NoUsableUpdates,
+        PartitionError,
+        RecordError,
+        UnknownName,
+        WriteError,
+    )
+    from fedmerge.statistics import compute_statistics
+    from fedmerge.update import ClientUpdate, MergeContext
 
 __version__ = "0.1.0"
 
@@ -52,3 +58,32 @@ __all__ = [
     "merge",
     "methods",
 ]
+
+_HOMES = {
+    "MethodInfo": "api",
+    "merge": "api",
+    "methods": "api",
+    "compute_statistics": "statistics",
+    "ClientUpdate": "update",
+    "MergeContext": "update",
+}
+_MODULES = (
+    *("data", "errors", "models", "permutations", "pipeline", "plotting"),
+    *("simulation", "statistics", "strategies", "tasks", "training"),
+)
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for is imported then: ``fedmerge --help`` must not wait for torch."""
+    if name in _MODULES:
+        return importlib.import_module(f"fedmerge.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'fedmerge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fedmerge.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Everything public, imported or not."""
+    return sorted({*globals(), *__all__, *_MODULES})

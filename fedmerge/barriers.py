@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import fill
 from fedmerge.state import accumulator_dtype
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.batch_norm import BatchNormMoments
-from fedmerge.training.local import evaluate
+from fedmerge.training.judged import Judged, judge
 
 __all__ = ["Barrier", "barrier"]
 
@@ -76,7 +76,7 @@ def barrier(
         raise ModelError(f"there is no line between models of different shapes: {', '.join(map(repr, differ[:3]))}")
     # An iterator would be used up at the first point.
     kept, fresh = (list(x) if isinstance(x, Iterator) else x for x in (batches, recalibrate))
-    module = copy.deepcopy(a)
+    module = copy_of(a)
     positions = tuple(i / (points - 1) for i in range(points))
     found = []
     for t in positions:
@@ -114,10 +114,6 @@ def _on(module: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _judged(module: nn.Module, batches: Batches) -> tuple[float, float]:
-    """Mean loss and accuracy over all labels."""
-    loss = hits = 0.0
-    labels = 0
-    for x, y in _on(module, batches):
-        one, share = evaluate(module, x, y)
-        loss, hits, labels = loss + one * y.numel(), hits + share * y.numel(), labels + y.numel()
-    return loss / labels, hits / labels
+    """Mean loss and accuracy over all labels that count."""
+    found = sum((judge(module, x, y) for x, y in _on(module, batches)), Judged())
+    return found.loss, found.accuracy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from fedmerge.barriers import Barrier, barrier
 from fedmerge.errors import InvalidOption
 from fedmerge.matching.features import rows, units
 from fedmerge.matching.listening import consumers, moments
+from fedmerge.models.copies import copy_of
 from fedmerge.permutations import PermutationSpec, Site
 from fedmerge.state import State
 
@@ -86,7 +86,7 @@ def similarity(
         raise InvalidOption(f"{len(specs)} specs for {len(models)} models: pass one, or one each")
     parts = [_parts(s) for s in specs]
     heard_at = [[consumers(sites) for _, sites in own] for own in parts]
-    probes = [copy.deepcopy(model) for model in models]  # listening puts modules into eval mode
+    probes = [copy_of(model) for model in models]  # listening puts modules into eval mode
     pairs = [(i, j) for i in range(len(models)) for j in range(i, len(models))]
     heard = moments(heard_at, probes, pairs, inputs)
     if not heard:

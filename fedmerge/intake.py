@@ -11,6 +11,7 @@ import torch
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffers import BufferFold
+from fedmerge.complex_pairs import as_pairs
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.repair import Rescale
 from fedmerge.state import Layout, State, as_rows
@@ -191,7 +192,7 @@ class Intake:
             ) from error
 
     def _parameters(self, state: State) -> State:
-        return {name: state[name] for name in self.layout.parameters}
+        return as_pairs({name: state[name] for name in self.layout.parameters})
 
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)

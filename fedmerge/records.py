@@ -30,7 +30,9 @@ __all__ = [
     "PARTIAL",
     "RunRecord",
     "comparable",
+    "continuing",
     "differing",
+    "differing_federation",
     "read_checkpoint",
     "read_toml",
     "write_atomically",
@@ -44,7 +46,10 @@ PARTIAL = ".partial"
 """Ending of the folder of a run that has not finished."""
 
 # These change how a run is done, or whether it goes on, not what comes out, so a record may differ in them.
-_HOW = ("workers", "threads", "engine", "keep_checkpoints", "on_client_error", "on_too_few")
+_HOW = ("workers", "threads", "engine", "keep_checkpoints", "on_client_error", "on_too_few", "target")
+
+# Runs of one comparison differ in these.
+_RUN = ("methods", "options", "seeds", "rounds")
 
 
 def comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -68,6 +73,23 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys in which two configurations would give different results."""
     a, b = comparable(one), comparable(other)
     return sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
+
+
+def differing_federation(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys that keep two runs from being compared: everything but method, options, seed and rounds."""
+    return [key for key in differing(one, other) if key.partition(".")[0] not in _RUN]
+
+
+def continuing(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Keys that keep a run from going on as `wanted`: all that differ, but for rounds where more are wanted.
+
+    Examples
+    --------
+    >>> continuing({"rounds": 5, "seeds": [0]}, {"rounds": 8, "seeds": [0]})
+    []
+    """
+    longer = done.get("rounds", 0) <= wanted.get("rounds", 0)
+    return [key for key in differing(done, wanted) if not (key == "rounds" and longer)]
 
 
 class RunRecord:
@@ -100,7 +122,7 @@ class RunRecord:
     def reopen(
         cls, folder: Path, config: Mapping[str, Any], *, keep_checkpoints: int = 3
     ) -> tuple[Self, Checkpoint | None]:
-        """Take up a run that was interrupted: rows beyond its last whole checkpoint are dropped.
+        """Take up a run that was interrupted, or wants more rounds: rows beyond its last whole checkpoint are dropped.
 
         Returns
         -------
@@ -123,12 +145,13 @@ class RunRecord:
             raise RecordError(
                 f"{record.partial} has a checkpoint that is not of a run: delete the folder to start again"
             )
-        other = differing(told, config)
+        other = continuing(told, config)
         if other:
             raise RecordError(
                 f"{record.partial} was saved under another configuration (it differs in {', '.join(other)}): "
                 "restore its config.toml, or delete the folder to start again"
             )
+        write_toml(record.partial / "config.toml", config)
         record._position = int(checkpoint.facts.get("position", 0))
         with writing(record._rows), record._rows.open("r+b") as file:
             file.truncate(record._position)
@@ -175,6 +198,12 @@ class RunRecord:
         whole = {"config": comparable(self._config), "position": self._position, **(facts or {})}
         parts = {"state": state, "memory": memory, **(sections or {})}
         save_checkpoint(self.partial / "checkpoint", Checkpoint(round, parts, whole), keep=self._keep)
+
+    def note_environment(self, facts: Mapping[str, Any]) -> None:
+        """Add who writes from here on to ``environment.toml``: a table for each time that the run was taken up."""
+        path = self.partial / "environment.toml"
+        before = read_toml(path).get("sessions", []) if path.exists() else []
+        write_toml(path, {"sessions": [*before, dict(facts)]})
 
     def finish(self) -> Path:
         """Put the complete record in its place; a record that stood there gives way only now."""

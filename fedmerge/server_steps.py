@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from fedmerge.aggregators.base import check_range
+from fedmerge.complex_pairs import as_pairs, from_pairs
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype, prefixed, with_prefix
 
@@ -68,7 +69,8 @@ class ServerAdam(ServerStep):
 
     Reddi et al. 2021, algorithm 2: with ``delta = merged - base``, ``m <- beta1 m + (1 - beta1) delta``,
     ``v <- beta2 v + (1 - beta2) delta^2`` from ``m = 0``, ``v = tau^2``, and
-    ``theta+ = base + learning_rate * m / (sqrt(v) + tau)``; no bias correction, as in the paper.
+    ``theta+ = base + learning_rate * m / (sqrt(v) + tau)``; no bias correction, as in the paper. Real and imaginary
+    parts have moments of their own, as in torch.
 
     Parameters
     ----------
@@ -95,6 +97,7 @@ class ServerAdam(ServerStep):
         """Take the adaptive step; the memory holds both moments."""
         first, second = prefixed("m", memory), prefixed("v", memory)
         state, m, v = {}, {}, {}
+        given, base, merged = base, as_pairs(base), as_pairs(merged)
         for name, start in base.items():
             delta = merged[name].to(accumulator_dtype(start.dtype)) - start
             m[name] = (1 - self.beta1) * delta + self.beta1 * first.get(name, torch.zeros_like(delta))
@@ -102,4 +105,4 @@ class ServerAdam(ServerStep):
                 name, torch.full_like(delta, self.tau**2)
             )
             state[name] = start + self.learning_rate * m[name] / (v[name].sqrt() + self.tau)
-        return state, {**with_prefix("m", m), **with_prefix("v", v)}
+        return from_pairs(state, given), {**with_prefix("m", m), **with_prefix("v", v)}

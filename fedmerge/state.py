@@ -154,23 +154,30 @@ class WeightedSum:
     def add(self, state: State, weight: float) -> None:
         """Add ``weight * state``."""
         for name, tensor in state.items():
-            total = self.tensors.get(name)
-            if total is None:
-                self.tensors[name] = tensor.to(accumulator_dtype(tensor.dtype), copy=True).mul_(weight)
-            else:
-                total.add_(tensor, alpha=weight)
+            self._include(name, tensor.to(accumulator_dtype(tensor.dtype)) * weight)
         self.weight += weight
 
     def add_stacked(self, states: State, weights: Sequence[float]) -> None:
-        """Add ``sum_k weights[k] * states[k]`` of tensors [K, ...]: one pass over their memory."""
+        """Add ``sum_k weights[k] * states[k]`` of tensors [K, ...], to the bit what K calls of :meth:`add` give."""
         for name, stacked in states.items():
             dtype = accumulator_dtype(stacked.dtype)
             factors = torch.tensor(weights, dtype=dtype, device=stacked.device)
-            total = self.tensors.get(name)
-            if total is None:
-                total = self.tensors[name] = torch.zeros(stacked.shape[1:], dtype=dtype, device=stacked.device)
-            total.view(-1).addmv_(as_rows(stacked.to(dtype)).T, factors)
-        self.weight += sum(weights)
+            for term in (stacked.to(dtype) * factors.view(-1, *[1] * (stacked.ndim - 1))).unbind():
+                self._include(name, term)
+        for weight in weights:
+            self.weight += weight
+
+    def _include(self, name: str, term: Tensor) -> None:
+        """Add a product that was rounded by itself.
+
+        Fused into one operation, product and sum round once: on some processors, in some places of a tensor, and not
+        in a matrix product over all clients. Apart, they give the same bits on every path.
+        """
+        total = self.tensors.get(name)
+        if total is None:
+            self.tensors[name] = term.clone() if term._base is not None else term  # a view would hold all clients
+        else:
+            total.add_(term)
 
     def join(self, other: WeightedSum) -> None:
         """Add another running sum; `other` must not be used again."""

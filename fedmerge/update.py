@@ -19,7 +19,7 @@ from fedmerge.questions import Ask
 from fedmerge.seeding import torch_generator
 from fedmerge.stages import News, Stage
 from fedmerge.state import State
-from fedmerge.training.local import evaluate
+from fedmerge.training.judged import Judged, judge
 
 __all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
 
@@ -244,8 +244,7 @@ class MergeContext:
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
         module = self.module(state, method)
-        seen = [(len(x), evaluate(module, x, y)[1]) for x, y in pairs]
-        return sum(n * accuracy for n, accuracy in seen) / sum(n for n, _ in seen)
+        return sum((judge(module, x, y, what="data=") for x, y in pairs), Judged()).accuracy
 
 
 def _leaves(outputs: Any) -> list[Tensor]:

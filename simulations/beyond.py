@@ -32,7 +32,8 @@ from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode, state_bytes
 from fedmerge.statistics.settings import compressed
 from fedmerge.training import TrainingReport
-from fedmerge.training.local import LocalTraining, evaluate, train
+from fedmerge.training.judged import evaluate
+from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 
 HERE = Path(__file__).parent

@@ -24,7 +24,8 @@ from fedmerge.refine import Privacy, epsilon
 from fedmerge.seeding import integer_seed
 from fedmerge.state import module_state
 from fedmerge.statistics import NoisySums
-from fedmerge.training.local import LocalTraining, evaluate, train
+from fedmerge.training.judged import evaluate
+from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 
 HERE = Path(__file__).parent

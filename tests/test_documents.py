@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from torch import nn
 
 import fedmerge
-from fedmerge import registry
+from fedmerge import cli, registry
+from fedmerge.method_names import split_methods
+from fedmerge.pipeline import build_pipeline
 from fedmerge.simulation import SimulationGrid
-from fedmerge.strategies import MergeStrategy, to_arrays
+from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,11 +93,73 @@ def test_the_privacy_examples_of_the_deployment_guide_run_together(monkeypatch):
     assert reported == [[1, 1]]
 
 
-def test_the_readme_names_every_method_and_no_other():
-    table = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("##")[0]
+def test_the_page_of_methods_names_every_method_and_no_other():
+    table = (ROOT / "docs" / "methods.md").read_text().partition("## Which")[0]
     named = set(re.findall(r"^\| `([a-z0-9_+]+)` \|", table, flags=re.MULTILINE))
     steps = {f"+{name}" for kind in ("server step", "refinement") for name in registry.entries(kind)}
     assert named == set(fedmerge.methods()) | steps
+
+
+def test_the_readmes_own_data_example_runs_as_it_stands():
+    source = next(source for source in blocks("README.md") if "def load_client" in source)
+    scope = {}
+    exec(compile(source, "readme", "exec"), scope)
+    assert set(scope["result"].arrays) == set(scope["make_model"]().state_dict())
+    assert not torch.equal(from_arrays(scope["result"].arrays)["0.weight"], scope["make_model"]()[0].weight)
+
+
+def test_the_readmes_merges_run_as_they_stand():
+    source = next(source for source in blocks("README.md") if "[loader_a, loader_b]" in source)
+    models = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in range(2)]
+    inputs = torch.randn(8, 4)
+    loader = [(inputs, torch.arange(8) % 3)]
+    scope = {"model_a": models[0], "model_b": models[1], "inputs": inputs, "loader_a": loader, "loader_b": loader}
+    exec(compile(source, "readme", "exec"), scope)
+    assert isinstance(scope["merged"], nn.Module)
+
+
+def test_the_readmes_own_model_is_compared_from_the_current_directory(tmp_path):
+    source = next(source for source in blocks("README.md") if "# my_models.py" in source)
+    (tmp_path / "my_models.py").write_text(source)
+    (line,) = re.findall(r"^fedmerge (compare .*my_models:small.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    command = [sys.executable, "-m", "fedmerge", *line.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert "pfnm" in done.stdout
+
+
+COMMANDS = {
+    line
+    for page in ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+    for block in re.findall(r"```\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("fedmerge ")
+}
+
+
+@pytest.mark.parametrize("line", sorted(COMMANDS))
+def test_commands_of_the_documents_are_understood(line):
+    """Flags exist, methods exist, configurations exist: everything but the run itself."""
+    command = typer.main.get_command(cli.app)
+    words = shlex.split(line.partition("  #")[0])[1:]
+    values = command.commands[words[0]].make_context(words[0], words[1:]).params
+    for method in split_methods(values.get("methods") or ""):
+        if ":" not in method:
+            build_pipeline(method)
+    config = values.get("config")
+    if config is not None and str(config).startswith("simulations/"):
+        assert (ROOT / config).exists()
+
+
+def test_links_between_documents_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
 
 
 @pytest.mark.parametrize("name", ["demo.toml", "mnist-lenet.toml"])

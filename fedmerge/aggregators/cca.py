@@ -10,12 +10,14 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import Heard, blocks_by_activations
+from fedmerge.matching.activations import Heard, only_blocks, permutations_by
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["CCAMerge"]
+
+_TIE = 1e-3  # correlations below this are none
 
 
 @register("cca", paper="arXiv:2407.05385")
@@ -64,20 +66,25 @@ class CCAMerge(Aligning):
                 yield update
                 continue
             plans = {}
+            perms = permutations_by(spec, heard, (anchor, j), trained)
             for unit, number in heard:
                 if unit.simple and (number, anchor, anchor) in heard.found:
                     found = [heard.found[number, *p].covariance() for p in ((anchor, anchor), (j, j), (anchor, j))]
-                    plans[unit.index] = self._plan(*found)
-            perms = blocks_by_activations(spec, heard, (anchor, j), trained)
-            yield replace(update, state=transport(spec, spec.apply(update.state, perms), plans))
+                    plans[unit.index] = self._plan(*found, perms[unit.index])
+            state = spec.apply(update.state, only_blocks(spec, perms))
+            yield replace(update, state=transport(spec, state, plans))
 
-    def _plan(self, reference: Tensor, own: Tensor, cross: Tensor) -> Plan:
-        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same."""
+    def _plan(self, reference: Tensor, own: Tensor, cross: Tensor, perm: Tensor) -> Plan:
+        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same.
+
+        Directions in which nothing varies together have no rotation of their own, not even a sign, which would turn
+        a neuron that is silent on these data into a loud one: there the permutation decides.
+        """
         lx, ly = (torch.linalg.cholesky(self._ridged(s)) for s in (reference, own))
         whitened = torch.linalg.solve_triangular(lx, cross, upper=False)
         whitened = torch.linalg.solve_triangular(ly, whitened.T, upper=False).T
-        u, _, vt = torch.linalg.svd(whitened)
-        rotation = u @ vt  # from the client's whitened features to the reference's
+        permuted = _rotation(torch.linalg.solve_triangular(lx, ly[perm.to(ly.device)], upper=False))
+        rotation = _rotation(whitened + _TIE * permuted)  # from the client's whitened features to the reference's
         forward = torch.linalg.solve_triangular(ly.T, rotation.T @ lx.T, upper=True)
         backward = torch.linalg.solve_triangular(lx.T, rotation @ ly.T, upper=True)
         return Plan(forward.T, backward)
@@ -85,3 +92,9 @@ class CCAMerge(Aligning):
     def _ridged(self, covariance: Tensor) -> Tensor:
         unit = covariance.diagonal().mean().clamp_min(1e-300)
         return covariance + self.gamma * unit * torch.eye(len(covariance)).to(covariance)
+
+
+def _rotation(matrix: Tensor) -> Tensor:
+    """The orthogonal matrix nearest to this one."""
+    u, _, vt = torch.linalg.svd(matrix)
+    return u @ vt

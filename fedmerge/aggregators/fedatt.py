@@ -118,6 +118,8 @@ class FedAtt(Fold[_Total]):
         return merged, {}
 
     def _distance(self, difference: Tensor) -> float:
+        if difference.is_complex():
+            difference = torch.view_as_real(difference)
         if difference.ndim < 2 or self.norm == "frobenius":
             return float(torch.linalg.vector_norm(difference.double()))
         return spectral_norm(difference.flatten(1))

@@ -19,7 +19,7 @@ from fedmerge.data.batches import batch_indices
 from fedmerge.models.resize import fill
 from fedmerge.seeding import generator
 from fedmerge.state import State
-from fedmerge.training.local import evaluate
+from fedmerge.training.judged import evaluate
 
 __all__ = ["Pause", "System", "Task"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -11,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from fedmerge.environment import processor
 
 __all__ = ["Usage", "machine"]
 
@@ -51,11 +52,7 @@ def machine() -> str:
     >>> "torch" in machine()
     True
     """
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = (_PROC / "cpuinfo").read_text().splitlines()
-        model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), model)
-    return f"{os.cpu_count()} cores, {model}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}"
 
 
 def _descendants() -> list[int]:

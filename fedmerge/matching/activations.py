@@ -15,7 +15,7 @@ from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.state import State
 
-__all__ = ["Heard", "blocks_by_activations", "match_activations"]
+__all__ = ["Heard", "match_activations", "only_blocks", "permutations_by"]
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,20 @@ def match_activations(
         raise InvalidOption("matching by activations needs inputs on the server: pass data=.")
     perms = [spec.identity() for _ in modules]
     for _, j in pairs:
-        perms[j] = _matched(spec, heard, (anchor, j), states)
+        perms[j] = permutations_by(spec, heard, (anchor, j), states)
     return perms
 
 
-def blocks_by_activations(
+def only_blocks(spec: PermutationSpec, perms: Sequence[Tensor]) -> list[Tensor]:
+    """Of these permutations, those of blocks and within them; all else stays."""
+    kept = {i for unit in units(spec) if not unit.simple for i in unit.members}
+    return [perm if i in kept else torch.arange(len(perm)) for i, perm in enumerate(perms)]
+
+
+def permutations_by(
     spec: PermutationSpec, heard: Heard, pair: tuple[int, int], states: Sequence[State]
 ) -> list[Tensor]:
-    """Permutations of the second model's blocks, and within them, onto the first's; all else stays."""
-    found = _matched(spec, heard, pair, states)
-    perms = spec.identity()
-    for unit in heard.units:
-        if not unit.simple:
-            for i in unit.members:
-                perms[i] = found[i]
-    return perms
-
-
-def _matched(spec: PermutationSpec, heard: Heard, pair: tuple[int, int], states: Sequence[State]) -> list[Tensor]:
+    """Permutations of the second of two models under which it says what the first does."""
     weights = WeightSimilarity(spec, states[pair[0]], states[pair[1]], spec.identity())
     unheard = []
     for unit, number in heard:

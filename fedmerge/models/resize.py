@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.state import editable
 
 __all__ = ["fill", "resize"]
@@ -51,7 +51,7 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
       (1): Linear(in_features=9, out_features=1, bias=True)
     )
     """
-    resized = copy.deepcopy(module)
+    resized = copy_of(module)
     own = resized.state_dict()
     if set(own) != set(state):
         missing, unknown = sorted(set(own) - set(state))[:3], sorted(set(state) - set(own))[:3]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import warnings
 from collections.abc import Iterator
@@ -14,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.inputs import arguments_of, changed, examples_in, rows, tensors_of
+from fedmerge.models.copies import copy_of
 
 __all__ = ["copied", "few_rows", "repeated", "undisturbed"]
 
 
 def copied(model: nn.Module) -> nn.Module:
     """A copy in eval mode, to be run and exported in the model's place: some models change when they are run."""
-    computed = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
-    known = {id(t): t.detach() for t in computed if not t.is_leaf}  # by hooks, such as weight norm's, that compute anew
-    return copy.deepcopy(model, known).eval()
+    return copy_of(model).eval()
 
 
 @contextlib.contextmanager

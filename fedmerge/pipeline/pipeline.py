@@ -10,8 +10,10 @@ from typing import Any, Literal
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator, Fold
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
+from fedmerge.complex_pairs import as_pairs, from_pairs
 from fedmerge.errors import BadUpdate, FedMergeError, InvalidOption, NoUsableUpdates
 from fedmerge.intake import Intake, Partial
+from fedmerge.pipeline.complex_check import check_complex
 from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
@@ -146,6 +148,7 @@ class Pipeline:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form(readable)
         layout = Layout.of(reference, buffers)
+        check_complex(self, reference, layout)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
         # What can be read twice is first read without a look at every client.
@@ -168,6 +171,7 @@ class Pipeline:
         """
         base, aggregator = context.required_base("a fold"), self._folding
         layout = Layout.of(base, buffers)
+        check_complex(self, base, layout)
         intake, inner = self._intake(base, layout, context, _wait), _inner(context, layout)
         total = aggregator.zero(inner)
         for block in blocks:
@@ -262,6 +266,7 @@ class Pipeline:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
             merged, own = step.step(base, merged, prefixed(f"step{i}", memory))
             next_memory |= with_prefix(f"step{i}", own)
+        merged = from_pairs(merged, reference)
         state = cast_like({**merged, **intake.buffers.finish(context.base)}, reference)
         _check_finite({name: state[name] for name in merged}, self.aggregator)
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
@@ -290,7 +295,8 @@ def _wait(bad: BadUpdate) -> None:
 
 def _inner(context: MergeContext, layout: Layout) -> MergeContext:
     """What aggregators see: of the base its parameters only."""
-    return replace(context, base=None if context.base is None else {n: context.base[n] for n in layout.parameters})
+    base = None if context.base is None else as_pairs({n: context.base[n] for n in layout.parameters})
+    return replace(context, base=base)
 
 
 def _check_finite(merged: State, aggregator: Aggregator) -> None:

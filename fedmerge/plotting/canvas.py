@@ -14,7 +14,7 @@ from fedmerge.plotting.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["blank", "picture_path", "save"]
+__all__ = ["blank", "page_grid", "page_width", "picture_path", "save"]
 
 SETTINGS = {
     "font.size": 8.5,
@@ -33,6 +33,7 @@ SETTINGS = {
 # Per format, the entries that name a date or a program version: without them, same records give same bytes.
 NO_STAMP = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 DPI = 200
+PAGE = {1: 3.4, 2: 7.0}  # inches, as in most journals
 
 
 @contextmanager
@@ -53,6 +54,34 @@ def blank(width: float, height: float) -> Iterator[Figure]:
         raise RecordError('figures need matplotlib: pip install "fedmerge[sim]"') from error
     with matplotlib.rc_context(SETTINGS):
         yield figures.Figure(figsize=(width, height), layout="constrained")
+
+
+def page_width(columns: int) -> float:
+    """Inches of one column of a printed page, or of two.
+
+    Raises
+    ------
+    InvalidOption
+        Another number of columns.
+    """
+    if columns not in PAGE:
+        raise InvalidOption(f"a figure is as wide as 1 column or 2, not {columns!r}")
+    return PAGE[columns]
+
+
+def page_grid(panels: int, columns: int | None) -> tuple[int, int]:
+    """Rows and columns of panels: beside each other on the screen, two to a row over two columns of print.
+
+    Examples
+    --------
+    >>> page_grid(4, None), page_grid(4, 2), page_grid(3, 2), page_grid(2, 1)
+    ((1, 4), (2, 2), (1, 3), (2, 1))
+    """
+    if columns == 1:
+        return panels, 1
+    if columns == 2 and panels % 2 == 0:
+        return panels // 2, 2
+    return 1, panels
 
 
 def picture_path(out: Path, name: str) -> Path:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmerge.plotting.canvas import blank, picture_path, save
+from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.plotting.canvas import blank, page_grid, page_width, picture_path, save
 from fedmerge.plotting.curves import Curve, Floats, accuracy_limits, curves
 from fedmerge.plotting.labels import LABEL_SIZE, name_ends
 from fedmerge.plotting.runs import read_runs
@@ -28,7 +29,14 @@ WIDE_RANGE = 10.0  # the dearest method costs so many times the cheapest: a line
 
 
 def plot_convergence(
-    folders: Sequence[Path], out: Path, *, target: float | None = None, confidence: float = 0.95
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    target: float | None = None,
+    confidence: float = 0.95,
+    labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    against: Sequence[str] | None = None,
 ) -> Path:
     """Draw test accuracy against rounds, megabytes sent, local steps (where all runs count them) and seconds spent.
 
@@ -46,6 +54,14 @@ def plot_convergence(
         A test accuracy in (0, 1] to mark with a line.
     confidence
         Of the bands, in (0, 1).
+    labels
+        One for each folder, to draw comparisons with the same methods together.
+    columns
+        For print, as wide as one column (3.4 inches) or two (7 inches), with letters of the size of captions. None is
+        for the screen: all panels beside each other.
+    against
+        Some of ``"rounds"``, ``"megabytes"``, ``"steps"`` and ``"seconds"``, a panel each. By default all that the
+        records count, and ``"rounds"`` alone in one column.
 
     Returns
     -------
@@ -58,7 +74,7 @@ def plot_convergence(
         As `read_runs`; a method has no round that was evaluated with every seed; the file cannot be written;
         matplotlib is missing.
     InvalidOption
-        `target`, `confidence` or the kind of file is out of range.
+        `target`, `confidence`, `columns`, `against` or the kind of file is out of range.
 
     Examples
     --------
@@ -67,42 +83,61 @@ def plot_convergence(
     """
     check_target(target)
     file = picture_path(out, "convergence.png")
-    drawn = curves(read_runs(folders), confidence)
-    with blank(PANEL_WIDTH * len(_costs(drawn)), 3.3) as figure:
-        draw_convergence(figure, drawn, target=target, confidence=confidence)
+    drawn = curves(read_runs(folders, labels), confidence)
+    costs = _costs(drawn, ("rounds",) if against is None and columns == 1 else against)
+    rows, across = page_grid(len(costs), columns)
+    width = PANEL_WIDTH * across if columns is None else page_width(columns)
+    with blank(width, (3.3 if columns is None else 2.4) * rows) as figure:
+        draw_convergence(figure, drawn, target=target, confidence=confidence, against=tuple(costs), rows=rows)
         return save(figure, file)
 
 
 def draw_convergence(
-    figure: Figure, drawn: Sequence[Curve], *, target: float | None = None, confidence: float = 0.95
+    figure: Figure,
+    drawn: Sequence[Curve],
+    *,
+    target: float | None = None,
+    confidence: float = 0.95,
+    against: Sequence[str] | None = None,
+    rows: int = 1,
 ) -> None:
     """Fill a blank figure with a panel for each cost, the legend below and the names at the curves' ends."""
     looks = styles(curve.method for curve in drawn)
-    costs = _costs(drawn)
-    panels = figure.subplots(1, len(costs), sharey=True)
-    for axes, (xs, label) in zip(panels, costs, strict=True):
+    costs = _costs(drawn, against)
+    panels = figure.subplots(rows, len(costs) // rows, sharey=True, squeeze=False).flatten()
+    for axes, (xs, label) in zip(panels, costs.values(), strict=True):
         _panel(axes, drawn, xs, looks, log=label != "round" and _wide(xs))
         axes.set_xlabel(f"{label}, log scale" if axes.get_xscale() == "log" else label)
         if target is not None:
             axes.axhline(100 * target, color="0.35", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-    panels[0].set_ylabel("test accuracy (%)")
+    for axes in panels[:: len(costs) // rows]:
+        axes.set_ylabel("test accuracy (%)")
     panels[0].set_ylim(*accuracy_limits(drawn, target))
-    panels[0].locator_params(axis="x", integer=True, nbins=6)
+    if "rounds" in costs:
+        panels[list(costs).index("rounds")].locator_params(axis="x", integer=True, nbins=6)
     if target is not None:
-        _name_target(panels[-1], target)
+        _name_target(panels[-1], target, beside=len(panels) > 1)
     _legend(figure, panels[0], _caption(drawn, confidence))
-    name_ends(figure, panels[0], drawn, looks)
+    name_ends(figure, panels[0], drawn, looks, next(xs for xs, _ in costs.values()))
 
 
-def _costs(drawn: Sequence[Curve]) -> list[tuple[list[Floats], str]]:
-    """What accuracy is drawn against, a panel each."""
+def _costs(drawn: Sequence[Curve], against: Sequence[str] | None) -> dict[str, tuple[list[Floats], str]]:
+    """What accuracy is drawn against, a panel each: what every curve has spent by each of its points."""
     steps = [curve.steps for curve in drawn if curve.steps is not None]
-    return [
-        ([curve.rounds for curve in drawn], "round"),
-        ([curve.megabytes for curve in drawn], "megabytes sent (up + down)"),
-        *([(steps, "local steps (all clients)")] if len(steps) == len(drawn) else []),
-        ([curve.seconds for curve in drawn], "seconds (training + merging)"),
-    ]
+    known = {
+        "rounds": ([curve.rounds for curve in drawn], "round"),
+        "megabytes": ([curve.megabytes for curve in drawn], "megabytes sent (up + down)"),
+        "steps": (steps, "local steps (all clients)"),
+        "seconds": ([curve.seconds for curve in drawn], "seconds (training + merging)"),
+    }
+    if len(steps) != len(drawn):
+        if against is not None and "steps" in against:
+            raise InvalidOption("not every run counts its local steps: leave 'steps' out of against")
+        del known["steps"]
+    for name in against or ():
+        if name not in known:
+            raise UnknownName("cost to draw against", name, known)
+    return known if against is None else {name: known[name] for name in dict.fromkeys(against)}
 
 
 def _panel(axes: Axes, drawn: Sequence[Curve], xs: Sequence[Floats], looks: dict[str, Style], log: bool) -> None:
@@ -178,14 +213,16 @@ def _legend(figure: Figure, axes: Axes, caption: str) -> None:
     figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
 
 
-def _name_target(axes: Axes, target: float) -> None:
+def _name_target(axes: Axes, target: float, *, beside: bool) -> None:
+    """Name the line of the target right of its panel, or on it where names of curves stand there."""
     axes.annotate(
-        f"target\n{100 * target:g} %",
+        f"target\n{100 * target:g} %" if beside else f"target {100 * target:g} %",
         xy=(1, 100 * target),
         xycoords=axes.get_yaxis_transform(),
-        xytext=(3, 0),
+        xytext=(3, 0) if beside else (-2, -2),
         textcoords="offset points",
-        va="center",
+        va="center" if beside else "top",
+        ha="left" if beside else "right",
         fontsize=LABEL_SIZE,
         color="0.25",
         annotation_clip=False,

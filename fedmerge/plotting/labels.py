@@ -1,38 +1,45 @@
-"""Names at the ends of curves: nudged apart so that none covers another, left out where there is no room."""
+"""Names at the ends of curves: nudged apart so that none covers another, none left out."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedmerge.plotting.curves import Curve
+from fedmerge.plotting.curves import Curve, Floats
 from fedmerge.plotting.style import Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LABEL_SIZE", "name_ends", "place", "spread"]
+__all__ = ["LABEL_SIZE", "name_ends", "place", "spread", "wrapped"]
 
 LABEL_SIZE = 7.5  # points
-LONGEST = 24  # characters: room for a longer name would be taken from the panels
-REACH = 5.0  # label heights that a name may stand away from the end of its curve
+LONGEST = 24  # characters of a line: room for a longer one would be taken from the panels
 
 
-def name_ends(figure: Figure, axes: Axes, drawn: Sequence[Curve], looks: Mapping[str, Style]) -> None:
-    """Names right of the first panel, a thin line from each to its curve; the layout makes room for them."""
-    last = max(float(curve.rounds[-1]) for curve in drawn)
-    # A curve that ends early ends among the others: its name would cover them.
-    named = [curve for curve in drawn if curve.rounds[-1] == last and len(curve.method) <= LONGEST]
+def name_ends(
+    figure: Figure, axes: Axes, drawn: Sequence[Curve], looks: Mapping[str, Style], xs: Sequence[Floats]
+) -> None:
+    """Names right of a panel whose curves stand at `xs`, a thin line from each to its curve.
+
+    The figure grows where they need more room.
+    """
+    names = [wrapped(curve.method) for curve in drawn]
     figure.draw_without_rendering()  # the layout decides how tall the panel is
-    height = 1.25 * LABEL_SIZE / 72 * figure.dpi / axes.bbox.height
+    line = 1.25 * LABEL_SIZE / 72 * figure.dpi / axes.bbox.height
+    lack = sum(line * (1 + name.count("\n")) for name in names)
+    if lack > 1:
+        figure.set_figheight(figure.get_figheight() + (lack - 1) * axes.bbox.height / figure.dpi)
+        line /= lack
     low, high = axes.get_ylim()
-    ends = [(float(curve.accuracy[-1]) - low) / (high - low) for curve in named]
-    for index, middle in place(ends, height).items():
-        curve = named[index]
+    ends = [(float(curve.accuracy[-1]) - low) / (high - low) for curve in drawn]
+    heights = [line * (1 + name.count("\n")) for name in names]
+    for curve, name, middle, x in zip(drawn, names, place(ends, heights), xs, strict=True):
         axes.annotate(
-            curve.method,
-            xy=(last, float(curve.accuracy[-1])),
+            name,
+            xy=(float(x[-1]), float(curve.accuracy[-1])),
             xytext=(1.05, middle),
             textcoords="axes fraction",
             va="center",
@@ -49,53 +56,64 @@ def name_ends(figure: Figure, axes: Axes, drawn: Sequence[Curve], looks: Mapping
         )
 
 
-def place(ends: Sequence[float], height: float) -> dict[int, float]:
+def wrapped(name: str) -> str:
+    """A method's name in lines of at most 24 characters, broken at its options and steps.
+
+    Examples
+    --------
+    >>> print(wrapped("krum(attackers=1,selected=12)+server_momentum"))
+    krum(attackers=1,
+    selected=12)
+    +server_momentum
+    """
+    spaced = name.replace(",", ", ").replace("+", " +").replace("  ", " ")
+    return "\n".join(textwrap.wrap(spaced, LONGEST, break_on_hyphens=False)) or name
+
+
+def place(ends: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Where to put the names of curves that end at `ends` (0 to 1, bottom to top of the axes).
 
     Parameters
     ----------
     ends
         The heights at which the curves end, the most important first.
-    height
-        Of one name, in the same unit.
+    heights
+        Of the names, in the same unit.
 
     Returns
     -------
-    dict of int to float
-        Index of the curve to the middle of its name. A curve is left out if its name would have
-        to stand too far off, or would push an earlier one too far off.
+    list of float
+        The middle of each name, in the order of `ends`: as near to the end as can be, none over another, and within
+        the axes if all of them fit.
 
     Examples
     --------
-    >>> place([0.5, 0.5], 0.1)
-    {0: 0.55, 1: 0.45}
+    >>> place([0.5, 0.5], [0.1, 0.1])
+    [0.55, 0.45]
     """
-    chosen: list[int] = []
-    found: list[float] = []
-    for index in range(len(ends)):
-        # Equal ends keep the order of importance, from the top down.
-        trial = sorted([*chosen, index], key=lambda i: (ends[i], -i))
-        middles = spread([ends[i] for i in trial], height)
-        off = [abs(middle - ends[i]) for middle, i in zip(middles, trial, strict=True)]
-        inside = middles[0] >= -1e-9 and middles[-1] <= 1 + 1e-9
-        if inside and max(off) <= REACH * height:
-            chosen, found = trial, middles
-    return dict(sorted(zip(chosen, found, strict=True)))
+    # Equal ends keep the order of importance, from the top down.
+    order = sorted(range(len(ends)), key=lambda i: (ends[i], -i))
+    middles = spread([ends[i] for i in order], [heights[i] for i in order])
+    found = dict(zip(order, middles, strict=True))
+    return [found[i] for i in range(len(ends))]
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, as near as can be to the ascending `wanted` ones (least squares).
+def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Middles of names of such heights that do not overlap, as near as can be to the ascending `wanted` ones.
 
-    Subtracting `index * gap` turns "at least `gap` apart" into "ascending", whose least-squares answer
-    averages neighbours that are out of order until none is left. The result stays within 0 and 1 if it can.
+    Subtracting what stands below each name turns "apart" into "ascending", whose least-squares answer averages
+    neighbours that are out of order until none is left. The names stay within 0 and 1 if they can.
     """
+    below: list[float] = []
+    for index, height in enumerate(heights):
+        below.append(0.0 if index == 0 else below[-1] + (heights[index - 1] + height) / 2)
     groups: list[tuple[float, int]] = []  # mean, size
-    for index, value in enumerate(wanted):
-        mean, size = value - index * gap, 1
+    for value, offset in zip(wanted, below, strict=True):
+        mean, size = value - offset, 1
         while groups and groups[-1][0] > mean:
             before, count = groups.pop()
             mean, size = (mean * size + before * count) / (size + count), size + count
         groups.append((mean, size))
-    top = 1 - (len(wanted) - 1) * gap
-    flat = [min(max(mean, 0.0), top) for mean, size in groups for _ in range(size)]
-    return [value + index * gap for index, value in enumerate(flat)]
+    top = 1 - below[-1] if below else 1.0
+    flat = [min(max(mean, 0.0), max(top, 0.0)) for mean, size in groups for _ in range(size)]
+    return [value + offset for value, offset in zip(flat, below, strict=True)]

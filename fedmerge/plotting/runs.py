@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import RecordError
+from fedmerge.errors import InvalidOption, RecordError
 
 __all__ = ["Run", "by_method", "read_runs"]
 
@@ -34,7 +34,7 @@ class Run:
     folder: Path
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> list[Run]:
     """Read every run in `folders`.
 
     Parameters
@@ -42,6 +42,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     folders
         Run folders (with a `rounds.jsonl`) and comparison folders (with run folders in them), in any mix.
         Runs in progress (`*.partial`) within a comparison folder are left out.
+    labels
+        One for each folder, which then stands behind its methods: comparisons that have the same methods can be
+        read together.
 
     Returns
     -------
@@ -53,7 +56,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     ------
     RecordError
         A folder is missing or holds no run, a line is broken or lacks a key, or two folders hold the
-        same method with the same seed.
+        same method with the same seed and label.
+    InvalidOption
+        There are not as many labels as folders.
 
     Examples
     --------
@@ -63,15 +68,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     if not folders:
         raise RecordError("no folder was given. Name the folder of a comparison or of a run.")
+    if labels is not None and len(labels) != len(folders):
+        raise InvalidOption(f"{len(labels)} labels for {len(folders)} folders: give one each, in their order.")
     runs: dict[tuple[str, int], Run] = {}
-    for folder in folders:
+    for i, folder in enumerate(folders):
         found = [_read_run(path) for path in _run_folders(Path(folder))]
+        if labels is not None:
+            found = [replace(run, method=f"{run.method} ({labels[i]})") for run in found]
         for run in sorted(found, key=lambda run: (run.method, run.seed)):
             first = runs.setdefault((run.method, run.seed), run)
             if first.folder.resolve() != run.folder.resolve():
                 raise RecordError(
                     f"{run.method} with seed {run.seed} is in {first.folder} and in {run.folder}. "
-                    "A mean over seeds would count it twice: draw the two comparisons apart."
+                    "A mean over seeds would count it twice: tell them apart, as with `fedmerge plot --labels a,b`."
                 )
     return list(runs.values())
 

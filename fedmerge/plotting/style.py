@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = ["INK", "Style", "styles"]
 
@@ -17,6 +20,23 @@ MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<")
 # Five patterns against eight colours: no pair comes twice among forty methods.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2, 1.5), (9, 2.5))
 
+# One colour per method in every figure. Methods that are often drawn together have different ones; black is FedAvg's
+# alone. A name that is not listed has the colour of its checksum.
+_FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("fedavg",),
+    ("fedfisher", "fedma", "cca", "median"),
+    ("fedkfac", "zipit", "maecho"),
+    ("fednova", "rebasin", "gradient_matching", "krum"),
+    ("pfnm", "regmean", "geometric_median", "fedprox"),
+    ("fisher", "c2m3", "median_norm_clipping", "fedadam"),
+    ("fedatt", "otfusion", "mats", "trimmed_mean", "fedyogi"),
+    ("fedlpa", "gamf", "norm_clipping", "fedavgm"),
+)
+_COLOUR_OF = {name: index for index, names in enumerate(_FAMILIES) for name in names}
+
+
+Name = TypeVar("Name", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Style:
@@ -28,22 +48,40 @@ class Style:
     dashes: tuple[float, ...]
 
 
-def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """A style per method; it depends on which methods there are, not on their order.
+def styles(methods: Iterable[Name]) -> dict[Name, Style]:
+    """A style per method, by its name alone; where several share a colour, markers and dashes tell them apart.
+
+    A method keeps its colour under options, server steps and labels: these are variants of one method.
 
     Examples
     --------
-    >>> styles(["fedavg", "fednova"]) == styles(["fednova", "fedavg"])
+    >>> looks = styles(["fedavg", "fednova", "fednova(server_momentum=0.5)"])
+    >>> looks["fednova"].colour == styles(["fednova"])["fednova"].colour
     True
+    >>> looks["fednova"].dashes == looks["fednova(server_momentum=0.5)"].dashes
+    False
     """
-    return {method: _style(index) for index, method in enumerate(sorted(set(methods)))}
+    found: dict[Name, Style] = {}
+    taken: dict[int, int] = {}
+    for method in sorted(set(methods), key=str):
+        index = _colour(str(method))
+        found[method] = _style(index, taken.get(index, 0))
+        taken[index] = taken.get(index, 0) + 1
+    return found
 
 
-def _style(index: int) -> Style:
-    turn = index // len(MARKERS)  # the second turn through the shapes swaps filled and hollow
+def _colour(method: str) -> int:
+    name = re.split(r"[(+ ]", method, maxsplit=1)[0]
+    listed = _COLOUR_OF.get(name)
+    return 1 + zlib.crc32(name.encode()) % (len(COLOURS) - 1) if listed is None else listed
+
+
+def _style(index: int, variant: int) -> Style:
+    """The look of the first, second, ... method with a colour; both shift, so that no two share marker and dashes."""
+    turn = variant // len(MARKERS)  # the second turn through the shapes swaps filled and hollow
     return Style(
-        colour=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        filled=(index + turn) % 2 == 0,
-        dashes=DASHES[index % len(DASHES)],
+        colour=COLOURS[index],
+        marker=MARKERS[(index + 3 * variant) % len(MARKERS)],
+        filled=(index + variant + turn) % 2 == 0,
+        dashes=DASHES[(index + variant) % len(DASHES)],
     )

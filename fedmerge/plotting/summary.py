@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,6 +32,8 @@ COLUMNS = (
     "seconds_merge",
     "parameters",
     "clients_failed",
+    "rounds",
+    "diverged",
 )
 
 
@@ -49,12 +52,13 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
     list of dict
         Best final accuracy first (equal ones in order of appearance), with the keys
 
-        - `method`, `seeds` (how many)
+        - `method`, `seeds` (how many), `rounds` (of a run; a mean where they differ)
         - `final_accuracy_mean`, `final_accuracy_std`: of the last evaluated round; the sample standard
           deviation is None for one seed
         - `best_accuracy_mean`, `best_accuracy_std`: of each seed's best round
         - `rounds_to_target`: mean over the seeds that reached the target, None where none did;
-          `reached`: how many did, None without a target
+          `reached`: how many did, None without a target; `diverged`: how many ended with a loss that is no
+          number, which never count as having reached it
         - `megabytes_up`, `megabytes_down`: totals of a run, mean over seeds (MB = 10^6 bytes)
         - `seconds`: training + merging + evaluating; `seconds_merge`: merging alone; totals, mean over seeds
         - `parameters`: of the last model (a mean where methods grow a different width with each seed)
@@ -128,7 +132,9 @@ def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, An
     evaluated = [_evaluated(run) for run in runs]
     final = [accuracies[-1][1] for accuracies in evaluated if accuracies]
     best = [max(accuracy for _, accuracy in accuracies) for accuracies in evaluated if accuracies]
-    reached = [] if target is None else _rounds_to(target, evaluated)
+    diverged = [_diverged(run) for run in runs]
+    judged = [accuracies for accuracies, lost in zip(evaluated, diverged, strict=True) if not lost]
+    reached = [] if target is None else _rounds_to(target, judged)
     values = (
         method,
         len(runs),
@@ -142,6 +148,8 @@ def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, An
         fmean(_total(run, "seconds_merge") for run in runs),
         _whole(fmean(run.rows[-1]["parameters"] for run in runs)),
         sum(row["clients_failed"] for run in runs for row in run.rows),
+        _whole(fmean(run.rows[-1]["round"] for run in runs)),
+        sum(diverged),
     )
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -149,6 +157,12 @@ def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, An
 def _evaluated(run: Run) -> list[tuple[int, float]]:
     """Round and accuracy of the rounds that were evaluated."""
     return [(row["round"], row["test_accuracy"]) for row in run.rows if row["test_accuracy"] is not None]
+
+
+def _diverged(run: Run) -> bool:
+    """Whether the last model was evaluated, and its loss is no number."""
+    last = run.rows[-1]
+    return last["test_accuracy"] is not None and (last["test_loss"] is None or not math.isfinite(last["test_loss"]))
 
 
 def _rounds_to(target: float, evaluated: Sequence[Sequence[tuple[int, float]]]) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedmerge.plotting.canvas import blank, picture_path, save
+from fedmerge.plotting.canvas import blank, page_width, picture_path, save
 from fedmerge.plotting.curves import Curve, Floats, curves, uploads
 from fedmerge.plotting.labels import LABEL_SIZE
 from fedmerge.plotting.references import references
@@ -16,16 +16,19 @@ from fedmerge.plotting.style import styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["plot_traffic"]
 
 
-def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
+def plot_traffic(
+    folders: Sequence[Path], out: Path, *, labels: Sequence[str] | None = None, columns: int | None = None
+) -> Path:
     """Draw test accuracy against the megabytes that clients have sent, statistics included.
 
     Each method is a curve over its rounds, the mean over seeds, with a stroke for each seed at the last round:
     few seeds say more than an interval estimated from them. Dashed lines are references: the ensemble of the
-    first round's client models and the best of them.
+    first round's client models and the best of them. The legend says so.
 
     Parameters
     ----------
@@ -33,6 +36,10 @@ def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
         Run folders or comparison folders, as for `read_runs`.
     out
         The file to write (.png, .pdf or .svg), or a folder, which then gets a `traffic.png`.
+    labels
+        One for each folder, to draw comparisons with the same methods together.
+    columns
+        For print: as wide as one column (3.4 inches, the names below) or two (7 inches).
 
     Returns
     -------
@@ -50,17 +57,39 @@ def plot_traffic(folders: Sequence[Path], out: Path) -> Path:
     PosixPath('runs/one-shot/traffic.png')
     """
     file = picture_path(out, "traffic.png")
-    runs = read_runs(folders)
+    runs = read_runs(folders, labels)
     drawn = curves(runs)
-    with blank(6.4, 3.9) as figure:
+    width = 6.4 if columns is None else page_width(columns)
+    with blank(width, 3.9 if columns is None else 2.6 if columns == 1 else 3.4) as figure:
         axes = figure.subplots()
         _marks(axes, drawn, uploads(runs, drawn), _ends(runs, drawn))
         _lines(axes, references(runs))
-        axes.set_xlabel("megabytes that all clients sent (models + statistics)")
+        axes.set_xlabel(
+            "megabytes sent by clients" if columns == 1 else "megabytes that all clients sent (models + statistics)"
+        )
         axes.set_ylabel("test accuracy (%)")
         axes.grid(axis="y", color="0.9", linewidth=0.6)
-        figure.legend(loc="outside right center", frameon=False, handlelength=2.6)
+        _legend(figure, _caption(runs, drawn), below=columns == 1)
         return save(figure, file)
+
+
+def _caption(runs: Sequence[Run], drawn: Sequence[Curve]) -> str:
+    """What a curve, a stroke and a dashed line are."""
+    counts = sorted({curve.seeds for curve in drawn})
+    if counts == [1]:
+        lines = ["one seed"]
+    else:
+        seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        lines = [f"mean over {seeds} seeds;", "strokes: each seed at the end"]
+    return "\n".join([*lines, *(["dashed: the clients' own models"] if references(runs) else [])])
+
+
+def _legend(figure: Figure, caption: str, *, below: bool) -> None:
+    where = {"loc": "outside lower center", "ncols": 2} if below else {"loc": "outside right center"}
+    if below:
+        figure.set_figheight(figure.get_figheight() + 0.9)
+    legend = figure.legend(**where, frameon=False, handlelength=2.6, title=caption, alignment="left")
+    legend.get_title().set_fontsize(LABEL_SIZE)
 
 
 def _ends(runs: Sequence[Run], drawn: Sequence[Curve]) -> dict[str, list[float]]:
@@ -107,10 +136,13 @@ def _lines(axes: Axes, found: Mapping[str, Sequence[float]]) -> None:
         axes.axhline(height, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
         axes.annotate(
             f"{name} {height:.1f} %",
-            xy=(0.01, height),
+            xy=(0.99, height),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 2),
+            xytext=(0, -2),
             textcoords="offset points",
+            ha="right",
+            va="top",
             fontsize=LABEL_SIZE,
             color="0.25",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
 from fedmerge.data import ClientData
+from fedmerge.data.examples import IGNORED
 from fedmerge.errors import ConfigError
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -53,7 +54,7 @@ class LabelFlip(Attack):
 
     def poisoned(self, data: ClientData, classes: int, generator: np.random.Generator) -> ClientData:
         """All labels mirrored."""
-        return replace(data, train_y=classes - 1 - data.train_y)
+        return replace(data, train_y=torch.where(data.train_y == IGNORED, IGNORED, classes - 1 - data.train_y))
 
 
 @register("sign_flip", paper="arXiv:1811.03761")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -11,6 +12,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fedmerge.data.client_data import client_data
+from fedmerge.errors import CannotStack
 from fedmerge.models.resize import resize
 from fedmerge.simulation.flower_task import FIRST_NODE, failure_reason
 from fedmerge.state import State
@@ -20,11 +23,17 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
-__all__ = ["TRIED", "Engine", "answer", "choose"]
+__all__ = ["TRIED", "Engine", "answer", "choose", "divided", "serial_pieces"]
+
+log = logging.getLogger("fedmerge")
 
 Engine = Literal["auto", "serial", "stacked"]
+
+_PIECES = 64
+"""Pieces of a round whose clients train one by one: whoever works at them, their sums are added in the same order."""
 
 TRIED = 8
 """Clients that a measurement of engines takes."""
@@ -65,6 +74,28 @@ def answer(
     return work.result
 
 
+def serial_pieces(nodes: Sequence[int]) -> list[Sequence[int]]:
+    """What is folded apart where clients train one by one.
+
+    The pieces depend on the clients alone, so that any number of workers gives the same bits. Pieces of a single client
+    add up as the stream of a server's messages does.
+    """
+    return divided(nodes, _PIECES)
+
+
+def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
+    """`nodes` in `number` runs of about equal length, none empty.
+
+    Examples
+    --------
+    >>> divided([2, 3, 4], 2)
+    [[2], [3, 4]]
+    """
+    number = min(number, len(nodes))
+    ends = [len(nodes) * (i + 1) // number for i in range(number)]
+    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
     """Measure on the first clients which engine is faster."""
     work = _Work(side, order, total)
@@ -87,6 +118,7 @@ class _Work:
         self.settings, self.seed, self.round = side.settings(order.config)
         self._base = order.context.required_base("a cohort")
         self.module = resize(side.template, self._base)
+        self._fresh = ModelSnapshot(self.module)
 
     def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
         """The clients and their data; one whose data cannot be had has failed."""
@@ -95,11 +127,12 @@ class _Work:
             try:
                 if self._side.mishaps is not None:
                     self._side.mishaps.begin(client, self.round)
-                data = self._side.data_fn(client, self._total)
+                data = client_data(self._side.data_fn, client, self._total)
+                participant = Participant(client, data.train_x, data.train_y)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
-            yield node, Participant(client, data.train_x, data.train_y)
+            yield node, participant
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
         """One client after the other."""
@@ -113,13 +146,15 @@ class _Work:
         while block := list(islice(clients, size)):
             try:
                 done = train_cohort(
-                    _loaded(self.module, self._base),
+                    self._loaded(self._base),
                     [one for _, one in block],
                     self.settings,
                     seed=self.seed,
                     round=self.round,
                 )
-            except Exception:
+            except Exception as problem:
+                if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
+                    log.warning("%s", problem)
                 for node, one in block:
                     yield from self._alone(node, one)
                 continue
@@ -128,7 +163,7 @@ class _Work:
     def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
-            model = self._side.own_model(self._order.config, one.client) or _loaded(self.module, self._base)
+            model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
             report = self._side.fit(model, one.x, one.y, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except Exception as problem:
@@ -163,12 +198,20 @@ class _Work:
         for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
             state = {name: tensor[k : k + 1] for name, tensor in states.items()}
             try:
-                model = _loaded(self.module, {name: tensor[0] for name, tensor in state.items()})
+                model = self._loaded({name: tensor[0] for name, tensor in state.items()})
                 sent, error = self._statistics(model, one, report)
             except Exception as problem:
                 self._fail(node, problem)
                 continue
             yield from self._sent([(node, one)], state, [report], [sent], [error])
+
+    @torch.no_grad()
+    def _loaded(self, state: State) -> nn.Module:
+        """The module with the values of `state`, as good as new: nothing of one client is left for the next."""
+        self._fresh.restore(parameters=False)
+        for name, tensor in self.module.state_dict().items():
+            tensor.copy_(state[name])
+        return self.module
 
     def _statistics(
         self, model: nn.Module, one: Participant, report: TrainingReport
@@ -228,14 +271,6 @@ class _Work:
 
     def _fail(self, node: int, problem: Exception) -> None:
         self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
-
-
-@torch.no_grad()
-def _loaded(module: nn.Module, state: State) -> nn.Module:
-    """`module` with the values of `state`, as good as new."""
-    for name, tensor in module.state_dict().items():
-        tensor.copy_(state[name])
-    return module
 
 
 def state_bytes(state: State) -> int:

@@ -16,9 +16,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmerge.checkpoints import Checkpoint
+from fedmerge.environment import describe_environment
 from fedmerge.errors import FedMergeError, RecordError, WriteError
 from fedmerge.files import read_toml
-from fedmerge.records import RunRecord, differing
+from fedmerge.records import RunRecord, continuing, differing, differing_federation
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.simulation.exchanges import MeasuredGrid
@@ -27,7 +28,7 @@ from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
 from fedmerge.simulation.snapshot import cannot_restore, restore
-from fedmerge.simulation.unfinished import begin, end, is_finished, run_folder
+from fedmerge.simulation.unfinished import begin, end, finished_runs, is_finished, run_folder
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays
@@ -39,24 +40,37 @@ log = logging.getLogger("fedmerge")
 
 
 def check_output(config: Config, out: Path) -> None:
-    """Make sure that no record of another configuration would be replaced.
+    """Make sure that a folder can take a comparison: it is new, or holds runs of the same federation.
+
+    Runs of other methods, options and seeds may stand there, and shorter ones of the same: a comparison grows.
 
     Raises
     ------
     RecordError
-        One would.
+        A record would be replaced, or compared with runs of another federation.
     """
+    first = config.resolved(config.methods[0], config.seeds[0])
+    for folder in finished_runs(out):
+        other = differing_federation(read_toml(folder / "config.toml"), first)
+        if other:
+            raise RecordError(_ANOTHER.format(folder, ", ".join(other)))
     for method in config.methods:
         for seed in config.seeds:
-            folder = run_folder(out, method, seed)
+            folder, wanted = run_folder(out, method, seed), config.resolved(method, seed)
             if not folder.exists():
                 continue
-            other = differing(read_toml(folder / "config.toml"), config.resolved(method, seed))
-            if other:
+            done = read_toml(folder / "config.toml")
+            if differing(done, wanted) == ["rounds"] and done.get("rounds", 0) > config.rounds:
                 raise RecordError(
-                    f"{folder} holds a run of another configuration (it differs in {', '.join(other)}): "
-                    "choose another --out, or pass --overwrite"
+                    f"{folder} has {done['rounds']} rounds already, and {config.rounds} were asked for: "
+                    f"ask for at least {done['rounds']}, choose another --out, or pass --overwrite"
                 )
+            other = continuing(done, wanted)
+            if other:
+                raise RecordError(_ANOTHER.format(folder, ", ".join(other)))
+
+
+_ANOTHER = "{} holds a run of another configuration (it differs in {}): choose another --out, or pass --overwrite"
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,9 @@ class Outcome(NamedTuple):
     failed: list[FailedRun]
 
 
-def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume: bool = False) -> Outcome:
+def compare(
+    config: Config, out: Path, on_row: Callable[[Row], None], *, resume: bool = False, grow: bool = False
+) -> Outcome:
     """Run the whole comparison; methods share partition, initial model and batches of a seed.
 
     Parameters
@@ -88,6 +104,8 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume:
     resume
         Go on with what an interrupted call left in `out`: runs that are finished stay, those that were begun
         continue after their last checkpoint.
+    grow
+        Add to what stands in `out`: finished runs stay, those with fewer rounds go on. Without it they are replaced.
 
     Returns
     -------
@@ -108,19 +126,19 @@ def compare(config: Config, out: Path, on_row: Callable[[Row], None], *, resume:
         for method in config.methods:
             experiment.strategy(method)
     if not resume:
-        begin(config, out)
+        begin(config, out, grow=grow)
     outcome = Outcome([], [])
     with _quiet(config.threads):
         workers = make_workers(config.workers, config.engine, config.round_timeout)
         try:
             for experiment in experiments:
                 for method in config.methods:
-                    if resume and is_finished(config, method, experiment.seed, out):
+                    if (resume or grow) and is_finished(config, method, experiment.seed, out):
                         outcome.runs.append(run_folder(out, method, experiment.seed))
                         continue
                     grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
                     try:
-                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume))
+                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
                     except WriteError as error:
                         remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
                         raise WriteError(error.path, error.reason, remedy) from error
@@ -194,11 +212,13 @@ def _record(experiment: Experiment, method: str, out: Path, resume: bool) -> tup
                     f"{record.partial}: the data divide among clients otherwise than when it was begun: "
                     "restore the data, or delete the folder to start again"
                 )
+            record.note_environment(describe_environment() | {"after_round": checkpoint.round})
             return record, checkpoint
         if problem is not None:
             log.warning("%s starts again from the first round: %s", folder.name, problem)
     record = RunRecord(folder, settings, keep_checkpoints=keep)
     record.write_partition(partition)
+    record.note_environment(describe_environment())
     return record, None
 
 
@@ -228,10 +248,10 @@ def _typed_errors(method: str, strategy: Strategy) -> Iterator[None]:
 
 @contextmanager
 def _quiet(threads: int) -> Iterator[None]:
-    """Keep Flower's log to warnings and torch to its threads while simulating."""
+    """Keep Flower's log out of the progress, unless it is asked for, and torch to its threads while simulating."""
     flower, before = logging.getLogger("flwr"), torch.get_num_threads()
     level = flower.level
-    flower.setLevel(logging.WARNING)
+    flower.setLevel(logging.INFO if log.isEnabledFor(logging.INFO) else logging.ERROR)
     torch.set_num_threads(threads)
     try:
         yield

@@ -26,8 +26,10 @@ from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.simulation.model_fns import ModelFn, OwnModelFn
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.device import choose_device
-from fedmerge.training.local import batches, evaluate
+from fedmerge.training.judged import evaluate
+from fedmerge.training.local import batches
 
 __all__ = ["Experiment"]
 
@@ -274,7 +276,12 @@ class Experiment:
         """Class probabilities [examples, ..., classes] of a model on the test inputs."""
         model = self._judged(state).eval()
         pieces = batches(self.dataset.test_x, self.dataset.test_y, device=next(model.parameters()).device)
-        return torch.cat([model(inputs).softmax(-1).cpu() for inputs, _ in pieces])
+        found = []
+        for inputs, labels in pieces:
+            outputs = model(inputs)
+            axis = classification_of(model, inputs, outputs, labels).class_axis or 0
+            found.append(outputs.movedim(axis, -1).softmax(-1).cpu())
+        return torch.cat(found)
 
     def _judged(self, state: State) -> nn.Module:
         return resize(self._judge, state)  # a merged model may be wider than those that clients began with

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from ray.exceptions import RayError
 
-from fedmerge.simulation.cohort_work import answer, choose
+from fedmerge.simulation.cohort_work import answer, choose, divided, serial_pieces
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_tensors import share_tensors
@@ -23,9 +23,6 @@ from fedmerge.training import EngineChoice
 __all__ = ["Leader", "Worker", "train_on"]
 
 EngineName = Literal["serial", "stacked"]
-
-_PIECES = {"serial": 8, "stacked": 1}
-"""Per worker and round: clients that train one by one are dear, and balance; stacked ones are cheap, and many."""
 
 Reference = list[Any]
 """A Ray reference in a list, which Ray leaves alone: fetched and unpickled once in a process, not per call."""
@@ -108,7 +105,8 @@ def train_on(
     def call(piece: Sequence[int]) -> Call:
         return lambda worker: worker.train.remote(app, told, piece, total, engine)
 
-    pieces = divided(nodes, _PIECES[engine] * len(pool))
+    # Stacked clients are cheap, and many: a piece for each worker.
+    pieces = serial_pieces(nodes) if engine == "serial" else divided(nodes, len(pool))
     return gathered(pool, pieces, call, order, limit)
 
 
@@ -120,30 +118,21 @@ def gathered(
     limit: float | None = None,
 ) -> CohortAnswer:
     """The answers of all `pieces` as one; where one failed for good, its clients are tried one by one."""
-    result, again = CohortAnswer(), []
+    result = CohortAnswer()
     limits = None if limit is None else [limit * len(piece) for piece in pieces]
-    for piece, given in zip(pieces, pool.run([call(piece) for piece in pieces], limits), strict=True):
-        if isinstance(given, RayError):
-            if len(piece) > 1:
-                again += [[node] for node in piece]
-            else:
-                result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
+    answers = list(zip(pieces, pool.run([call(piece) for piece in pieces], limits), strict=True))
+    for piece, given in answers:
+        if isinstance(given, RayError) and len(piece) == 1:
+            result.failures += [(node, failure_reason(node - FIRST_NODE, given)) for node in piece]
             continue
-        if result.partial is None:  # what the others are added to must be ours: they lie in the object store
-            given.partial = copy.deepcopy(given.partial)
-        result.extend(given, order.pipeline)
-    if again:
-        result.extend(gathered(pool, again, call, order, limit), order.pipeline)
-        result.trained.sort(key=lambda one: one.client)
-        result.updates.sort(key=lambda update: update.client)
+        if isinstance(given, RayError):
+            found = gathered(pool, [[node] for node in piece], call, order, limit)
+        else:
+            found = given
+            if result.partial is None:  # what the others are added to must be ours: they lie in the object store
+                found.partial = copy.deepcopy(found.partial)
+        result.extend(found, order.pipeline)
     return result
-
-
-def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
-    """`nodes` in `number` runs of about equal length, none empty."""
-    number = min(number, len(nodes))
-    ends = [len(nodes) * (i + 1) // number for i in range(number)]
-    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class _Known:

@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedmerge.simulation.cohort_work import TRIED, Engine
+from fedmerge.simulation.cohort_work import TRIED, Engine, divided
 from fedmerge.simulation.flower_task import error_reply
-from fedmerge.simulation.ray_actor import Leader, Worker, divided, gathered, train_on
+from fedmerge.simulation.ray_actor import Leader, Worker, gathered, train_on
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_tensors import share_tensors, stop_sharing
 from fedmerge.simulation.workers import Job, Outcome, Workers

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmerge.errors import BadUpdate
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.strategies.wire import decode_update, reply_order
+from fedmerge.tasks import Classification
 
 __all__ = ["REFERENCES", "reference_accuracies"]
 
@@ -44,4 +45,5 @@ def reference_accuracies(experiment: Experiment, replies: Iterable[Message]) -> 
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> float:
-    return float((scores.argmax(-1) == labels).double().mean())
+    found = Classification(class_axis=-1).sums(scores, labels)
+    return float(found["hits"] / found["labels"])

@@ -6,17 +6,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fedmerge.plotting import plot_convergence, plot_traffic, summarise, summarise_references, write_summary
+from fedmerge.plotting import plot_convergence, plot_traffic, read_runs, summarise, summarise_references, write_summary
 from fedmerge.simulation.config import Config
 
 __all__ = ["write_results"]
+
+# Accuracy above the initial model's that a target must have.
+_LEARNT = 0.05
 
 
 def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dict[str, Any]], float | None, list[Path]]:
     """Write ``summary.csv``, ``convergence.png`` and ``traffic.png``.
 
     Without a target in the configuration it is 95 % of the best final accuracy, in whole percents, so that
-    every comparison says how soon each method gets near the best one.
+    every comparison says how soon each method gets near the best one. Where that is hardly more than what the
+    initial model has, nobody has learnt anything, and there is no target.
 
     Returns
     -------
@@ -25,9 +29,10 @@ def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dic
     """
     target = config.target
     if target is None:
-        finals = [row["final_accuracy_mean"] for row in summarise(runs, target=None)]
-        known = [accuracy for accuracy in finals if accuracy]
-        target = max(math.floor(95 * max(known)) / 100, 0.01) if known else None
+        finals = [row["final_accuracy_mean"] for row in summarise(runs, target=None) if row["diverged"] < row["seeds"]]
+        starts = [run.rows[0]["test_accuracy"] or 0.0 for run in read_runs(runs)]
+        likely = math.floor(95 * max((accuracy for accuracy in finals if accuracy), default=0.0)) / 100
+        target = likely if likely > max(starts) + _LEARNT else None
     rows = [*summarise(runs, target=target), *summarise_references(runs)]
     files = [write_summary(rows, out / "summary.csv"), plot_convergence(runs, out / "convergence.png", target=target)]
     return rows, target, [*files, plot_traffic(runs, out / "traffic.png")]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fedmerge.errors import RecordError
 from fedmerge.files import read_toml, write_toml, writing
-from fedmerge.records import PARTIAL, differing
+from fedmerge.records import PARTIAL, continuing, differing
 from fedmerge.simulation.config import Config, load_config, make_config
 
-__all__ = ["PLAN", "Unfinished", "begin", "end", "find_unfinished", "is_finished", "run_folder"]
+__all__ = ["PLAN", "Unfinished", "begin", "end", "find_unfinished", "finished_runs", "is_finished", "run_folder"]
 
 PLAN = "unfinished.toml"
 """The configuration of a comparison, in its folder until every run has ended."""
@@ -24,16 +24,43 @@ def run_folder(out: Path, method: str, seed: int) -> Path:
     return out / f"{name}-seed{seed}"
 
 
-def begin(config: Config, out: Path) -> None:
-    """Leave word of what a comparison is to run; what an earlier one began of the same runs is dropped."""
+def begin(config: Config, out: Path, *, grow: bool = False) -> None:
+    """Leave word of what a comparison is to run.
+
+    What an earlier one began of the same runs is dropped. With `grow` it is kept where it can go on, and finished runs
+    with fewer rounds are opened again.
+    """
     with writing(out):
         (out / PLAN).unlink(missing_ok=True)  # until the new one is there, nothing is to be resumed
-        for method in config.methods:
-            for seed in config.seeds:
-                begun = _partial(run_folder(out, method, seed))
-                if begun.exists():
-                    shutil.rmtree(begun)
+        for method, seed in _runs(config):
+            begun = _partial(run_folder(out, method, seed))
+            if begun.exists() and not (grow and _goes_on(begun, config, method, seed)):
+                shutil.rmtree(begun)
     write_toml(out / PLAN, config.model_dump(mode="json"))
+    with writing(out):
+        for method, seed in _runs(config) if grow else ():
+            folder = run_folder(out, method, seed)
+            if not is_finished(config, method, seed, out) and _goes_on(folder, config, method, seed):
+                if _partial(folder).exists():  # a longer one was begun beside it
+                    continue
+                folder.rename(_partial(folder))
+
+
+def _runs(config: Config) -> list[tuple[str, int]]:
+    return [(method, seed) for method in config.methods for seed in config.seeds]
+
+
+def _goes_on(folder: Path, config: Config, method: str, seed: int) -> bool:
+    """Whether the run in `folder` is one that only wants more rounds, or its end."""
+    file = folder / "config.toml"
+    if not file.exists() or not (folder / "checkpoint").exists():
+        return False
+    return not continuing(read_toml(file), config.resolved(method, seed))
+
+
+def finished_runs(out: Path) -> list[Path]:
+    """The folders of all finished runs in a comparison's folder."""
+    return [file.parent for file in sorted(out.glob("*/config.toml")) if not file.parent.name.endswith(PARTIAL)]
 
 
 def end(out: Path) -> None:

@@ -11,7 +11,7 @@ from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedmerge.simulation.cohort_work import Engine, answer, choose
+from fedmerge.simulation.cohort_work import Engine, answer, choose, serial_pieces
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.client_side import ClientSide
@@ -113,7 +113,11 @@ class InProcess(Workers):
 
     def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
         """Train and fold here."""
-        return answer(self._side, order, order.nodes, total, engine)
+        pieces = serial_pieces(order.nodes) if engine == "serial" and order.folds else [order.nodes]
+        result = CohortAnswer()
+        for piece in pieces:
+            result.extend(answer(self._side, order, piece, total, engine), order.pipeline)
+        return result
 
     @property
     def _side(self) -> ClientSide:
@@ -124,7 +128,7 @@ class InProcess(Workers):
 def warm_up() -> None:
     """Take one training step, so that what torch imports at the first one is not counted as a client's time."""
     with torch.random.fork_rng(devices=[]):
-        layer = nn.Linear(1, 1)
+        layer = nn.Linear(1, 2)
     train(layer, torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), LocalTraining(), seed=0, client=0, round=0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import call, examples_in
+from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Statistic
 from fedmerge.training.report import TrainingReport
@@ -34,7 +34,7 @@ class BatchNormMoments(Statistic):
     @torch.no_grad()
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure on a copy, so that `model` keeps its statistics."""
-        probe = copy.deepcopy(model).eval()
+        probe = copy_of(model).eval()
         layers = _norms(probe)
         if not layers:
             return {}
@@ -80,7 +80,7 @@ class BatchNormSums(Statistic):
     @torch.no_grad()
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one pass, on a copy."""
-        probe = copy.deepcopy(model).eval()
+        probe = copy_of(model).eval()
         layers, total, rows = _norms(probe), dict[str, Tensor](), dict[str, int]()
 
         def add(name: str, x: Tensor) -> None:

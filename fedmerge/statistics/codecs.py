@@ -32,7 +32,9 @@ def encode(tensor: Tensor, level: str) -> dict[str, Tensor]:
     The last is for tensors that are no symmetric matrices: for these there is :func:`truncated`.
     """
     if is_symmetric(tensor) and level != "int8":
-        return _symmetric(tensor, level)
+        # Half of a matrix that is symmetric to rounding only would not be all of it.
+        whole = level == "none" and not torch.equal(tensor, tensor.transpose(-1, -2))
+        return {"": tensor} if whole else _symmetric(tensor, level)
     if level == "none" or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         return {"": tensor}
     peak = tensor.abs().max().float() if tensor.numel() else torch.zeros(())

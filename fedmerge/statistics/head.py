@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches
-from fedmerge.statistics.matrix_layers import MatrixLayer
+from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.noise import Bounded
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
@@ -108,7 +108,9 @@ class HeadSums(_HeadStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
-        return self._means(model, batches, lambda rows, logits, labels: {"S": rows.T @ rows, "C": labels.T @ rows})
+        return self._means(
+            model, batches, lambda rows, logits, labels: {"S": symmetric(rows.T @ rows), "C": labels.T @ rows}
+        )
 
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
@@ -158,7 +160,7 @@ class HeadGradient(_HeadStatistic):
 
 def _gradient_and_fisher(rows: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     p = logits.softmax(-1)
-    return {"gradient": (p - labels).T @ rows, "G": torch.diag(p.sum(0)) - p.T @ p}
+    return {"gradient": (p - labels).T @ rows, "G": symmetric(torch.diag(p.sum(0)) - p.T @ p)}
 
 
 def _head_of(statistic: str, value: State, parts: tuple[str, str], state: State) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
+from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
@@ -43,7 +43,7 @@ class LossGradient(LayerStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward and backward pass, on a copy."""
-        copied = copy.deepcopy(model).eval()
+        copied = copy_of(model).eval()
         named = {name: p.requires_grad_() for name, p in copied.named_parameters() if self.selects(name)}
         total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
         count = 0

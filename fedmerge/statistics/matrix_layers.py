@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fedmerge.weights import WeightMatrix
 
-__all__ = ["MatrixLayer", "example_gradients", "gram", "matrix_layers"]
+__all__ = ["MatrixLayer", "example_gradients", "gram", "matrix_layers", "symmetric"]
 
 _Conv = (nn.Conv1d, nn.Conv2d)
 _KINDS = (nn.Linear, *_Conv)
@@ -91,6 +91,14 @@ def matrix_layers(model: nn.Module, names: Mapping[int, str], selects: Callable[
 
 
 def gram(rows: Tensor) -> Tensor:
-    """``sum r r^T`` over examples and positions, [groups, d, d] in float64, of rows [B, groups, T, d]."""
+    """``sum r r^T`` over examples and positions, [groups, d, d] in float64, of rows [B, groups, T, d].
+
+    Symmetric to the bit, which a matrix product is not on every processor.
+    """
     flat = rows.transpose(0, 1).flatten(1, 2)
-    return torch.matmul(flat.transpose(1, 2), flat).double()
+    return symmetric(torch.matmul(flat.transpose(1, 2), flat).double())
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """``(M + M^T) / 2`` of matrices [..., d, d]."""
+    return (matrix + matrix.transpose(-1, -2)) / 2

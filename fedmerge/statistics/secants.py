@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
+from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
@@ -76,7 +76,7 @@ class Secants(LayerStatistic):
         InvalidOption
             There are no examples.
         """
-        moved = copy.deepcopy(model).eval()
+        moved = copy_of(model).eval()
         size, count = len(directions), 0
         slope, curvature = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         with torch.no_grad():

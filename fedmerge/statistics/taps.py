@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.models.copies import copy_of
 from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
 from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
 from fedmerge.statistics.unrolled import unroll
@@ -87,7 +87,7 @@ def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, 
     A layer is served where the gradient of its parameters is what the taps say: not where a model calls
     it in a way that hooks do not see, or uses its weight elsewhere too.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy_of(model).eval()
     every = tuple(name for name, _ in copied.named_parameters() if selects(name))
     for parameter in copied.parameters():
         parameter.requires_grad_()

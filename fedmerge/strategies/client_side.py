@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
-from fedmerge.data.client_data import ClientData
+from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
+from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
@@ -24,7 +24,9 @@ from fedmerge.strategies.questions import answer_questions
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
 from fedmerge.training.device import choose_device
-from fedmerge.training.local import LocalTraining, batches, evaluate, train
+from fedmerge.training.judged import Judged, judge
+from fedmerge.training.local import LocalTraining, batches, train
+from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ClientSide", "Mishaps", "Tamper"]
@@ -134,10 +136,12 @@ class ClientSide:
         """Judge the model sent on the held-out examples."""
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
-        examples = len(data.held_out_x)
-        with self._told(model):
-            loss, accuracy = evaluate(model, data.held_out_x, data.held_out_y) if examples else (0.0, 0.0)
-        metrics = MetricRecord({"num-examples": examples, "eval_loss": loss, "eval_acc": accuracy})
+        found = Judged()
+        if len(data.held_out_x):
+            with self._told(model):
+                found = judge(model, data.held_out_x, data.held_out_y, what=f"client {partition}")
+        # Of several labels each counts, so that means over clients are means over all labels.
+        metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss, "eval_acc": found.accuracy})
         return self._send(message, partition, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:
@@ -194,9 +198,12 @@ class ClientSide:
     def _fitted(self, state: State) -> nn.Module:
         """A model with these tensors; at its usual widths always the same one, which no message keeps."""
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        if self.own_model_fn is not None or shapes != {n: t.shape for n, t in self._working[1].items()}:
+        module, fresh = self._working
+        # What a client before has left in it, in buffers that do not travel or in attributes, is none of this one's.
+        fresh.restore(parameters=False)
+        tensors = module.state_dict()
+        if self.own_model_fn is not None or shapes != {n: t.shape for n, t in tensors.items()}:
             return resize(self.template, state)
-        module, tensors = self._working
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(state[name])
@@ -215,13 +222,13 @@ class ClientSide:
             raise ModelError(f"the widths of the model sent do not go with this client's examples: {error}") from error
 
     @cached_property
-    def _working(self) -> tuple[nn.Module, State]:
-        module = copy.deepcopy(self.template)
-        return module, module.state_dict()
+    def _working(self) -> tuple[nn.Module, ModelSnapshot]:
+        module = copy_of(self.template)
+        return module, ModelSnapshot(module)
 
     def _data(self, context: Context) -> tuple[int, ClientData]:
         partition, total = _node(context)
-        return partition, self.data_fn(partition, total)
+        return partition, client_data(self.data_fn, partition, total)
 
     @staticmethod
     def _measure(

@@ -2,13 +2,15 @@
 
 from fedmerge.training.cohort import Participant, TrainedCohort, train_cohort
 from fedmerge.training.engine import AutoEngine, EngineChoice, choose_engine
-from fedmerge.training.local import LocalTraining, batches, evaluate, train
+from fedmerge.training.judged import Judged, evaluate, judge
+from fedmerge.training.local import LocalTraining, batches, train
 from fedmerge.training.one_by_one import train_one_by_one
 from fedmerge.training.report import TrainingReport
 
 __all__ = [
     "AutoEngine",
     "EngineChoice",
+    "Judged",
     "LocalTraining",
     "Participant",
     "TrainedCohort",
@@ -16,6 +18,7 @@ __all__ = [
     "batches",
     "choose_engine",
     "evaluate",
+    "judge",
     "train",
     "train_cohort",
     "train_one_by_one",

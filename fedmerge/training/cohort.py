@@ -9,17 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.seeding_many import Streams
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
 from fedmerge.training.dropout_masks import DropoutStreams
+from fedmerge.training.inputs import device_of
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
+from fedmerge.training.watched import why_not_stacked
 
 __all__ = ["Participant", "TrainedCohort", "train_cohort"]
 
@@ -81,7 +83,8 @@ def train_cohort(
     Raises
     ------
     CannotStack
-        The model has a part without a rule for ``torch.vmap``, or its inputs differ in shape: train one by one.
+        The model has a part that is not known to train right under ``torch.vmap``, or its inputs differ in shape:
+        train one by one.
     InvalidOption
         There are no participants, or one has no examples.
 
@@ -95,6 +98,7 @@ def train_cohort(
     """
     if at_once is not None and at_once < 1:
         raise InvalidOption(f"at_once must be at least 1, or left out, got {at_once}")
+    device_of(model)
     check_participants(participants)
     first = participants[0]
     layers = linear_layers(model, first.x, first.y)
@@ -121,6 +125,8 @@ def train_cohort(
         return total
 
     with torch.no_grad(), _training(model):
+        if layers is None:
+            _check_known(model, participants[order[0]], settings, states.device)
         size = at_once or clients_at_once(model, participants[order[0]], settings, by_hand=layers is not None)
         while order:
             rows = order[:size]
@@ -134,6 +140,13 @@ def train_cohort(
     seen = [_examples_seen(len(one.x), count, settings) for one, count in zip(participants, steps, strict=True)]
     reports = [settings.report(n, loss / k) for n, loss, k in zip(steps, losses, seen, strict=True)]
     return TrainedCohort(states.named(), reports)
+
+
+def _check_known(model: nn.Module, longest: Participant, settings: LocalTraining, device: torch.device) -> None:
+    """Refuse a model that is not known to train right with stacked weights."""
+    reason = why_not_stacked(model, longest.x[: settings.batch_size].to(device))
+    if reason is not None:
+        raise CannotStack(reason)
 
 
 def _or_none_for_want_of_memory(train: Callable[[list[int]], Tensor], rows: list[int]) -> Tensor | None:

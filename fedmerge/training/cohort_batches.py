@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.data.examples import IGNORED, checked_examples
 from fedmerge.errors import CannotStack, InvalidOption
+from fedmerge.tasks import Classification
+from fedmerge.tasks.class_axis import check_classes
 from fedmerge.training.local import LocalTraining
 
 __all__ = ["CohortBatches", "Participant", "check_participants", "count_steps"]
 
-# What cross-entropy leaves out of its mean.
-_IGNORED = -100
 _SMALL_ROW = 32
 _NUMPY_TYPES = (torch.float32, torch.float64, torch.float16, torch.uint8, torch.int32, torch.int64)
 
@@ -32,6 +33,11 @@ class Participant:
     x, y
         Inputs [n, ...] and labels [n] or [n, T].
 
+    Raises
+    ------
+    DataError
+        The examples cannot be used, see :class:`~fedmerge.data.ClientData`.
+
     Examples
     --------
     >>> Participant(3, torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)).client
@@ -41,6 +47,11 @@ class Participant:
     client: int
     x: Tensor
     y: Tensor
+
+    def __post_init__(self) -> None:
+        x, y = checked_examples(self.x, self.y, f"client {self.client}")
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
 
 
 def count_steps(examples: int, settings: LocalTraining) -> int:
@@ -63,7 +74,7 @@ def check_participants(participants: Sequence[Participant]) -> None:
     InvalidOption
         There are no participants, or one has no examples.
     CannotStack
-        Their examples differ in shape.
+        Their examples differ in shape or type.
     """
     if not participants:
         raise InvalidOption("there are no participants to train")
@@ -72,6 +83,11 @@ def check_participants(participants: Sequence[Participant]) -> None:
     for one in participants:
         if one.x.shape[0] == 0:
             raise InvalidOption(f"client {one.client} has no examples to train on")
+        if one.x.dtype != first.x.dtype or one.y.dtype != first.y.dtype:
+            raise CannotStack(
+                f"examples of client {one.client} are {one.x.dtype} and {one.y.dtype}, "
+                f"those of client {first.client} {first.x.dtype} and {first.y.dtype}"
+            )
         if (one.x.shape[1:], one.y.shape[1:]) != shapes:
             raise CannotStack(
                 f"examples of client {one.client} have shapes {[*one.x.shape[1:]]} and {[*one.y.shape[1:]]}, "
@@ -93,10 +109,23 @@ class CohortBatches:
         draws: Iterable[np.random.Generator],
         device: torch.device,
     ) -> None:
-        self._device = device
+        self._device, self._participants = device, participants
         self._x = _Rows([one.x for one in participants])
         self._y = _Rows([one.y for one in participants])
         self.rows, self.sizes = _draw(participants, settings, draws)
+
+    def check_classes(self, classes: int, task: Classification) -> None:
+        """Make sure that all labels are classes, or to be ignored.
+
+        Raises
+        ------
+        InvalidOption
+            One client's are not.
+        """
+        if self._y.within(classes):
+            return
+        for one in self._participants:
+            check_classes(one.y, classes, task, f"client {one.client}")
 
     @property
     def steps(self) -> int:
@@ -114,11 +143,12 @@ class CohortBatches:
         rows = self.rows[members, step, :most]
         x, y = self._x.take(members, rows), self._y.take(members, rows)
         weights: Tensor | None = None
-        ignored = y == _IGNORED
+        ignored = y == IGNORED
         if sizes.min() < most or bool(ignored.any()):
             present = torch.from_numpy(np.arange(most) < sizes[:, None]).to(y.device)
             present = present.reshape(present.shape + (1,) * (y.ndim - 2)) & ~ignored
-            counts = present.flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))
+            # A client may have nothing but padding in a batch: then its loss is 0.
+            counts = present.flatten(1).sum(1).clamp(min=1).reshape(-1, *[1] * (y.ndim - 1))
             weights = (present.double() / counts).to(self._device)
         return x.to(self._device), y.to(self._device), weights
 
@@ -136,6 +166,11 @@ class _Rows:
         else:
             self._shape, self._dtype = first.shape[1:], first.dtype
             self._arrays = [source.detach().contiguous().numpy() for source in sources]
+
+    def within(self, classes: int) -> bool:
+        """Whether all numbers are from 0 up to `classes`, without it."""
+        parts = [self._all] if self._joined else [torch.from_numpy(array) for array in self._arrays]
+        return all(int(part.min()) >= 0 and int(part.max()) < classes for part in parts)
 
     def take(self, members: slice | NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
         """Rows [k, b, ...] of some of the clients, given by their numbers [k, b]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack
 from fedmerge.training.cohort import TrainedCohort, train_cohort
@@ -158,9 +158,14 @@ def _difference(model: nn.Module, few: Sequence[Participant], settings: LocalTra
     apart = moved = 0.0
     for name, p in model.named_parameters():
         if p.requires_grad:
-            apart += float((stacked[name] - serial[name]).double().square().sum())
-            moved += float((serial[name] - p.detach()).double().square().sum())
+            apart += _squares(stacked[name] - serial[name])
+            moved += _squares(serial[name] - p.detach())
     return (apart / moved) ** 0.5 if moved else float(apart > 0)
+
+
+def _squares(tensor: Tensor) -> float:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return float(real.double().square().sum())
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -41,7 +41,8 @@ def linear_layers(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...] |
     >>> linear_layers(net, torch.zeros(1, 3), torch.tensor([0]))
     (Layer(weight='1.weight', bias='1.bias', activation='relu'),)
     """
-    if y.ndim != 1 or x.ndim < 2 or not all(_plain(module) for module in model.modules()):
+    hooked = any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+    if hooked or y.ndim != 1 or y.is_floating_point() or x.ndim < 2 or not all(map(_plain, model.modules())):
         return None
     tensors = model.state_dict(keep_vars=True)
     if len(tensors) != len({id(tensor) for tensor in tensors.values()}) or any(
@@ -49,7 +50,13 @@ def linear_layers(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Layer, ...] |
     ):
         return None
     layers = _read(model)
-    if not layers or not x.is_floating_point() or x[0].numel() != tensors[layers[0].weight].shape[1]:
+    # One output is no classification, which the other engine knows how to say.
+    if (
+        not layers
+        or len(tensors[layers[-1].weight]) == 1
+        or not x.is_floating_point()
+        or x[0].numel() != tensors[layers[0].weight].shape[1]
+    ):
         return None
     if x.ndim > 2 and not _flattens(model):
         return None
@@ -113,7 +120,8 @@ def _agrees_with_autograd(model: nn.Module, layers: Sequence[Layer], x: Tensor, 
     """Gradients by hand and by autograd on one client, to float tolerance."""
     named = dict(model.named_parameters())
     device = next(iter(named.values())).device
-    x, y = x.to(device), y.to(device).clamp(min=0)  # labels that are to be ignored are a matter of shares
+    # Labels that are to be ignored are a matter of shares, others are yet to be checked.
+    x, y = x.to(device), y.to(device).clamp(min=0, max=len(named[layers[-1].weight]) - 1)
     trained = {name: p for name, p in named.items() if p.requires_grad}
     if not trained:
         return False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedmerge.tasks import Classification
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.stack import Stack, descend
@@ -57,6 +58,8 @@ def train_linear(
     total = torch.zeros(len(batches.sizes), dtype=torch.float64, device=device)
     count = len(batches.sizes)
     frozen = {name: t.expand(count, *t.shape) for name, t in start.items() if name not in stack.weights}
+    last = layers[-1].weight
+    batches.check_classes(len(start[last]), Classification())
     plain = settings.optimizer == "sgd" and not settings.momentum and settings.clip_norm is None
     for step in range(batches.steps):
         sizes = batches.sizes[:, step]

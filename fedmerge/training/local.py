@@ -1,22 +1,25 @@
-"""Local training and evaluation of one client, for any model: the serial path."""
+"""Local training of one client, for any model: the serial path."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmerge.data.batches import batch_indices
+from fedmerge.data.examples import checked_examples
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import generator, integer_seed
+from fedmerge.tasks import Task
+from fedmerge.training.cross_entropy import CrossEntropy
+from fedmerge.training.inputs import device_of, told_of_types
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["LocalTraining", "batches", "evaluate", "train"]
+__all__ = ["LocalTraining", "batches", "train"]
 
 
 _USUAL_EPOCHS = 2
@@ -101,7 +104,15 @@ class LocalTraining:
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, settings: LocalTraining, *, seed: int, client: int, round: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: LocalTraining,
+    *,
+    seed: int,
+    client: int,
+    round: int,
+    task: Task | None = None,
 ) -> TrainingReport:
     """Train `model` in place on one client's examples.
 
@@ -110,14 +121,20 @@ def train(
     model
         The model sent out this round; its parameters on entry are theta_0 of the proximal term.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T].
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count.
     seed, client, round
         Name the random stream of batches and dropout: the same three give the same result anywhere.
+    task
+        Whose loss to minimise; cross-entropy where not given.
 
     Raises
     ------
     InvalidOption
-        There are no examples.
+        There are no examples, or their labels are none of the model's classes.
+    DataError
+        The examples cannot be used, see :class:`~fedmerge.data.ClientData`.
+    ModelError
+        The model has no parameters, or cannot take such inputs.
 
     Examples
     --------
@@ -126,15 +143,17 @@ def train(
     >>> train(model, x, y, LocalTraining(epochs=1, batch_size=4), seed=0, client=0, round=1).steps
     3
     """
+    x, y = checked_examples(x, y, f"client {client}")
     if len(x) == 0:
         raise InvalidOption(f"client {client} has no examples to train on")
-    device = next(model.parameters()).device
+    device = device_of(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
     optimizer = settings.make_optimizer(parameters)
     epochs, number = settings.length
     draws = generator(seed, "batches", client, round)
     order = batch_indices(len(x), settings.batch_size, epochs=epochs, steps=number, generator=draws)
+    loss_of: Callable[[Tensor, Tensor], Tensor] | None = None if task is None else task.mean_loss
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -142,7 +161,12 @@ def train(
         for rows in order:
             index = torch.from_numpy(rows)
             optimizer.zero_grad(set_to_none=True)
-            loss = _loss(model(x[index].to(device)), y[index].to(device))
+            inputs, labels = x[index].to(device), y[index].to(device)
+            with told_of_types(model, inputs, f"client {client}"):
+                outputs = model(inputs)
+            if loss_of is None:
+                loss_of = CrossEntropy.of(model, inputs, outputs, labels, y, f"client {client}")
+            loss = loss_of(outputs, labels)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, origin in zip(parameters, start, strict=False):
                 if parameter.grad is not None:
@@ -163,34 +187,9 @@ def _seed_global(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of `model` over all labels of ``y``.
-
-    Examples
-    --------
-    >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0]]), torch.tensor([0]))[1]
-    1.0
-    """
-    parameter = next(model.parameters(), None)
-    device = x.device if parameter is None else parameter.device
-    model.eval()
-    loss = hits = torch.zeros((), dtype=torch.float64, device=device)
-    for inputs, target in batches(x, y, batch_size, device):
-        logits = model(inputs)
-        loss = loss + _loss(logits, target).double() * target.numel()
-        hits = hits + (logits.argmax(-1) == target).sum()
-    return float(loss) / y.numel(), float(hits) / y.numel()
-
-
 def batches(
     x: Tensor, y: Tensor, batch_size: int = 512, device: torch.device | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All examples in order, `batch_size` at a time, on `device`."""
     for inputs, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
         yield inputs.to(device), labels.to(device)
-
-
-def _loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with classes on the last axis, whatever axes come before."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten())

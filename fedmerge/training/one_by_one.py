@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.training.cohort import TrainedCohort
 from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.local import LocalTraining, train
+from fedmerge.training.model_snapshot import ModelSnapshot
 
 __all__ = ["train_one_by_one"]
 
@@ -23,6 +23,8 @@ def train_one_by_one(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> clients = [Participant(i, torch.randn(6, 2), torch.zeros(6, dtype=torch.long)) for i in range(4)]
     >>> train_one_by_one(nn.Linear(2, 3), clients, LocalTraining(), seed=0, round=1).states["bias"].shape
     torch.Size([4, 3])
@@ -31,40 +33,25 @@ def train_one_by_one(
         raise InvalidOption("there are no participants to train")
     states: dict[str, Tensor] = {}
     reports = []
-    with _borrowed(model) as rewind:
+    with _borrowed(model) as fresh:
         for index, one in enumerate(participants):
             reports.append(train(model, one.x, one.y, settings, seed=seed, client=one.client, round=round))
             for name, tensor in model.state_dict().items():
                 if index == 0:
                     states[name] = tensor.new_empty(len(participants), *tensor.shape)
                 states[name][index] = tensor
-            rewind()
+            fresh.restore()
     return TrainedCohort(states, reports)
 
 
 @contextmanager
-def _borrowed(model: nn.Module) -> Iterator[_Rewind]:
+def _borrowed(model: nn.Module) -> Iterator[ModelSnapshot]:
     """Leave the model as it is when done. No copy of it: a forward may hold on to the very module it belongs to."""
-    rewind = _Rewind(model)
-    modes = [(module, module.training) for module in model.modules()]
+    fresh = ModelSnapshot(model)
     gradients = [(p, p.grad) for p in model.parameters()]
     try:
-        yield rewind
+        yield fresh
     finally:
-        rewind()
-        for module, mode in modes:
-            module.training = mode
+        fresh.restore()
         for parameter, gradient in gradients:
             parameter.grad = gradient
-
-
-class _Rewind:
-    """Puts the tensors of a model back to what they were."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        for tensor, kept in self._kept:
-            tensor.copy_(kept)

@@ -107,17 +107,24 @@ def descend(
             gradient.add_(part.weights[name] - start[name], alpha=settings.proximal_mu)
     if settings.clip_norm is not None:
         _clip(gradients, settings.clip_norm)
-    for name, gradient in gradients.items():
-        weight = part.weights[name]
+    for name, found in gradients.items():
+        # A complex number is a pair of real ones to an optimiser, as in torch.
+        gradient, weight = _real(found), _real(part.weights[name])
         if settings.weight_decay:
             gradient.add_(weight, alpha=settings.weight_decay)
+        kept = {kind: _real(tensors[name]) for kind, tensors in part.slots.items()}
         if settings.optimizer == "adam":
-            _adam(weight, gradient, part.slots["mean"][name], part.slots["square"][name], settings, step + 1)
+            _adam(weight, gradient, kept["mean"], kept["square"], settings, step + 1)
         elif settings.momentum:
-            speed = part.slots["momentum"][name].mul_(settings.momentum).add_(gradient)
+            speed = kept["momentum"].mul_(settings.momentum).add_(gradient)
             weight.sub_(speed, alpha=settings.learning_rate)
         else:
             weight.sub_(gradient, alpha=settings.learning_rate)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A view of complex numbers as pairs."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _clip(gradients: Mapping[str, Tensor], largest: float) -> None:

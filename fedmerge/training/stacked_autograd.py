@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.errors import CannotStack
+from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.cohort_batches import CohortBatches
+from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
 from fedmerge.training.local import LocalTraining
+from fedmerge.training.padded_lookups import PaddedLookups
 from fedmerge.training.stack import Members, Stack, call, descend
 
 __all__ = ["is_out_of_memory", "train_by_autograd"]
@@ -47,6 +50,7 @@ def train_by_autograd(
     device = next(model.parameters()).device
     total = torch.zeros(len(batches.sizes), dtype=torch.float64, device=device)
     looks: dict[int, list[DropoutCall | None]] = {}
+    loss_of: CrossEntropy | None = None
     alone: bool | None = None
     for step in range(batches.steps):
         sizes = batches.sizes[:, step]
@@ -56,10 +60,12 @@ def train_by_autograd(
             x, y, weights = batches.at(step, members)
             rows = x.shape[1]
             if rows not in looks:
-                looks[rows] = _dropout_calls(model, x[0])
+                looks[rows], outputs = _dropout_calls(model, x[0])
+                loss_of = loss_of or _settled(model, x[0], outputs, y[0], batches)
             masks = streams.draw(np.arange(len(sizes))[members].tolist(), looks[rows])
             part = stack.part(members)
-            losses, gradients = _gradients(model, part, fixed, x, y, weights, masks)
+            assert loss_of is not None  # the first batch has settled it
+            losses, gradients = _gradients(model, loss_of, part, fixed, x, y, weights, masks)
             descend(part, gradients, start, settings, step)
             stack.put(members, part)
             total[members] += losses.double() * torch.from_numpy(sizes[members]).to(device)
@@ -85,6 +91,7 @@ def _groups(sizes: NDArray[np.int64], *, together: bool) -> list[Members]:
 
 def _gradients(
     model: nn.Module,
+    loss_of: CrossEntropy,
     part: Stack,
     fixed: dict[str, Tensor],
     x: Tensor,
@@ -105,17 +112,24 @@ def _gradients(
         own: list[Tensor],
     ) -> Tensor:
         remaining = iter(own)
-        with Replay([None if mask is None else next(remaining) for mask in masks]):
+        with Replay([None if mask is None else next(remaining) for mask in masks]), PaddedLookups():
             logits = call(model, {**fixed, **mine, **buffers}, inputs)
+        logits = loss_of.rows(logits)
         if shares is None:
-            return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-        each = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+            return F.cross_entropy(logits, labels.flatten())
+        each = F.cross_entropy(logits, labels.flatten(), reduction="none")
         return torch.dot(each, shares.flatten().to(each.dtype))
 
     dims = (0, 0, 0, 0, None if weights is None else 0, 0)
     try:
         # The fused attention kernels have no rule for vmap.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            # A pass that is run again for its gradient would run with the weights of the model, not of the clients.
+            torch.autograd.graph.disable_saved_tensors_hooks("activations are computed again for the gradient"),
+            warnings.catch_warnings(),
+        ):
             # Where an operator runs client by client after all, the measurement of `choose_engine` tells.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             losses = vmap(loss, dims, randomness="error")(leaves, part.buffers, x, y, weights, drawn)
@@ -144,12 +158,19 @@ def _run(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     return out, any(not torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
-def _dropout_calls(model: nn.Module, x: Tensor) -> list[DropoutCall | None]:
-    """The calls of dropout in a forward pass on one client's batch of this size."""
+def _settled(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor, batches: CohortBatches) -> CrossEntropy:
+    """The loss for this model, once all labels are known to fit it."""
+    task = classification_of(model, x, outputs, y)
+    batches.check_classes(outputs.shape[task.class_axis or 0], task)
+    return CrossEntropy(task.class_axis or 0, ignoring=True)
+
+
+def _dropout_calls(model: nn.Module, x: Tensor) -> tuple[list[DropoutCall | None], Tensor]:
+    """The calls of dropout in a forward pass on one client's batch of this size, and its outputs."""
     recorder = Recorder(x.device)
     with fork(x.device), recorder:
-        _run(model, x)
-    return recorder.calls
+        outputs, _ = _run(model, x)
+    return recorder.calls, outputs
 
 
 def _rows_stand_alone(model: nn.Module, batches: CohortBatches) -> bool:
@@ -157,7 +178,7 @@ def _rows_stand_alone(model: nn.Module, batches: CohortBatches) -> bool:
     x = batches.at(0, slice(0, 1))[0][0]
     other = x.clone()
     other[-1] = 1 - 2 * x[-1] if x.is_floating_point() else x[0]
-    if len(x) < 2 or torch.equal(x, other) or any(_dropout_calls(model, x)):
+    if len(x) < 2 or torch.equal(x, other) or any(_dropout_calls(model, x)[0]):
         return False
     (one, moved), (two, _) = _run(model, x), _run(model, other)
     return not moved and torch.allclose(one[:-1], two[:-1], rtol=1e-5, atol=1e-6)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 
 import pytest
+import torch
 
-from fedmerge import cli
+from fedmerge import __version__, cli
+from fedmerge.plotting import read_runs
 
 SMALL = ["--rounds", "1", "--clients", "3", "--model", "logistic", "--methods", "fedavg"]
 
@@ -42,7 +47,7 @@ def test_compare_leaves_table_pictures_and_records(monkeypatch, capsys, tmp_path
     assert all(f"o/{name}" in out for name in ("summary.csv", "convergence.png", "partition.png"))
 
 
-def test_compare_again_replaces_equal_records_and_refuses_others(monkeypatch, capsys):
+def test_compare_again_keeps_what_is_finished_and_refuses_other_federations(monkeypatch, capsys):
     command = ("compare", *SMALL, "--out", "o")
     assert fedmerge(monkeypatch, capsys, *command)[0] == 0
     assert fedmerge(monkeypatch, capsys, *command)[0] == 0
@@ -172,12 +177,155 @@ def test_mistakes_end_with_one_clear_line_and_no_record(mistake, monkeypatch, ca
     assert not finished
 
 
-def test_help_is_quick_to_reach():
-    """Help must not wait for torch's, Flower's or matplotlib's import of the simulation."""
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compare", "--help"], ["merge", "-h"]])
+def test_help_and_version_import_nothing_heavy(arguments):
     code = (
-        "import sys; sys.argv=['fedmerge','compare','--help'];from fedmerge.cli import main\n"
+        f"import sys; sys.argv=['fedmerge', *{arguments}];from fedmerge.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print(sorted({'flwr','ray','matplotlib'} & set(sys.modules)))"
+        "print(sorted({'torch','numpy','scipy','pydantic','flwr','ray','matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_module_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "fedmerge", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"fedmerge {__version__}"
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_quiet_shows_results_only(flag, behind, monkeypatch, capsys):
+    command = ["compare", *SMALL, "--out", "o"]
+    code, out, err = fedmerge(monkeypatch, capsys, *([*command, flag] if behind else [flag, *command]))
+    assert code == 0
+    assert "round 1/1" not in out
+    assert "fedavg" in out
+    assert err == ""
+
+
+def test_verbose_tells_flowers_log_too(monkeypatch, capsys):
+    def told(*flags):
+        return fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", f"o{len(flags)}", *flags)[2]
+
+    assert "INFO: merge:" in told("-v")
+    assert "INFO" not in told()
+
+
+def test_shell_completion_is_offered(monkeypatch, capsys):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, _ = fedmerge(monkeypatch, capsys, "--show-completion", "bash")
+    assert code == 0
+    assert "_FEDMERGE_COMPLETE" in out
+
+
+def test_a_comparison_grows_by_methods_seeds_and_rounds(monkeypatch, capsys, tmp_path):
+    def grown(*arguments):
+        code, out, _ = fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "g", *arguments)
+        assert code == 0
+        rows = list(csv.DictReader((tmp_path / "g" / "summary.csv").open()))
+        return out, {row["method"]: (row["seeds"], row["rounds"]) for row in rows}
+
+    def losses(name):
+        lines = (tmp_path / "g" / name / "rounds.jsonl").read_text().splitlines()
+        return [json.loads(line)["test_loss"] for line in lines]
+
+    grown("--rounds", 2)
+    first = (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes()
+    out, rows = grown("--rounds", 2, "--methods", "krum(attackers=0)")
+    assert rows == {"fedavg": ("1", "2"), "krum(attackers=0)": ("1", "2")}
+    assert "krum(attackers=0)" in out
+    _, rows = grown("--rounds", 2, "--seeds", 2)
+    assert rows["fedavg"] == ("2", "2")
+    assert (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes() == first
+    _, rows = grown("--rounds", 4)
+    assert rows["fedavg"] == ("2", "3")  # seed 1 was not asked for again
+    assert (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes().startswith(first)
+    four = losses("fedavg-seed0")
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "whole", "--rounds", 4)
+    lines = (tmp_path / "whole" / "fedavg-seed0" / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["test_loss"] for line in lines] == four
+    assert tomllib.loads((tmp_path / "g" / "fedavg-seed0" / "config.toml").read_text())["rounds"] == 4
+
+
+def test_a_comparison_does_not_shrink(monkeypatch, capsys):
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "g", "--rounds", 2)
+    code, _, err = fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "g", "--rounds", 1)
+    assert code == 2
+    assert "has 2 rounds already" in err
+
+
+def test_a_growing_comparison_that_was_killed_keeps_what_it_had(monkeypatch, capsys, tmp_path):
+    from fedmerge.simulation.config import load_config, make_config
+    from fedmerge.simulation.unfinished import begin
+
+    command = ["compare", *SMALL, "--out", "g"]
+    fedmerge(monkeypatch, capsys, *command, "--rounds", 2)
+    first = (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes()
+    config = load_config(tmp_path / "g" / "fedavg-seed0" / "config.toml")
+    begin(make_config(config, {"rounds": 3}), tmp_path / "g", grow=True)  # and killed right here
+    assert not (tmp_path / "g" / "fedavg-seed0").exists()
+    for again in ([*command, "--rounds", 3], ["resume", "g"]):
+        if again[0] == "resume":
+            begin(make_config(config, {"rounds": 4}), tmp_path / "g", grow=True)
+        assert fedmerge(monkeypatch, capsys, *again)[0] == 0
+        assert (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes().startswith(first)
+
+
+def test_records_tell_what_they_ran_on(monkeypatch, capsys, tmp_path):
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "o")
+    fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", "o", "--rounds", 2)
+    first, second = tomllib.loads((tmp_path / "o" / "fedavg-seed0" / "environment.toml").read_text())["sessions"]
+    assert first["torch"] == torch.__version__
+    assert first["fedmerge"] == __version__
+    assert first["flwr"] == version("flwr")
+    assert first["processor"]
+    assert first["date"] <= second["date"]
+    assert (first.get("after_round"), second["after_round"]) == (None, 1)
+
+
+def test_two_comparisons_of_one_method_are_drawn_under_labels(monkeypatch, capsys, tmp_path):
+    for folder in ("a", "b"):
+        fedmerge(monkeypatch, capsys, "compare", *SMALL, "--out", folder)
+    code, _, err = fedmerge(monkeypatch, capsys, "plot", "a", "b")
+    assert code == 2
+    assert "--labels" in err
+    for kind in ("convergence", "traffic"):
+        command = ["plot", "a", "b", "--labels", "before,after", "--out", f"{kind}.svg", "--kind", kind]
+        assert fedmerge(monkeypatch, capsys, *command)[0] == 0
+        assert (tmp_path / f"{kind}.svg").stat().st_size > 5_000
+    assert {run.method for run in read_runs([tmp_path / "a", tmp_path / "b"], ["x", "y"])} == {
+        "fedavg (x)",
+        "fedavg (y)",
+    }
+    code, _, err = fedmerge(monkeypatch, capsys, "plot", "a", "b", "--labels", "one")
+    assert code == 2
+    assert "1 labels for 2 folders" in err
+
+
+LONG = "krum(attackers=0,selected=2)+server_momentum(momentum=0.5)"
+
+
+def test_tables_can_be_read_at_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    methods = f"fedavg,{LONG}"
+    code, out, _ = fedmerge(
+        monkeypatch, capsys, "compare", *SMALL[:-2], "--methods", methods, "--seeds", 2, "--out", "o"
+    )
+    assert code == 0
+    table = out[out.index("Test accuracy") :].splitlines()
+    table = table[: next(i for i, line in enumerate(table) if line.startswith("└")) + 1]
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    assert LONG in "".join(line.split("│")[1].strip() for line in table if line.count("│") > 2)
+    out = fedmerge(monkeypatch, capsys, "methods")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert "median_norm_clipping" in out
+
+
+def test_runs_that_learn_nothing_have_no_target(monkeypatch, capsys):
+    still = ["--set", "training.learning_rate=1e-9", "--rounds", "2"]
+    out = fedmerge(monkeypatch, capsys, "compare", *SMALL, *still, "--out", "o")[1]
+    assert "to target" in out
+    assert "rounds until" not in out

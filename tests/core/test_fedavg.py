@@ -65,3 +65,30 @@ def test_cast_like_takes_each_tensors_own_dtype():
     like = {"w": torch.zeros(1, dtype=torch.float16), "v": torch.zeros(1, dtype=torch.float64)}
     cast = cast_like({"w": torch.ones(1), "v": torch.ones(1)}, like)
     assert {name: t.dtype for name, t in cast.items()} == {"w": torch.float16, "v": torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64])
+def test_stacked_clients_and_single_ones_add_up_to_the_same_bits(dtype):
+    """Shapes with and without a remainder for vector instructions, contiguous or not."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"matrix": (7, 13), "kernel": (3, 2, 3, 3), "vector": (257,), "scalar": (), "empty": (0, 4)}
+    weights = [0.1, 3.0, 1e-3, 17.0, 60.0]
+    real = dtype if not dtype.is_complex else torch.float32
+    stacked = {n: torch.randn(len(weights), *s, generator=draw).to(real).to(dtype) for n, s in shapes.items()}
+    at_once, one_by_one, transposed = WeightedSum(), WeightedSum(), WeightedSum()
+    at_once.add_stacked({n: t[:2] for n, t in stacked.items()}, weights[:2])
+    at_once.add_stacked({n: t[2:] for n, t in stacked.items()}, weights[2:])
+    for k, weight in enumerate(weights):
+        one_by_one.add({n: t[k] for n, t in stacked.items()}, weight)
+        turned = {n: t[k].transpose(0, -1).clone().transpose(0, -1) if t.ndim > 2 else t[k] for n, t in stacked.items()}
+        transposed.add(turned, weight)
+    assert at_once.weight == one_by_one.weight
+    for name, total in one_by_one.tensors.items():
+        assert torch.equal(at_once.tensors[name], total), name
+        assert torch.equal(transposed.tensors[name], total), name
+
+
+def test_a_sum_of_stacked_clients_holds_one_model():
+    total = WeightedSum()
+    total.add_stacked({"w": torch.ones(50, 10)}, [1.0] * 50)
+    assert total.tensors["w"].untyped_storage().nbytes() == 10 * 4

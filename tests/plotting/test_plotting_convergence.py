@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.plotting import plot_convergence, read_runs
+from fedmerge.errors import InvalidOption, RecordError, UnknownName
+from fedmerge.plotting import plot_convergence, plot_traffic, read_runs
 from fedmerge.plotting.canvas import blank
 from fedmerge.plotting.convergence import draw_convergence
 from fedmerge.plotting.curves import Curve, curves
@@ -115,18 +115,47 @@ def test_the_legend_says_what_a_curve_is(found, words):
 def test_names_at_the_ends_overlap_neither_each_other_nor_a_panel():
     figure = drawn([*MANY, STUCK])
     names = names_at_ends(figure.axes[0])
-    assert MANY[0].method in names
-    assert "stuck" in names
-    assert len(names) < len(MANY) + 1  # all of these end together: not every name fits
+    assert set(names) == {curve.method for curve in [*MANY, STUCK]}
     boxes = [Text.get_window_extent(text) for text in names.values()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert not any(box.overlaps(axes.bbox) for box in boxes for axes in figure.axes)
 
 
-def test_few_methods_are_all_named_but_no_curve_that_ends_early_or_has_a_long_name():
-    long = "a_name_that_is_longer_than_the_panel_should_give_room_for"
+def test_curves_that_end_early_and_long_names_are_named_too_the_long_ones_in_lines():
+    long = "krum(attackers=1,selected=3)+server_momentum"
     found = [synthetic("a", 90), synthetic("b", 89), synthetic("one_shot", 70, points=2), synthetic(long, 60)]
-    assert set(names_at_ends(drawn(found).axes[0])) == {"a", "b"}
+    figure = drawn(found)
+    names = names_at_ends(figure.axes[0])
+    assert {name.replace("\n", "").replace(" ", "") for name in names} == {"a", "b", "one_shot", long}
+    assert max(len(line) for name in names for line in name.split("\n")) <= 24
+    assert names["one_shot"].xy[0] == 1
+
+
+@pytest.mark.parametrize(("columns", "inches"), [(1, 3.4), (2, 7.0)])
+@pytest.mark.parametrize("names", [2, 14])
+def test_pictures_fit_one_column_or_two_of_print_with_every_name(columns, inches, names, write_run, out, tmp_path):
+    for index in range(names):
+        write_run(f"method_number_{index}", 0, [0.1, 0.5 + 0.01 * index])
+    path = plot_convergence([out], tmp_path / "a.svg", columns=columns)
+    text = path.read_text()
+    assert f'width="{72 * inches:g}pt"' in text
+    assert text.count("<!-- method_number_0 -->") == 2  # in the legend, and at the end of its curve
+    picture = plot_traffic([out], tmp_path / "t.svg", columns=columns).read_text()
+    assert f'width="{72 * inches:g}pt"' in picture
+
+
+def test_panels_can_be_chosen(write_run, out, tmp_path):
+    write_run("fedavg", 0, [0.1, 0.5])
+    text = plot_convergence([out], tmp_path / "a.svg", against=["seconds", "rounds"]).read_text()
+    assert "<!-- round -->" in text
+    assert "seconds (training + merging)" in text
+    assert "megabytes" not in text
+    with pytest.raises(UnknownName, match="seconds"):
+        plot_convergence([out], tmp_path / "b.svg", against=["second"])
+    with pytest.raises(InvalidOption, match="local steps"):
+        plot_convergence([out], tmp_path / "b.svg", against=["steps"])
+    with pytest.raises(InvalidOption, match="1 column or 2"):
+        plot_convergence([out], tmp_path / "b.svg", columns=3)
 
 
 def test_every_line_is_within_the_limits():

@@ -1,46 +1,50 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmerge.plotting.labels import REACH, place, spread
+import fedmerge
+from fedmerge.plotting.labels import place, spread, wrapped
 from fedmerge.plotting.style import COLOURS, styles
 
 
 def test_names_with_room_stay_at_their_ends():
-    assert place([0.9, 0.5, 0.1], 0.05) == pytest.approx({0: 0.9, 1: 0.5, 2: 0.1})
+    assert place([0.9, 0.5, 0.1], [0.05] * 3) == pytest.approx([0.9, 0.5, 0.1])
 
 
 def test_close_names_move_apart_evenly_the_better_one_on_top():
-    assert place([0.5, 0.5], 0.1) == pytest.approx({0: 0.55, 1: 0.45})
-    assert spread([0.50, 0.51, 0.9], 0.1) == pytest.approx([0.455, 0.555, 0.9])
+    assert place([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.55, 0.45])
+    assert spread([0.50, 0.51, 0.9], [0.1] * 3) == pytest.approx([0.455, 0.555, 0.9])
+
+
+def test_tall_names_take_more_room():
+    assert place([0.5, 0.5], [0.1, 0.3]) == pytest.approx([0.6, 0.4])
 
 
 def test_names_stay_within_the_axes():
-    assert place([1.0, 1.0, 0.0], 0.1) == pytest.approx({0: 1.0, 1: 0.9, 2: 0.0})
+    assert place([1.0, 1.0, 0.0], [0.1] * 3) == pytest.approx([1.0, 0.9, 0.0])
 
 
-def test_names_without_room_are_left_out_but_a_lone_one_further_down_is_kept():
-    placed = place([0.9] * 20 + [0.1], 0.05)
-    assert 0 in placed
-    assert 19 not in placed
-    assert placed[20] == pytest.approx(0.1)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.06)), max_size=15))
+def test_no_name_is_dropped_or_covers_another(names):
+    ends, heights = [end for end, _ in names], [height for _, height in names]
+    middles = place(ends, heights)
+    assert len(middles) == len(ends)
+    order = np.argsort(middles)
+    for lower, upper in itertools.pairwise(order):
+        assert middles[upper] - middles[lower] >= (heights[lower] + heights[upper]) / 2 - 1e-9
+    assert all(-1e-9 <= middle <= 1 + 1e-9 for middle in middles)
 
 
-@given(
-    st.lists(st.floats(0, 1), max_size=15),
-    st.floats(0.01, 0.3),
-)
-def test_placed_names_never_overlap_nor_stray(ends, height):
-    placed = place(ends, height)
-    middles = np.sort(list(placed.values()))
-    assert (np.diff(middles) >= height - 1e-9).all()
-    for index, middle in placed.items():
-        assert -1e-9 <= middle <= 1 + 1e-9
-        assert abs(middle - ends[index]) <= REACH * height + 1e-9
-    assert bool(placed) == bool(ends)
+@pytest.mark.parametrize("name", ["fedavg", "krum(attackers=1,selected=12)+server_momentum(momentum=0.9)", "a" * 60])
+def test_long_names_are_wrapped_and_whole(name):
+    lines = wrapped(name).split("\n")
+    assert max(map(len, lines)) <= 24
+    assert "".join(lines).replace(" ", "") == name
 
 
 def lightness(colour: str) -> float:
@@ -55,10 +59,34 @@ def test_styles_depend_on_the_set_of_methods_alone():
     assert styles(["b", "a", "a"]) == styles(["a", "b"])
 
 
+def test_a_method_has_one_colour_in_every_figure():
+    names = [*fedmerge.methods(), "somebody.else:Strategy"]
+    together = styles([*names, *(f"{name}(option=1)" for name in names), *(f"{name} (before)" for name in names)])
+    for name in names:
+        alone = styles([name])[name].colour
+        assert {together[variant].colour for variant in (name, f"{name}(option=1)", f"{name} (before)")} == {alone}
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        ["fedavg", "fednova", "fedfisher", "pfnm", "fedkfac"],
+        ["fedavg", "gamf", "rebasin", "c2m3", "otfusion", "fedma", "pfnm"],
+        ["fedavg", "median", "trimmed_mean", "geometric_median", "krum", "median_norm_clipping"],
+        ["fedavg", "fisher", "fedfisher", "regmean", "fedlpa", "mats", "maecho"],
+    ],
+)
+def test_methods_of_a_kind_have_colours_of_their_own(drawn):
+    assert len({look.colour for look in styles(drawn).values()}) == len(drawn)
+
+
 def test_styles_can_be_told_apart_without_colour():
-    looks = styles(f"method{index:02}" for index in range(15)).values()
-    assert len({(look.marker, look.filled) for look in looks}) == 15
-    assert len({(look.colour, look.dashes) for look in looks}) == 15
+    variants = [f"fedfisher(damping={index})" for index in range(15)]
+    for names in (variants, sorted(fedmerge.methods())):
+        looks = list(styles(names).values())
+        assert len({(look.colour, look.marker, look.filled, look.dashes) for look in looks}) == len(names)
+    looks = styles(["fedavg", "fednova", "fedfisher", "pfnm", "fedkfac"]).values()
+    assert len({(look.marker, look.filled) for look in looks}) == 5
 
 
 def test_colours_differ_in_grey():

@@ -30,7 +30,17 @@ def test_every_number_by_hand(write_run, out):
         "seconds_merge": pytest.approx(1.5),
         "parameters": 1000,
         "clients_failed": 4,  # one in each of the four rows of seed 0
+        "rounds": 3,
+        "diverged": 0,
     }
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_a_run_that_diverged_has_not_reached_the_target(write_run, out, loss):
+    write_run("fedavg", 0, [0.1, 0.9, 0.1], test_loss=loss)
+    write_run("fedavg", 1, [0.1, 0.2, 0.9])
+    (row,) = summarise([out], target=0.9)
+    assert (row["rounds_to_target"], row["reached"], row["diverged"]) == (2, 1, 1)
 
 
 def test_only_seeds_that_reached_the_target_count(write_run, out):

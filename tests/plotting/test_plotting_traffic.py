@@ -48,6 +48,9 @@ def test_the_picture_is_drawn_with_and_without_references(write_run, out, suffix
         text = path.read_text()
         assert "ensemble 90.0 %" in text
         assert "fedfisher(variant=diag)" in text
+        assert "mean over 3 seeds;" in text
+        assert "strokes: each seed at the end" in text
+        assert "dashed: the clients' own models" in text.replace("&apos;", "'").replace("&#x27;", "'")
 
 
 def test_mistakes(write_run, out, tmp_path):

@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+from ray.exceptions import RayError
 from torch import nn
 
 from fedmerge.data import ClientData
 from fedmerge.errors import NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation.cohort_work import answer, serial_pieces
 from fedmerge.simulation.exchanges import MeasuredGrid
+from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.grid import make_workers
+from fedmerge.simulation.ray_actor import train_on
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.measure import fill_config
 from fedmerge.training import LocalTraining
-from tests.federation import CLIENTS, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
+from fedmerge.update import MergeContext
+from tests.federation import CLIENTS, TRAINING, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
 
 METHODS = ["fedavg", "fednova", "fedatt", "fisher", "regmean", "gradient_matching", "fedfisher", "mats"]
 
@@ -80,7 +87,7 @@ def test_whoever_fails_is_named_and_stops_nobody(engine):
         if client == 0:
             raise OSError("the disk is gone")
         if client == 1:
-            return ClientData(given.train_x * float("nan"), given.train_y, given.held_out_x, given.held_out_y)
+            return ClientData(given.train_x * 1e30, given.train_y, given.held_out_x, given.held_out_y)
         return given
 
     app = client_app(tiny_model, data, training=LocalTraining(epochs=1))
@@ -115,6 +122,19 @@ def test_a_model_that_cannot_be_stacked_trains_one_by_one():
         measured, to_arrays(Recurrent().state_dict()), num_rounds=1
     )
     assert [e.engine for e in measured.take()] == ["serial"]
+
+
+def test_stacking_that_was_asked_for_and_cannot_be_is_told_once(caplog):
+    def rare():
+        return nn.Sequential(nn.Linear(4, 3), nn.RReLU())
+
+    app = client_app(rare, tiny_data, training=LocalTraining(epochs=1))
+    with SimulationGrid(app, 2, engine="stacked") as grid:
+        strategy = MergeStrategy("fedavg", model_fn=rare, fraction_evaluate=0.0)
+        strategy.start(grid, to_arrays(rare().state_dict()), num_rounds=2)
+    told = [record.getMessage() for record in caplog.records if "stacked weights" in record.getMessage()]
+    assert len(told) == 1
+    assert "rrelu" in told[0]
 
 
 def test_whoever_wants_messages_gets_them():
@@ -213,9 +233,46 @@ def test_a_worker_killed_in_mid_round_changes_nothing(ray_here):
     assert all(torch.equal(state[name], again[name]) for name in state)
     for before, after in zip(exchanges, disturbed, strict=True):
         assert (before.ok, before.failures, before.bytes_up) == (after.ok, after.failures, after.bytes_up)
-    in_process, _, _ = on_ray(1)
-    for name, tensor in in_process.items():
-        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6)
+    in_process, _, _ = on_ray(make_workers(1, "serial"))
+    assert all(torch.equal(state[name], tensor) for name, tensor in in_process.items())
+
+
+class _Here:
+    """What looks like a pool of workers on Ray, and runs the work here; the first `failing` calls are lost."""
+
+    def __init__(self, workers, side, order, failing=0):
+        self._workers, self._failing = workers, failing
+        self.train = SimpleNamespace(remote=lambda app, told, nodes, *rest: answer(side, order, nodes, *rest))
+
+    def __len__(self):
+        return self._workers
+
+    def run(self, calls, limits):
+        for call in calls:
+            self._failing -= 1
+            yield RayError("lost") if self._failing >= 0 else call(self)
+
+
+@pytest.mark.parametrize("batch_norm", ["mean", "pooled"])
+@pytest.mark.parametrize("method", ["fedavg", "fednova", "fisher", "norm_clipping"])
+def test_any_number_of_workers_gives_the_same_bits(method, batch_norm):
+    """More clients than there are pieces, so that sums of sums are taken."""
+    clients = 2 * len(serial_pieces(range(1000))) + 7
+    side = client_app(tiny_model, lambda i, total: tiny_data(i % CLIENTS, total), training=TRAINING).side
+    strategy = MergeStrategy(method, model_fn=tiny_model, batch_norm=batch_norm)
+    nodes = range(FIRST_NODE, FIRST_NODE + clients)
+    context = MergeContext(base=tiny_model().state_dict())
+    config = ConfigRecord()
+    fill_config(config, strategy.pipeline, 0, 1)
+    order = CohortOrder(RecordDict({"config": config}), nodes, strategy.pipeline, context, None)
+    answers = [
+        train_on(_Here(workers, side, order, failing), [], [], order, nodes, clients, "serial")
+        for workers, failing in ((1, 0), (2, 0), (5, 0), (3, 2))
+    ]
+    merged = [strategy.pipeline.finish(a.partial, context, None, None).state for a in answers]
+    for state in merged[1:]:
+        assert all(torch.equal(tensor, merged[0][name]) for name, tensor in state.items())
+    assert len({tuple(one.client for one in a.trained) for a in answers}) == 1
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_a_failing_client_is_in_the_record(tmp_path, monkeypatch):
 
 
 def test_a_client_whose_training_diverges_is_in_the_record(tmp_path, monkeypatch):
-    """Client 1's inputs are NaN, hence its model: left out, listed, and counted as failed."""
+    """Client 1's inputs are huge, hence its model diverges: left out, listed, and counted as failed."""
     from fedmerge.data import ClientData, Partition
 
     original = Partition.client_data
@@ -182,7 +182,7 @@ def test_a_client_whose_training_diverges_is_in_the_record(tmp_path, monkeypatch
         data = original(self, dataset, client)
         if client != 1:
             return data
-        return ClientData(data.train_x * float("nan"), data.train_y, data.held_out_x, data.held_out_y)
+        return ClientData(data.train_x * 1e30, data.train_y, data.held_out_x, data.held_out_y)
 
     monkeypatch.setattr(Partition, "client_data", poisoned)
     (folder,) = compare(make_config(BASE, {"seeds": [0], "methods": ["fedavg"]}), tmp_path, ignore).runs

@@ -257,7 +257,7 @@ def test_an_lstm_cannot_be_stacked():
     people = [
         Participant(i, torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 5, dtype=torch.long)) for i in range(2)
     ]
-    with pytest.raises(CannotStack, match="lstm"):
+    with pytest.raises(CannotStack, match="LSTM"):
         train_cohort(small("char_lstm", (5,), 9, hidden=4), people, LocalTraining(), seed=0, round=0)
 
 

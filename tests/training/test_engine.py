@@ -59,7 +59,7 @@ def test_what_cannot_be_stacked_trains_one_by_one_and_says_why():
     found = auto.train(model, people, SETTINGS, **NAMES)
     choice = auto.choose(model, people, SETTINGS, **NAMES)
     assert choice.name == "serial"
-    assert "lstm" in choice.reason
+    assert "LSTM" in choice.reason
     expected = train_one_by_one(model, people, SETTINGS, **NAMES)
     assert all(torch.equal(found.states[name], expected.states[name]) for name in expected.states)
 

@@ -1,0 +1,131 @@
+"""``fedmerge compare``, ``run`` and ``resume``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmerge.commands.arguments import ConfigFile, OptionalConfig, Out, Overwrite, Set, default_out, given, read_config
+from fedmerge.errors import ConfigError
+from fedmerge.method_names import split_methods
+
+__all__ = ["compare", "resume", "run"]
+
+
+def compare(
+    config: OptionalConfig = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, by comma: fedavg,fedfisher(variant=diag),fednova+server_adam.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, ...")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shard, natural, ...")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Dirichlet concentration: smaller is more skewed.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Communication rounds.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from 0.")] = None,
+    target: Annotated[float | None, typer.Option(help="Accuracy whose round is reported, such as 0.9.")] = None,
+    workers: Annotated[str | None, typer.Option(help="auto, a number of Ray actors, or ray.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie. Default: $FEDMERGE_DATA.")] = None,
+    out: Out = None,
+    assignments: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare aggregators on one federation: curves, a table and records.
+
+    A folder that holds a comparison of the same federation grows: runs that are finished stay, more methods, seeds or
+    rounds are added, table and pictures cover everything.
+    """
+    flags = {
+        "methods": None if methods is None else split_methods(methods),
+        "rounds": rounds,
+        "seeds": None if seeds is None else list(range(seeds)),
+        "target": target,
+        "workers": workers,
+        "device": device,
+        "data": given(name=dataset, dir=data_dir),
+        "model": given(name=model),
+        "partition": given(scheme=partition, clients=clients, alpha=alpha),
+    }
+    _run(read_config(config, given(**flags), assignments), out, overwrite=overwrite, grow=not overwrite)
+
+
+def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite: Overwrite = False) -> None:
+    """Run one method on one seed, such as the config.toml of a record, again."""
+    settings = read_config(config, {}, assignments)
+    if len(settings.methods) != 1 or len(settings.seeds) != 1:
+        raise ConfigError(
+            f"{config} names {len(settings.methods)} methods and {len(settings.seeds)} seeds: "
+            "`fedmerge run` takes one of each; use `fedmerge compare`, or narrow it down: "
+            "--set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
+        )
+    _run(settings, out, overwrite=overwrite, grow=False)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison, or of one run.")],
+) -> None:
+    """Go on with what was interrupted: every run continues after its last whole checkpoint.
+
+    Finished runs stay, those not begun are started. On one worker the result is, to the last bit, that of a run
+    which nobody disturbed. Make sure that the interrupted command is no longer running.
+    """
+    from fedmerge.commands.progress import Progress, interruptible
+    from fedmerge.simulation.compare import Outcome, compare
+    from fedmerge.simulation.unfinished import find_unfinished, finished_runs
+
+    found = find_unfinished(folder)
+    outcome = Outcome([], [])
+    rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
+    with interruptible(folder), Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
+        for config in found.configs:
+            runs, failed = compare(config, found.out, progress, resume=True)
+            outcome.runs.extend(runs)
+            outcome.failed.extend(failed)
+    if found.whole:
+        _show(found.configs[0], finished_runs(found.out), outcome.failed, found.out)
+    else:
+        _show_runs(outcome.runs, outcome.failed)
+
+
+def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
+    from fedmerge.commands.progress import Progress, interruptible
+    from fedmerge.simulation.compare import check_output, compare
+    from fedmerge.simulation.unfinished import finished_runs
+
+    folder = out or default_out(config)
+    if not overwrite:
+        check_output(config, folder)
+    with interruptible(folder), Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
+        runs, failed = compare(config, folder, progress, grow=grow)
+    _show(config, finished_runs(folder) if grow else runs, failed, folder)
+
+
+def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> None:
+    """Table and pictures of a comparison."""
+    from fedmerge.commands.conclusion import conclude
+    from fedmerge.commands.tables import show, summary_table
+    from fedmerge.plotting import read_runs
+    from fedmerge.simulation.partitions import save_partition
+    from fedmerge.simulation.results import write_results
+
+    if runs:
+        rows, target, paths = write_results(config, runs, folder)
+        _, _, drawn = save_partition(config, config.seeds[0], folder)
+        show(summary_table(rows, target))
+        for path in [*paths, *drawn]:
+            typer.echo(path)
+        typer.echo(conclude(read_runs(runs)))
+    _show_runs([], failed)
+
+
+def _show_runs(runs: list[Path], failed: list[Any]) -> None:
+    for folder in runs:
+        typer.echo(folder)
+    for run in failed:
+        typer.echo(f"error: {run.folder.name} failed: {run.error}", err=True)
+    if failed:
+        raise typer.Exit(2)

@@ -1,0 +1,71 @@
+"""What a comparison showed, in a sentence, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from fedmerge.plotting.runs import Run, by_method
+
+__all__ = ["conclude"]
+
+
+def conclude(runs: Sequence[Run]) -> str:
+    """Best method against FedAvg, or against the runner-up where FedAvg did not take part.
+
+    A difference counts where every seed that both methods have says the same.
+
+    Parameters
+    ----------
+    runs
+        Finished runs of one comparison.
+    """
+    finals = {method: _finals(group) for method, group in by_method(runs).items()}
+    finals = {method: accuracies for method, accuracies in finals.items() if accuracies}
+    if not finals:
+        return "No run was evaluated."
+    ranked = sorted(finals, key=lambda method: -fmean(finals[method].values()))
+    best, seeds = ranked[0], max(map(len, finals.values()))
+    text = f"{best} ended at {100 * fmean(finals[best].values()):.1f} %"
+    other = _opponent(best, ranked)
+    if other is not None:
+        text += ", " + _difference(best, other, finals)
+    return f"{text}. {_advice(best, seeds, alone=other is None)}"
+
+
+def _finals(runs: Sequence[Run]) -> dict[int, float]:
+    """The last accuracy of each seed."""
+    found = {}
+    for run in runs:
+        accuracies = [row["test_accuracy"] for row in run.rows if row["test_accuracy"] is not None]
+        if accuracies:
+            found[run.seed] = accuracies[-1]
+    return found
+
+
+def _opponent(best: str, ranked: Sequence[str]) -> str | None:
+    if best != "fedavg" and "fedavg" in ranked:
+        return "fedavg"
+    return ranked[1] if len(ranked) > 1 else None
+
+
+def _difference(best: str, other: str, finals: dict[str, dict[int, float]]) -> str:
+    shared = sorted(set(finals[best]) & set(finals[other]))
+    if not shared:
+        return f"{other} at {100 * fmean(finals[other].values()):.1f} %, on other seeds"
+    apart = [100 * (finals[best][seed] - finals[other][seed]) for seed in shared]
+    points = f"{fmean(apart):.1f} points above {other}"
+    if len(shared) == 1:
+        return f"{points}, on one seed"
+    agreeing = sum(difference > 0 for difference in apart)
+    if agreeing == len(shared):
+        return f"{points}, and above it with each of {len(shared)} seeds"
+    return f"{points}, but above it with {agreeing} of {len(shared)} seeds only"
+
+
+def _advice(best: str, seeds: int, *, alone: bool) -> str:
+    if alone:
+        return "Next: add a method with --methods; `fedmerge methods` lists them."
+    if seeds < 3:
+        return "Next: add seeds with --seeds 3; what is finished stays."
+    return "Next: your own model with --model module:factory, other data with --dataset, more skew with --alpha 0.1."

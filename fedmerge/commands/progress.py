@@ -1,0 +1,69 @@
+"""Progress of runs on a terminal, and what Ctrl-C says."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from fedmerge.commands.verbosity import quiet
+
+__all__ = ["Progress", "interruptible"]
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Let Ctrl-C end the command with a word on how to go on in `folder`, and the exit code that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the round under way is given up, all before it is kept: `fedmerge resume {folder}` goes on"
+        print(f"interrupted: {kept if folder.exists() else 'nothing was begun'}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+class Progress:
+    """A bar over all rounds of all runs; one line a round where the output is no terminal."""
+
+    def __init__(self, rounds: int, runs: int) -> None:
+        self._rounds, self._runs = rounds, runs
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        if sys.stderr.isatty() and not quiet():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._task = self._bars.add_task("starting", total=rounds * runs)
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Show one more round."""
+        text = f"{row['method']} seed {row['seed']} round {row['round']}/{self._rounds}"
+        text += f"  test {100 * row['test_accuracy']:.2f} %"
+        if row.get("skipped"):
+            text += f"  skipped: {row['skipped']}"
+        elif row["clients_failed"]:
+            text += f"  {row['clients_failed']} of {row['clients_ok'] + row['clients_failed']} clients failed"
+        if self._bars is None or self._task is None:
+            loss = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
+            if not quiet():
+                print(f"{text}{loss}", flush=True)
+        else:
+            self._bars.update(self._task, description=text, advance=1 if row["round"] else 0)

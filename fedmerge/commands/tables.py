@@ -1,0 +1,135 @@
+"""Tables that commands show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fedmerge.api import MethodInfo
+from fedmerge.registry import Entry
+
+__all__ = ["methods_table", "partition_table", "show", "summary_table"]
+
+
+_WIDE = 100
+"""Columns of a terminal from which every column of a table is shown."""
+
+
+def show(table: Table) -> None:
+    """Print a table; a log file gets lines long enough for it."""
+    Console(width=_width()).print(table)
+
+
+def _width() -> int:
+    return Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+
+
+def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Table:
+    """The table of a comparison, best method first; on a narrow terminal without what stands in ``summary.csv``."""
+    rows = list(rows)
+    lasts = {row["rounds"] for row in rows if row["rounds"] is not None}
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "method": lambda row: row["method"],
+        "seeds": lambda row: str(row["seeds"]),
+        "rounds": lambda row: _number(row["rounds"], "g"),
+        "final": lambda row: _percent(row["final_accuracy_mean"], row["final_accuracy_std"]),
+        "best": lambda row: _percent(row["best_accuracy_mean"], row["best_accuracy_std"]),
+        "to target" if target is None else f"to {100 * target:g} %": _rounds,
+        "MB up": lambda row: _number(row["megabytes_up"], ".2f"),
+        "MB down": lambda row: _number(row["megabytes_down"], ".2f"),
+        "seconds": lambda row: _number(row["seconds"], ".1f"),
+        "failed": lambda row: _number(row["clients_failed"], "d"),
+    }
+    hidden = {"MB down"} if _width() < _WIDE else set()
+    hidden |= {"rounds"} if len(lasts) == 1 else set()
+    hidden |= {"failed"} if not any(row["clients_failed"] for row in rows) else set()
+    hidden |= {"seeds"} if _width() < _WIDE and len({row["seeds"] for row in rows}) == 1 else set()
+    seeds = max((row["seeds"] for row in rows), default=1)
+    over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"Test accuracy in %, {over}" + (f"; {next(iter(lasts)):g} rounds" if len(lasts) == 1 else "")
+    caption = None if target is None else f"to {100 * target:g} %: rounds until that accuracy"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in columns:
+        if name in hidden:
+            continue
+        if name == "method":
+            table.add_column(name, overflow="fold", min_width=12)
+        else:
+            table.add_column(name, justify="right", no_wrap=not name.startswith("to "))
+    for row in rows:
+        table.add_row(*(text(row) for name, text in columns.items() if name not in hidden))
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _percent(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def _rounds(row: Mapping[str, Any]) -> str:
+    if row["rounds"] is None:  # a reference, no method
+        return "-"
+    if row["diverged"] == row["seeds"]:
+        return "diverged"
+    if row["reached"] is None:
+        return "-"
+    if row["rounds_to_target"] is None:
+        return "never"
+    partly = "" if row["reached"] == row["seeds"] else f" ({row['reached']} of {row['seeds']} seeds)"
+    return f"{row['rounds_to_target']:.1f}{partly}"
+
+
+def methods_table(
+    methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry], refinements: Mapping[str, Entry]
+) -> Table:
+    """Methods, server steps and refinements with what they need and their options."""
+    table = Table(
+        title="Methods; server steps and refinements go behind, as in fedavg+ridge_head", title_justify="left"
+    )
+    names = ["name", "what it does", "paper", "clients send besides", "options"]
+    if _width() < _WIDE:  # the rest is in --json
+        names = names[:2] + names[3:4]
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
+
+    def add(*cells: str) -> None:
+        table.add_row(*(cells if len(names) == len(cells) else (*cells[:2], cells[3])))
+
+    for info in methods.values():
+        needs = [*info.needs, *(["(server data)"] if info.requires_data else [])]
+        add(info.name, info.summary, info.paper, ", ".join(needs) or "nothing", _options(info.options))
+    for step in steps.values():
+        add(f"+{step.name}", step.summary, step.paper, "nothing", _options(step.options))
+    for one in refinements.values():
+        sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
+        add(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))
+    return table
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "none"
+
+
+def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:
+    """Examples of every client, and its commonest label where examples have one each."""
+    table = Table(title=f"Training examples by client, seed {seed}", title_justify="left")
+    labelled = counts.shape[1] > 1
+    for column in ("client", "examples", *(("labels", "commonest label") if labelled else ())):
+        table.add_column(column, justify="left" if column == "client" else "right")
+    for client, row in enumerate(counts):
+        total, most = int(row.sum()), int(row.argmax())
+        share = 100 * int(row[most]) / total if total else 0
+        labels = (str(int((row > 0).sum())), f"{most} ({share:.0f} %)") if labelled else ()
+        table.add_row(names[client], str(total), *labels)
+    return table

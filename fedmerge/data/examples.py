@@ -1,0 +1,100 @@
+"""Examples as a person hands them over: made tensors where it is certain what they mean, refused in words otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmerge.errors import DataError
+
+__all__ = ["IGNORED", "checked_examples"]
+
+IGNORED = -100
+"""The label that does not count: that of padding, as in ``torch.nn.functional.cross_entropy``."""
+
+# An axis of one position: sequences of tokens, or of features.
+_MOST_AXES_OF_SEQUENCES = 3
+
+
+def checked_examples(x: Any, y: Any, what: str = "") -> tuple[Tensor, Tensor]:
+    """Inputs and labels as training takes them.
+
+    NumPy arrays become tensors (of float64 the default dtype), whole numbers and booleans as labels become int64, and
+    labels ``[n, 1]`` become ``[n]``. Labels with fractions stay: whether they are right is a matter of the loss.
+
+    Parameters
+    ----------
+    x
+        Inputs [n, ...].
+    y
+        Labels [n, ...].
+    what
+        Whose they are, in front of an error.
+
+    Raises
+    ------
+    DataError
+        They are neither tensors nor arrays of numbers, differ in length, or hold NaN or infinite values.
+
+    Examples
+    --------
+    >>> x, y = checked_examples(np.zeros((2, 3)), np.array([[0], [1]], dtype=np.uint8))
+    >>> x.dtype, y
+    (torch.float32, tensor([0, 1]))
+    """
+    what = f"{what}: " if what else ""
+    inputs, labels = _tensor(x, f"{what}inputs"), _tensor(y, f"{what}labels")
+    if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
+        raise DataError(
+            f"{what}inputs have shape {list(inputs.shape)}, labels {list(labels.shape)}: give each example a label, "
+            "both with examples on the first axis"
+        )
+    _check_finite(inputs, f"{what}inputs")
+    _check_finite(labels, f"{what}labels")
+    if labels.is_complex():
+        raise DataError(f"{what}labels are complex numbers: pass class numbers, int64")
+    if not labels.is_floating_point():
+        labels = labels.long()
+        if labels.ndim > 1 and labels.shape[1:].numel() == 1 and not _one_position(inputs):
+            labels = labels.flatten()
+    return inputs, labels
+
+
+def _one_position(inputs: Tensor) -> bool:
+    """Whether inputs may be sequences of length 1, whose labels [n, 1] are what they should be."""
+    return 1 < inputs.ndim <= _MOST_AXES_OF_SEQUENCES and inputs.shape[1] == 1
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise DataError(f"{what} are a sparse tensor: pass tensor.to_dense()")
+        return value
+    if not isinstance(value, np.ndarray):
+        raise DataError(
+            f"{what} are a {type(value).__name__}: pass a tensor or a NumPy array with examples on the first axis, "
+            "such as torch.stack(list_of_tensors) or frame.to_numpy()"
+        )
+    if value.dtype.kind not in "biufc":
+        raise DataError(f"{what} are an array of {value.dtype}: pass numbers, texts and classes as their numbers")
+    if value.dtype.kind == "u" and value.dtype.itemsize > 1:
+        value = value.astype(np.int64)  # torch hardly calculates with them
+    tensor = torch.from_numpy(value.copy() if not value.flags.writeable or min(value.strides, default=0) < 0 else value)
+    # NumPy has float64 where nobody asked for anything, models have torch's default.
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
+def _check_finite(tensor: Tensor, what: str) -> None:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.sum().isfinite()):
+        return  # a finite sum has finite terms
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()
+        kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+        raise DataError(
+            f"{what} hold {kind}, in {len(rows)} of {len(bad)} examples, first in example {int(rows[0])}: leave these "
+            "out, or fill them in (torch.nan_to_num)"
+        )

@@ -1,0 +1,124 @@
+"""What a task is: a loss per example, what counts as right, and the likelihood that curvature is measured against."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Estimator", "Task", "by_example", "units"]
+
+Estimator = Literal["auto", "exact", "sampled", "empirical"]
+
+_MOST_OUTPUTS = 128  # above, one backward pass per output is out of all proportion
+
+
+class Task(ABC):
+    """What a model's outputs say of its targets: subclasses are frozen dataclasses, one a file of this folder.
+
+    All methods take outputs [B, ...] and targets [B, ...] of a batch, and raise
+    :class:`~fedmerge.errors.InvalidOption` where these do not belong together. An example may have several labels, one
+    for each position; labels that are to be ignored count nowhere.
+    """
+
+    @abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of each example, up to a constant: [B], summed over its labels."""
+
+    @abstractmethod
+    def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What training minimises, as torch's own loss has it: the mean over the batch's labels; 0 without any."""
+
+    @abstractmethod
+    def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How many labels of each example count, [B]."""
+
+    @abstractmethod
+    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """How many labels of each example the outputs decide rightly, [B]; None where nothing is decided."""
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Metrics that add up over batches and clients, float64: ``loss``, ``labels``, and ``hits`` where there are.
+
+        ``loss / labels`` is the mean loss and ``hits / labels`` the accuracy.
+        """
+        found = {"loss": self.mean_loss(outputs, targets).double(), "labels": self.labels(outputs, targets).sum()}
+        found = {"loss": found["loss"] * found["labels"], "labels": found["labels"].double()}
+        hits = self.hits(outputs, targets)
+        return found if hits is None else {**found, "hits": hits.sum().double()}
+
+    @abstractmethod
+    def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of :meth:`losses` by the outputs, in their shape."""
+
+    @abstractmethod
+    def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
+        """The Fisher of the outputs times `directions` [m, B, ...]: ``E_y[v v^T] J``, v the :meth:`residual` at y."""
+
+    @abstractmethod
+    def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Vectors v [B, ...], one per output, whose sum of ``v v^T`` is the Fisher of the outputs."""
+
+    @abstractmethod
+    def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """:meth:`residual` at labels drawn from the model's own distribution."""
+
+    def vectors(
+        self, outputs: Tensor, targets: Tensor, estimator: Estimator, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Vectors v [B, ...] with ``F = mean_x sum_v (J^T v)(J^T v)^T``, J the Jacobian of the outputs.
+
+        Parameters
+        ----------
+        outputs, targets
+            Of a batch; which labels are ignored is read from the targets, their values only by ``"empirical"``.
+        estimator
+            ``"exact"``: the expectation over the model's own label distribution, one v per output. ``"sampled"``: one
+            label drawn from it. ``"empirical"``: the label given. ``"auto"``: exact up to 128 outputs of an example,
+            as in classification, else sampled, as in sequences.
+        generator
+            Of labels, on the CPU.
+
+        Raises
+        ------
+        InvalidOption
+            Labels are to be drawn for a loss whose distribution is not known.
+        """
+        if estimator == "auto":
+            estimator = "exact" if outputs[0].numel() <= _MOST_OUTPUTS else "sampled"
+        outputs = outputs.detach()
+        if estimator == "exact":
+            yield from self.exact(outputs, targets)
+        elif estimator == "sampled":
+            yield self.sampled(outputs, targets, generator)
+        else:
+            yield self.residual(outputs, targets)
+
+
+def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:
+    """One-hot masks [1, *shape], one per output of an example.
+
+    Examples
+    --------
+    >>> [mask.tolist() for mask in units(torch.Size([2]), torch.device("cpu"))]
+    [[[True, False]], [[False, True]]]
+    """
+    for i in range(shape.numel()):
+        one = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
+        one[i] = True
+        yield one.view(1, *shape)
+
+
+def by_example(values: Tensor, targets: Tensor) -> Tensor:
+    """Sums [B] of what was found at every label of the examples.
+
+    Examples
+    --------
+    >>> by_example(torch.ones(6), torch.zeros(2, 3)).tolist()
+    [3.0, 3.0]
+    """
+    count = len(targets)
+    return values.reshape(count, values.numel() // max(1, count)).sum(1)

@@ -1,0 +1,60 @@
+"""What a model has to say of its inputs before it sees them: the device, and the kinds of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.errors import ModelError
+
+__all__ = ["device_of", "told_of_types"]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model that is to be trained is.
+
+    Raises
+    ------
+    ModelError
+        It has no parameters.
+
+    Examples
+    --------
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to train")
+    return parameter.device
+
+
+@contextmanager
+def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]:
+    """Say what is wrong where a model fails on inputs of another type than its parameters.
+
+    Examples
+    --------
+    >>> with told_of_types(nn.Linear(2, 1), torch.zeros(1, 2, dtype=torch.long), "client 3"):
+    ...     raise RuntimeError("mat1 and mat2 must have the same dtype, but got Long and Float")
+    Traceback (most recent call last):
+    ...
+    fedmerge.errors.ModelError: client 3: the model, whose parameters are torch.float32, cannot take inputs of torch.int64 (mat1 and mat2 must have the same dtype, but got Long and Float): convert them, x.to(torch.float32)
+    """  # noqa: E501 - as the error is written
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
+        reason = str(error).partition("\n")[0]
+        # Embeddings say so where they get fractions for rows.
+        lookup = x.is_floating_point() and "ndices" in reason
+        if (x.dtype in kinds and not lookup) or not kinds or not ("dtype" in reason or "type" in reason):
+            raise
+        want = torch.int64 if lookup else sorted(kinds, key=str)[0]
+        raise ModelError(
+            f"{what + ': ' if what else ''}the model, whose parameters are {sorted(map(str, kinds))[0]}, cannot take "
+            f"inputs of {x.dtype} ({reason}): convert them, x.to({want})"
+        ) from error

@@ -1,0 +1,109 @@
+"""Loss and accuracy of a model: one definition, for clients, test sets and the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.data.examples import checked_examples
+from fedmerge.tasks import Task
+from fedmerge.tasks.class_axis import check_classes, classification_of
+from fedmerge.training.inputs import told_of_types
+from fedmerge.training.local import batches
+
+__all__ = ["Judged", "evaluate", "judge"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Sums over labels, which add up over batches and clients.
+
+    Parameters
+    ----------
+    total_loss
+        Sum of the losses.
+    labels
+        How many labels count; those that are to be ignored do not.
+    hits
+        How many of them the model gives the highest score.
+    """
+
+    total_loss: float = 0.0
+    labels: int = 0
+    hits: int = 0
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(self.total_loss + other.total_loss, self.labels + other.labels, self.hits + other.hits)
+
+    @property
+    def loss(self) -> float:
+        """Mean over labels; 0 without any."""
+        return self.total_loss / max(1, self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of labels; 0 without any."""
+        return self.hits / max(1, self.labels)
+
+
+@torch.no_grad()
+def judge(
+    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512, what: str = "", task: Task | None = None
+) -> Judged:
+    """Sums of cross-entropy and hits of `model`, left in evaluation mode, over all labels of ``y`` that count.
+
+    Parameters
+    ----------
+    model
+        The model.
+    x, y
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count.
+    batch_size
+        Examples at a time.
+    what
+        Whose they are, in front of an error.
+    task
+        Whose loss and hits; classification where not given.
+
+    Raises
+    ------
+    InvalidOption, DataError, ModelError
+        As :func:`~fedmerge.training.train`.
+
+    Examples
+    --------
+    >>> logits, labels = torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, -100])
+    >>> judge(nn.Identity(), logits, labels).accuracy
+    1.0
+    """
+    x, y = checked_examples(x, y, what)
+    parameter = next(model.parameters(), None)
+    device = x.device if parameter is None else parameter.device
+    model.eval()
+    sums: dict[str, Tensor] = {}
+    for inputs, labels in batches(x, y, batch_size, device):
+        with told_of_types(model, inputs, what):
+            outputs = model(inputs)
+        if task is None:
+            task = classification_of(model, inputs, outputs, labels, what)
+            check_classes(y, outputs.shape[task.class_axis or 0], task, what)
+        for name, value in task.sums(outputs, labels).items():
+            sums[name] = sums[name] + value if name in sums else value
+    found = {name: float(value) for name, value in sums.items()}
+    return Judged(found.get("loss", 0.0), int(found.get("labels", 0)), int(found.get("hits", 0)))
+
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512, what: str = "", task: Task | None = None
+) -> tuple[float, float]:
+    """Mean loss and accuracy of `model` over the labels of ``y`` that count; as :func:`judge`.
+
+    Examples
+    --------
+    >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0]]), torch.tensor([0]))[1]
+    1.0
+    """
+    found = judge(model, x, y, batch_size=batch_size, what=what, task=task)
+    return found.loss, found.accuracy
