@@ -76,8 +76,7 @@ class _Graph:
             if unit.crossings or unit.crossed:
                 plans = {i: Plan(matrix, matrix) for i, matrix in self.soft.items()}
                 side = (self.spec, {n: t.double() for n, t in self.state.items() if n in common}, unit)
-                found = match_blocks((self.spec, common, unit), side, self.blocks | set(self.soft), plans)
-                self._step(unit, found)
+                self._step(unit, match_blocks((self.spec, common, unit), side, self.blocks | set(self.soft), plans))
                 continue
             affinity = self._affinity(unit.sites, unit.size, common)
             if unit.simple:
