@@ -31,4 +31,4 @@ def _of(module: nn.Module) -> Iterator[str]:
         yield from own & {"_u", "_v"}
     for hook in module._forward_pre_hooks.values():
         if type(hook).__name__ == "SpectralNorm":  # torch.nn.utils.spectral_norm
-            yield from own & {f"{hook.name}_u", f"{hook.name}_v"}
+            yield from own & {f"{vars(hook)['name']}_{side}" for side in "uv"}

@@ -100,8 +100,8 @@ def _in_order(
     for i in order:
         neurons = [[c, *hierarchy.layout(c)[0]] if hierarchy.below.get(c) else [c] for c in alike[i]]
         group = _group(sites, consumed, places, neurons)
-        inner = tuple(tuple(place[g] for g in block) for block in within[i])
-        found.append(replace(group, inner=inner if any(inner) else ()))
+        parts = tuple(tuple(place[g] for g in block) for block in within[i])
+        found.append(replace(group, inner=parts if any(parts) else ()))
     return tuple(found)
 
 

@@ -96,7 +96,7 @@ def carry(tensor: Tensor, axis: int, planned: list[tuple[Plan, Site]]) -> Tensor
         return carried.movedim(0, axis)
     if length != len(moved):
         raise ModelError(f"the width of {planned[0][1].parameter!r}, a grouped convolution, cannot change")
-    return carried.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return carried.reshape(groups, -1, *carried.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def unfolded(tensor: Tensor, site: Site) -> Tensor:
@@ -109,7 +109,7 @@ def unfolded(tensor: Tensor, site: Site) -> Tensor:
     """
     if site.groups == 1:
         return tensor.movedim(site.axis, 0)
-    return tensor.unflatten(0, (site.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return tensor.reshape(site.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _new_positions(length: int, standing: list[tuple[Site, int]]) -> tuple[list[Tensor], int]:

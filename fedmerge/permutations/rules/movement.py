@@ -39,8 +39,8 @@ def moved(call: Call) -> Outcome:
     even = _even(call, name, value)
     values = []
     for shape, kept, copies in zip(call.shapes, results, even, strict=True):
-        found = settle(call.labels, shape, _one_for_each_axis(call.labels, kept))
-        values.append(Value(found.shape, found.factors, value.uniform, even=copies))
+        result = settle(call.labels, shape, _one_for_each_axis(call.labels, kept))
+        values.append(Value(result.shape, result.factors, value.uniform, even=copies))
     return values[0] if call.single else tuple(values)
 
 
