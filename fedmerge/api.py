@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.aggregators.base import Aggregator
 from fedmerge.arguments import MergeArguments, check_keywords, check_method, check_policies
@@ -99,7 +99,7 @@ def merge(
     statistics: Sequence[Mapping[str, Any]] | None = None,
     data: Iterable[Any] | None = None,
     clients: Sequence[Batches] | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
     task: TaskLike | None = None,
     loss: TaskLike | None = None,
     repair: Literal["auto", "rescale", "none"] = "auto",
@@ -127,7 +127,8 @@ def merge(
     clients
         One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
     example
-        One batch of inputs, for methods that trace the model.
+        What the models are called with, for methods that trace them: one batch of inputs, a tuple of arguments, or
+        keywords in a mapping.
     task
         What the models were trained for, for methods that look at labels: ``"classification"``, ``"binary"``,
         ``"regression"``, a loss such as ``nn.MSELoss()``, or a :class:`~fedmerge.tasks.Task`. Read from outputs and

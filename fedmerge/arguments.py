@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.at_hand import AtHand
 from fedmerge.errors import InvalidOption, UnknownName, shown
-from fedmerge.loaders import Inputs, few, first_inputs, read_inputs_of, read_pairs
+from fedmerge.inputs import tensors_of
+from fedmerge.loaders import Inputs, first_inputs, read_inputs_of, read_pairs
 from fedmerge.method_names import parse_method
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import entries
@@ -67,7 +68,7 @@ class MergeArguments:
     def shown(self, *, traced: bool) -> Any:
         """One batch of inputs, where a model has to be traced: its shape is all that tracing looks at."""
         if self.example is None and traced and self.data is None and self.clients is not None:
-            return few(first_inputs(self.clients))
+            return first_inputs(self.clients)
         return self.example
 
 
@@ -204,7 +205,7 @@ def as_statistics(value: Any, number: int) -> list[dict[str, Any]] | None:
 
 
 def as_example(value: Any) -> Any:
-    """A batch of inputs: a tensor, or tensors in a tuple or a mapping where the model takes several.
+    """A batch of inputs: a tensor, or tensors in whatever nest the model takes them in.
 
     Raises
     ------
@@ -219,12 +220,7 @@ def as_example(value: Any) -> Any:
                 f"example must be a batch of inputs [n, ...], got a tensor of shape {list(value.shape)}"
             )
         return value
-    parts = list(value.values()) if isinstance(value, Mapping) else value
-    if value is None or (isinstance(value, tuple | Mapping) and parts and _hold_tensors(parts)):
+    if value is None or (not isinstance(value, list | nn.Module) and tensors_of(value)):
         return value
     hint = ": of a batch (inputs, targets) pass the inputs alone" if isinstance(value, list) else ""
     raise InvalidOption(f"example must be a batch of inputs, a tensor [n, ...], got {shown(value)}{hint}")
-
-
-def _hold_tensors(parts: Sequence[Any]) -> bool:
-    return any(isinstance(part, Tensor) for part in parts)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import fill
 from fedmerge.state import accumulator_dtype
 from fedmerge.statistics.base import Batches
 from fedmerge.statistics.batch_norm import BatchNormMoments
@@ -79,10 +80,10 @@ def barrier(
     positions = tuple(i / (points - 1) for i in range(points))
     found = []
     for t in positions:
-        module.load_state_dict({name: _between(tensor, end[name], t) for name, tensor in start.items()})
+        fill(module, {name: _between(tensor, end[name], t) for name, tensor in start.items()})
         if fresh is not None:
             moments = BatchNormMoments().measure(module, _on(module, fresh), None)
-            module.load_state_dict(moments, strict=False)
+            fill(module, moments, strict=False)
         found.append(_judged(module, kept or ()))
     losses, accuracies = zip(*found, strict=True)
     return Barrier(positions, losses, accuracies)

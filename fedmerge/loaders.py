@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import DataError, FedMergeError, InvalidOption, shown
+from fedmerge.inputs import tensors_of
 
 Batches = Iterable[tuple[Any, Tensor]]
 
@@ -147,8 +148,8 @@ def _pair(batch: Any, where: str) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def _tensor(value: Any, where: str) -> Tensor:
-    if isinstance(value, Tensor):
+def _tensor(value: Any, where: str) -> Any:
+    if isinstance(value, Tensor) or (not isinstance(value, list) and tensors_of(value)):  # a nest is the model's matter
         return value
     try:
         if isinstance(value, str | bytes | Mapping):

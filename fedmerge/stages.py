@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ def catch_up(state: State, news: News) -> dict[str, Tensor]:
 
 
 def reordering(
-    spec: PermutationSpec, state: State, plans: Plans, without: Collection[str]
+    spec: PermutationSpec, state: State, order: Sequence[Tensor], plans: Plans, without: Collection[str]
 ) -> dict[tuple[str, int], Tensor]:
     """The ``sources`` of News by which a client carries its tensors over, where anything moves.
 
@@ -97,6 +97,8 @@ def reordering(
     ----------
     spec, state
         Of the client, as they are before.
+    order
+        Permutations that come first.
     plans
         By group; each new neuron is an old one, or nothing.
     without
@@ -104,12 +106,12 @@ def reordering(
     """
     found = {}
     for (name, axis), standing in spec.touching.items():
-        planned = [(plans[i], site) for i, site in standing if i in plans]
-        if not planned or name not in state or name in without:
+        if name not in state or name in without:
             continue
-        numbers = torch.arange(1, state[name].shape[axis] + 1, dtype=torch.float64)
-        index = carry(numbers, 0, planned).long() - 1
-        if not torch.equal(index, numbers.long() - 1):
+        planned = [(plans[i], site) for i, site in standing if i in plans]
+        numbers = spec.gather((name, axis), order).double() + 1
+        index = (carry(numbers, 0, planned) if planned else numbers).long() - 1
+        if not torch.equal(index, torch.arange(state[name].shape[axis])):
             found[name, axis] = index
     for alias, name in spec.aliases.items():
         if alias in state:

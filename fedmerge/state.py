@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ __all__ = [
     "accumulator_dtype",
     "as_rows",
     "cast_like",
+    "editable",
     "frozen_names",
     "is_extra",
     "is_finite",
@@ -77,6 +79,22 @@ class Layout:
             float_buffers=tuple(n for n in state if is_number(n) and is_buffer(n)),
             integer_buffers=tuple(n for n in state if not is_number(n)),
         )
+
+
+def editable(state: State) -> dict[str, Tensor]:
+    """A shallow copy that may be changed; that of a ``state_dict`` keeps the versions of its modules.
+
+    Modules that changed between versions, such as torchvision's MNASNet, read from a ``state_dict`` which version it
+    is of, and refuse one that does not tell.
+
+    Examples
+    --------
+    >>> changed = editable(nn.BatchNorm1d(2).state_dict())
+    >>> changed["weight"] = torch.zeros(2)
+    >>> changed._metadata[""]["version"]
+    2
+    """
+    return copy.copy(state) if isinstance(state, dict) else dict(state)
 
 
 def module_state(module: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
+from fedmerge.inputs import call
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
@@ -114,7 +115,8 @@ class MergeContext:
     data
         Batches on the server, for methods that use them.
     example
-        One batch of inputs, for methods that trace the model.
+        What the model is called with, for methods that trace it: one batch of inputs, a tuple of arguments, or
+        keywords, see :func:`~fedmerge.inputs.arguments_of`.
     model_fn
         Makes a module of the architecture, for methods that have to run it.
     exchange
@@ -134,7 +136,7 @@ class MergeContext:
     round: int = 1
     seed: int = 0
     data: Iterable[Any] | None = None
-    example: Tensor | None = None
+    example: Any = None
     model_fn: Callable[[], nn.Module] | None = None
     exchange: Callable[[Mapping[int, News], Stage], list[ClientUpdate]] | None = None
     ask: Ask | None = None
@@ -181,7 +183,7 @@ class MergeContext:
         names = {name for name, _ in self._module(method).named_parameters(remove_duplicate=False)} - self.frozen
         return {name: tensor for name, tensor in state.items() if name in names}
 
-    def inputs(self, method: str) -> Iterator[Tensor]:
+    def inputs(self, method: str) -> Iterator[Any]:
         """The server's inputs, without their labels.
 
         Raises
@@ -194,7 +196,7 @@ class MergeContext:
         for batch in self.data:
             yield batch[0] if isinstance(batch, tuple | list) else batch
 
-    def sample(self, method: str, most: int) -> Iterator[Tensor]:
+    def sample(self, method: str, most: int) -> Iterator[Any]:
         """At most so many of the server's inputs, see :func:`~fedmerge.matching.listening.evenly`."""
         number = length_hint(self.data, 0) if self.data is not None else 0
         return evenly(self.inputs(method), number or None, most)
@@ -213,7 +215,7 @@ class MergeContext:
         module.register_state_dict_post_hook(_without_extra)  # type: ignore[no-untyped-call]
         return held(trace(module, self.shown(method)), self.frozen)
 
-    def shown(self, method: str) -> Tensor:
+    def shown(self, method: str) -> Any:
         """One batch of inputs: the example, or the first of the data.
 
         Raises
@@ -228,15 +230,20 @@ class MergeContext:
             raise InvalidOption(f"{method} has to trace the model: pass example=, one batch of inputs.")
         return example
 
-    def runs(self, state: State, method: str) -> bool:
-        """Whether a model of these shapes can be run at all."""
+    def computes_alike(self, one: State, other: State, method: str) -> bool:
+        """Whether a model of other shapes runs on the example, and its outputs are those of the first.
+
+        A neuron that is there and says nothing changes no sum, but it does change a norm over all of them.
+        """
         example = self.shown(method)
-        try:
-            with torch.no_grad():
-                self.module(state, method).eval()(*example if isinstance(example, tuple) else (example,))
-        except (RuntimeError, ValueError, AssertionError, ModelError):
-            return False
-        return True
+        found: list[list[Tensor]] = []
+        for state in (one, other):
+            try:
+                with torch.no_grad():
+                    found.append(_leaves(call(self.module(state, method).eval(), example)))
+            except (RuntimeError, ValueError, AssertionError, ModelError):
+                return False
+        return all(a.shape == b.shape and _close(a, b) for a, b in zip(*found, strict=True))
 
     def accuracy(self, state: State, method: str) -> float:
         """Accuracy of the model with these parameters on the server's data.
@@ -271,3 +278,15 @@ def facts_of(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
     (frozenset(), {'frozen': frozenset(), 'tied': {}})
     """
     return module_state(model)[1], {"frozen": frozen_names(model), "tied": tied_names(model)}
+
+
+def _leaves(outputs: Any) -> list[Tensor]:
+    """The floating tensors in what a model returns."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else ()
+    return [tensor for part in parts for tensor in _leaves(part)]
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).double().abs().max() <= 1e-3 * one.double().abs().max())

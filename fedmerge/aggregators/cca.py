@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.features import units
-from fedmerge.matching.listening import consumers, moments
+from fedmerge.matching.activations import Heard, only_blocks, permutations_by
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["CCAMerge"]
+
+_TIE = 1e-3  # correlations below this are none
 
 
 @register("cca", paper="arXiv:2407.05385")
@@ -27,7 +28,8 @@ class CCAMerge(Aligning):
     Horoi et al. 2024. With the covariances Sxx of the reference, Syy of a client and Sxy between them,
     ``Sxx^-1/2 Sxy Syy^-1/2 = U S V^T``; a client's features become ``y T``, ``T = Syy^-1/2 V U^T Sxx^1/2``, and what
     takes them in ``T^-1`` of itself. That is no permutation: nonlinearities do not follow it, and statistics of
-    batch norm have to be measured again.
+    batch norm have to be measured again. Heads of attention and groups of a norm, which a mixture of features would
+    break, are re-ordered as a whole and within.
 
     Parameters
     ----------
@@ -53,28 +55,36 @@ class CCAMerge(Aligning):
             yield from updates
             return
         spec = context.symmetries(updates[0].state, "CCA merging")
-        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
         anchor = max(range(len(updates)), key=lambda i: updates[i].weight)
         modules = [context.module(u.state, "CCA merging") for u in updates]
+        trained = [context.trained(u.state, "CCA merging") for u in updates]
         others = [i for i in range(len(updates)) if i != anchor]
         pairs = [(anchor, anchor), *((i, i) for i in others), *((anchor, i) for i in others)]
-        sites = [[consumers(u.sites) for u in parts]] * len(updates)
-        heard = moments(sites, modules, pairs, context.sample("CCA merging", self.examples))
+        heard = Heard.of(spec, modules, pairs, context.sample("CCA merging", self.examples))
         for j, update in enumerate(updates):
+            if j == anchor:
+                yield update
+                continue
             plans = {}
-            for number, unit in enumerate(parts):
-                if j != anchor and (number, anchor, anchor) in heard:
-                    found = [heard[number, *pair].covariance() for pair in ((anchor, anchor), (j, j), (anchor, j))]
-                    plans[unit.index] = self._plan(*found)
-            yield replace(update, state=transport(spec, update.state, plans))
+            perms = permutations_by(spec, heard, (anchor, j), trained)
+            for unit, number in heard:
+                if unit.simple and (number, anchor, anchor) in heard.found:
+                    found = [heard.found[number, *p].covariance() for p in ((anchor, anchor), (j, j), (anchor, j))]
+                    plans[unit.index] = self._plan(*found, perms[unit.index])
+            state = spec.apply(update.state, only_blocks(spec, perms))
+            yield replace(update, state=transport(spec, state, plans))
 
-    def _plan(self, reference: Tensor, own: Tensor, cross: Tensor) -> Plan:
-        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same."""
+    def _plan(self, reference: Tensor, own: Tensor, cross: Tensor, perm: Tensor) -> Plan:
+        """``T`` by Cholesky factors S = L L^T: as L^-1 is a rotation of S^-1/2, which cancels, T is the same.
+
+        Directions in which nothing varies together have no rotation of their own, not even a sign, which would turn
+        a neuron that is silent on these data into a loud one: there the permutation decides.
+        """
         lx, ly = (torch.linalg.cholesky(self._ridged(s)) for s in (reference, own))
         whitened = torch.linalg.solve_triangular(lx, cross, upper=False)
         whitened = torch.linalg.solve_triangular(ly, whitened.T, upper=False).T
-        u, _, vt = torch.linalg.svd(whitened)
-        rotation = u @ vt  # from the client's whitened features to the reference's
+        permuted = _rotation(torch.linalg.solve_triangular(lx, ly[perm.to(ly.device)], upper=False))
+        rotation = _rotation(whitened + _TIE * permuted)  # from the client's whitened features to the reference's
         forward = torch.linalg.solve_triangular(ly.T, rotation.T @ lx.T, upper=True)
         backward = torch.linalg.solve_triangular(lx.T, rotation @ ly.T, upper=True)
         return Plan(forward.T, backward)
@@ -82,3 +92,9 @@ class CCAMerge(Aligning):
     def _ridged(self, covariance: Tensor) -> Tensor:
         unit = covariance.diagonal().mean().clamp_min(1e-300)
         return covariance + self.gamma * unit * torch.eye(len(covariance)).to(covariance)
+
+
+def _rotation(matrix: Tensor) -> Tensor:
+    """The orthogonal matrix nearest to this one."""
+    u, _, vt = torch.linalg.svd(matrix)
+    return u @ vt

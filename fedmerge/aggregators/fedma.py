@@ -39,7 +39,7 @@ class FedMA(Layerwise):
     Parameters
     ----------
     sigma, sigma0, gamma, sweeps, class_aware
-        As in :class:`~fedmerge.aggregators.pfnm.PFNM`.
+        As in :class:`~fedmerge.aggregators.pfnm.PFNM`; gamma is 7 as the authors have it, None is by class counts.
     max_width
         Widest a layer may grow unless a client is wider; none by default. 1 keeps all at the widest client's, so that
         later rounds cost what those of ``fedavg`` do; with retraining, LeNets gained more per byte so than by growth.
@@ -47,7 +47,7 @@ class FedMA(Layerwise):
         Passes over a client's examples between layers, at least 0; 0 is the one-shot variant.
     """
 
-    gamma: float = 7.0
+    gamma: float | None = 7.0
     retrain_epochs: int = 1
 
     def __post_init__(self) -> None:
@@ -84,8 +84,8 @@ class FedMA(Layerwise):
             last=upcoming is None,
         )
         news = {
-            u.client: News(merged, reordering(spec, u.state, plan, frozen))
-            for u, spec, plan in zip(clients.updates, clients.specs, clients.plans, strict=True)
+            u.client: News(merged, reordering(spec, u.state, order, plan, frozen))
+            for u, spec, order, plan in zip(clients.updates, clients.specs, clients.orders, clients.plans, strict=True)
         }
         caught = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
         reached = {client: told for client, told in news.items() if client not in clients.silent}

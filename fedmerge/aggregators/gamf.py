@@ -26,7 +26,7 @@ class GAMF(Permuting):
     Liu et al. 2022: affinities of edges are maximised under one permutation of each layer by graduated assignment,
     all clients going to a common graph. Affinities are computed layer by layer, never as the dense matrix of all
     pairs of edges; the soft matrices are rounded to permutations, which the authors' two-model solver leaves out.
-    Heads of attention and groups of a norm keep their order.
+    Heads of attention and groups of a norm are re-ordered as a whole and within.
 
     Parameters
     ----------

@@ -15,10 +15,13 @@ from torch import Tensor
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import ModelError
-from fedmerge.matching.bayes import match_bayes
+from fedmerge.matching.assignment import assign_blocks
+from fedmerge.matching.bayes import match_bayes, readiness
+from fedmerge.matching.blocks import match_blocks
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
 from fedmerge.permutations import PermutationSpec, Plan, transport
+from fedmerge.permutations.transport import Plans
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
@@ -37,7 +40,9 @@ class Clients:
     updates
         As they came, or as they came back from a stage of retraining.
     specs, trained
-        Symmetries and parameters of each.
+        Symmetries and parameters of each, blocks being in the order of the first client's already.
+    orders
+        For each client, the permutations that bring its blocks into that order.
     plans
         For each client, by group, the plan into global coordinates.
     done
@@ -55,6 +60,7 @@ class Clients:
     updates: list[ClientUpdate]
     specs: list[PermutationSpec]
     trained: list[dict[str, Tensor]]
+    orders: list[list[Tensor]]
     plans: list[dict[int, Plan]]
     done: set[int]
     heads: list[str]
@@ -69,7 +75,8 @@ class Clients:
 
     def carried(self) -> list[dict[str, Tensor]]:
         """All tensors in global coordinates, see :func:`~fedmerge.matching.growing.filled`."""
-        return filled(self.specs, [u.state for u in self.updates], self.weights, self.plans)
+        states = [s.apply(u.state, o) for s, u, o in zip(self.specs, self.updates, self.orders, strict=True)]
+        return filled(self.specs, states, self.weights, self.plans)
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,14 @@ class Layerwise(Aligning):
 
     sigma: float = 1.0
     sigma0: float = 1.0
-    gamma: float = 1.0
+    gamma: float | None = None
     sweeps: int = 5
     max_width: int | None = None
     class_aware: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sigma", "sigma0", "gamma"):
+        for name in ("sigma", "sigma0", *(["gamma"] if self.gamma is not None else [])):
             check_range(self, name, 1e-12, float("inf"), open_high=True)
         check_range(self, "sweeps", 0, float("inf"), open_high=True)
         if self.max_width is not None:
@@ -114,11 +121,12 @@ class Layerwise(Aligning):
         clients = self._start(list(updates), context)
         if not _in_step(updates, context):
             generator = context.torch_generator(type(self).__name__)
-            # Blocks, such as heads of attention, stay as they are.
-            layers = [i for i, unit in enumerate(units(clients.specs[0])) if not unit.kinds]
-            for position, after in zip_longest(layers, layers[1:]):
-                self._match(clients, position, generator, context)
-                upcoming = None if after is None else units(clients.specs[0])[after]
+            layers = units(clients.specs[0])
+            for position, upcoming in zip_longest(range(len(layers)), layers[1:]):
+                if not layers[position].simple:
+                    _match_blocks(clients, position)
+                else:
+                    self._match(clients, position, generator, context)
                 clients = self.between(clients, upcoming, context)
         carried = clients.carried()
         if clients.counts is not None:
@@ -138,41 +146,46 @@ class Layerwise(Aligning):
             else:
                 log.warning("%s: clients count different numbers of classes: the output layer is averaged", name)
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
-        return Clients(updates, specs, trained, [{} for _ in updates], set(), heads, counts)
+        orders = [spec.identity() for spec in specs]
+        return Clients(updates, specs, trained, orders, [{} for _ in updates], set(), heads, counts)
 
     def _match(self, clients: Clients, position: int, generator: torch.Generator, context: MergeContext) -> None:
         """Match one layer.
 
-        A layer grows only where a grown model runs: directions of an LSTM, say, have one width.
+        A layer grows only where a grown model computes what it did: directions of an LSTM, say, have one width, and a
+        norm over all neurons counts those that a client lacks.
         """
         described = []
         for spec, state, plan in zip(clients.specs, clients.trained, clients.plans, strict=True):
             unit = units(spec)[position]
             own = incoming(spec, state, unit.sites, clients.done, plan)
             described.append([own, *self.outgoing(state, unit, clients.heads)])
-        widest = max(len(parts[0]) for parts in described)
+        widths = [len(parts[0]) for parts in described]
+        widest = max(widths)
+        gamma = readiness(clients.counts, sum(widths) / len(widths)) if self.gamma is None else self.gamma
         for most in (self.max_width, widest):
             layer = match_bayes(
                 [torch.cat(parts, 1) for parts in described],
                 self._precisions(described, clients),
                 sigma0=self.sigma0,
-                gamma=self.gamma,
+                gamma=gamma,
                 sweeps=self.sweeps,
                 max_width=most,
                 generator=generator,
             )
             for plan, assigned in zip(clients.plans, layer.assignments, strict=True):
                 plan[unit.index] = membership(assigned, layer.size)
-            if layer.size == widest or self._runs(clients, context):
+            if layer.size == widest or self._bears_growth(clients, context):
                 break
         clients.done |= set(unit.members)
 
-    def _runs(self, clients: Clients, context: MergeContext) -> bool:
+    def _bears_growth(self, clients: Clients, context: MergeContext) -> bool:
+        own = clients.updates[0].state
         try:
-            grown = transport(clients.specs[0], clients.updates[0].state, clients.plans[0])
+            grown = transport(clients.specs[0], clients.specs[0].apply(own, clients.orders[0]), clients.plans[0])
         except ModelError:
             return False
-        return context.runs(grown, type(self).__name__)
+        return context.computes_alike(own, grown, type(self).__name__)
 
     def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
         """``1 / sigma``, times how many examples a client has or, in output weights, how many of the class."""
@@ -187,6 +200,52 @@ class Layerwise(Aligning):
                 vectors.append(frequency.repeat(part.shape[1] // len(frequency)).clamp_min(1e-9))
             found.append(torch.cat(vectors))
         return found
+
+
+def _match_blocks(clients: Clients, position: int) -> None:
+    """Bring the blocks of a layer, and what is within them, into the order of the first client's, without growth.
+
+    Each client's are matched to the weighted mean of those before it by what goes into them; where members of two
+    kinds cross, to the first client's.
+
+    Raises
+    ------
+    ModelError
+        Clients have other numbers or sizes of blocks.
+    """
+    sums: list[Tensor] = []
+    seen = 0.0
+    for j, (spec, weight) in enumerate(zip(clients.specs, clients.weights, strict=True)):
+        unit = units(spec)[position]
+        described = _described(spec, clients.trained[j], unit, clients.done, clients.plans[j])
+        if not sums:
+            sums, seen = [weight * d for d in described], weight
+            continue
+        if any(d.shape != s.shape for d, s in zip(described, sums, strict=True)):
+            raise ModelError(
+                f"the blocks of {spec.groups[unit.index].name!r} (heads, or groups of a norm) differ between clients "
+                "in number or size: they cannot be merged"
+            )
+        if unit.crossings or unit.crossed:
+            spec_a, state = clients.specs[0], transport(clients.specs[0], clients.trained[0], clients.plans[0])
+            target = (spec_a, state, units(spec_a)[position])
+            step = match_blocks(target, (spec, clients.trained[j], unit), clients.done, clients.plans[j])
+        else:
+            own, *similarities = [s / seen @ d.T for s, d in zip(sums, described, strict=True)]
+            sizes = [spec.groups[kind[0]].size for kind in unit.kinds]
+            within = [s.reshape(unit.size, n, unit.size, n) for s, n in zip(similarities, sizes, strict=True)]
+            direct = own if own.numel() else own.new_zeros(unit.size, unit.size)
+            step = unit.placed(spec, *assign_blocks(direct, within))
+        clients.trained[j] = spec.apply(clients.trained[j], step)
+        clients.orders[j] = spec.compose(clients.orders[j], step)
+        described = _described(spec, clients.trained[j], unit, clients.done, clients.plans[j])
+        sums, seen = [s + weight * d for s, d in zip(sums, described, strict=True)], seen + weight
+    clients.done |= set(unit.members)
+
+
+def _described(spec: PermutationSpec, state: State, unit: Unit, done: set[int], plan: Plans) -> list[Tensor]:
+    """What goes into the blocks, and into the members of each kind."""
+    return [incoming(spec, state, sites, done, plan) for sites in (unit.sites, *unit.kind_sites)]
 
 
 def _in_step(updates: Sequence[ClientUpdate], context: MergeContext) -> bool:

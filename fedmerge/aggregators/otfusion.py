@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -13,9 +13,11 @@ from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.matching.assignment import assign_blocks
-from fedmerge.matching.features import Unit, incoming, units
+from fedmerge.matching.blocks import match_blocks
+from fedmerge.matching.features import incoming
 from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.matching.transport import coupling, distances, mass, plan_of
+from fedmerge.matching.units import Unit, units
 from fedmerge.permutations import PermutationSpec, Site, transport
 from fedmerge.permutations.transport import Plan
 from fedmerge.registry import register
@@ -135,10 +137,13 @@ class OTFusion(Aligning):
                 parts = [(unit_a.sites, unit_b.sites), *zip(unit_a.kind_sites, unit_b.kind_sites, strict=True)]
                 for sites_a, sites_b in parts:
                     sides = (spec_a, a, sites_a), (spec_b, b, sites_b)
-                    costs.append(self._cost(*sides, settled, plans, pair, number, heard))
+                    costs.append(self._cost(*sides, settled, plans, pair, number, heard, unit_a.crossed))
                     number += 1
-                if unit_a.kinds:
-                    step = _blocks_assigned(unit_b, spec_b, [c[0] for c in costs])
+                if not unit_a.simple:
+                    if heard is None or unit_a.crossings:
+                        step = match_blocks((spec_a, a, unit_a), (spec_b, b, unit_b), settled, plans)
+                    else:
+                        step = _blocks_heard(unit_b, spec_b, [c[0] for c in costs])
                     b, perms = spec_b.apply(b, step), spec_b.compose(perms, step)
                 else:
                     cost, features_a, features_b = costs[0]
@@ -161,11 +166,12 @@ class OTFusion(Aligning):
         pair: tuple[int, int],
         number: int,
         heard: _Heard | None,
+        crossed: Mapping[tuple[str, int], Sequence[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[n_a, n_b] distances, and the features of both sides."""
         (spec_a, a, sites_a), (spec_b, b, sites_b) = side_a, side_b
-        features_a = incoming(spec_a, a, sites_a, done, {})
-        features_b = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans)
+        features_a = incoming(spec_a, a, sites_a, done, {}, crossed)
+        features_b = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans, crossed)
         if heard is not None and (number, *pair) in heard:
             own, found = heard[number, pair[0], pair[0]], heard[number, *pair]
             squares = own.squares_a[:, None] + found.squares_b[None, :] - 2 * found.products
@@ -193,20 +199,14 @@ def _moved(spec: PermutationSpec, state: State, found: tuple[list[Tensor], dict[
     return transport(spec, spec.apply(state, perms), plans)
 
 
-def _blocks_assigned(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor]) -> list[Tensor]:
+def _blocks_heard(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor]) -> list[Tensor]:
     """Permutations of blocks, and within them, that cost least."""
     direct = -costs[0] if costs[0].numel() else torch.zeros(unit.size, unit.size, dtype=torch.float64)
     kinds = []
     for kind, cost in zip(unit.kinds, costs[1:], strict=True):
         size = spec.groups[kind[0]].size
         kinds.append(-cost.reshape(unit.size, size, unit.size, size))
-    outer, within = assign_blocks(direct, kinds)
-    perms = spec.identity()
-    perms[unit.index] = outer
-    for kind, found in zip(unit.kinds, within, strict=True):
-        for place in range(unit.size):
-            perms[kind[int(outer[place])]] = found[place]
-    return perms
+    return unit.placed(spec, *assign_blocks(direct, kinds))
 
 
 def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:

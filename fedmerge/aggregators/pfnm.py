@@ -25,7 +25,7 @@ class PFNM(Layerwise):
     coordinates of the layers before. A global neuron is the mean of the clients' that were matched to it, each
     weighed by its examples; the output layer weighs each class by who has seen it. Rounds after the first, in
     which all clients start from the merged model, keep its order of neurons. Heads of attention and groups of a norm
-    keep theirs, and a layer grows only where a grown model runs.
+    are re-ordered as a whole and within, and a layer grows only where a grown model computes what it did.
 
     Parameters
     ----------
@@ -34,8 +34,9 @@ class PFNM(Layerwise):
     sigma0
         Variance of global neurons about 0, positive.
     gamma
-        Readiness to add neurons, positive: small values keep layers as wide as the widest client's. The authors
-        use 1; 50 about doubles the width of clients with unlike data and is better for it, in deep nets by far.
+        Readiness to add neurons, positive: small values keep layers as wide as the widest client's. Where not given,
+        it follows from the class counts, see :func:`~fedmerge.matching.bayes.readiness`: 50, which about doubles the
+        width, for clients with like data, and more the less their classes overlap; 50 without class counts.
     sweeps
         How often each client is matched anew, in random order.
     max_width
@@ -43,8 +44,6 @@ class PFNM(Layerwise):
     class_aware
         Whether clients send class counts, for the output layer.
     """
-
-    gamma: float = 50.0
 
     def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
         """What goes from the neurons into output layers."""

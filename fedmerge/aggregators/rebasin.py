@@ -74,9 +74,9 @@ class Rebasin(Permuting):
         """To the mean of the others, or to the heaviest client."""
         states, weights = [u.state for u in updates], [u.weight for u in updates]
         generator = context.torch_generator("rebasin")
+        trained = [context.trained(state, "Rebasin") for state in states]
         if self.ground == "weights":
-            trained = [context.trained(state, "Rebasin") for state in states]
             return match_many(spec, trained, weights, rounds=self.sweeps, restarts=self.restarts, generator=generator)
         modules = [context.module(state, "Rebasin") for state in states]
         anchor = max(range(len(states)), key=lambda i: weights[i])
-        return match_activations(spec, modules, context.sample("Rebasin", self.examples), anchor)
+        return match_activations(spec, modules, trained, context.sample("Rebasin", self.examples), anchor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.features import units
-from fedmerge.matching.listening import Moments, consumers, moments
+from fedmerge.matching.activations import Heard, only_blocks, permutations_by
+from fedmerge.matching.listening import Moments
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
@@ -27,12 +27,15 @@ class ZipIt(Aligning):
 
     Stoica et al. 2024. A merged feature is the mean of its cluster, weighed by examples; what took in one of the
     cluster takes in the mean. Features without correlation to another client's may be merged within a client.
-    Heads of attention and output layers are averaged as they are.
+    Heads of attention and groups of a norm, which a mixture of features would break, are re-ordered as a whole and
+    within, to those of the first client. Output layers are averaged as they are.
 
     Parameters
     ----------
     discount
-        Factor on the similarity of what has been merged already, in (0, 1]; alpha in the paper.
+        Factor on the similarity of what has been merged already, in (0, 1]; alpha in the paper. It applies where a
+        cluster takes in a second feature of one client: for two clients as in the paper, for more only once a
+        cluster has a feature of each.
     budget
         Part of a client's features that may be merged within it, in [0, 1]; beta in the paper.
     examples
@@ -57,20 +60,19 @@ class ZipIt(Aligning):
             yield from updates
             return
         spec = context.symmetries(updates[0].state, "ZipIt")
-        parts = [unit for unit in units(spec) if not unit.kinds and consumers(unit.sites)]
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
+        trained = [context.trained(u.state, "ZipIt") for u in updates]
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        heard = moments(
-            [[consumers(u.sites) for u in parts]] * count, modules, pairs, context.sample("ZipIt", self.examples)
-        )
+        heard = Heard.of(spec, modules, pairs, context.sample("ZipIt", self.examples))
+        blocks = [only_blocks(spec, permutations_by(spec, heard, (0, j), trained)) for j in range(count)]
         shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
         shares /= shares.sum()
         plans: list[dict[int, Plan]] = [{} for _ in updates]
-        for number, unit in enumerate(parts):
-            if (number, 0, 0) not in heard:
+        for unit, number in heard:
+            if not unit.simple or (number, 0, 0) not in heard.found:
                 continue
-            matrix = _correlations(heard, number, count)
+            matrix = _similarities(heard.found, number, count)
             owner = torch.arange(count).repeat_interleave(unit.size)
             found = zip_clusters(matrix, owner, unit.size, discount=self.discount, budget=self.budget)
             member = torch.zeros(unit.size, count * unit.size, dtype=torch.float64)
@@ -82,15 +84,22 @@ class ZipIt(Aligning):
             ):
                 # The average over clients divides by their number of examples what is complete as a sum already.
                 plans[j][unit.index] = Plan(mean / shares[j], takes)
-        for update, plan in zip(updates, plans, strict=True):
-            yield replace(update, state=transport(spec, update.state, plan))
+        for update, perms, plan in zip(updates, blocks, plans, strict=True):
+            yield replace(update, state=transport(spec, spec.apply(update.state, perms), plan))
 
 
-def _correlations(heard: dict[tuple[int, int, int], Moments], number: int, count: int) -> Tensor:
+def _similarities(heard: Mapping[tuple[int, int, int], Moments], number: int, count: int) -> Tensor:
+    """[N, N] correlations of all clients' neurons; those that never change are as good as equal where they are."""
     rows = []
     for i in range(count):
         blocks = [
             heard[number, i, j].correlation() if i <= j else heard[number, j, i].correlation().T for j in range(count)
         ]
         rows.append(torch.cat(blocks, 1))
-    return torch.cat(rows)
+    found = torch.cat(rows).cpu()
+    own = [heard[number, i, i] for i in range(count)]
+    silent = torch.cat([one.silent(0) for one in own]).cpu()
+    value = torch.cat([one.mean(0) for one in own]).cpu()
+    equal = (value[:, None] - value).abs() <= 1e-5 * torch.maximum(value[:, None].abs(), value.abs())
+    found[silent[:, None] & silent & equal] = 1.0
+    return found

@@ -16,6 +16,7 @@ from fedmerge.bench.examples import ClientRows, load_examples
 from fedmerge.bench.workloads import Workload, build
 from fedmerge.data import ClientData, Dataset
 from fedmerge.data.batches import batch_indices
+from fedmerge.models.resize import fill
 from fedmerge.seeding import generator
 from fedmerge.state import State
 from fedmerge.training.judged import evaluate
@@ -80,7 +81,7 @@ class Task:
     def accuracy(self, state: State) -> float:
         """Share of the test set that a global model gets right."""
         model = self.model()
-        model.load_state_dict({name: torch.as_tensor(tensor) for name, tensor in state.items()})
+        fill(model, {name: torch.as_tensor(tensor) for name, tensor in state.items()})
         return evaluate(model, self.data.test_x, self.data.test_y)[1]
 
 

@@ -2,60 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.matching.assignment import assign, assign_blocks
-from fedmerge.matching.features import Unit, units
-from fedmerge.matching.listening import consumers, moments
+from fedmerge.matching.features import Unit, WeightSimilarity, units
+from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.permutations.spec import PermutationSpec
+from fedmerge.state import State
 
-__all__ = ["match_activations"]
+__all__ = ["Heard", "match_activations", "only_blocks", "permutations_by"]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the neurons of all units of a spec said on the same inputs.
+
+    Parameters
+    ----------
+    units
+        In the order of the spec.
+    found
+        By number, see :meth:`number`, and pair of models.
+    """
+
+    units: list[Unit]
+    found: Mapping[tuple[int, int, int], Moments]
+
+    @classmethod
+    def of(
+        cls,
+        spec: PermutationSpec,
+        modules: Sequence[nn.Module],
+        pairs: Sequence[tuple[int, int]],
+        inputs: Iterable[Tensor],
+    ) -> Heard:
+        """Let all modules hear the inputs once."""
+        parts = units(spec)
+        groups = [consumers(sites) for unit in parts for sites in (unit.sites, *unit.kind_sites)]
+        return cls(parts, moments([groups] * len(modules), modules, pairs, inputs))
+
+    def __iter__(self) -> Iterator[tuple[Unit, int]]:
+        """Units with the number of their own moments; those of their kinds follow it."""
+        number = 0
+        for unit in self.units:
+            yield unit, number
+            number += 1 + len(unit.kinds)
 
 
 def match_activations(
-    spec: PermutationSpec, modules: Sequence[nn.Module], inputs: Iterable[Tensor], anchor: int
+    spec: PermutationSpec,
+    modules: Sequence[nn.Module],
+    states: Sequence[State],
+    inputs: Iterable[Tensor],
+    anchor: int,
 ) -> list[list[Tensor]]:
     """Permutations of each model under which its activations correlate most with the anchor's.
+
+    Neurons that cannot be heard (queries and keys of attention), or that never change on these inputs, are matched
+    by their weights, all others being settled.
+
+    Parameters
+    ----------
+    states
+        The modules' parameters.
 
     Raises
     ------
     InvalidOption
         There are no inputs.
     """
-    parts = units(spec)
-    groups = [consumers(sites) for unit in parts for sites in (unit.sites, *unit.kind_sites)]
     pairs = [(anchor, j) for j in range(len(modules)) if j != anchor]
-    found = moments([groups] * len(modules), modules, pairs, inputs)
-    if not found and any(groups):
+    heard = Heard.of(spec, modules, pairs, inputs)
+    if not heard.found and any(consumers(group.sites) for group in spec.groups):
         raise InvalidOption("matching by activations needs inputs on the server: pass data=.")
     perms = [spec.identity() for _ in modules]
     for _, j in pairs:
-        number = 0
-        for unit in parts:
-            heard = [found.get((number + i, anchor, j)) for i in range(1 + len(unit.kinds))]
-            number += 1 + len(unit.kinds)
-            _assign(unit, [None if h is None else h.correlation() for h in heard], perms[j])
+        perms[j] = permutations_by(spec, heard, (anchor, j), states)
     return perms
 
 
-def _assign(unit: Unit, heard: Sequence[Tensor | None], perms: list[Tensor]) -> None:
-    """Assign one unit from correlations; what could not be heard stays as it is."""
-    own = heard[0] if heard[0] is not None else torch.zeros(unit.size, unit.size, dtype=torch.float64)
-    if not unit.kinds:
-        if heard[0] is not None:
-            perms[unit.index] = assign(own)
-        return
+def only_blocks(spec: PermutationSpec, perms: Sequence[Tensor]) -> list[Tensor]:
+    """Of these permutations, those of blocks and within them; all else stays."""
+    kept = {i for unit in units(spec) if not unit.simple for i in unit.members}
+    return [perm if i in kept else torch.arange(len(perm)) for i, perm in enumerate(perms)]
+
+
+def permutations_by(
+    spec: PermutationSpec, heard: Heard, pair: tuple[int, int], states: Sequence[State]
+) -> list[Tensor]:
+    """Permutations of the second of two models under which it says what the first does."""
+    weights = WeightSimilarity(spec, states[pair[0]], states[pair[1]], spec.identity())
+    unheard = []
+    for unit, number in heard:
+        parts = [heard.found.get((number + i, *pair)) for i in range(1 + len(unit.kinds))]
+        if not unit.simple or parts[0] is None:
+            unheard.append((unit, parts))
+            continue
+        weights.change(unit, {unit.index: assign(parts[0].correlation())})
+        if bool(parts[0].silent(0).any()):
+            unheard.append((unit, parts))
+    for unit, parts in unheard:
+        if unit.kinds:
+            weights.change(unit, _blocks(unit, parts, weights))
+        else:
+            known = parts[0] if unit.simple else None  # where groups cross, what one says depends on the other
+            weights.change(unit, {unit.index: _silent(unit, known, weights)})
+    return weights.perms
+
+
+def _silent(unit: Unit, heard: Moments | None, weights: WeightSimilarity) -> Tensor:
+    """Neurons that say nothing are assigned by their weights, among the places that are left to them."""
+    similarity = weights.of(unit.sites, unit.size, unit)
+    if heard is None:
+        return assign(similarity)
+    perm = weights.perms[unit.index].clone()
+    silent = heard.silent(0).cpu().nonzero().ravel()
+    perm[silent] = perm[silent][assign(similarity[silent][:, perm[silent]])]
+    return perm
+
+
+def _blocks(unit: Unit, heard: Sequence[Moments | None], weights: WeightSimilarity) -> dict[int, Tensor]:
+    """Blocks are assigned by all that is heard of them and their members; members unheard of, by weights."""
+    if unit.crossings:  # what members of one kind say depends on the other's order
+        heard = [None] * len(heard)
+    own = torch.zeros(unit.size, unit.size, dtype=torch.float64) if heard[0] is None else heard[0].correlation().cpu()
     kinds = []
-    for kind, similarity in zip(unit.kinds, heard[1:], strict=True):
-        size = len(perms[kind[0]])
-        known = torch.eye(unit.size * size, dtype=torch.float64) * 1e-6 if similarity is None else similarity
-        kinds.append(known.reshape(unit.size, size, unit.size, size))
-    outer, within = assign_blocks(own, kinds)
-    perms[unit.index] = outer
-    for kind, found in zip(unit.kinds, within, strict=True):
-        for place in range(unit.size):
-            perms[kind[int(outer[place])]] = found[place]
+    for kind, sites, found in zip(unit.kinds, unit.kind_sites, heard[1:], strict=True):
+        size = len(weights.perms[kind[0]])
+        if found is None:
+            similarity = weights.of(sites, unit.size * size, unit).cpu()
+            if not unit.crossings:
+                similarity = similarity / similarity.abs().max().clamp_min(1e-300)
+        else:
+            similarity = found.correlation().cpu()
+        kinds.append(similarity.reshape(unit.size, size, unit.size, size))
+    found_all = unit.placed(weights.spec, *assign_blocks(own, kinds, weights.crossings(unit)))
+    return {i: found_all[i] for i in unit.members}

@@ -10,8 +10,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["GlobalLayer", "match_bayes"]
+__all__ = ["GlobalLayer", "match_bayes", "readiness"]
 
+_LEAST = 50.0  # readiness to add neurons: clients with like data gain from some, too
 _POPULAR = 10  # clients of a neuron beyond which it attracts no more, as in the authors' code
 
 
@@ -83,6 +84,37 @@ def match_bayes(
             break
     numbered = _by_appearance([layer.assignments[j] for j in order])
     return GlobalLayer([numbered[layer.assignments[j]] for j in range(count)], len(layer.counts))
+
+
+def readiness(counts: Tensor | None, width: float) -> float:
+    """How ready a layer should be to add neurons, by how far the clients' classes overlap.
+
+    In the Indian buffet process with concentration c and `width` neurons per client, two clients share
+    ``1 / (1 + c)`` of their neurons, and the J-th client adds ``width c / (c + J - 1)`` new ones: ``gamma / J`` in
+    :func:`match_bayes`. Here c is such that clients share as large a part of their neurons as of their
+    distributions of classes (on average over pairs, ``sum_c min(p_c, q_c)``). Clients without a common class share
+    nothing, with gamma = J width. It is at least 50.
+
+    Parameters
+    ----------
+    counts
+        [clients, classes], or None where they are not known.
+    width
+        Mean number of neurons of a client.
+
+    Examples
+    --------
+    >>> readiness(torch.tensor([[5, 5], [8, 8]]), 100), readiness(torch.tensor([[9, 0], [0, 3]]), 100)
+    (50.0, 200.0)
+    """
+    if counts is None:
+        return _LEAST
+    seen = counts.double().cpu()
+    parts = seen / seen.sum(1, keepdim=True).clamp_min(1)
+    clients = len(parts)
+    both = torch.minimum(parts[:, None], parts).sum(2)
+    overlap = float((both.sum() - both.diagonal().sum()) / max(clients * (clients - 1), 1))
+    return max(_LEAST, width * clients * (1 - overlap) / (1 - overlap + overlap * (clients - 1)))
 
 
 def _by_appearance(assignments: Sequence[Tensor]) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from fedmerge.permutations.spec import PermutationSpec, Site
-from fedmerge.permutations.transport import Plans, carry
+from fedmerge.matching.assignment import Shared
+from fedmerge.matching.units import Unit, units
+from fedmerge.permutations.spec import PermutationSpec, Site, reordered
+from fedmerge.permutations.transport import Plans, carry, unfolded
 from fedmerge.state import State, accumulator_dtype
 
 __all__ = ["Unit", "WeightSimilarity", "incoming", "rows", "units"]
@@ -18,45 +21,15 @@ __all__ = ["Unit", "WeightSimilarity", "incoming", "rows", "units"]
 _NOTHING = 1e-12
 
 
-class Unit:
-    """Groups that are assigned together: one alone, or blocks with the groups within them."""
-
-    def __init__(self, spec: PermutationSpec, index: int) -> None:
-        group = spec.groups[index]
-        self.index = index
-        self.size = group.size
-        self.kinds: list[tuple[int, ...]] = list(zip(*group.inner, strict=True)) if group.inner else []
-        self.members = [index, *(g for kind in self.kinds for g in kind)]
-        self.kind_sites = [list(_stacked(spec, kind)) for kind in self.kinds]
-        inside = {(s.parameter, s.axis) for kind in self.kinds for s in spec.groups[kind[0]].sites}
-        self.sites = [s for s in group.sites if (s.parameter, s.axis) not in inside]
-        names = [s.parameter for s in group.sites]
-        self.twice = len(names) != len(set(names))
-        """Whether it stands on two axes of one tensor, as recurrent units do: then pairs interact."""
-
-
-def _stacked(spec: PermutationSpec, kind: Sequence[int]) -> Iterator[Site]:
-    """The sites of one kind of members, those of all blocks in one."""
-    for parts in zip(*(spec.groups[g].sites for g in kind), strict=True):
-        yield Site(parts[0].parameter, parts[0].axis, torch.cat([p.positions for p in parts]), parts[0].role)
-
-
-def units(spec: PermutationSpec) -> list[Unit]:
-    """All groups of a spec, in order, groups within blocks being part of their blocks."""
-    within = {g for group in spec.groups for block in group.inner for g in block}
-    return [Unit(spec, i) for i in range(len(spec.groups)) if i not in within]
-
-
 def rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
-    """Features [n, k * rest] of a site's neurons, the tensor's other axes re-ordered by `others`."""
+    """Features [n, k * rest] of a site's neurons, the tensor's axes re-ordered by `others` first."""
     return _without_nothing(_rows(tensor, site, others))
 
 
 def _rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
-    for axis, index in others.items():
-        if axis != site.axis:
-            tensor = tensor.index_select(axis, index.to(tensor.device))
-    moved = tensor.movedim(site.axis, 0)
+    for axis, index in sorted(others.items()):
+        tensor = reordered(tensor, axis, index)
+    moved = unfolded(tensor, site)
     n, k = site.positions.shape
     if k == 1 and n == len(moved) and torch.equal(site.positions[:, 0], torch.arange(n)):
         found = moved.reshape(n, -1)  # all of them in order: nothing to copy
@@ -71,7 +44,14 @@ def _without_nothing(tensor: Tensor) -> Tensor:
     return torch.where(small, 0.0, tensor) if bool(tensor[small].any()) else tensor
 
 
-def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: Collection[int], plans: Plans) -> Tensor:
+def incoming(
+    spec: PermutationSpec,
+    state: State,
+    sites: Sequence[Site],
+    done: Collection[int],
+    plans: Plans,
+    crossed: Mapping[tuple[str, int], Sequence[int]] = MappingProxyType({}),
+) -> Tensor:
     """[n, f]: all that makes these neurons, of tensors whose inputs are settled already.
 
     Parameters
@@ -82,6 +62,8 @@ def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: C
         Groups that are settled; tensors that take in others are left out.
     plans
         How settled groups are carried over to new widths, by index.
+    crossed
+        Groups of other units at the same positions, which have to be settled too.
     """
     parts = []
     for site in sites:
@@ -91,6 +73,9 @@ def incoming(spec: PermutationSpec, state: State, sites: Sequence[Site], done: C
             for (other, axis), standing in spec.touching.items()
             if other == name and axis != site.axis and name in state
         ]
+        crossing = crossed.get((name, site.axis), ())
+        if any(i not in done for i in crossing):
+            continue
         if site.role == "in" or name not in state or any(i not in done for _, all_ in others for i, _ in all_):
             continue
         tensor = state[name]
@@ -113,7 +98,7 @@ class WeightSimilarity:
             self._axes.setdefault(name, []).append(axis)
         self._index = {key: spec.gather(key, perms) for key in spec.touching}
         self._version = dict.fromkeys(spec.touching, 0)
-        self._kept: dict[tuple[str, int, int], tuple[tuple[int, ...], Tensor]] = {}
+        self._kept: dict[tuple[int, str, int, int], tuple[tuple[int, ...], Tensor]] = {}
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -129,25 +114,48 @@ class WeightSimilarity:
             self._index[key] = self.spec.gather(key, self.perms)
             self._version[key] += 1
 
-    def of(self, sites: Sequence[Site], size: int) -> Tensor:
-        """[n, n] sums over sites, neurons of the second model in the order that they came in."""
+    def of(self, sites: Sequence[Site], size: int, unit: Unit) -> Tensor:
+        """[n, n] sums over sites of a unit, neurons of the second model in the order that they came in."""
         found = torch.zeros(size, size, dtype=torch.float64)
         for site in sites:
             if site.parameter in self.a:
                 found = found.to(self.a[site.parameter].device)
-                found += self._site(site)
+                found += self._site(unit, site)
         return found
 
-    def _site(self, site: Site) -> Tensor:
+    def _site(self, unit: Unit, site: Site) -> Tensor:
         name = site.parameter
+        crossed = (name, site.axis) in unit.crossed
         others = {axis: self._index[name, axis] for axis in self._axes[name] if axis != site.axis}
-        version = tuple(self._version[name, axis] for axis in others)
-        key = (name, site.axis, int(site.positions[0, 0]))
+        version = tuple(self._version[name, axis] for axis in self._axes[name] if axis != site.axis or crossed)
+        key = (unit.index, name, site.axis, int(site.positions[0, 0]))
         known = self._kept.get(key)
         if known is None or known[0] != version:
+            if crossed:
+                others[site.axis] = self._without(unit, (name, site.axis))
             known = (version, (_rows(self.a[name], site, {}) @ _rows(self.b[name], site, others).T).double())
             self._kept[key] = known
         return known[1]
+
+    def _without(self, unit: Unit, key: tuple[str, int]) -> Tensor:
+        """How an axis is re-ordered by all units but this one."""
+        members = set(unit.members)
+        perms = [torch.arange(len(p)) if i in members else p for i, p in enumerate(self.perms)]
+        return self.spec.gather(key, perms)
+
+    def crossings(self, unit: Unit, done: Collection[int] | None = None) -> list[Shared]:
+        """What the two models have in common where kinds of members cross; with `done`, of what makes the unit."""
+        found = []
+        for crossing in unit.crossings:
+            name = crossing.parameter
+            if name not in self.a or (done is not None and not unit.made_of(self.spec, crossing, done)):
+                continue
+            b = self.b[name]
+            for axis in self._axes[name]:
+                b = reordered(b, axis, self._without(unit, (name, axis)))
+            ours, theirs = (crossing.features(t.to(accumulator_dtype(t.dtype))) for t in (self.a[name], b))
+            found.append(Shared(crossing.kinds, ours, theirs))
+        return found
 
     def objective(self, names: Sequence[str] | None = None) -> float:
         """``sum <a, P(b)>`` over tensors that have neurons."""
@@ -156,6 +164,6 @@ class WeightSimilarity:
             if name in self.a and name not in self.spec.aliases:
                 tensor = self.b[name]
                 for axis in self._axes[name]:
-                    tensor = tensor.index_select(axis, self._index[name, axis].to(tensor.device))
+                    tensor = reordered(tensor, axis, self._index[name, axis])
                 found += float((self.a[name].double() * tensor.double()).sum())
         return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedmerge.inputs import call, examples_in, rows
 from fedmerge.permutations.spec import Site
 
 __all__ = ["Moments", "consumers", "evenly", "moments"]
@@ -44,13 +45,13 @@ def consumers(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.role == "in"]
 
 
-def evenly(batches: Iterable[Tensor], number: int | None, most: int) -> Iterator[Tensor]:
+def evenly(batches: Iterable[Any], number: int | None, most: int) -> Iterator[Any]:
     """At most so many examples, evenly from all batches, as the first ones may all be of one kind.
 
     Parameters
     ----------
     batches
-        Of inputs.
+        Of inputs, of any form that a model takes.
     number
         How many batches there are; where that is unknown, the first are taken.
     most
@@ -64,9 +65,10 @@ def evenly(batches: Iterable[Tensor], number: int | None, most: int) -> Iterator
     taken = 0
     for i, x in enumerate(batches):
         share = most - taken if number is None else (i + 1) * most // number - taken
-        share = min(share, len(x), most - taken)
+        size = examples_in(x)
+        share = min(share, size, most - taken)
         if share > 0:
-            yield x[torch.arange(share) * len(x) // share]
+            yield x if share == size else rows(x, torch.arange(share) * size // share)
         taken += max(share, 0)
         if taken >= most:
             return
@@ -89,19 +91,32 @@ class Moments:
 
     def correlation(self) -> Tensor:
         """[n_a, n_b] Pearson; 0 where a neuron never changes."""
-        deviations = []
+        return self.covariance() / torch.outer(*(self._variances[side].sqrt() for side in (0, 1)))
+
+    def silent(self, side: Literal[0, 1]) -> Tensor:
+        """[n], which neurons of the first or second model never change."""
+        return self._variances[side].isinf()
+
+    def mean(self, side: Literal[0, 1]) -> Tensor:
+        """[n], of the first or second model."""
+        return (self.sum_a, self.sum_b)[side] / self.count
+
+    @property
+    def _variances(self) -> tuple[Tensor, Tensor]:
+        """Infinite where a neuron never changes."""
+        found = []
         for total, squares in ((self.sum_a, self.squares_a), (self.sum_b, self.squares_b)):
             variance = squares / self.count - (total / self.count).square()
             floor = 1e-10 * (squares / self.count).clamp_min(1e-300)
-            deviations.append(torch.where(variance > floor, variance, torch.inf).sqrt())
-        return self.covariance() / torch.outer(*deviations)
+            found.append(torch.where(variance > floor, variance, torch.inf))
+        return found[0], found[1]
 
 
 def moments(
     heard_at: Sequence[Sequence[Sequence[Site]]],
     modules: Sequence[nn.Module],
     pairs: Sequence[tuple[int, int]],
-    inputs: Iterable[Tensor],
+    inputs: Iterable[Any],
 ) -> dict[tuple[int, int, int], Moments]:
     """Moments of activations for pairs of models, by ``(number of the group, a, b)``, streamed over batches.
 
@@ -140,10 +155,13 @@ def moments(
     return found
 
 
-def _together(inputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Small batches of equal shapes in one, as far as they come one after the other."""
+def _together(inputs: Iterable[Any]) -> Iterator[Any]:
+    """Small batches of equal shapes in one, as far as they are tensors and come one after the other."""
     waiting: list[Tensor] = []
     for x in inputs:
+        if not isinstance(x, Tensor):
+            yield x
+            continue
         alike = not waiting or x.shape[1:] == waiting[0].shape[1:]
         if waiting and (not alike or sum(map(len, waiting)) + len(x) > _TOGETHER):
             yield torch.cat(waiting)
@@ -154,12 +172,12 @@ def _together(inputs: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _hear(module: nn.Module, names: Mapping[int, str], x: Tensor) -> dict[str, Tensor]:
+def _hear(module: nn.Module, names: Mapping[int, str], x: Any) -> dict[str, Tensor]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with _Inputs(names) as taps:
-            module.eval()(x)
+            call(module.eval(), x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in taps.seen.items()}

@@ -44,7 +44,7 @@ def match_universe(
         Relative gain below which a step is the last.
     """
     shares = [w / sum(weights) for w in weights]
-    parts = [unit for unit in units(spec) if not unit.kinds]
+    parts = [unit for unit in units(spec) if unit.simple]
     fixed = [
         [torch.arange(g.size) if any(u.index == i for u in parts) else p[i] for i, g in enumerate(spec.groups)]
         for p in start

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
 from fedmerge.models.copies import copy_of
-from fedmerge.state import is_extra, tied_names
+from fedmerge.state import editable, is_extra, tied_names
 
-__all__ = ["resize"]
+__all__ = ["fill", "resize"]
 
 # Which attribute of a module states which axis of which of its tensors.
 _STATED: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -78,8 +78,27 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     tied = tied_names(resized)  # the last name would win, but the first is the one that everybody calculates with
     loaded = {name: state[tied[name]] if tied.get(name) in state else tensor for name, tensor in state.items()}
     extra = {name: value for name, value in own.items() if is_extra(name)}
-    resized.load_state_dict({**{name: t.to(own[name]) for name, t in loaded.items() if not is_extra(name)}, **extra})
+    fill(resized, {**{name: t.to(own[name]) for name, t in loaded.items() if not is_extra(name)}, **extra})
     return resized
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load a state that was made from the module's own, in place.
+
+    A plain mapping of tensors does not tell which versions of its modules it is of, as a ``state_dict`` does, so the
+    module's own go with it, see :func:`~fedmerge.state.editable`.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> fill(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+    >>> layer.weight.tolist()
+    [[1.0, 1.0]]
+    """
+    versioned = editable(module.state_dict())
+    versioned.clear()
+    versioned.update(state)
+    module.load_state_dict(versioned, strict=strict)
 
 
 def _state(part: nn.Module) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption
-from fedmerge.state import State
+from fedmerge.state import State, editable
 
-__all__ = ["Group", "PermutationSpec", "Site"]
+__all__ = ["Group", "PermutationSpec", "Site", "reordered"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +30,19 @@ class Site:
         [n, k], neuron i owns positions ``positions[i]`` of the axis: k is 1 for the rows of a linear layer, H*W for
         its columns behind a flatten, 4 for the gates of an LSTM.
     role
-        ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``. It
-        matters only where neurons are mixed, not where they are re-ordered.
+        ``"in"`` where the tensor takes the neurons in, as the columns of a linear layer do; else ``"out"``, also
+        where it does both, as an embedding that is the output's weight too. It matters only where neurons are mixed,
+        not where they are re-ordered.
+    groups
+        Axis 1 of a grouped convolution's weight holds other neurons for each group of rows: then positions count
+        them all, those of the first group first; else 1.
     """
 
     parameter: str
     axis: int
     positions: Tensor
     role: Literal["in", "out"] = "out"
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,31 @@ class Group:
     size: int
     sites: tuple[Site, ...]
     inner: tuple[tuple[int, ...], ...] = ()
+
+
+def reordered(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
+    """A tensor whose axis is re-ordered: place i gets what stood at ``index[i]``.
+
+    An index longer than the axis is about a grouped convolution, whose rows are moved by themselves: of each group of
+    rows, it re-orders the columns.
+
+    Examples
+    --------
+    >>> weight = torch.arange(8).reshape(4, 2)
+    >>> reordered(weight, 1, torch.tensor([0, 1, 3, 2]))
+    tensor([[0, 1],
+            [2, 3],
+            [5, 4],
+            [7, 6]])
+    """
+    index = index.to(tensor.device)
+    size = tensor.shape[axis]
+    if len(index) == size:
+        return tensor.index_select(axis, index)
+    groups = len(index) // size
+    rows = tensor.reshape(groups, -1, *tensor.shape[1:])
+    columns = index.reshape(groups, size) % size
+    return torch.cat([part.index_select(axis, own) for part, own in zip(rows, columns, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +146,13 @@ class PermutationSpec:
         InvalidOption
             The permutations do not fit the groups, or none of the spec's tensors is in the state.
         """
-        moved = dict(state)
+        moved = editable(state)
         gathers = self._gathers(perms)
         if gathers and not any(name in moved for name, _ in gathers):
             raise InvalidOption("the spec is about none of these tensors: trace the model that they are of")
         for (name, axis), index in gathers.items():
-            if name not in moved:
-                continue
-            moved[name] = moved[name].index_select(axis, index.to(moved[name].device))
+            if name in moved:
+                moved[name] = reordered(moved[name], axis, index)
         for alias, name in self.aliases.items():
             if alias in moved:
                 moved[alias] = moved[name]
@@ -150,13 +179,16 @@ class PermutationSpec:
 
     @cached_property
     def touching(self) -> Mapping[tuple[str, int], tuple[tuple[int, Site], ...]]:
-        """By ``(parameter, axis)``, the groups that stand there, with their sites."""
+        """By ``(parameter, axis)``, the groups that stand there, with their sites.
+
+        Columns of grouped convolutions come last, as they are re-ordered where their rows have gone.
+        """
         found: dict[tuple[str, int], tuple[tuple[int, Site], ...]] = {}
         for i, group in enumerate(self.groups):
             for site in group.sites:
                 key = (site.parameter, site.axis)
                 found[key] = (*found.get(key, ()), (i, site))
-        return found
+        return dict(sorted(found.items(), key=lambda item: item[1][0][1].groups > 1))
 
     def gather(self, key: tuple[str, int], perms: Sequence[Tensor]) -> Tensor:
         """Which old position comes to each position of an axis."""
@@ -177,8 +209,9 @@ class PermutationSpec:
         return {key: self.gather(key, perms) for key in self.touching}
 
     def _length(self, key: tuple[str, int]) -> int:
+        groups = self.touching[key][0][1].groups
         if key[0] in self.shapes:
-            return self.shapes[key[0]][key[1]]
+            return self.shapes[key[0]][key[1]] * groups
         return max(int(site.positions.max()) for _, site in self.touching[key]) + 1
 
     def describe(self) -> str:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import ModelError
+from fedmerge.inputs import changed
+from fedmerge.permutations.buffers import moving_buffers
+from fedmerge.permutations.doings import doings
+from fedmerge.permutations.export import Exported, exported
 from fedmerge.permutations.grouping import groups_of, pinned_axes
 from fedmerge.permutations.labels import Labels
 from fedmerge.permutations.rules import RULES, Call, Outcome, tensors_in
 from fedmerge.permutations.rules.pointwise import pointwise
+from fedmerge.permutations.running import copied, few_rows, undisturbed
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.permutations.values import Value, constant, pin_all, settle
 from fedmerge.permutations.verify import verify
 
 __all__ = ["trace"]
 
-Example = Tensor | tuple[Any, ...]
 _CACHE: dict[str, PermutationSpec] = {}
 _KEPT = 64
 
 
-def trace(model: nn.Module, example: Example) -> PermutationSpec:
+def trace(model: nn.Module, example: Any) -> PermutationSpec:
     """Find which neurons of a model may be re-ordered, and prove it on the example.
 
     The model is exported to a graph of ATen operators; every position of every parameter axis gets a label, each
@@ -37,12 +38,14 @@ def trace(model: nn.Module, example: Example) -> PermutationSpec:
     model
         Any module that ``torch.export`` can follow; it is not modified.
     example
-        A batch of inputs, or a tuple of the arguments that the model is called with.
+        What the model is called with: a batch of inputs, a tuple of arguments, a mapping of keywords, or a nest of
+        these as its one argument, see :func:`~fedmerge.inputs.arguments_of`. Of a batch two rows are used, of an
+        example whose first axis is something else all of it.
 
     Returns
     -------
     PermutationSpec
-        Found once for each architecture and kept; verified every time.
+        Found once for models that do the same, operator by operator, and kept; verified every time.
 
     Raises
     ------
@@ -55,112 +58,64 @@ def trace(model: nn.Module, example: Example) -> PermutationSpec:
     >>> [(group.name, group.size) for group in trace(model, torch.zeros(2, 4)).groups]
     [('0.weight', 8)]
     """
-    arguments = example if isinstance(example, tuple) else (example,)
-    arguments = tuple(a[:2] if isinstance(a, Tensor) and a.ndim else a for a in arguments)
-    key = _key(model, arguments)
-    spec = _CACHE.get(key)
-    if spec is not None:
-        try:
-            verify(spec, model, arguments)
-        except ModelError:
-            spec = None  # another model that looks the same, such as one with another closure
-    if spec is None:
-        spec = _derived(model, arguments)
-        verify(spec, model, arguments)
-    if len(_CACHE) >= _KEPT:
-        _CACHE.pop(next(iter(_CACHE)))
-    _CACHE[key] = spec
+    with undisturbed():
+        own = copied(model)
+        device = next((tensor.device for tensor in own.state_dict().values()), torch.device("cpu"))
+        example = few_rows(own, changed(example, lambda tensor: tensor.detach().to(device)))
+        with torch.enable_grad():
+            key = doings(copied(model), example)
+            spec = _CACHE.get(key) if key is not None else None
+            if spec is None:
+                spec = _derived(copied(model), example)
+    verify(spec, model, example)
+    if key is not None:
+        if len(_CACHE) >= _KEPT:
+            _CACHE.pop(next(iter(_CACHE)))
+        _CACHE[key] = spec
     return spec
 
 
-def _key(model: nn.Module, arguments: tuple[Any, ...]) -> str:
-    """What two models must have in common to have one graph: classes, settings, shapes."""
-    parts = [str(type(model)), repr(model)]
-    for name, module in model.named_modules():
-        settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple)}
-        settings.pop("training", None)
-        parts.append(f"{name}:{type(module)}:{settings}")
-    parts += [f"{name}:{tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
-    parts += [f"{tuple(a.shape)}:{a.dtype}" if isinstance(a, Tensor) else repr(a) for a in arguments]
-    return "\n".join(parts)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused transformer layer would be one opaque operator
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in flags:
-            module.training = training
-
-
-def _derived(model: nn.Module, arguments: tuple[Any, ...]) -> PermutationSpec:
-    with _evaluating(model):
-        try:
-            program = torch.export.export(model, arguments, strict=False)
-        except Exception as error:
-            raise ModelError(
-                f"{type(model).__name__} cannot be exported, so its symmetries cannot be derived ({error}): "
-                "mend its forward, or write a PermutationSpec by hand"
-            ) from error
-    names, aliases = _canonical(model)
-    signature = program.graph_signature
-    parameters = {node: names[name] for node, name in signature.inputs_to_parameters.items()}
-    buffers = {node: names.get(name, name) for node, name in signature.inputs_to_buffers.items()}
+def _derived(model: nn.Module, example: Any) -> PermutationSpec:
+    found = exported(model, example)
     labels = Labels()
     unknown: list[str] = []
-    values: dict[Any, Any] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            found = node.meta.get("val")
-            shape = tuple(found.shape) if isinstance(found, Tensor) else ()
-            known = parameters.get(node.name) or buffers.get(node.name)
-            values[node] = Value(shape, name=known)
-        elif node.op == "output":
-            results = [values[n] for n in node.all_input_nodes]
-            pin_all(labels, [v for r in results for v in tensors_in(r)], "it is an output of the model")
-        elif node.op == "call_function":
-            values[node] = _called(node, values, labels, set(parameters.values()), unknown)
-        else:
-            values[node] = constant(())
+    movable = set(found.parameters.values()) | (moving_buffers(model) & set(found.buffers.values()))
+    for result in _walked(found, movable, labels, unknown):
+        pin_all(labels, list(tensors_in(result)), "it is an output of the model")
     classes = labels.classes()
     state = model.state_dict()
     return PermutationSpec(
         groups_of(labels, classes),
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         pinned=pinned_axes(labels, classes),
-        aliases=aliases,
+        aliases=found.aliases,
         unknown=tuple(dict.fromkeys(unknown)),
     )
 
 
-def _canonical(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
-    """One name for every shared tensor, and the further names it has."""
-    seen: dict[int, str] = {}
-    names, aliases = {}, {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        first = seen.setdefault(id(tensor), name)
-        names[name] = first
-        if first != name:
-            aliases[name] = first
-    return names, aliases
+def _walked(found: Exported, movable: set[str], labels: Labels, unknown: list[str]) -> Iterator[Any]:
+    """Apply the rules from node to node; the values of the outputs."""
+    values: dict[Any, Any] = {}
+    for node in found.graph.nodes:
+        if node.op == "placeholder":
+            meta = node.meta.get("val")
+            known = found.parameters.get(node.name) or found.buffers.get(node.name)
+            values[node] = Value(tuple(meta.shape) if isinstance(meta, Tensor) else (), name=known)
+        elif node.op == "output":
+            yield from (values[n] for n in node.all_input_nodes)
+        elif node.op == "call_function":
+            values[node] = _called(node, values, labels, movable, unknown)
+        else:
+            values[node] = constant(())
 
 
-def _called(node: Any, values: dict[Any, Any], labels: Labels, parameters: set[str], unknown: list[str]) -> Outcome:
+def _called(node: Any, values: Mapping[Any, Any], labels: Labels, parameters: set[str], unknown: list[str]) -> Outcome:
     if node.target.__name__ == "getitem":
         source, index = node.args
         found = values[source]
         return found[index] if isinstance(found, tuple) else constant(_shapes(node)[0])
     meta = node.meta.get("val")
-    shapes = _shapes(node)
+    shapes, single = _shapes(node), not isinstance(meta, list | tuple)
 
     def known(argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
@@ -169,23 +124,37 @@ def _called(node: Any, values: dict[Any, Any], labels: Labels, parameters: set[s
             return [known(part) for part in argument]
         return argument
 
-    if not hasattr(node.target, "_schema"):
-        return tuple(constant(s) for s in shapes) if isinstance(meta, list | tuple) else constant(shapes[0])
-    schema = node.target._schema
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # a block of operators, such as a loop
+        return _unruled(node.target.__name__, [known(n) for n in node.all_input_nodes], shapes, single, labels, unknown)
+    if not schema.returns and not schema.is_mutable:
+        return constant(())  # a check, such as that of a dtype where a cast stood: it computes nothing
     given = dict(zip([a.name for a in schema.arguments], node.args, strict=False)) | dict(node.kwargs)
     arguments = {a.name: known(given.get(a.name, a.default_value)) for a in schema.arguments}
     operator = schema.name.partition("::")[2]
-    call = Call(labels, operator, node.target, arguments, shapes, not isinstance(meta, list | tuple))
+    call = Call(labels, operator, node.target, arguments, shapes, single)
     rule = RULES.get(operator)
     if rule is None and torch.Tag.pointwise in node.target.tags:
         rule = pointwise
     if rule is not None:
         return rule(call)
-    if any(v.factors for v in call.tensors):
+    return _unruled(operator, call.tensors, shapes, single, labels, unknown)
+
+
+def _unruled(
+    operator: str,
+    tensors: list[Value],
+    shapes: tuple[tuple[int, ...], ...],
+    single: bool,
+    labels: Labels,
+    unknown: list[str],
+) -> Outcome:
+    """Safe where nothing is known: all that goes in is pinned."""
+    if any(isinstance(v, Value) and v.factors for v in tensors):
         unknown.append(operator)
-        pin_all(labels, call.tensors, f"there is no rule for {operator}")
+        pin_all(labels, list(tensors_in(tensors)), f"there is no rule for {operator}")
     results = tuple(settle(labels, shape, []) for shape in shapes)
-    return results[0] if call.single else results
+    return results[0] if single else results
 
 
 def _shapes(node: Any) -> tuple[tuple[int, ...], ...]:

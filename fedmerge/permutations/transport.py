@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedmerge.errors import ModelError
 from fedmerge.permutations.spec import PermutationSpec, Site
-from fedmerge.state import State, accumulator_dtype
+from fedmerge.state import State, accumulator_dtype, editable
 
-__all__ = ["Plan", "Plans", "carry", "transport"]
+__all__ = ["Plan", "Plans", "carry", "transport", "unfolded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def transport(spec: PermutationSpec, state: State, plans: Plans) -> dict[str, Te
     >>> wide["0.weight"].shape, wide["2.weight"].shape
     (torch.Size([6, 4]), torch.Size([2, 6]))
     """
-    carried = dict(state)
+    carried = editable(state)
     for (name, axis), standing in spec.touching.items():
         planned = [(plans[i], site) for i, site in standing if i in plans]
         if planned and name in carried:
@@ -76,7 +76,7 @@ def transport(spec: PermutationSpec, state: State, plans: Plans) -> dict[str, Te
 
 def carry(tensor: Tensor, axis: int, planned: list[tuple[Plan, Site]]) -> Tensor:
     """One tensor along one axis, on which the groups of these plans stand."""
-    moved = tensor.movedim(axis, 0)
+    moved = unfolded(tensor, planned[0][1])
     positions, length = _new_positions(len(moved), [(site, len(plan.produce)) for plan, site in planned])
     old_free = torch.ones(len(moved), dtype=torch.bool)
     new_free = torch.ones(length, dtype=torch.bool)
@@ -91,7 +91,25 @@ def carry(tensor: Tensor, axis: int, planned: list[tuple[Plan, Site]]) -> Tensor
         old = moved[site.positions.ravel().to(moved.device)].to(dtype).reshape(len(site.positions), -1)
         mixed = matrix.to(old) @ old
         carried[new.ravel().to(moved.device)] = mixed.reshape(new.numel(), *moved.shape[1:]).to(moved.dtype)
-    return carried.movedim(0, axis)
+    groups = planned[0][1].groups
+    if groups == 1:
+        return carried.movedim(0, axis)
+    if length != len(moved):
+        raise ModelError(f"the width of {planned[0][1].parameter!r}, a grouped convolution, cannot change")
+    return carried.reshape(groups, -1, *carried.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def unfolded(tensor: Tensor, site: Site) -> Tensor:
+    """A tensor with the axis of a site first, over all groups of a grouped convolution.
+
+    Examples
+    --------
+    >>> unfolded(torch.zeros(8, 3, 5, 5), Site("conv.weight", 1, torch.arange(6)[:, None], "in", 2)).shape
+    torch.Size([6, 4, 5, 5])
+    """
+    if site.groups == 1:
+        return tensor.movedim(site.axis, 0)
+    return tensor.reshape(site.groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _new_positions(length: int, standing: list[tuple[Site, int]]) -> tuple[list[Tensor], int]:

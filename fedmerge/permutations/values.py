@@ -28,12 +28,19 @@ class Value:
         Whether all entries are one number, which any permutation leaves alone.
     name
         Of the parameter or buffer that it is.
+    even
+        Axes along which it holds copies, as what was expanded does: nothing there tells one place from another.
     """
 
     shape: tuple[int, ...]
     factors: tuple[Vector, ...] = ()
     uniform: bool = False
     name: str | None = None
+    even: frozenset[int] = frozenset()
+
+    def varies(self, axis: int) -> bool:
+        """Whether places along an axis may hold different values."""
+        return self.shape[axis] > 1 and axis not in self.even and not self.uniform
 
 
 def constant(shape: Sequence[int]) -> Value:
@@ -63,28 +70,36 @@ def factor_at(value: Value, axis: int) -> Vector | None:
     return next((grid for grid in value.factors if grid.shape[axis] > 1), None)
 
 
-def take_vector(labels: Labels, value: Value, axis: int, reason: str) -> tuple[Vector, list[Vector]]:
+def take_vector(
+    labels: Labels, value: Value, axis: int, reason: str, *, whole: bool = False
+) -> tuple[Vector, list[Vector]]:
     """Labels along an axis (zeros where there are none), and the grids of the other axes.
 
-    A grid over this and further axes has no vector: it is pinned.
+    A grid over this and further axes has no vector: it is pinned, or else, with `whole`, each place of this axis
+    moves with all that it has along the others.
     """
     axis %= len(value.shape)
     found = factor_at(value, axis)
     others = [grid for grid in value.factors if grid is not found]
     if found is not None and found.size == found.shape[axis]:
         return found.ravel(), others
+    if found is not None and whole:
+        rows = np.moveaxis(found, axis, 0).reshape(value.shape[axis], -1)
+        labels.tie(rows, rows[:, :1])
+        return rows[:, 0], others
     if found is not None:
         labels.pin(found, reason)
     return np.zeros(value.shape[axis], dtype=np.int64), others
 
 
-def blocks_of(labels: Labels, grid: Vector, member_axis: int) -> Vector | None:
-    """Labels of the blocks whose members lie along one axis of a grid; None where that is its only axis."""
-    moved = np.moveaxis(grid, member_axis, -1)
-    if moved[..., 0].size == 1:
+def blocks_of(labels: Labels, grid: Vector, *member_axes: int) -> Vector | None:
+    """Labels of the blocks whose members lie along some axes of a grid; None where it has no others."""
+    axes = [a % grid.ndim for a in member_axes]
+    kept = [1 if a in axes else size for a, size in enumerate(grid.shape)]
+    if np.prod(kept) == 1:
         return None
-    parents = labels.blocks(moved.reshape(-1, moved.shape[-1])).reshape(moved.shape[:-1])
-    return np.expand_dims(parents, member_axis)
+    moved = np.moveaxis(grid, axes, range(-len(axes), 0))
+    return labels.blocks(moved.reshape(int(np.prod(kept)), -1)).reshape(kept)
 
 
 def pin_all(labels: Labels, values: Sequence[Value], reason: str) -> None:

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedmerge.errors import ModelError
-from fedmerge.models.copies import copy_of
+from fedmerge.permutations.running import undisturbed
 from fedmerge.permutations.spec import PermutationSpec
+from fedmerge.permutations.trial import Trial, trial
 from fedmerge.seeding import torch_generator
+from fedmerge.state import State
 
 __all__ = ["verify"]
 
+_TRIALS = 3
+_ROUNDING = 64.0  # times the outputs move as much where neurons are re-ordered as where weights are off by an ulp
+
 
 def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: float = 1e-5, seed: int = 0) -> float:
-    """Apply random permutations of every group and compare the model's outputs, in float64 and eval mode.
+    """Apply random permutations of every group and compare the model's outputs, in eval mode.
 
-    Norm statistics and all vectors (biases, scales) are drawn at random first: fresh ones are alike, which hides
-    mistakes.
+    In float64; where the model fixes a precision itself, in float32 or else in its own. Norm statistics and all
+    vectors (biases, scales) are drawn at random first, as fresh ones are alike, which hides mistakes, and small
+    weights are made larger, so that what they do can be seen at the outputs. What the model draws is the same
+    in every run.
+
+    Parameters
+    ----------
+    spec
+        What is to be proved.
+    model
+        It is not modified.
+    example
+        What the model is called with, of any form that :func:`~fedmerge.permutations.trace` takes.
+    tolerance
+        Largest difference that is no contradiction. Rounding is none either: a difference as large as one in the last
+        digits of the weights makes does not count.
+    seed
+        Of permutations and of what is drawn.
 
     Returns
     -------
     float
-        Largest difference of outputs, relative to how much outputs differ from each other.
+        Largest difference of outputs, relative to how much the values of an output differ from example to example.
 
     Raises
     ------
     ModelError
-        It is above the tolerance; the message names the groups that are to blame.
+        It is above the tolerance, and the message names the groups that are to blame; or the model does not run.
 
     Examples
     --------
@@ -41,36 +59,69 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     >>> verify(trace(model, torch.zeros(2, 4)), model, torch.zeros(2, 4)) < 1e-5
     True
     """
-    arguments = example if isinstance(example, tuple) else (example,)
     generator = torch_generator(seed, "verify")
-    module = copy_of(model).eval().cpu()
-    arguments = tuple(_drawn(a, generator) for a in arguments)
-    state = {name: _varied(name, tensor, generator) for name, tensor in module.state_dict().items()}
-    for alias, name in spec.aliases.items():
-        state[alias] = state[name]
-    module.double()
-    wanted = _outputs(module, state, arguments)
-    scale = max((_spread(o) for o in wanted), default=0.0) or 1.0
+    with undisturbed():
+        comparison = _Comparison(trial(model, example, spec.aliases, generator), generator)
 
-    def error(perms: list[Tensor]) -> float:
-        got = _outputs(module, spec.apply(state, perms), arguments)
-        worst = max(float((a - b).abs().max()) for a, b in zip(wanted, got, strict=True))
-        return worst / scale if math.isfinite(worst) else math.inf
+        def error(perms: list[Tensor]) -> float:
+            return comparison.error(spec.apply(comparison.trial.state, perms), tolerance)
 
-    perms = [_moving(group.size, generator) for group in spec.groups]
-    found = error(perms)
-    if found <= tolerance:
-        return found
-    culprits = []
-    for i, group in enumerate(spec.groups):
-        alone = spec.identity()
-        alone[i] = _moving(group.size, generator)
-        if error(alone) > tolerance:
-            culprits.append(f"{group.name!r} ({', '.join(f'{s.parameter} axis {s.axis}' for s in group.sites)})")
+        # More than once, as one order of a few neurons may be right by chance where others are not.
+        found = max(error([_moving(group.size, generator) for group in spec.groups]) for _ in range(_TRIALS))
+        if found <= tolerance:
+            return found
+        culprits = []
+        for i, group in enumerate(spec.groups):
+            alone = [[*spec.identity()] for _ in range(_TRIALS)]
+            for perms in alone:
+                perms[i] = _moving(group.size, generator)
+            if any(error(perms) > tolerance for perms in alone):
+                culprits.append(f"{group.name!r} ({', '.join(f'{s.parameter} axis {s.axis}' for s in group.sites)})")
     raise ModelError(
         f"re-ordering neurons changes the outputs of {type(model).__name__} by {found:.1g} of their size: "
         f"wrong are {'; '.join(culprits) or 'only several groups together'}. Remove them from the spec"
     )
+
+
+class _Comparison:
+    """Outputs against those of a trial's state."""
+
+    def __init__(self, found: Trial, generator: torch.Generator) -> None:
+        self.trial, self._generator = found, generator
+        self._wanted = found.outputs(found.state)
+        if not self._wanted:
+            raise ModelError(
+                f"the outputs of {type(found.module).__name__} hold no tensor: there is nothing to compare"
+            )
+        self._scales = [_spread(output) or 1.0 for output in self._wanted]
+        self._rounding: list[float] | None = None
+
+    def error(self, state: State, tolerance: float) -> float:
+        """Largest relative difference; beyond what rounding makes, where it is above the tolerance."""
+        apart = self._apart(state)
+        found = max(d / s for d, s in zip(apart, self._scales, strict=True))
+        if found <= tolerance:
+            return found
+        if self._rounding is None:
+            eps = max((torch.finfo(t.dtype).eps for t in state.values() if t.is_floating_point()), default=0.0)
+            often = min(_ROUNDING, eps**-0.5)  # more of a coarse type would be all there is
+            self._rounding = [often * d for d in map(max, *(self._apart(self._off()) for _ in range(3)))]
+        return max(max(d - r, 0.0) / s for d, r, s in zip(apart, self._rounding, self._scales, strict=True))
+
+    def _apart(self, state: State) -> list[float]:
+        """Largest difference of each output."""
+        return [_difference(a, b) for a, b in zip(self._wanted, self.trial.outputs(state), strict=True)]
+
+    def _off(self) -> dict[str, Tensor]:
+        """The trial's state with an error in the last digit of each entry."""
+
+        def off(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            sign = torch.rand(tensor.shape, generator=self._generator, dtype=torch.float64).round() * 2 - 1
+            return tensor * (1 + torch.finfo(tensor.dtype).eps * sign).to(tensor.dtype)
+
+        return {name: off(tensor) for name, tensor in self.trial.state.items()}
 
 
 def _moving(size: int, generator: torch.Generator) -> Tensor:
@@ -81,40 +132,14 @@ def _moving(size: int, generator: torch.Generator) -> Tensor:
 
 def _spread(output: Tensor) -> float:
     """How much outputs differ from each other: a bias that all share would hide what moves."""
-    deviation = output - (output.mean(0) if len(output.shape) > 1 and len(output) > 1 else output.mean())
+    output = output.where(output.isfinite(), 0.0)
+    deviation = output - (output.mean(0) if output.ndim > 1 and len(output) > 1 else output.mean())
     return float(deviation.abs().max()) or float(output.abs().max())
 
 
-def _drawn(argument: Any, generator: torch.Generator) -> Any:
-    """Floating inputs in float64 with noise, as an example of zeros proves little."""
-    if isinstance(argument, Tensor) and argument.is_floating_point():
-        own = argument.detach().cpu().double()
-        return own + 0.5 * torch.randn(own.shape, generator=generator, dtype=torch.float64)
-    return argument.cpu() if isinstance(argument, Tensor) else argument
-
-
-def _varied(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    own = tensor.detach().double()
-    if tensor.ndim > 1:  # some layers start at zero and would hide everything before them
-        differs = own.numel() > 0 and bool(own.min() < own.max())
-        return own if differs else 0.1 * torch.randn(own.shape, generator=generator, dtype=torch.float64)
-    noise = torch.rand(own.shape, generator=generator, dtype=torch.float64)
-    return 0.5 + noise if name.endswith("running_var") else own + 0.3 * (noise - 0.5)
-
-
-def _outputs(module: nn.Module, state: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        found = functional_call(module, dict(state), arguments, tie_weights=False)
-    return [t for t in _leaves(found) if t.is_floating_point()]
-
-
-def _leaves(found: Any) -> list[Tensor]:
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, Mapping):
-        return [t for part in found.values() for t in _leaves(part)]
-    if isinstance(found, list | tuple):
-        return [t for part in found for t in _leaves(part)]
-    return []
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference of entries; infinities that are equal do not differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    apart = torch.where(one == other, 0.0, (one - other).abs())
+    return float(apart.nan_to_num(nan=float("inf"), posinf=float("inf")).max())

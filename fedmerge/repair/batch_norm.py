@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import examples_in
 from fedmerge.state import State
 from fedmerge.statistics import compute_statistics
 
@@ -19,7 +21,7 @@ def has_batch_norm(state: State) -> bool:
     return any(name.rpartition(".")[2] == "running_var" for name in state)
 
 
-def recalibrated(module: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tensor]:
+def recalibrated(module: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
     """Running statistics that a model has on these inputs; it is not modified.
 
     Averaging models shrinks the variance of what goes into a norm, so that their own statistics do not fit the
@@ -36,7 +38,8 @@ def recalibrated(module: nn.Module, inputs: Iterable[Tensor]) -> dict[str, Tenso
     >>> recalibrated(norm, [torch.tensor([[1.0], [3.0]])])["running_mean"]
     tensor([2.])
     """
-    pairs = [(x, torch.zeros(len(x), dtype=torch.long)) for x in inputs if len(x) > 1]
+    sizes = ((x, examples_in(x)) for x in inputs)
+    pairs = [(x, torch.zeros(size, dtype=torch.long)) for x, size in sizes if size > 1]
     if not pairs:
         raise InvalidOption("there are no batches of two inputs or more to measure batch norms on: pass data=")
     return dict(compute_statistics(module, pairs, ["batch_norm"])["batch_norm"])

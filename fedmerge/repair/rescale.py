@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.inputs import call
+
 __all__ = ["Rescale"]
 
 _FLOOR = 1e-5
@@ -36,8 +38,8 @@ class Rescale:
     True
     """
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
-        self._inputs: Sequence[Tensor] = list(inputs)
+    def __init__(self, inputs: Iterable[Any]) -> None:
+        self._inputs: Sequence[Any] = list(inputs)
         self._means: dict[str, Tensor] = {}
         self._deviations: dict[str, Tensor] = {}
         self._order: list[str] = []
@@ -114,11 +116,11 @@ class _Moments:
         return hook
 
     @torch.no_grad()
-    def run(self, inputs: Sequence[Tensor]) -> None:
+    def run(self, inputs: Sequence[Any]) -> None:
         """Pass all batches through the model."""
         self._model.eval()
         for x in inputs:
-            self._model(x)
+            call(self._model, x)
 
     def found(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and standard deviation by layer."""

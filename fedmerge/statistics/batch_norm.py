@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import call, examples_in
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Statistic
@@ -43,12 +44,13 @@ class BatchNormMoments(Statistic):
             layer.reset_running_stats()
         seen = 0
         for inputs, _ in batches:
-            if len(inputs) == 1 and seen:
+            size = examples_in(inputs)
+            if size == 1 and seen:
                 continue  # a single example has no variance
-            seen += len(inputs)
+            seen += size
             for layer in layers.values():
-                layer.momentum = len(inputs) / seen  # the cumulative average over examples
-            probe(inputs)
+                layer.momentum = size / seen  # the cumulative average over examples
+            call(probe, inputs)
         moments: dict[str, torch.Tensor] = {}
         for name, layer in layers.items():
             if layer.running_mean is not None and layer.running_var is not None:
@@ -93,8 +95,8 @@ class BatchNormSums(Statistic):
             layer.register_forward_pre_hook(_inputs(key, add))
         for inputs, _ in batches if layers else ():
             for layer in layers.values():
-                layer.train(len(inputs) > 1)  # a single example has no variance: the model's own has to do
-            probe(inputs)
+                layer.train(examples_in(inputs) > 1)  # a single example has no variance: the model's own has to do
+            call(probe, inputs)
         return {key: value / rows[key] for key, value in total.items()}
 
     def check(self, value: State, state: State) -> None:

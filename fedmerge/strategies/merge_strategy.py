@@ -76,7 +76,7 @@ class MergeStrategy(EvaluatedByClients):
     data
         Batches on the server, for methods that use them; read once per merge, so pass a list or a loader.
     example
-        One batch of inputs, for methods that trace the model; taken from `data` where there are any.
+        What the model is called with, for methods that trace it; taken from `data` where there are any.
     checkpoint_dir, keep_checkpoints
         Where to leave a checkpoint after every merge, and how many of the last stay. :meth:`start` goes on from the
         newest that is whole. One folder serves one run.
@@ -112,7 +112,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         statistics: StatisticsSettings | Mapping[str, Any] | None = None,
         privacy: Privacy | None = None,
         data: Iterable[Any] | None = None,
-        example: Tensor | None = None,
+        example: Any = None,
         repair: str = "auto",
         checkpoint_dir: str | Path | None = None,
         keep_checkpoints: int = 3,
@@ -166,7 +166,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         )
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
-        self._buffers, self._facts = (None, {}) if model_fn is None else facts_of(model_fn())
+        self._buffers: frozenset[str] | None = None
+        self._facts: dict[str, Any] = {}
+        if model_fn is not None:
+            self._buffers, self._facts = facts_of(model_fn())
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None

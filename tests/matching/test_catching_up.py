@@ -27,8 +27,12 @@ def test_a_reordering_carries_over_as_the_server_does(name, shape, classes):
     for i in free:
         size = spec.groups[i].size + 2
         plans[i] = membership(torch.randperm(size, generator=generator)[: spec.groups[i].size], size)
-    told = News({}, reordering(spec, state, plans, ()))
-    carried, caught = transport(spec, state, plans), catch_up(state, told)
+    order = spec.identity()
+    for i, perm in enumerate(spec.random(generator)):
+        if i not in free:
+            order[i] = perm
+    told = News({}, reordering(spec, state, order, plans, ()))
+    carried, caught = transport(spec, spec.apply(state, order), plans), catch_up(state, told)
     assert told.sources
     assert caught.keys() == carried.keys()
     for key in carried:
@@ -39,8 +43,9 @@ def test_only_what_moves_is_told():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     spec = trace(model, torch.zeros(2, 4))
     state = model.state_dict()
-    assert reordering(spec, state, {0: membership(torch.arange(3), 3)}, ()) == {}
-    told = reordering(spec, state, {0: membership(torch.tensor([2, 0, 3]), 4)}, ("0.weight", "0.bias"))
+    assert reordering(spec, state, spec.identity(), {0: membership(torch.arange(3), 3)}, ()) == {}
+    plans = {0: membership(torch.tensor([2, 0, 3]), 4)}
+    told = reordering(spec, state, spec.identity(), plans, ("0.weight", "0.bias"))
     assert list(told) == [("2.weight", 1)]
     assert told["2.weight", 1].tolist() == [1, -1, 0, 2]
 

@@ -11,17 +11,16 @@ from tests.permutations.zoo_of_models import MODELS, calibrate, difference, free
 
 OPTIONS = {"pfnm": {"class_aware": False, "gamma": 1e-3}}
 WEIGHTS = ("rebasin", "otfusion", "c2m3", "gamf", "pfnm")
-BLOCKS_STAY = ("gamf", "pfnm")  # what says so in its documentation
 CONVOLUTIONAL = [name for name, model in MODELS.items() if model.convolutional]
 
 
-def recovered(name, method, seed, *, blocks=True, copies=1, data=None, weights=None, **options):
+def recovered(name, method, seed, *, copies=1, data=None, weights=None, **options):
     """How far the merge of a model with permuted copies of itself is from it."""
     model, batch = MODELS[name].make(seed)
     if data is not None:
         calibrate(model, data)  # norms are measured again after the merge, where there are data
     spec = trace(model, batch)
-    moved = [permuted(model, spec, free_perms(spec, 10 * seed + i, blocks=blocks)) for i in range(copies)]
+    moved = [permuted(model, spec, free_perms(spec, 10 * seed + i)) for i in range(copies)]
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (model, *moved)]
     given = {} if data is None else {"data": [data]}
     options = {**OPTIONS.get(method, {}), **options}
@@ -41,9 +40,8 @@ def samples(name, images=64):
 @pytest.mark.parametrize("method", WEIGHTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_by_weights(name, method):
-    blocks = method not in BLOCKS_STAY
     for seed in (1, 2):
-        assert recovered(name, method, seed, blocks=blocks) < 1e-4
+        assert recovered(name, method, seed) < 1e-4
 
 
 def _by_activations():
@@ -58,17 +56,10 @@ def test_by_activations(name, method):
         assert recovered(name, method, seed, data=samples(name), ground="activations") < 1e-4
 
 
-@pytest.mark.parametrize("method", BLOCKS_STAY)
-@pytest.mark.parametrize("name", ["resnet20_group_norm", "encoder", "language_model"])
-def test_blocks_stay_where_the_method_says_so(name, method):
-    assert recovered(name, method, 1) > 1e-2
-
-
 @pytest.mark.parametrize("method", WEIGHTS)
 @pytest.mark.parametrize("name", ["lenet", "resnet20", "bilstm", "encoder"])
 def test_of_four_models_with_unequal_weights(name, method):
-    blocks = method not in BLOCKS_STAY
-    assert recovered(name, method, 1, blocks=blocks, copies=3, weights=[1, 5, 2, 3]) < 1e-4
+    assert recovered(name, method, 1, copies=3, weights=[1, 5, 2, 3]) < 1e-4
 
 
 @pytest.mark.parametrize("fusion", ["successive", "anchor", "barycentre"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedmerge.matching.assignment import assign, assign_blocks, total
-from fedmerge.matching.bayes import match_bayes
+from fedmerge.matching.bayes import match_bayes, readiness
 from fedmerge.matching.graph import sinkhorn
 from fedmerge.matching.transport import coupling, mass, plan_of
-from fedmerge.matching.weights import match_weights
+from fedmerge.matching.weights import layer_by_layer, match_many, match_weights
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Group, PermutationSpec, Site
 
@@ -90,6 +90,39 @@ def test_weight_matching_is_at_an_optimum_of_each_layer(seed):
             other = list(found)
             other[i] = p
             assert objective(other) <= value + 1e-9
+
+
+def led_astray():
+    """Two layers and a planted order; from the identity, outgoing weights outweigh what comes in."""
+    spec = layers([6, 6])
+    a = {"0": normal(6, 4), "1": 100 * (torch.eye(6).double() + 0.1 * normal(6, 6, seed=1)), "2": normal(2, 6, seed=2)}
+    planted = [torch.tensor([3, 5, 0, 1, 2, 4]), torch.tensor([1, 2, 0, 5, 3, 4])]
+    return spec, a, spec.apply(a, planted)
+
+
+def test_a_match_layer_by_layer_finds_a_planted_order_that_the_identity_misses():
+    spec, a, b = led_astray()
+    found = spec.apply(b, layer_by_layer(spec, a, b))
+    assert all(torch.equal(found[name], a[name]) for name in a)
+    alone, _ = match_weights(spec, a, b, generator=torch.Generator().manual_seed(0))
+    assert any(not torch.equal(t, a[name]) for name, t in spec.apply(b, alone).items())
+
+
+def test_matching_many_keeps_the_clearly_better_start():
+    spec, a, b = led_astray()
+    perms = match_many(spec, [a, b, b], [2.0, 1.0, 1.0], generator=torch.Generator().manual_seed(0))
+    for state, perm in zip([a, b, b], perms, strict=True):
+        assert all(torch.equal(t, a[name]) for name, t in spec.apply(state, perm).items())
+
+
+@pytest.mark.parametrize("clients", [2, 5])
+def test_readiness_to_grow_follows_from_the_overlap_of_classes(clients):
+    alike, apart = torch.full((clients, clients), 10), 10 * torch.eye(clients)
+    assert readiness(alike, 300) == readiness(None, 300) == 50
+    assert readiness(apart, 300) == pytest.approx(300 * clients)
+    mixed = [readiness(part * alike + (1 - part) * clients * apart, 300) for part in (0.0, 0.2, 0.5)]
+    assert mixed == sorted(mixed, reverse=True)
+    assert mixed[2] > 50
 
 
 @pytest.mark.parametrize("solver", ["emd", "sinkhorn"])
@@ -241,6 +274,17 @@ def test_zip_pairs_the_neurons_of_equal_models(models):
     places = torch.stack([part[torch.argsort(p)] for part, p in zip(found.split(6), perms, strict=True)])
     assert (places == places[0]).all()
     assert sorted(places[0].tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("models", [2, 3, 4, 5])
+def test_zip_keeps_twins_together_however_many_models_there_are(models):
+    """Neurons of one model correlate more than the discount leaves of what twins have in common."""
+    own = normal(6, 200) + 2 * normal(1, 200, seed=1)
+    similarity = torch.corrcoef(own.repeat(models, 1))
+    owner = torch.arange(models).repeat_interleave(6)
+    found = zip_clusters(similarity, owner, 6, discount=0.3, budget=0.125)
+    assert (found.reshape(models, 6) == found[:6]).all()
+    assert sorted(found[:6].tolist()) == list(range(6))
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])

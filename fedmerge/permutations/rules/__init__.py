@@ -3,12 +3,14 @@
 from fedmerge.permutations.rules import (  # noqa: F401  (each registers its rules)
     attention,
     convolution,
+    drawing,
     linear,
     movement,
     normalisation,
     pointwise,
     recurrent,
     reduction,
+    writing,
 )
 from fedmerge.permutations.rules.base import RULES, Call, Outcome, tensors_in
 

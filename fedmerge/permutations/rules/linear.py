@@ -6,9 +6,10 @@ import numpy as np
 
 from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule
-from fedmerge.permutations.values import Value, pin_all, settle, take_vector
+from fedmerge.permutations.rules.contraction import contraction
+from fedmerge.permutations.values import Value, factor_at, pin_all, settle, take_vector
 
-__all__ = ["along", "contracted"]
+__all__ = ["along", "contracted", "product"]
 
 
 def along(vector: Vector, axis: int, ndim: int) -> Vector:
@@ -27,16 +28,24 @@ def contracted(labels: Labels, x: Value, weight: Value, weight_axis: int) -> lis
     return others
 
 
+def product(call: Call, x: Value, weight: Value, weight_axis: int, bias: Value | None) -> Value:
+    """The last axis of `x` summed against one axis of a matrix, the other comes out."""
+    labels, ndim = call.labels, len(x.shape)
+    rows, _ = take_vector(labels, weight, 1 - weight_axis, "a weight that was reshaped")
+    if bias is not None:
+        labels.tie(rows, take_vector(labels, bias, 0, "")[0])
+    inner = factor_at(x, -1)
+    if inner is not None and inner.size > inner.shape[-1] and len(weight.factors) == 2:  # the same map for all heads
+        batch = "abcdefghijklmnopqrstuvw"[: ndim - 1]
+        return contraction(labels, [x, weight], [batch + "y", "zy" if weight_axis else "yz"], batch + "z", call.shape)
+    others = contracted(labels, x, weight, weight_axis)
+    return settle(labels, call.shape, [*others, along(rows, -1, ndim)])
+
+
 @rule("linear")
 def linear(call: Call) -> Outcome:
     """``x W^T + b``."""
-    x, weight, bias = call["input"], call["weight"], call["bias"]
-    others = contracted(call.labels, x, weight, 1)
-    rows, _ = take_vector(call.labels, weight, 0, "a weight that was reshaped")
-    if bias is not None:
-        call.labels.tie(rows, take_vector(call.labels, bias, 0, "")[0])
-    grids = [grid.reshape((*grid.shape[:-1], 1)) for grid in others]
-    return settle(call.labels, call.shape, [*grids, along(rows, -1, len(call.shape))])
+    return product(call, call["input"], call["weight"], 1, call["bias"])
 
 
 @rule("addmm")
@@ -56,6 +65,7 @@ def embedding(call: Call) -> Outcome:
     labels.pin(take_vector(labels, weight, 0, "")[0], "a vocabulary has its order")
     pin_all(labels, [indices], "it chooses rows of a table")
     columns, _ = take_vector(labels, weight, 1, "a table that was reshaped")
+    labels.produce(columns)
     return settle(labels, call.shape, [along(columns, -1, len(call.shape))])
 
 

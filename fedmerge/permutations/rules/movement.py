@@ -2,45 +2,126 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
-from fedmerge.permutations.labels import Vector
+from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
-from fedmerge.permutations.rules.pointwise import met
-from fedmerge.permutations.values import Value, factor_at, pin_all, settle
+from fedmerge.permutations.rules.linear import along
+from fedmerge.permutations.rules.pointwise import joined, met
+from fedmerge.permutations.values import Value, factor_at, pin_all, settle, take_vector
 
 __all__: list[str] = []
+
+_LIKE = {"expand_as", "view_as", "reshape_as"}  # only the shape of the other tensor matters
+_EXPAND = {"expand", "expand_as", "broadcast_to", "repeat", "tile"}
+_COPY = {"repeat", "tile", "repeat_interleave"}
 
 
 @rule(
     "view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t",
-    "numpy_T", "movedim", "moveaxis", "swapaxes", "expand", "expand_as", "select", "slice", "narrow", "chunk",
-    "split", "split_with_sizes", "unbind", "tensor_split", "flip", "roll", "repeat", "tile", "repeat_interleave",
-    "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "view_as", "unsafe_chunk",
+    "numpy_T", "movedim", "moveaxis", "swapaxes", "expand", "expand_as", "broadcast_to", "select", "slice", "narrow",
+    "chunk", "split", "split_with_sizes", "unbind", "tensor_split", "flip", "roll", "repeat", "tile",
+    "repeat_interleave", "diagonal", "pixel_unshuffle", "channel_shuffle", "unfold", "view_as", "reshape_as",
+    "unsafe_chunk",
     "unsafe_split", "mT", "matrix_H", "adjoint", "squeeze_", "unsqueeze_", "transpose_", "t_", "atleast_2d",
 )  # fmt: skip
 def moved(call: Call) -> Outcome:
     """One tensor whose entries are put elsewhere, repeated or left out."""
     name = next(name for name, argument in call.arguments.items() if isinstance(argument, Value))
     value: Value = call[name]
-    pin_all(call.labels, call.tensors[1:], "it tells where entries go")
+    if call.operator not in _LIKE:
+        pin_all(call.labels, call.tensors[1:], "it tells where entries go")
     results: list[list[Vector]] = [[] for _ in call.shapes]
     for grid in value.factors:
-        full = torch.from_numpy(np.broadcast_to(grid, value.shape).copy())
-        others = {k: torch.empty(v.shape) if isinstance(v, Value) else v for k, v in call.arguments.items()}
-        out = call.target(**{**others, name: full}) if name != "self" else _run(call, full, others)
-        for kept, tensor in zip(results, [out] if isinstance(out, torch.Tensor) else out, strict=True):
-            kept.append(tensor.numpy())
-    values = tuple(settle(call.labels, shape, kept) for shape, kept in zip(call.shapes, results, strict=True))
-    values = tuple(Value(v.shape, v.factors, value.uniform) for v in values)
-    return values[0] if call.single else values
+        for kept, found in zip(results, _moved(call, name, value, grid), strict=True):
+            kept.append(found)
+    even = _even(call, name, value)
+    values = []
+    for shape, kept, copies in zip(call.shapes, results, even, strict=True):
+        result = settle(call.labels, shape, _one_for_each_axis(call.labels, kept))
+        values.append(Value(result.shape, result.factors, value.uniform, even=copies))
+    return values[0] if call.single else tuple(values)
 
 
-def _run(call: Call, full: torch.Tensor, others: dict[str, object]) -> Any:
-    return call.target(full, **{k: v for k, v in others.items() if k != "self"})
+def _moved(call: Call, name: str, value: Value, grid: Vector) -> list[Vector]:
+    """A grid after the operator, for each output; entries that are exact copies get labels of their own."""
+    found = [_plain(f) for f in _run(call, name, np.broadcast_to(grid, value.shape))]
+    if np.unique(grid).size < grid.size or all(np.unique(f).size == f.size for f in found):
+        return found
+    if call.operator in _COPY:
+        return [call.labels.copies(f, f.shape) for f in found]
+    if value.even:  # it was expanded before, and now copies come to stand on an axis of neurons
+        shape = tuple(s if grid.shape[a] > 1 or a in value.even else 1 for a, s in enumerate(value.shape))
+        copies = call.labels.copies(grid, shape)
+        return _run(call, name, np.broadcast_to(copies, value.shape))
+    return found
+
+
+def _even(call: Call, name: str, value: Value) -> list[frozenset[int]]:
+    """For each output the axes along which it holds copies: those along which numbers of entries do not change."""
+    if not value.even and call.operator not in _EXPAND:
+        return [frozenset()] * len(call.shapes)
+    sizes = tuple(1 if a in value.even else s for a, s in enumerate(value.shape))
+    numbers = np.arange(int(np.prod(sizes))).reshape(sizes)
+    found = []
+    for entries in _run(call, name, np.broadcast_to(numbers, value.shape)):
+        plain = _plain(entries)
+        found.append(frozenset(a for a, s in enumerate(entries.shape) if s > 1 and plain.shape[a] == 1))
+    return found
+
+
+def _plain(grid: Vector) -> Vector:
+    """A grid with size 1 along axes on which nothing changes."""
+    for axis in range(grid.ndim):
+        head = grid.take([0], axis)
+        if grid.shape[axis] > 1 and (grid == head).all():
+            grid = head
+    return grid
+
+
+def _one_for_each_axis(labels: Labels, grids: list[Vector]) -> list[Vector]:
+    """Grids that have come to share an axis, as heads and their dimensions do when they are put into one, in one."""
+    found: list[Vector] = []
+    for new in map(_plain, grids):
+        shared = [old for old in found if any(a > 1 and b > 1 for a, b in zip(old.shape, new.shape, strict=True))]
+        found = [old for old in found if all(old is not s for s in shared)]
+        found.append(joined(labels, [*shared, new]) if shared else new)
+    return found
+
+
+def _run(call: Call, name: str, entries: Vector) -> list[Vector]:
+    full = torch.from_numpy(entries.copy())
+    others = {k: torch.empty(v.shape) if isinstance(v, Value) else v for k, v in call.arguments.items() if k != name}
+    out = call.target(full, **others) if name == "self" else call.target(**others, **{name: full})
+    return [t.numpy() for t in ([out] if isinstance(out, torch.Tensor) else out)]
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> Outcome:
+    """The two parts of a number move together."""
+    value: Value = call["self"]
+    kept = []
+    for grid in value.factors:
+        call.labels.tie(grid, grid[..., :1])
+        kept.append(grid[..., 0])
+    return settle(call.labels, call.shape, kept)
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> Outcome:
+    """A number's two parts are one neuron."""
+    return settle(call.labels, call.shape, [grid[..., None] for grid in call["self"].factors])
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Outcome:
+    """The channels that become pixels of one channel stay in their order; the channel as a whole may move."""
+    value: Value = call["self"]
+    channels, others = take_vector(call.labels, value, -3, "", whole=True)
+    rows = channels.reshape(call.shape[-3], -1)
+    call.labels.tie(rows, rows[:, :1])
+    return settle(call.labels, call.shape, [*others, along(rows[:, 0], -3, len(call.shape))])
 
 
 @rule("cat", "concat", "concatenate")

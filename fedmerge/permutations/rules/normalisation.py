@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 
 def _per_channel(call: Call, x: Value, parameters: list[Value | None]) -> Value:
-    channels, others = take_vector(call.labels, x, 1, "channels mixed with other axes are normalised")
+    channels, others = take_vector(call.labels, x, 1, "", whole=True)
     for parameter in parameters:
         if parameter is None:
             continue
@@ -39,7 +39,7 @@ def batch_norm(call: Call) -> Outcome:
 def group_norm(call: Call) -> Outcome:
     """Channels within a group, and groups as wholes."""
     x, groups = call["input"], call["num_groups"]
-    channels, _ = take_vector(call.labels, x, 1, "channels mixed with other axes are normalised")
+    channels, _ = take_vector(call.labels, x, 1, "", whole=True)
     if groups == 1:
         call.labels.tag(channels)
     elif groups < len(channels):
@@ -57,9 +57,7 @@ def layer_norm(call: Call) -> Outcome:
         within = [a for a in axes if a in last]
         if within == axes and axes:
             call.labels.tag(grid)
-        elif len(within) == 1:
-            blocks_of(call.labels, grid, within[0])
         elif within:
-            call.labels.pin(grid, "several of its axes are normalised together")
+            blocks_of(call.labels, grid, *within)
     parameters = [v for v in (call["weight"], call.arguments.get("bias")) if v is not None]
     return settle(call.labels, call.shape, [np.asarray(g) for g in met(call.labels, [x, *parameters], call.shape)])

@@ -11,7 +11,7 @@ from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule
 from fedmerge.permutations.values import Value, settle
 
-__all__ = ["met"]
+__all__ = ["joined", "met"]
 
 
 def met(labels: Labels, values: Sequence[Value], shape: tuple[int, ...]) -> list[Vector]:
@@ -23,49 +23,69 @@ def met(labels: Labels, values: Sequence[Value], shape: tuple[int, ...]) -> list
         for grid in value.factors:
             _insert(labels, grids, grid.reshape((1,) * more + grid.shape))
     for value in values:
-        sizes = (1,) * (len(shape) - len(value.shape)) + value.shape
+        more = len(shape) - len(value.shape)
+        held = [f.reshape((1,) * more + f.shape) for f in value.factors]
         for grid in grids:
-            held = [f.reshape((1,) * (len(shape) - f.ndim) + f.shape) for f in value.factors]
-            for axis, size in enumerate(grid.shape):
-                if size > 1 and sizes[axis] > 1 and not any(f.shape[axis] > 1 for f in held):
-                    labels.pin(grid, "it meets something that is no neuron")
+            unlike = tuple(
+                a for a, size in enumerate(grid.shape)
+                if size > 1 and a >= more and value.varies(a - more) and all(f.shape[a] == 1 for f in held)
+            )  # fmt: skip
+            if unlike:
+                labels.ordered(grid, unlike, "it meets something that is no neuron")
     return grids
 
 
 def _insert(labels: Labels, grids: list[Vector], new: Vector) -> None:
-    for i, old in enumerate(grids):
-        common = [a for a in range(old.ndim) if old.shape[a] > 1 and new.shape[a] > 1]
-        if not common:
-            continue
-        axes = [{a for a in range(g.ndim) if g.shape[a] > 1} for g in (old, new)]
-        if not (axes[0] <= axes[1] or axes[1] <= axes[0]):
-            labels.pin(old, "axes that mix neurons overlap")
-            labels.pin(new, "axes that mix neurons overlap")
-            return
-        labels.tie(old, new)
-        grids[i] = np.broadcast_to(new if axes[0] < axes[1] else old, np.broadcast_shapes(old.shape, new.shape))
-        return
-    grids.append(new)
+    """Add a grid to others that have no axis in common: those that share axes with it become one with it."""
+    shared = [old for old in grids if any(a > 1 and b > 1 for a, b in zip(old.shape, new.shape, strict=True))]
+    shape = np.broadcast_shapes(new.shape, *(g.shape for g in shared))
+    full = next((g for g in (*shared, new) if g.shape == shape), None)
+    joint = labels.fresh(int(np.prod(shape))).reshape(shape) if full is None else full
+    for grid in (*shared, new):
+        if grid.shape == shape:
+            labels.tie(grid, joint)
+        else:  # what is smaller is a whole for all that it is spread over
+            labels.lie_within(joint, grid)
+    kept = [g for g in grids if all(g is not old for old in shared)]
+    grids[:] = [*kept, joint]
+
+
+def joined(labels: Labels, grids: Sequence[Vector]) -> Vector:
+    """One grid for the axes of all: every entry lies in the places that it has in each."""
+    shape = np.broadcast_shapes(*(g.shape for g in grids))
+    joint = labels.fresh(int(np.prod(shape))).reshape(shape)
+    for grid in grids:
+        labels.lie_within(joint, grid)
+    return joint
+
+
+def _even(values: Sequence[Value], shape: tuple[int, ...]) -> frozenset[int]:
+    """Axes along which what comes from these values holds copies."""
+    found = set(range(len(shape)))
+    for value in values:
+        more = len(shape) - len(value.shape)
+        for a in range(len(value.shape)):
+            if value.varies(a) or any(f.shape[a] > 1 for f in value.factors):
+                found.discard(a + more)
+    return frozenset(a for a in found if shape[a] > 1)
 
 
 @rule(
-    "dropout", "dropout_", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
-    "contiguous", "clone", "detach", "detach_", "to", "_to_copy", "type_as", "alias", "lift_fresh_copy",
-    "_weight_norm", "rrelu", "where", "masked_fill", "masked_fill_", "hardswish", "hardswish_", "hardsigmoid",
+    "contiguous", "clone", "detach", "detach_", "to", "_to_copy", "alias", "lift_fresh_copy",
+    "_weight_norm", "where", "masked_fill", "masked_fill_", "hardswish", "hardswish_", "hardsigmoid",
     "hardsigmoid_", "hardtanh", "hardtanh_", "relu6", "relu6_", "silu", "silu_", "mish", "mish_", "selu", "selu_",
     "celu", "celu_", "elu", "elu_", "leaky_relu", "leaky_relu_", "threshold", "threshold_", "relu", "relu_",
 )  # fmt: skip
 def pointwise(call: Call) -> Outcome:
     """Everything that treats each entry by itself; weight norm too, whose sums run over whole axes."""
-    if call.operator == "type_as":
-        value: Value = call["self"]
-        return replace(value, shape=call.shape, name=None)
     values = call.tensors
     uniform = bool(values) and all(v.uniform for v in values)
-    return replace(settle(call.labels, call.shape, met(call.labels, values, call.shape)), uniform=uniform)
+    even = _even(values, call.shape)
+    return replace(settle(call.labels, call.shape, met(call.labels, values, call.shape)), uniform=uniform, even=even)
 
 
-@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill_")
+@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "fill_",
+      "zero", "zero_")  # fmt: skip
 def uniform(call: Call) -> Outcome:
     """One number everywhere."""
     return Value(call.shape, uniform=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedmerge.permutations.labels import Vector
+from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule
 from fedmerge.permutations.rules.linear import along
+from fedmerge.permutations.rules.pointwise import met
 from fedmerge.permutations.values import Value, pin_all, settle, take_vector
 
 __all__: list[str] = []
@@ -35,7 +36,7 @@ def recurrent(call: Call) -> Outcome:
         outputs = []
         for direction in range(directions):
             start = (layer * directions + direction) * each
-            outputs.append(_cell(call, weights[start : start + each], inner))
+            outputs.append(_cell(labels, _GATES[call.operator], weights[start : start + each], inner))
         units += outputs
         inner = np.concatenate(outputs)
     for state in states:  # a start at zero is the same for every unit
@@ -51,8 +52,22 @@ def recurrent(call: Call) -> Outcome:
     return tuple(values)
 
 
-def _cell(call: Call, weights: list[Value], inner: Vector) -> Vector:
-    labels, gates = call.labels, _GATES[call.operator]
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(call: Call) -> Outcome:
+    """One step; a start of zeros is the same for every unit, and the state of another step is its units'."""
+    labels, x = call.labels, call["input"]
+    states = call["hx"] if isinstance(call["hx"], list | tuple) else [call["hx"]]
+    inner, others = take_vector(labels, x, -1, "an input mixed with other axes goes into a recurrent layer")
+    weights = [call[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if call[name] is not None]
+    unit = _cell(labels, _GATES[call.operator.removesuffix("_cell")], weights, inner)
+    grid = along(unit, -1, len(call.shape))
+    met(labels, [Value(call.shape, (grid,)), *states], call.shape)
+    return settle(labels, call.shape, [*others, grid]) if call.single else tuple(
+        settle(labels, shape, [*others, grid]) for shape in call.shapes
+    )  # fmt: skip
+
+
+def _cell(labels: Labels, gates: int, weights: list[Value], inner: Vector) -> Vector:
     unit, _ = take_vector(labels, weights[1], 1, "")
     columns, _ = take_vector(labels, weights[0], 1, "")
     labels.tie(columns, inner)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fedmerge.permutations.labels import Vector
+from fedmerge.permutations.labels import Labels, Vector
 from fedmerge.permutations.rules.base import Call, Outcome, rule
-from fedmerge.permutations.values import Value, blocks_of, settle
+from fedmerge.permutations.values import blocks_of, settle
 
-__all__: list[str] = []
+__all__ = ["reduced"]
 
 
 def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
@@ -17,22 +18,20 @@ def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
     return tuple(int(d) % ndim for d in (dim if isinstance(dim, list | tuple) else [dim]))
 
 
-def _reduced(call: Call, value: Value, axes: tuple[int, ...]) -> list[Vector]:
-    """Grids with the reduced axes at size 1."""
+def reduced(labels: Labels, grids: Sequence[Vector], axes: tuple[int, ...]) -> list[Vector]:
+    """Grids with the reduced axes at size 1: what is summed over is alike, what is left of it is a block."""
     kept = []
-    for grid in value.factors:
+    for grid in grids:
         labelled = [a for a in range(grid.ndim) if grid.shape[a] > 1]
         gone = [a for a in labelled if a in axes]
         if not gone:
             kept.append(grid)
         elif gone == labelled:
-            call.labels.tag(grid)
-        elif len(gone) == 1:
-            block = blocks_of(call.labels, grid, gone[0])
+            labels.tag(grid)
+        else:
+            block = blocks_of(labels, grid, *gone)
             if block is not None:
                 kept.append(block)
-        else:
-            call.labels.pin(grid, "a sum runs over several of its axes")
     return kept
 
 
@@ -42,7 +41,7 @@ def reduction(call: Call) -> Outcome:
     """One number from many."""
     value = call.tensors[0]
     axes = _axes(call.arguments.get("dim"), len(value.shape))
-    kept = _reduced(call, value, axes)
+    kept = reduced(call.labels, value.factors, axes)
     if not call.arguments.get("keepdim", False):
         left = [a for a in range(len(value.shape)) if a not in axes]
         kept = [grid.reshape([grid.shape[a] for a in left]) for grid in kept]

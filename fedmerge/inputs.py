@@ -1,0 +1,135 @@
+"""What a model is called with, in any form: a tensor, a tuple of arguments, keywords in a mapping, nests of these."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["arguments_of", "call", "changed", "examples_in", "rows", "tensors_of"]
+
+
+def arguments_of(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a module is called with an example: positional arguments and keywords.
+
+    A tuple holds the arguments, where ``forward`` takes so many. A mapping, alone or at the end of a tuple, holds
+    keywords, where ``forward`` has such names. Everything else is one argument.
+
+    Examples
+    --------
+    >>> class Both(nn.Module):
+    ...     def forward(self, x, mask=None): ...
+    >>> arguments_of(Both(), {"x": 1, "mask": 2}), arguments_of(Both(), (1, {"mask": 2}))
+    (((), {'x': 1, 'mask': 2}), ((1,), {'mask': 2}))
+    >>> arguments_of(nn.Linear(2, 1), {"x": 1, "mask": 2})
+    (({'x': 1, 'mask': 2},), {})
+    """
+    given = tuple(example) if isinstance(example, tuple) and _binds(module, tuple(example), {}) else (example,)
+    if given and isinstance(given[-1], Mapping):
+        names = dict(given[-1])
+        if all(isinstance(name, str) for name in names) and _binds(module, given[:-1], names, unknown=False):
+            return given[:-1], names
+    return given, {}
+
+
+def _binds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, unknown: bool = True) -> bool:
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # a forward that is not Python does not tell
+        return unknown
+    return True
+
+
+def call(module: nn.Module, example: Any) -> Any:
+    """The module's outputs on an example of any form, see :func:`arguments_of`."""
+    args, kwargs = arguments_of(module, example)
+    return module(*args, **kwargs)
+
+
+def changed(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of tuples, lists, mappings and dataclasses with other tensors in it; nothing is changed in place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> changed({"x": torch.ones(1), "names": ["a", None]}, lambda x: x + 1)
+    {'x': tensor([2.]), 'names': ['a', None]}
+    """
+    if isinstance(nest, Tensor):
+        return change(nest)
+    if isinstance(nest, Mapping):
+        return _changed_mapping(nest, change)
+    if isinstance(nest, list | tuple):
+        parts = [changed(part, change) for part in nest]
+        return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
+    names = _attributes(nest)
+    twin = copy.copy(nest) if names else nest
+    for name in names:
+        object.__setattr__(twin, name, changed(getattr(nest, name), change))  # frozen dataclasses too
+    return twin
+
+
+def _changed_mapping(nest: Mapping[Any, Any], change: Callable[[Tensor], Tensor]) -> Mapping[Any, Any]:
+    parts = {key: changed(value, change) for key, value in nest.items()}
+    if type(nest) is dict or not isinstance(nest, MutableMapping):
+        return parts
+    twin = copy.copy(nest)  # what else it holds stays: transformers' batches know how they were encoded
+    for key, value in parts.items():
+        twin[key] = value
+    return twin
+
+
+def _attributes(nest: Any) -> list[str]:
+    if isinstance(nest, SimpleNamespace):
+        return list(vars(nest))
+    if is_dataclass(nest) and not isinstance(nest, type):
+        return [field.name for field in fields(nest) if hasattr(nest, field.name)]
+    return []
+
+
+def tensors_of(nest: Any) -> list[Tensor]:
+    """All tensors in a nest, in its order."""
+    return list(_tensors(nest, set()))
+
+
+def _tensors(nest: Any, within: set[int]) -> Iterator[Tensor]:
+    if isinstance(nest, Tensor):
+        yield nest
+        return
+    if isinstance(nest, Mapping):
+        parts: Any = nest.values()
+    elif isinstance(nest, list | tuple):
+        parts = nest
+    elif hasattr(nest, "__dict__") and not isinstance(nest, type | nn.Module) and not callable(nest):
+        parts = vars(nest).values()
+    else:
+        return
+    if id(nest) not in within:  # an object may hold itself
+        for part in parts:
+            yield from _tensors(part, within | {id(nest)})
+
+
+def examples_in(nest: Any) -> int:
+    """How many examples a batch holds: the length of the first axis of its first tensor with axes, or 1."""
+    return next((len(tensor) for tensor in tensors_of(nest) if tensor.ndim), 1)
+
+
+def rows(nest: Any, index: slice | Tensor) -> Any:
+    """Some of a batch's examples: rows of the tensors that are as long as the batch; others are passed on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, mask = torch.zeros(8, 3), torch.ones(3, 3)
+    >>> [tuple(part.shape) for part in rows((x, mask), slice(2))]
+    [(2, 3), (3, 3)]
+    """
+    number = examples_in(nest)
+    return changed(nest, lambda tensor: tensor[index] if tensor.ndim and len(tensor) == number else tensor)
