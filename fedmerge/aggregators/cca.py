@@ -69,8 +69,10 @@ class CCAMerge(Aligning):
             perms = permutations_by(spec, heard, (anchor, j), trained)
             for unit, number in heard:
                 if unit.simple and (number, anchor, anchor) in heard.found:
-                    found = [heard.found[number, *p].covariance() for p in ((anchor, anchor), (j, j), (anchor, j))]
-                    plans[unit.index] = self._plan(*found, perms[unit.index])
+                    reference, own, cross = (
+                        heard.found[number, *pair].covariance() for pair in ((anchor, anchor), (j, j), (anchor, j))
+                    )
+                    plans[unit.index] = self._plan(reference, own, cross, perms[unit.index])
             state = spec.apply(update.state, only_blocks(spec, perms))
             yield replace(update, state=transport(spec, state, plans))
 
@@ -97,4 +99,5 @@ class CCAMerge(Aligning):
 def _rotation(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to this one."""
     u, _, vt = torch.linalg.svd(matrix)
-    return u @ vt
+    found: Tensor = u @ vt
+    return found

@@ -45,11 +45,11 @@ def doings(model: nn.Module, example: Any) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class _Record(TorchDispatchMode):
+class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operator, its tensors called by where they came from."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[str] = []
         self._names: dict[int, str] = {}
         self._kept: list[Tensor] = []  # an id is used again when its owner is gone

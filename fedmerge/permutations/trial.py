@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def trial(model: nn.Module, example: Any, aliases: Mapping[str, str], generator:
             found = Trial(
                 module,
                 {name: cast[id(tensor)] for name, tensor in state.items()},
-                changed(given, lambda t, dtype=dtype: t.to(dtype) if dtype and t.is_floating_point() else t),
+                changed(given, partial(_cast, dtype)),
             )
             try:
                 if state is drawn:
@@ -153,3 +154,7 @@ class _Calibrating(TorchFunctionMode):
         shift, factor = torch.rand(2, len(found), generator=self._generator, dtype=torch.float64).to(found.dtype)
         mean.copy_(own + 0.3 * (shift - 0.5) * found.sqrt())
         variance.copy_(found * (0.5 + factor))
+
+
+def _cast(dtype: torch.dtype | None, tensor: Tensor) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

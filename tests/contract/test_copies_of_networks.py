@@ -18,7 +18,6 @@ NORMS = {
     "batch norm": nn.BatchNorm2d,
     "group norm": lambda width: nn.GroupNorm(3, width),
     "layer norm": lambda width: nn.GroupNorm(1, width),
-    "no norm": lambda width: nn.Identity(),
 }
 METHODS = [
     ("rebasin", {}),

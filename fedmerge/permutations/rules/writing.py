@@ -35,7 +35,8 @@ def written(call: Call) -> Outcome:
     else:
         places[slice(call["start"], call["end"], call["step"])] = True
     if places.all():
-        return replace(source, shape=call.shape, name=None)
+        whole: Value = replace(source, shape=call.shape, name=None)
+        return whole
     inside, outside = factor_at(source, axis), factor_at(value, axis)
     if any(own is not None and own.size > own.shape[axis] for own in (inside, outside)):
         pin_all(labels, [value, source], "part of it is overwritten along one of several axes")
