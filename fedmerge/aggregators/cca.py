@@ -85,8 +85,13 @@ class CCAMerge(Aligning):
         lx, ly = (torch.linalg.cholesky(self._ridged(s)) for s in (reference, own))
         whitened = torch.linalg.solve_triangular(lx, cross, upper=False)
         whitened = torch.linalg.solve_triangular(ly, whitened.T, upper=False).T
-        permuted = _rotation(torch.linalg.solve_triangular(lx, ly[perm.to(ly.device)], upper=False))
-        rotation = _rotation(whitened + _TIE * permuted)  # from the client's whitened features to the reference's
+        u, correlations, vt = torch.linalg.svd(whitened)
+        some, none = correlations > _TIE, correlations <= _TIE
+        rotation = u[:, some] @ vt[some]  # from the client's whitened features to the reference's
+        if bool(none.any()):
+            permuted = torch.linalg.solve_triangular(lx, ly[perm.to(ly.device)], upper=False)
+            left, _, right = torch.linalg.svd(u[:, none].T @ permuted @ vt[none].T)
+            rotation = rotation + u[:, none] @ left @ right @ vt[none]
         forward = torch.linalg.solve_triangular(ly.T, rotation.T @ lx.T, upper=True)
         backward = torch.linalg.solve_triangular(lx.T, rotation @ ly.T, upper=True)
         return Plan(forward.T, backward)
@@ -94,10 +99,3 @@ class CCAMerge(Aligning):
     def _ridged(self, covariance: Tensor) -> Tensor:
         unit = covariance.diagonal().mean().clamp_min(1e-300)
         return covariance + self.gamma * unit * torch.eye(len(covariance)).to(covariance)
-
-
-def _rotation(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to this one."""
-    u, _, vt = torch.linalg.svd(matrix)
-    found: Tensor = u @ vt
-    return found

@@ -82,7 +82,7 @@ def test_cca_by_cholesky_is_cca_by_roots():
 
     (x, x_inverse), (y, y_inverse) = roots(sxx), roots(syy)
     u, _, vt = torch.linalg.svd(x_inverse @ sxy @ y_inverse)
-    plan = CCAMerge()._plan(sxx, syy, sxy)
+    plan = CCAMerge()._plan(sxx, syy, sxy, torch.arange(6))
     torch.testing.assert_close(plan.produce.T, y_inverse @ vt.T @ u.T @ x)
     torch.testing.assert_close(plan.consume, x_inverse @ u @ vt @ y)
 
