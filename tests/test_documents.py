@@ -118,6 +118,11 @@ def test_the_readmes_merges_run_as_they_stand():
     assert isinstance(scope["merged"], nn.Module)
 
 
+def test_the_examples_of_the_page_of_tasks_run_as_they_stand():
+    for source in blocks("docs/tasks.md"):
+        exec(compile(source, "tasks", "exec"), {})
+
+
 def test_the_readmes_own_model_is_compared_from_the_current_directory(tmp_path):
     source = next(source for source in blocks("README.md") if "# my_models.py" in source)
     (tmp_path / "my_models.py").write_text(source)
