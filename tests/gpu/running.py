@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,7 @@ def run_check(check: Check, device: torch.device) -> dict[str, Any]:
         row |= {"difference": found, "verdict": "ok" if found <= check.tolerance else "failed"}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)
-        ours = [
-            f"{one.filename.rpartition('fedmerge/')[2]}:{one.lineno}" for one in where if "fedmerge/" in one.filename
-        ]
+        ours = [f"{one.filename}:{one.lineno}" for one in where if "fedmerge" in Path(one.filename).parts]
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         row |= {"verdict": "failed", "reason": reason, "where": ours[-1:]}
     return {**row, "seconds": round(time.perf_counter() - started, 3)}
