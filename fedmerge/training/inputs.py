@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
 
-__all__ = ["OnDeviceOf", "device_of", "told_of_types"]
+__all__ = ["device_of", "told_of_types"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -32,40 +30,6 @@ def device_of(model: nn.Module) -> torch.device:
     if parameter is None:
         raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to train")
     return parameter.device
-
-
-@dataclass(frozen=True, eq=False)
-class OnDeviceOf:
-    """Batches on the device where a model's parameters are, moved one at a time; read as often as `batches` can be.
-
-    A DataLoader gives tensors on the CPU, wherever the model is.
-
-    Parameters
-    ----------
-    model
-        Whose device; batches of a model without parameters stay where they are.
-    batches
-        Tensors, or tuples or lists of them; anything else in them is passed on as it is.
-
-    Examples
-    --------
-    >>> [x.device.type for x, y in OnDeviceOf(nn.Linear(1, 1), [(torch.zeros(2, 1), torch.zeros(2))])]
-    ['cpu']
-    """
-
-    model: nn.Module
-    batches: Iterable[Any]
-
-    def __iter__(self) -> Iterator[Any]:
-        parameter = next(self.model.parameters(), None)
-        for batch in self.batches:
-            yield batch if parameter is None else _moved(batch, parameter.device)
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, tuple | list):
-        return tuple(_moved(part, device) for part in batch)
-    return batch.to(device) if isinstance(batch, Tensor) else batch
 
 
 @contextmanager
