@@ -78,7 +78,8 @@ def _all_parts(arguments: argparse.Namespace, started: float) -> int:
             counts[FAILED] += 1
             _print({"part": "script", "verdict": FAILED, "reason": f"{type(error).__name__}: {error}"})
     words = f"{counts[OK]} ok, {counts[FAILED]} failed, {counts[SKIPPED]} skipped on {_device_name(arguments.device)}"
-    return _verdict(FAILED if counts[FAILED] else "passed", words, counts, started)
+    verdict = FAILED if counts[FAILED] else "incomplete" if counts[SKIPPED] else "passed"
+    return _verdict(verdict, words, counts, started)
 
 
 # What is missing
@@ -274,16 +275,9 @@ def _device_name(device: str) -> str:
 
 
 def _verdict(verdict: str, words: str, counts: Counter[str], started: float) -> int:
-    numbers = {name: counts[name] for name in (OK, FAILED, SKIPPED)}
-    _print(
-        {
-            "part": "verdict",
-            "verdict": verdict,
-            "summary": words,
-            **numbers,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    )
+    row = {"part": "verdict", "verdict": verdict, "summary": words}
+    row |= {name: counts[name] for name in (OK, FAILED, SKIPPED)}
+    _print(row | {"seconds": round(time.monotonic() - started, 1)})
     return 1 if verdict == FAILED else 0
 
 
