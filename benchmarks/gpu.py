@@ -82,9 +82,6 @@ def _all_parts(arguments: argparse.Namespace, started: float) -> int:
     return _verdict(verdict, words, counts, started)
 
 
-# What is missing
-
-
 def provide(wheels: Path | None, folder: Path) -> None:
     """Make importable what is not installed, from `wheels` and into `folder`; each step is told on standard error."""
     if wheels is None:
@@ -119,9 +116,6 @@ def _wheels(named: Path | None) -> Path | None:
         return named
     found = (place / "wheels" for place in (HERE, HERE.parent, HERE.parent.parent))
     return next((place for place in found if place.is_dir()), None)
-
-
-# Checks
 
 
 def _checks(arguments: argparse.Namespace, deadline: float) -> Iterator[dict[str, Any]]:
@@ -160,9 +154,6 @@ def _at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-# Speed
 
 
 def _speed(arguments: argparse.Namespace, deadline: float) -> Iterator[dict[str, Any]]:
@@ -239,9 +230,6 @@ def _timed(task: Any, run: Callable[..., None], deadline: float) -> dict[str, An
         row["resident_mib"] = round(before / 2**20, 1)
     row["accuracy"] = round(task.accuracy({n: t.to(task.device) for n, t in last["state"].items()}), 4)
     return row
-
-
-# What else is told
 
 
 def _mixed_precision() -> dict[str, Any]:

@@ -25,7 +25,8 @@ def run_check(check: Check, device: torch.device) -> dict[str, Any]:
             found = check.difference(device)
         row |= {"difference": found, "verdict": "ok" if found <= check.tolerance else "failed"}
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)
+        first = error.__cause__ or error
+        where = traceback.extract_tb(first.__traceback__)
         ours = [f"{one.filename}:{one.lineno}" for one in where if "fedmerge" in Path(one.filename).parts]
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         row |= {"verdict": "failed", "reason": reason, "where": ours[-1:]}
