@@ -9,7 +9,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types fuzz study one-shot bench hostile deploy figures wheel clean
+.PHONY: help install demo test check lint types fuzz study one-shot bench hostile deploy figures gpu wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ deploy: $(STAMP) ## Run three methods on a SuperLink and two SuperNodes with TLS
 figures: demo ## Draw the README's pictures anew
 	$(BIN)/python plots/convergence.py
 	$(BIN)/python plots/matching.py
+
+gpu: $(STAMP) ## Check results and speed on this machine's GPU, in eight minutes; without one, say so
+	$(BIN)/python benchmarks/gpu.py
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -14,6 +14,7 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.arguments import MergeArguments, check_keywords, check_method, check_policies
 from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.inputs import OnDeviceOf, beside
 from fedmerge.loaders import first_inputs
 from fedmerge.method_names import parse_method
 from fedmerge.models.copies import copy_of
@@ -112,7 +113,8 @@ def merge(
     Parameters
     ----------
     models
-        Modules of one architecture; none is modified.
+        Modules of one architecture; none is modified. The merge is made on the first one's device, to which copies of
+        whatever lies elsewhere are moved.
     method
         A name of :func:`methods`; ``+`` adds server steps and refinements, as in
         ``"fedavg+ridge_head"``.
@@ -187,6 +189,8 @@ def merge(
                 "which is all that its server does"
             )
         models, clients = hand.models, given.clients
+        if clients is not None:
+            clients = [OnDeviceOf(models[0], one) for one in clients]
         if not pipeline.aggregator.may_change_width:
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
         if pipeline.aggregator.requires_data and data is None:
@@ -202,12 +206,12 @@ def merge(
             found = _statistics(i, pipeline.measured, known, model, loader, reading)
             if pipeline.aggregator.upload is not None:
                 found = _as_sent(found, model, pipeline.sent_as)
-            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], found))
+            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], beside(models[0], found)))
         context = MergeContext(
             base=hand.base,
             seed=given.seed,
-            data=given.data,
-            example=given.shown(traced=pipeline.aggregator.requires_model),
+            data=None if given.data is None else OnDeviceOf(models[0], given.data),
+            example=beside(models[0], given.shown(traced=pipeline.aggregator.requires_model)),
             model_fn=lambda: copy_of(models[0]),
             exchange=None if clients is None else _Clients(shown, clients, given.seed, reading),
             ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown, reading),

@@ -62,6 +62,7 @@ class AtHand:
         found = [module_state(model) for model in plain]
         for i, (state, _) in enumerate(found):
             check_mergeable(f"models[{i}]", state)
+        plain = [_beside(model, plain[0]) for model in plain]
         states = [_placed(state, found[0][0]) for state, _ in found]
         frozen = equal_in_all(states, frozenset.intersection(*map(frozen_names, plain)))
         norms = {name for name in states[0] if name not in frozen and _of_frozen_norm(name, states[0], frozen)}
@@ -190,6 +191,12 @@ def _copyable(model: nn.Module) -> nn.Module:
 def _overlaps(tensor: Tensor) -> bool:
     dense = not is_uninitialised(tensor) and tensor.layout == torch.strided
     return dense and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _beside(model: nn.Module, first: nn.Module) -> nn.Module:
+    """The model, or a copy on the device of the first one's parameters, where it is on another."""
+    own, wanted = (next((p.device for p in one.parameters()), None) for one in (model, first))
+    return model if wanted is None or own == wanted else copy_of(model).to(wanted)
 
 
 def _placed(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

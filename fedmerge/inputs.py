@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, fields, is_dataclass
+from operator import length_hint
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["arguments_of", "call", "changed", "examples_in", "rows", "tensors_of"]
+__all__ = ["OnDeviceOf", "arguments_of", "beside", "call", "changed", "examples_in", "rows", "tensors_of"]
 
 
 def arguments_of(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -48,9 +49,55 @@ def _binds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 
 
 def call(module: nn.Module, example: Any) -> Any:
-    """The module's outputs on an example of any form, see :func:`arguments_of`."""
-    args, kwargs = arguments_of(module, example)
+    """The module's outputs on an example of any form, see :func:`arguments_of`, on any device."""
+    args, kwargs = arguments_of(module, beside(module, example))
     return module(*args, **kwargs)
+
+
+def beside(module: nn.Module, nest: Any) -> Any:
+    """The same nest with its tensors on the device of the module's parameters; as it is where they are there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> beside(nn.Linear(1, 1, device="meta"), (torch.ones(2), "name"))
+    (tensor(..., device='meta', size=(2,)), 'name')
+    """
+    parameter = next(module.parameters(), None)
+    if parameter is None or all(tensor.device == parameter.device for tensor in tensors_of(nest)):
+        return nest
+    return changed(nest, lambda tensor: tensor.to(parameter.device))
+
+
+@dataclass(frozen=True, eq=False)
+class OnDeviceOf:
+    """Batches on the device of a model's parameters, moved one at a time; read as often as `batches` can be.
+
+    A DataLoader gives tensors on the CPU, wherever the model is.
+
+    Parameters
+    ----------
+    model
+        Whose device; batches of a model without parameters stay where they are.
+    batches
+        Nests of tensors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [x.device.type for x, y in OnDeviceOf(nn.Linear(1, 1), [(torch.zeros(2, 1), torch.zeros(2))])]
+    ['cpu']
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield beside(self.model, batch)
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.batches)
 
 
 def changed(nest: Any, change: Callable[[Tensor], Tensor]) -> Any:

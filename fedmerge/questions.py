@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, NoAnswer
+from fedmerge.inputs import OnDeviceOf
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.state import State, cast_like
@@ -142,7 +143,7 @@ def respond(
     module
         Of the architecture, on the client's device; left as it is.
     batches
-        ``(inputs, targets)`` of the client's examples.
+        ``(inputs, targets)`` of the client's examples, on any device.
     generator
         Of noise, on the CPU. Freshly seeded by the operating system where not given, as it has to be in earnest: noise
         that the server can draw as well protects nothing.
@@ -158,7 +159,7 @@ def respond(
     InvalidOption
         Noise is asked for on what has none, or the question compares and there is no `own`.
     """
-    pairs = list(batches)
+    pairs = list(OnDeviceOf(module, batches))
     x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     judges = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     judges[:: question.holdout] = True
@@ -225,7 +226,15 @@ def pooled(questions: Sequence[Question], answers: Sequence[tuple[int, Sequence[
             log.warning("client %d: its answer is left out: %s", client, error)
     if not good:
         raise NoAnswer("no client answered a question about the merged model with anything that can be used")
-    return [_steadied(question, _sum([given[i] for given in good])) for i, question in enumerate(questions)]
+    totals = [_steadied(question, _sum([given[i] for given in good])) for i, question in enumerate(questions)]
+    return [_placed(total, question.base) for total, question in zip(totals, questions, strict=True)]
+
+
+def _placed(total: Answer, base: State) -> Answer:
+    """Statistics on the device of the model that they are to improve; clients send them on the CPU."""
+    device = next(iter(base.values())).device
+    placed = {kind: {n: t.to(device) for n, t in value.items()} for kind, value in total.statistics.items()}
+    return replace(total, statistics=placed)
 
 
 def _steadied(question: Question, total: Answer) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,7 +108,8 @@ def reordering(
     for (name, axis), standing in spec.touching.items():
         if name not in state or name in without:
             continue
-        planned = [(plans[i], site) for i, site in standing if i in plans]
+        # The numbers have one axis, wherever the tensor has the sites'.
+        planned = [(plans[i], replace(site, axis=0, groups=1)) for i, site in standing if i in plans]
         numbers = spec.gather((name, axis), order).double() + 1
         index = (carry(numbers, 0, planned) if planned else numbers).long() - 1
         if not torch.equal(index, torch.arange(state[name].shape[axis])):

@@ -142,7 +142,7 @@ class Layerwise(Aligning):
         if self.class_aware:
             found = [u.statistic("class_counts")["class_counts"] for u in updates]
             if len({len(c) for c in found}) == 1:
-                counts = torch.stack(found)
+                counts = torch.stack(found).cpu()  # they meet weights, which are numbers on the CPU
             else:
                 log.warning("%s: clients count different numbers of classes: the output layer is averaged", name)
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])

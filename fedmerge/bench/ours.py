@@ -10,6 +10,7 @@ from torch import nn
 
 from fedmerge.bench.task import Pause, Task
 from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation.cohort_work import Engine
 from fedmerge.strategies import FedAvg, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.training import LocalTraining
@@ -39,7 +40,7 @@ class _Grid(SimulationGrid):
         return replies
 
 
-def run(task: Task, pause: Pause) -> None:
+def run(task: Task, pause: Pause, engine: Engine = "auto") -> None:
     """Run the strategy; its evaluation on the server is where it waits for the next round."""
     workload = task.workload
     app = client_app(
@@ -62,6 +63,6 @@ def run(task: Task, pause: Pause) -> None:
         pause(round, lambda: from_arrays(arrays), grid.engine)
         return None
 
-    with _Grid(app, workload.clients, workers=task.workers) as grid:
+    with _Grid(app, workload.clients, workers=task.workers, engine=engine) as grid:
         initial = to_arrays(task.model().state_dict())
         strategy.start(grid, initial, num_rounds=task.rounds, evaluate_fn=evaluated)

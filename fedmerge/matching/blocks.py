@@ -53,7 +53,7 @@ def match_blocks(target: _Side, source: _Side, done: Collection[int], plans: Pla
         ours = incoming(spec_a, a, sites_a, done, {}, unit_a.crossed)
         theirs = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans, unit_b.crossed)
         known = ours.numel() and theirs.numel()
-        gains.append(-distances(ours, theirs).square() if known else torch.zeros(size, size, dtype=torch.float64))
+        gains.append(-distances(ours, theirs).square() if known else ours.new_zeros(size, size, dtype=torch.float64))
     kinds = [
         gain.reshape(unit_b.size, len(gain) // unit_b.size, unit_b.size, -1)
         for gain in gains[1:]

@@ -128,7 +128,8 @@ def _affinity(
                 tensor = carry(tensor, axis, planned) if planned else tensor
         if settled:
             parts[site.role].append((rows(common[site.parameter], site, {}), rows(tensor, site, {})))
-    total = torch.zeros(size, size, dtype=torch.float64)
+    device = next(iter(common.values())).device
+    total = torch.zeros(size, size, dtype=torch.float64, device=device)
     for edges in parts.values():
         if edges:
             ours, theirs = (torch.cat(side, 1).double() for side in zip(*edges, strict=True))

@@ -52,7 +52,9 @@ def match_universe(
     moved = [
         {n: t.double() * w for n, t in spec.apply(s, f).items()} for s, f, w in zip(states, fixed, shares, strict=True)
     ]
-    soft: _Soft = [{u.index: torch.eye(u.size, dtype=torch.float64)[p[u.index]] for u in parts} for p in start]
+    device = next(iter(states[0].values())).device
+    eyes = {u.index: torch.eye(u.size, dtype=torch.float64, device=device) for u in parts}
+    soft: _Soft = [{i: eye[p[i].to(device)] for i, eye in eyes.items()} for p in start]
     best = _value(spec, moved, soft)
     for _ in range(steps):
         targets = _targets(spec, parts, moved, soft)
@@ -95,7 +97,7 @@ def _targets(spec: PermutationSpec, parts: Sequence[Unit], states: Sequence[Stat
     for state, own, mine in zip(states, soft, carried, strict=True):
         towards = {}
         for unit in parts:
-            gradient = torch.zeros(unit.size, unit.size, dtype=torch.float64)
+            gradient = torch.zeros_like(own[unit.index])
             for site in unit.sites:
                 if site.parameter not in state or site.parameter in spec.aliases:
                     continue
@@ -106,7 +108,7 @@ def _targets(spec: PermutationSpec, parts: Sequence[Unit], states: Sequence[Stat
                         tensor = carry(tensor, axis, planned)
                 others = total[site.parameter] - mine[site.parameter]
                 gradient += rows(others, site, {}) @ rows(tensor, site, {}).T
-            towards[unit.index] = torch.eye(unit.size, dtype=torch.float64)[assign(gradient)]
+            towards[unit.index] = torch.eye(unit.size).to(gradient)[assign(gradient).to(gradient.device)]
         found.append(towards)
     return found
 

@@ -129,7 +129,8 @@ class LogisticStart(LogisticStep):
 
 def _inverse(factor: Tensor, damping: float) -> Tensor:
     size = len(factor)
-    inverse: Tensor = torch.linalg.inv(factor + damping * factor.trace() / size * torch.eye(size, dtype=factor.dtype))
+    identity = torch.eye(size, dtype=factor.dtype, device=factor.device)
+    inverse: Tensor = torch.linalg.inv(factor + damping * factor.trace() / size * identity)
     return inverse
 
 

@@ -51,7 +51,7 @@ def _preconditioned(gradient: Tensor, inner: Tensor, outer: Tensor, damping: flo
     if float(a) <= 0 or float(g) <= 0:  # a layer that nothing reaches
         return torch.zeros_like(gradient)
     root = damping**0.5
-    damped = [f + root * size * torch.eye(f.shape[-1], dtype=f.dtype) for f, size in ((outer, g), (inner, a))]
+    damped = [f + root * size * torch.eye(f.shape[-1]).to(f) for f, size in ((outer, g), (inner, a))]
     left = torch.linalg.solve(damped[0], gradient)
     right: Tensor = torch.linalg.solve(damped[1], left.transpose(-1, -2))
     return -right.transpose(-1, -2)

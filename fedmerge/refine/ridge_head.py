@@ -100,7 +100,7 @@ def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:
     tensor([[0.5000, 0.5000]])
     """
     size = len(moments)
-    damped = moments + ridge * moments.trace() / size * torch.eye(size, dtype=moments.dtype)
+    damped = moments + ridge * moments.trace() / size * torch.eye(size, dtype=moments.dtype, device=moments.device)
     solved: Tensor = torch.linalg.solve(damped, labelled.T)
     return solved.T
 

@@ -114,6 +114,6 @@ def refitted(moments: Tensor, products: Tensor, present: Tensor, ridge: float) -
     size = moments.shape[-1]
     s, z = moments.reshape(-1, size, size), products.reshape(len(present), -1, size)
     pull = ridge * s.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-300)
-    damped = s + pull * torch.eye(size, dtype=s.dtype)
+    damped = s + pull * torch.eye(size, dtype=s.dtype, device=s.device)
     solved: Tensor = torch.linalg.solve(damped, (z + pull * present).transpose(1, 2))
     return solved.transpose(1, 2)

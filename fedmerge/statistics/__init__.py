@@ -10,6 +10,7 @@ from torch import nn
 
 from fedmerge.at_hand import plain_module
 from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.inputs import OnDeviceOf
 from fedmerge.loaders import few, first_inputs, read_pairs
 from fedmerge.outputs import with_one_output
 from fedmerge.raw_errors import named
@@ -125,8 +126,8 @@ def compute_statistics(
     model
         The model to measure; it is left as it was.
     loader
-        Batches ``(inputs, targets)`` of the client's examples; read once per statistic, and once more where each output
-        has a target of its own and `task` is not given.
+        Batches ``(inputs, targets)`` of the client's examples, on any device; read once per statistic, and once more
+        where each output has a target of its own and `task` is not given.
     names
         Statistics to measure: names, or statistics with settings, such as ``Gram(layers=("fc*",))``.
     task
@@ -160,6 +161,7 @@ def compute_statistics(
     """
     chosen, reading = _chosen(names), Reading(either(task, loss))
     model, loader = plain_module(model, "model"), read_pairs(loader, "loader")
+    loader = OnDeviceOf(model, loader)
     with named(f"measuring {', '.join(kind.name for kind in chosen)}"):
         if any(isinstance(kind, LayerStatistic) for kind in chosen):
             model = with_one_output(model, few(first_inputs([loader])))

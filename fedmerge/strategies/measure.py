@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
 from fedmerge.errors import ConfigError
+from fedmerge.inputs import OnDeviceOf
 from fedmerge.pipeline import Pipeline
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
@@ -103,8 +104,8 @@ def measured(
     compression, budget = config.get("statistics-compression", "auto"), config.get("statistics-budget", 1.0)
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
-    reading = Reading(task)
-    values = [(kind.name, kind.told(reading).measure(model, batches, report)) for kind in wanted]
+    reading, placed = Reading(task), OnDeviceOf(model, batches)
+    values = [(kind.name, kind.told(reading).measure(model, placed, report)) for kind in wanted]
     sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
     return sent, error if any(isinstance(kind, LayerStatistic) for kind in wanted) else None
 

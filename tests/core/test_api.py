@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,14 @@ def test_tied_weights_stay_tied():
     merged = fedmerge.merge([Tied(1.0), Tied(3.0)])
     assert merged.a.weight is merged.b.weight
     assert torch.equal(merged.a.weight, torch.full((2, 2), 2.0))
+
+
+def test_fedma_retrains_a_model_with_two_hidden_layers():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]
+    base = nn.Sequential(*layers)
+    models = [copy.deepcopy(base) for _ in range(2)]
+    clients = [[(torch.randn(12, 6), torch.arange(12) % 3)] for _ in models]
+    merged = fedmerge.merge(models, "fedma", clients=clients)
+    assert merged(torch.zeros(1, 6)).shape == (1, 3)
+    assert not torch.equal(merged[4].weight[:, :4], base[4].weight)
