@@ -60,8 +60,10 @@ hostile: $(STAMP) ## Run the study of hostile clients (minutes, on digits), and 
 deploy: $(STAMP) ## Run three methods on a SuperLink and two SuperNodes with TLS, and compare with the simulation (minutes)
 	$(BIN)/python simulations/deploy.py simulations/deploy.toml --check --stranger --out runs/deploy
 
-figures: demo ## Draw the README's pictures anew
+figures: demo ## Draw the README's and the matching page's pictures and tables anew
 	$(BIN)/python plots/convergence.py
+	$(BIN)/fedmerge compare simulations/matching-digits.toml --out runs/matching-digits --overwrite
+	$(BIN)/python plots/matching_digits.py
 	$(BIN)/python plots/matching.py
 
 gpu: $(STAMP) ## Check results and speed on this machine's GPU, in eight minutes; without one, say so
