@@ -80,6 +80,8 @@ def check_method(method: Any) -> None:
     InvalidOption
         It is not.
     """
+    if isinstance(method, nn.Module):
+        raise InvalidOption("models go in one list: fedmerge.merge([model_a, model_b])")
     if not isinstance(method, str) or not method.strip():
         raise InvalidOption(f'method must be a name such as "fedavg" (see fedmerge.methods()), got {shown(method)}')
 

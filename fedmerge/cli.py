@@ -10,12 +10,14 @@ import typer
 
 import fedmerge
 from fedmerge.commands import benching, comparing, drawing, listing, merging
+from fedmerge.commands.hints import HelpfulCommand, HelpfulGroup
 from fedmerge.commands.verbosity import log_to_terminal, set_verbosity
 from fedmerge.errors import FedMergeError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=HelpfulGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -31,7 +33,7 @@ for command in (
     listing.partition,
     benching.bench,
 ):
-    app.command()(command)
+    app.command(cls=HelpfulCommand)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -87,16 +87,16 @@ class MissingStatistic(BadUpdate):
 class UnknownName(FedMergeError):
     """A name (method, data set, model, option, configuration key) that nobody registered."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "", guess: str | None = None) -> None:
         known = sorted(known)
-        guess = nearest(name, known)
+        guess = guess or nearest(name, known)
         hint = f" Did you mean {guess!r}?" if guess else ""
         listing = f" Known: {', '.join(known)}." if known else ""
         super().__init__(f"unknown {kind} {name!r}.{hint}{listing}{' ' + remedy if remedy else ''}")
-        self.kind, self.name, self.known, self.remedy = kind, name, known, remedy
+        self.kind, self.name, self.known, self.remedy, self.guess = kind, name, known, remedy, guess
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, list[str], str]]:
-        return type(self), (self.kind, self.name, self.known, self.remedy)
+    def __reduce__(self) -> tuple[type, tuple[str, str, list[str], str, str | None]]:
+        return type(self), (self.kind, self.name, self.known, self.remedy, self.guess)
 
 
 class InvalidOption(FedMergeError):
@@ -175,12 +175,19 @@ def shown(value: object, longest: int = 200) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, or None where nothing is close.
+    """The known name closest to `name`, or None where nothing is close; capitals, ``-`` and ``_`` do not count.
 
     Examples
     --------
     >>> nearest("fedvag", ["fedavg", "fednova"])
     'fedavg'
+    >>> nearest("MNIST", ["mnist", "cifar10"])
+    'mnist'
     """
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    plain = {_plain(one): one for one in known}
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.5)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "")

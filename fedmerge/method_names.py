@@ -99,6 +99,8 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _part(text: str, method: str) -> Part:
+    if not text.strip():
+        raise InvalidOption(f"method {method!r} lacks a name beside a +: write it as in fedavg+server_adam")
     found = _PART.fullmatch(text.strip())
     if found is None or not _balanced(found["options"] or ""):
         raise InvalidOption(f"cannot read {text!r} of method {method!r}: want name, or name(option=value,...)")

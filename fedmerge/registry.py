@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedmerge.errors import FedMergeError, InvalidOption, UnknownName
 
-__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "register", "usual_names"]
+__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "find", "register", "usual_names"]
 
 ENTRY_POINTS = "fedmerge.aggregators"
 """Entry-point group under which other packages offer modules that register methods."""
@@ -125,9 +125,40 @@ def entry(kind: str, name: str) -> Entry:
     known = entries(kind)
     if name not in known:
         if kind == "aggregator":
-            raise UnknownName("method", name, [*known, *usual_names()])
+            remedy = _how_to_write(name)
+            raise UnknownName("method", name, () if remedy else [*known, *usual_names()], remedy)
         raise UnknownName(kind, name, known)
     return known[name]
+
+
+def find(name: str) -> Entry:
+    """A method, server step or refinement by its name, or by the usual name of plain averaging with a server step.
+
+    Raises
+    ------
+    UnknownName
+        Nothing of that name is registered.
+
+    Examples
+    --------
+    >>> find("ridge_head").kind, find("fedadam").name
+    ('refinement', 'server_adam')
+    """
+    plain = usual_names().get(name, name.removeprefix("+"))
+    for kind in ("server step", "refinement"):
+        if plain in entries(kind):
+            return entries(kind)[plain]
+    return entry("aggregator", plain)
+
+
+def _how_to_write(name: str) -> str:
+    """What to write instead, where `name` is something else than a method that is misspelt."""
+    if name in entries("server step") or name in entries("refinement"):
+        return f"{name!r} goes behind a method: fedavg+{name}."
+    if name.split()[1:]:
+        return f"Methods are separated by commas: {','.join(name.split())}."
+    module, _, last = name.rpartition(".")
+    return f"A Flower strategy is written with a colon: {module}:{last}." if module else ""
 
 
 def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -7,10 +7,31 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["ConfigFile", "OptionalConfig", "Out", "Overwrite", "Set", "default_out", "given", "read_config"]
+from fedmerge.errors import ConfigError
+
+__all__ = [
+    "Alpha",
+    "Clients",
+    "ConfigFile",
+    "DataDir",
+    "DataSet",
+    "Division",
+    "OptionalConfig",
+    "Out",
+    "Overwrite",
+    "Set",
+    "default_out",
+    "given",
+    "read_config",
+]
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration, see simulations/.")]
 OptionalConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration.")]
+DataSet = Annotated[str | None, typer.Option("--dataset", help="digits, mnist, fashion_mnist, cifar10, ...")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets lie. Default: $FEDMERGE_DATA.")]
+Clients = Annotated[int | None, typer.Option("--clients", help="Number of clients.")]
+Division = Annotated[str | None, typer.Option("--partition", help="iid, dirichlet, shard, natural, ...")]
+Alpha = Annotated[float | None, typer.Option("--alpha", help="Dirichlet concentration: smaller is more skewed.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for records and pictures. Default: under runs/.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace records of another configuration.")]
@@ -25,8 +46,56 @@ def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str]
     """The configuration of a file, overridden by flags, overridden by ``--set``."""
     from fedmerge.simulation.config import load_config, make_config, parse_assignment
 
+    given = [flags, *map(parse_assignment, assignments or [])]
+    if path is not None and not path.is_file():
+        raise ConfigError(_no_file(path))
     file = {} if path is None else load_config(path)
-    return make_config(file, flags, *map(parse_assignment, assignments or []))
+    config = make_config(file, *given)
+    _check_division(config.partition.scheme, given)
+    return config
+
+
+_DIVISIONS = {
+    "alpha": ("dirichlet", "quantity"),
+    "classes_per_client": ("pathological",),
+    "shards_per_client": ("shard",),
+}
+
+
+def _check_division(scheme: str, layers: list[dict[str, Any]]) -> None:
+    """Refuse what the division into clients has no use for, where the command line asks for it."""
+    for layer in layers:
+        division = layer.get("partition")
+        for name, schemes in _DIVISIONS.items():
+            if isinstance(division, dict) and name in division and scheme not in schemes:
+                raise ConfigError(
+                    f"{name} = {division[name]} means nothing to the partition {scheme!r}: "
+                    f"leave it out, or choose --partition {' or '.join(schemes)}"
+                )
+
+
+def _no_file(path: Path) -> str:
+    """What to write in place of a configuration file that is none."""
+    if path.is_dir():
+        runs = [file for file in (path / "config.toml", *sorted(path.glob("*/config.toml"))) if file.exists()]
+        remedy = f"such as {runs[0]}" if runs else "such as those under simulations/ in the repository"
+        return f"{path} is a folder: name a configuration file, {remedy}"
+    from fedmerge.data.sources import dataset_names
+    from fedmerge.models import model_names
+    from fedmerge.registry import entries, usual_names
+
+    name = str(path)
+    if name in dataset_names():
+        remedy = f"a data set goes behind a flag: --dataset {name}"
+    elif name in model_names():
+        remedy = f"a model goes behind a flag: --model {name}"
+    elif name.partition("(")[0].partition("+")[0] in {*entries("aggregator"), *usual_names()}:
+        remedy = f"methods stand together, with commas and without blanks: --methods fedavg,{name}"
+    elif name == "help":
+        remedy = "help is a flag: --help"
+    else:
+        remedy = f"the current folder is {Path.cwd()}; examples are under simulations/ in the repository"
+    return f"there is no configuration file {name}: {remedy}"
 
 
 def default_out(config: Any) -> Path:

@@ -7,7 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.commands.arguments import ConfigFile, OptionalConfig, Out, Overwrite, Set, default_out, given, read_config
+from fedmerge.commands.arguments import (
+    Alpha,
+    Clients,
+    ConfigFile,
+    DataDir,
+    DataSet,
+    Division,
+    OptionalConfig,
+    Out,
+    Overwrite,
+    Set,
+    default_out,
+    given,
+    read_config,
+)
 from fedmerge.errors import ConfigError
 from fedmerge.method_names import split_methods
 
@@ -19,17 +33,17 @@ def compare(
     methods: Annotated[
         str | None, typer.Option(help="Methods, by comma: fedavg,fedfisher(variant=diag),fednova+server_adam.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, ...")] = None,
+    dataset: DataSet = None,
     model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
-    partition: Annotated[str | None, typer.Option(help="iid, dirichlet, shard, natural, ...")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Dirichlet concentration: smaller is more skewed.")] = None,
+    clients: Clients = None,
+    partition: Division = None,
+    alpha: Alpha = None,
     rounds: Annotated[int | None, typer.Option(help="Communication rounds.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, from 0.")] = None,
     target: Annotated[float | None, typer.Option(help="Accuracy whose round is reported, such as 0.9.")] = None,
     workers: Annotated[str | None, typer.Option(help="auto, a number of Ray actors, or ray.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie. Default: $FEDMERGE_DATA.")] = None,
+    data_dir: DataDir = None,
     out: Out = None,
     assignments: Set = None,
     overwrite: Overwrite = False,

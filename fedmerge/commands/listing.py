@@ -8,17 +8,42 @@ from typing import Annotated
 
 import typer
 
-from fedmerge.commands.arguments import OptionalConfig, Out, Set, default_out, read_config
+from fedmerge.commands.arguments import (
+    Alpha,
+    Clients,
+    DataDir,
+    DataSet,
+    Division,
+    OptionalConfig,
+    Out,
+    Set,
+    default_out,
+    given,
+    read_config,
+)
 
 __all__ = ["methods", "partition"]
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """List the methods, what they need and their options."""
+def methods(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Only these, with everything about them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """List the methods, what they need and their options; with a name, tell all about one."""
     from fedmerge.api import methods as known_methods
-    from fedmerge.registry import entries
+    from fedmerge.registry import entries, find
 
     known = known_methods()
+    if names:
+        if as_json:
+            known = {found.name: known[found.name] for found in map(find, names) if found.name in known}
+        else:
+            from fedmerge.commands.tables import method_text
+
+            typer.echo("\n\n".join(method_text(find(name)) for name in names))
+            return
     if as_json:
         typer.echo(json.dumps({name: dataclasses.asdict(info) for name, info in known.items()}, indent=2, default=str))
         return
@@ -27,12 +52,25 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = 
     show(methods_table(known, entries("server step"), entries("refinement")))
 
 
-def partition(config: OptionalConfig = None, out: Out = None, assignments: Set = None) -> None:
+def partition(
+    config: OptionalConfig = None,
+    dataset: DataSet = None,
+    clients: Clients = None,
+    scheme: Division = None,
+    alpha: Alpha = None,
+    data_dir: DataDir = None,
+    out: Out = None,
+    assignments: Set = None,
+) -> None:
     """Divide the data as a configuration says, and draw who holds which labels."""
     from fedmerge.commands.tables import partition_table, show
     from fedmerge.simulation.partitions import save_partition
 
-    settings = read_config(config, {}, assignments)
+    flags = {
+        "data": given(name=dataset, dir=data_dir),
+        "partition": given(scheme=scheme, clients=clients, alpha=alpha),
+    }
+    settings = read_config(config, given(**flags), assignments)
     folder = out or default_out(settings)
     for seed in settings.seeds:
         counts, names, paths = save_partition(settings, seed, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from fedmerge.api import MethodInfo
 from fedmerge.registry import Entry
 
-__all__ = ["methods_table", "partition_table", "show", "summary_table"]
+__all__ = ["method_text", "methods_table", "partition_table", "show", "summary_table"]
 
 
 _WIDE = 100
@@ -52,7 +53,7 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     hidden |= {"seeds"} if _width() < _WIDE and len({row["seeds"] for row in rows}) == 1 else set()
     seeds = max((row["seeds"] for row in rows), default=1)
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"Test accuracy in %, {over}" + (f"; {next(iter(lasts)):g} rounds" if len(lasts) == 1 else "")
+    title = f"Test accuracy in %, {over}" + (f"; {_counted(next(iter(lasts)), 'round')}" if len(lasts) == 1 else "")
     caption = None if target is None else f"to {100 * target:g} %: rounds until that accuracy"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in columns:
@@ -65,6 +66,10 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     for row in rows:
         table.add_row(*(text(row) for name, text in columns.items() if name not in hidden))
     return table
+
+
+def _counted(number: float, word: str) -> str:
+    return f"{number:g} {word}{'' if number == 1 else 's'}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -116,6 +121,16 @@ def methods_table(
         sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
         add(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))
     return table
+
+
+def method_text(found: Entry) -> str:
+    """Everything about one method: name, paper, defaults, and what its docstring says before the examples."""
+    text = (inspect.getdoc(found.cls) or "").partition("\n\nRaises\n")[0].partition("\n\nExamples\n")[0]
+    text = text.replace("\nParameters\n----------", "\nOptions\n-------").replace("``", "")
+    needs = ", ".join(need.name for need in getattr(found.cls(), "needs", ()))
+    facts = {"paper": found.paper, "clients send besides": needs, "defaults": _options(found.options)}
+    lines = [f"{found.name} ({found.kind})", *(f"{name}: {fact}" for name, fact in facts.items() if fact), "", text]
+    return "\n".join(lines)
 
 
 def _options(options: Mapping[str, Any]) -> str:

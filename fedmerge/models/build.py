@@ -133,7 +133,9 @@ def _find(name: str) -> Factory:
     if ":" in name:
         return load_factory(name)
     if name not in _FACTORIES:
-        raise UnknownName("model", name, _FACTORIES, "Your own model goes by 'module:factory'.")
+        module, _, factory = name.rpartition(".")
+        yours = f", such as '{module}:{factory}'" if module else ""
+        raise UnknownName("model", name, _FACTORIES, f"Your own model goes by 'module:factory'{yours}.")
     return _FACTORIES[name]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,7 @@ from fedmerge.records import read_toml
 from fedmerge.refine import Privacy
 from fedmerge.registry import build, entries, usual_names
 from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.config_keys import check_keys
 from fedmerge.simulation.faults import Faults
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.training.local import LocalTraining
@@ -195,14 +196,13 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     """
     given: dict[str, Any] = {}
     for layer in layers:
-        _check_keys(layer, Config, "")
+        check_keys(layer, Config)
         given = _merged(given, layer)
     settings = _merged(_suggested(given), given)
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))} = {shown(e['input'])}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("configuration: " + "; ".join(faults)) from error
+        raise ConfigError("configuration: " + "; ".join(map(_fault, error.errors()))) from error
     _check_methods(config)
     if config.attack is not None:
         _ = config.attack.attack
@@ -224,12 +224,25 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set wants key=value, got {text!r}")
+        raise ConfigError(f"--set wants key=value without blanks, such as --set training.epochs=2, got {text!r}")
     parsed = parse_value(value)
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     settings: dict[str, Any] = parsed
     return settings
+
+
+def _fault(error: Any) -> str:
+    """What is wrong with one value, and what to write instead where pydantic's words do not tell."""
+    key, value = ".".join(map(str, error["loc"])), error["input"]
+    words = error["msg"]
+    if error["type"] == "tuple_type":
+        words = f"wants a list in brackets: {key} = [{json.dumps(value, default=str)}]"
+    elif error["type"] in ("dataclass_type", "model_type", "model_attributes_type"):
+        words = f"is a table of settings: set one of them, as {key}.NAME = VALUE"
+    elif key == "target":
+        words = "is an accuracy above 0 and at most 1: for 90 % write 0.9"
+    return f"{key} = {shown(value)}: {words}"
 
 
 def _suggested(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,38 +264,14 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _check_keys(settings: Mapping[str, Any], kind: type, path: str) -> None:
-    """Name the nearest known key for one that no section has."""
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in _fields(kind)}
-    for key, value in settings.items():
-        if key not in hints:
-            raise UnknownName("configuration key", path + key, [path + name for name in hints])
-        section = _section(hints[key])
-        if section is not None and isinstance(value, Mapping):
-            _check_keys(value, section, f"{path}{key}.")
-
-
-def _fields(kind: Any) -> Iterable[str]:
-    if issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def _section(hint: Any) -> type | None:
-    candidates = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in candidates:
-        if isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind)):
-            return kind
-    return None
-
-
 def _check_methods(config: Config) -> None:
     if not config.methods:
         raise ConfigError("methods is empty: name at least one, such as fedavg")
     for kind in ("methods", "seeds"):
         values = getattr(config, kind)
         if len(set(values)) < len(values):
-            raise ConfigError(f"{kind} names one twice: {list(values)}")
+            twice = next(value for value in values if values.count(value) > 1)
+            raise ConfigError(f"{kind} names {twice!r} twice: name each once")
     for method in config.methods:
         if own_strategy(method) is None:
             build_pipeline(method, config.options, privacy=config.privacy)

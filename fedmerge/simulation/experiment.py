@@ -15,13 +15,14 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
-from fedmerge.errors import ConfigError, ModelError
+from fedmerge.errors import ConfigError
 from fedmerge.method_names import own_strategy
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.simulation.faults import Mishaps
+from fedmerge.simulation.fitting import check_fit
 from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.simulation.model_fns import ModelFn, OwnModelFn
 from fedmerge.simulation.own_strategy import make_strategy
@@ -170,19 +171,11 @@ class Experiment:
         Raises
         ------
         ModelError
-            It does not, or gives something else than a score per class.
+            It cannot be built, or does not, or gives something else than a score per class.
         """
-        x, y = self.dataset.train_x[:2], self.dataset.train_y[:2]
-        classes, name = self.dataset.num_classes, self.config.model.name
-        where = f"model {name!r} on data set {self.dataset.name!r}"
-        try:
-            with torch.no_grad():
-                shape = tuple(self.model_fn().eval()(x).shape)
-        except Exception as error:
-            raise ModelError(f"{where}: it cannot take a batch of shape {list(x.shape)}: {error}") from error
-        if shape[:-1] != tuple(y.shape) or shape[-1] < classes:
-            wanted = [*y.shape, classes]
-            raise ModelError(f"{where}: it returns shape {list(shape)}, wanted are logits of shape {wanted}")
+        data = self.dataset
+        where = f"model {self.config.model.name!r} on data set {data.name!r}"
+        check_fit(self.model_fn, data.train_x[:2], data.train_y[:2], data.num_classes, where)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
+from fedmerge.keywords_told import check_function, tell_keywords
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
 from fedmerge.simulation.waiting import Waiting
@@ -21,6 +22,7 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 __all__ = ["SimulationGrid", "make_workers", "parse_workers"]
 
 
+@tell_keywords({"clients": "num_clients", "num_supernodes": "num_clients", "app": "client_app"})
 class SimulationGrid(Grid):
     """Virtual clients behind Flower's Grid interface, without SuperLink, sockets or sleeping.
 
@@ -70,6 +72,7 @@ class SimulationGrid(Grid):
         client_timeout: float | None = None,
         run_config: UserConfig | None = None,
     ) -> None:
+        _check_app(client_app)
         if num_clients < 1:
             raise ConfigError(f"a federation needs at least one client, got {num_clients}")
         become_server_task()
@@ -227,3 +230,19 @@ def make_workers(workers: int | str, engine: Engine = "auto", client_timeout: fl
     except ImportError as error:
         raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
     return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine, client_timeout=client_timeout)
+
+
+def _check_app(app: Any) -> None:
+    """Make sure that clients can be called with Flower's messages."""
+    if not callable(app):
+        raise ConfigError(
+            f"client_app must be a ClientApp, got a {type(app).__name__}: make one with "
+            "fedmerge.strategies.client_app(model_fn, data_fn), or flwr.clientapp.ClientApp()"
+        )
+    if not isinstance(app, ClientApp):
+        check_function("client_app", app, ("message", "context"))
+    if getattr(app, "_call", None) is not None:
+        raise ConfigError(
+            "client_app was made of client_fn, Flower's older interface (NumPyClient), which no strategy of "
+            "flwr.serverapp speaks: write its training as a function under @app.train()"
+        )

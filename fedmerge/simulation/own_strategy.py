@@ -9,6 +9,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.models.factory import load_named
+from fedmerge.registry import entries
 from fedmerge.strategies import MergeStrategy, RunSettings
 
 __all__ = ["make_strategy"]
@@ -31,7 +32,15 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
     ConfigError
         It cannot be imported or made, or cannot honour a setting of the run.
     """
+    module = name.partition(":")[0]
+    if module in entries("aggregator"):
+        raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
     make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
+    if isinstance(make, type) and not issubclass(make, Strategy):
+        old = (
+            ". Flower's strategies of today lie in flwr.serverapp.strategy" if module == "flwr.server.strategy" else ""
+        )
+        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy{old}")
     try:
         strategy = make(**keywords)
     except FedMergeError as error:

@@ -119,6 +119,8 @@ def find_unfinished(folder: Path) -> Unfinished:
     folder = folder if folder.name else folder.resolve()  # "." has no name to look at
     if not folder.exists() and not _partial(folder).exists():
         raise RecordError(f"{folder} does not exist: name the folder of a comparison or of a run")
+    if folder.is_file():
+        raise RecordError(f"{folder} is a file: name the folder of a comparison or of a run")
     if (folder / PLAN).exists():
         return Unfinished(folder, [make_config(load_config(folder / PLAN))], whole=True)
     run = folder.with_name(folder.name.removesuffix(PARTIAL))
@@ -128,6 +130,8 @@ def find_unfinished(folder: Path) -> Unfinished:
     # No plan: every run on its own, finished ones too, for they belong into the table.
     files = sorted(folder.glob("*/config.toml"))
     files = [file for file in files if file.parent.name.endswith(PARTIAL) or not _partial(file.parent).exists()]
+    if not files and (folder.parent / "config.toml").exists():
+        raise RecordError(f"{folder} is a part of a run: name the run's folder, {folder.parent}")
     if not files:
         raise RecordError(
             f"{folder} holds no run, neither finished nor begun: start it with `fedmerge compare --out {folder}`"

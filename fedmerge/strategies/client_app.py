@@ -10,6 +10,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.data.client_data import ClientData
+from fedmerge.errors import InvalidOption, shown
+from fedmerge.keywords_told import check_function
 from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
 from fedmerge.strategies.questions import ACTION
 from fedmerge.tasks import TaskLike, either
@@ -77,6 +79,11 @@ def client_app(
     loss
         Another name of `task`.
 
+    Raises
+    ------
+    InvalidOption
+        `model_fn` or `data_fn` is no function of these parameters, or `training` something else.
+
     Returns
     -------
     ClientApp
@@ -91,7 +98,11 @@ def client_app(
     >>> isinstance(app, ClientApp)
     True
     """
-    settings = training or LocalTraining()
+    check_function("model_fn", model_fn)
+    check_function("data_fn", data_fn, ("partition_id", "num_partitions"))
+    settings = LocalTraining() if training is None else training
+    if not isinstance(settings, LocalTraining):
+        raise InvalidOption(f"training must be a LocalTraining(...), got {shown(settings)}")
     told = either(task, loss)
     side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told)
     return FedmergeClientApp(side, mods)

@@ -14,6 +14,24 @@ from fedmerge.statistics import StatisticsSettings
 
 __all__ = ["check_keywords", "check_server", "statistics_settings"]
 
+# Keywords of Flower's older strategies (flwr.server), by their names of today.
+_RENAMED = {
+    "evaluate_metrics_aggregation_fn": "evaluate_metrics_aggr_fn",
+    "fit_metrics_aggregation_fn": "train_metrics_aggr_fn",
+    "fraction_fit": "fraction_train",
+    "min_available_clients": "min_available_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_fit_clients": "min_train_nodes",
+}
+_START = {
+    "evaluate_fn": "evaluate_fn",
+    "initial_arrays": "initial_arrays",
+    "initial_parameters": "initial_arrays",
+    "num_rounds": "num_rounds",
+    "on_evaluate_config_fn": "evaluate_config",
+    "on_fit_config_fn": "train_config",
+}
+
 
 def statistics_settings(given: StatisticsSettings | Mapping[str, Any] | None) -> StatisticsSettings:
     """Read settings of statistics, be they a mapping.
@@ -40,7 +58,9 @@ def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None
     flower = vars(strategy)["__init__"].__kwdefaults__ or {}
     for name in options:
         if name not in own:
-            raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower])
+            guess = _RENAMED.get(name)
+            remedy = f"It goes into start({_START[name]}=...)." if name in _START else ""
+            raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower], remedy, guess)
 
 
 def check_server(aggregator: Aggregator, model_fn: object, data: object, example: object) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
+from fedmerge.keywords_told import check_function
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.refine import Privacy
@@ -169,6 +170,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._buffers: frozenset[str] | None = None
         self._facts: dict[str, Any] = {}
         if model_fn is not None:
+            check_function("model_fn", model_fn)
             self._buffers, self._facts = facts_of(model_fn())
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Result
+from torch import nn
 
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NothingMerged, NoUsableUpdates, shown
 from fedmerge.strategies.failures import quoted
@@ -69,12 +70,21 @@ def check_start(start: Callable[..., Result], arguments: Sequence[Any], keywords
     Raises
     ------
     InvalidOption
-        There is not one round to run, so nothing can be merged.
+        There is not one round to run, so nothing can be merged; or an argument is missing, unknown or no model.
     """
-    given = signature(start).bind(*arguments, **keywords)
+    try:
+        given = signature(start).bind(*arguments, **keywords)
+    except TypeError as error:
+        known = ", ".join(signature(start).parameters)
+        raise InvalidOption(f"start(...) of a strategy: {error}; it takes {known}") from error
     given.apply_defaults()
     rounds = given.arguments["num_rounds"]
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InvalidOption(f"num_rounds must be a number of rounds, an integer of at least 1, got {shown(rounds)}")
-    initial: ArrayRecord = given.arguments["initial_arrays"]
+    initial = given.arguments["initial_arrays"]
+    if not isinstance(initial, ArrayRecord):
+        remedy = "to_arrays(model.state_dict())" if isinstance(initial, nn.Module) else "to_arrays(state_dict)"
+        raise InvalidOption(
+            f"initial_arrays must be an ArrayRecord, got a {type(initial).__name__}: pass fedmerge.strategies.{remedy}"
+        )
     return initial

@@ -9,20 +9,11 @@ from flwr.app import ConfigRecord
 
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.training.local import LocalTraining
+from fedmerge.training.usual_names import USUAL_NAMES
 
 __all__ = ["told_training"]
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(LocalTraining))
-
-# What Flower's templates and many a server call them.
-_USUAL = {
-    "lr": "learning_rate",
-    "local_epochs": "epochs",
-    "num_epochs": "epochs",
-    "local_steps": "steps",
-    "local_batch_size": "batch_size",
-    "mu": "proximal_mu",
-}
 
 # Entries of a train message that are not about training: read elsewhere.
 _ELSEWHERE = frozenset(
@@ -73,10 +64,10 @@ def told_training(training: LocalTraining, config: ConfigRecord, *, alone: bool 
     told: dict[str, str] = {}
     for key, value in config.items():
         name = key.replace("-", "_")
-        name = _USUAL.get(name, name)
+        name = USUAL_NAMES.get(name, name)
         if name not in _FIELDS:
             if alone and name not in _ELSEWHERE:
-                known = [field.replace("_", "-") for field in (*_FIELDS, *_USUAL)]
+                known = [field.replace("_", "-") for field in (*_FIELDS, *USUAL_NAMES)]
                 raise UnknownName("setting in the configuration of a train message", key, known)
             continue
         if name in changes and changes[name] != value:

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate
+from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics import tellable
 from fedmerge.strategies.npy import BFLOAT16, read_array
@@ -56,6 +56,9 @@ with warnings.catch_warnings():
 
 def to_arrays(state: State) -> ArrayRecord:
     """Encode named tensors; bfloat16, which NumPy lacks, travels as its 16 bits under its own dtype name."""
+    if not isinstance(state, Mapping):
+        remedy = "pass model.state_dict()" if hasattr(state, "state_dict") else "pass a state_dict"
+        raise InvalidOption(f"to_arrays takes named tensors, got a {type(state).__name__}: {remedy}")
     return ArrayRecord({name: _to_array(tensor) for name, tensor in state.items()})
 
 

@@ -28,6 +28,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if str(name).startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {name!r} cannot be used: torch finds no GPU here. Choose auto or cpu") from error
         reason = str(error).partition("\n")[0]
+        if reason.startswith("Expected one of"):  # and twenty names that nobody has
+            reason = "torch knows no such device"
         raise ConfigError(f"device {name!r} cannot be used here ({reason}): choose auto, cpu or cuda") from error
     return device

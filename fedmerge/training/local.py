@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from fedmerge.data.batches import batch_indices
 from fedmerge.data.examples import checked_examples
 from fedmerge.errors import InvalidOption
+from fedmerge.keywords_told import tell_keywords
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
 from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.inputs import device_of, told_of_types
 from fedmerge.training.report import TrainingReport
+from fedmerge.training.usual_names import USUAL_NAMES
 
 __all__ = ["LocalTraining", "batches", "train"]
 
@@ -25,6 +27,7 @@ __all__ = ["LocalTraining", "batches", "train"]
 _USUAL_EPOCHS = 2
 
 
+@tell_keywords(USUAL_NAMES)
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains.
