@@ -54,13 +54,16 @@ def _difference(best: str, other: str, finals: dict[str, dict[int, float]]) -> s
     if not shared:
         return f"{other} at {100 * fmean(finals[other].values()):.1f} %, on other seeds"
     apart = [100 * (finals[best][seed] - finals[other][seed]) for seed in shared]
-    points = f"{fmean(apart):.1f} points above {other}"
+    mean = round(fmean(apart), 1)
+    points = f"level with {other}" if mean == 0 else f"{abs(mean):.1f} points {'above' if mean > 0 else 'below'} {other}"
     if len(shared) == 1:
-        return f"{points}, on one seed"
+        seeds = "the one seed that both have" if len(finals[best]) + len(finals[other]) > 2 else "one seed"
+        return f"{points}, on {seeds}"
     agreeing = sum(difference > 0 for difference in apart)
     if agreeing == len(shared):
         return f"{points}, and above it with each of {len(shared)} seeds"
-    return f"{points}, but above it with {agreeing} of {len(shared)} seeds only"
+    rest = f"above it with {agreeing} of {len(shared)} seeds"
+    return f"{points}, but {rest} only" if mean > 0 else f"{points}, and {rest}"
 
 
 def _advice(best: str, seeds: int, *, alone: bool) -> str:

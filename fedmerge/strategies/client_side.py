@@ -73,7 +73,10 @@ class ClientSide:
     @cached_property
     def template(self) -> nn.Module:
         """A model of the architecture; its values do not matter."""
-        return self.model_fn().to(choose_device(self.device))
+        model = self.model_fn()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model_fn returned a {type(model).__name__}: return the module that it builds")
+        return model.to(choose_device(self.device))
 
     def train(self, message: Message, context: Context) -> Message:
         """Train the model sent."""

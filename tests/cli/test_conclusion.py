@@ -30,6 +30,8 @@ def runs(**finals):
         ),
         ({"pfnm": [0.8], "ties": [0.2]}, "pfnm ended at 80.0 %, 60.0 points above ties, on one seed"),
         ({"pfnm": [0.8, None], "fedavg": [None, 0.2]}, "fedavg at 20.0 %, on other seeds"),
+        ({"fedavg": [0.88], "fednova": [0.89, 0.8, 0.8]}, "1.0 points below fednova, on the one seed that both have"),
+        ({"pfnm": [0.8, 0.9], "fedavg": [0.9, 0.8]}, "level with fedavg, and above it with 1 of 2 seeds"),
         ({"pfnm": [0.8, 0.8]}, "pfnm ended at 80.0 %. Next: add a method"),
         ({"fedavg": [0.5], "pfnm": [0.8]}, "Next: add seeds"),
         ({"fedavg": [0.5] * 3, "pfnm": [0.8] * 3}, "Next: your own model"),
