@@ -55,7 +55,9 @@ def _difference(best: str, other: str, finals: dict[str, dict[int, float]]) -> s
         return f"{other} at {100 * fmean(finals[other].values()):.1f} %, on other seeds"
     apart = [100 * (finals[best][seed] - finals[other][seed]) for seed in shared]
     mean = round(fmean(apart), 1)
-    points = f"level with {other}" if mean == 0 else f"{abs(mean):.1f} points {'above' if mean > 0 else 'below'} {other}"
+    points = (
+        f"level with {other}" if mean == 0 else f"{abs(mean):.1f} points {'above' if mean > 0 else 'below'} {other}"
+    )
     if len(shared) == 1:
         seeds = "the one seed that both have" if len(finals[best]) + len(finals[other]) > 2 else "one seed"
         return f"{points}, on {seeds}"

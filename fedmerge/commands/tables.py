@@ -100,13 +100,17 @@ def methods_table(
 ) -> Table:
     """Methods, server steps and refinements with what they need and their options."""
     table = Table(
-        title="Methods; server steps and refinements go behind, as in fedavg+ridge_head", title_justify="left"
+        title="Methods; server steps and refinements go behind, as in fedavg+ridge_head",
+        title_justify="left",
+        caption="`fedmerge methods NAME` tells all about one, its options too.",
+        caption_justify="left",
     )
     names = ["name", "what it does", "paper", "clients send besides", "options"]
     if _width() < _WIDE:  # the rest is in --json
         names = names[:2] + names[3:4]
     for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name == "name")
+        widest = 16 if name == "clients send besides" else None
+        table.add_column(name, overflow="fold", no_wrap=name in ("name", "paper"), max_width=widest)
 
     def add(*cells: str) -> None:
         table.add_row(*(cells if len(names) == len(cells) else (*cells[:2], cells[3])))

@@ -105,8 +105,10 @@ def test_plot_draws_finished_runs(monkeypatch, capsys, tmp_path):
 
 
 def test_partition_shows_and_saves(monkeypatch, capsys, tmp_path):
-    code, out, _ = fedmerge(monkeypatch, capsys, "partition", "--out", "p", "--set", "partition.clients=4")
+    code, out, _ = fedmerge(monkeypatch, capsys, "partition", "--out", "p", "--clients", 4, "--alpha", 5)
     assert code == 0
+    assert "client-3" in out
+    assert "client-4" not in out
     assert "commonest label" in out
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"partition.png", "partition.safetensors"}
 
@@ -149,6 +151,39 @@ MISTAKES = {
     "nothing to resume": (["resume", "nowhere"], "nowhere does not exist"),
     "no run to resume": (["resume", "."], "holds no run"),
     "nothing to plot": (["plot", "nowhere"], "nowhere"),
+    "data set without its flag": (["compare", "digits"], "--dataset digits"),
+    "model without its flag": (["compare", "lenet"], "--model lenet"),
+    "methods with a blank": (["compare", "--methods", "fedavg", "fednova"], "--methods fedavg,fednova"),
+    "methods with a blank in quotes": (["compare", "--methods", "fedavg fednova"], "commas: fedavg,fednova"),
+    "a method twice": (["compare", "--methods", "fedavg,fednova,fedavg"], "'fedavg' twice"),
+    "refinement alone": (["compare", "--methods", "ridge_head"], "fedavg+ridge_head"),
+    "nothing behind a plus": (["compare", "--methods", "fedavg+"], "fedavg+server_adam"),
+    "option behind a colon": (["compare", "--methods", "fedfisher:diag"], "fedfisher(option=value)"),
+    "Flower's strategy with a dot": (["compare", "--methods", "flwr.serverapp.FedAvg"], "flwr.serverapp:FedAvg"),
+    "Flower's older strategy": (["compare", "--methods", "flwr.server.strategy:FedAvg"], "flwr.serverapp.strategy"),
+    "capitals": (["compare", "--dataset", "MNIST"], "Did you mean 'mnist'"),
+    "a folder as configuration": (["compare", "."], "is a folder"),
+    "a file as run": (["resume", "key.toml"], "is a file"),
+    "usual name of a setting": (["compare", "--set", "training.lr=0.1"], "Did you mean 'training.learning_rate'"),
+    "setting without its section": (["compare", "--set", "lr=0.1"], "Did you mean 'training.learning_rate'"),
+    "assignment with a blank": (["compare", "--set", "rounds", "3"], "without blanks"),
+    "list without brackets": (["compare", "--set", "seeds=3"], "seeds = [3]"),
+    "table as a value": (["compare", "--set", "training=fast"], "training.NAME"),
+    "alpha of equal parts": (["compare", "--partition", "iid", "--alpha", "0.1"], "means nothing"),
+    "alpha is zero": (["compare", "--alpha", "0"], "above 0"),
+    "no clients": (["compare", "--clients", "0"], "clients=0"),
+    "no such GPU": (["compare", "--device", "cuda:99"], "cuda:99"),
+    "user's model with a dot": (["compare", "--model", "its_models.two_classes"], "'its_models:two_classes'"),
+    "user's model as a file": (["compare", "--model", "./its_models.py:two_classes"], "'its_models:two_classes'"),
+    "user's model with parentheses": (["compare", "--model", "its_models:two_classes()"], "'its_models:two_classes'"),
+    "user's model misspelt": (["compare", "--model", "its_models:two_clases"], "Did you mean 'two_classes'"),
+    "user's model is lazy": (["compare", "--model", "its_models:lazy"], "belongs to a lazy layer"),
+    "user's model returns a tuple": (["compare", "--model", "its_models:pair"], "returns a tuple"),
+    "user's factory raises": (["compare", "--model", "its_models:raises"], "OSError: no weights here"),
+    "user's factory wants an argument": (["compare", "--model", "its_models:sized"], "requires the option 'width'"),
+    "user's module raises": (["compare", "--model", "broken:net"], "Mend the module"),
+    "folders to merge": (["merge", ".", ".", "--model", "mlp", "--out", "m.safetensors"], "is a folder"),
+    "pickles to merge": (["merge", "m.pt", "m.pt", "--model", "mlp", "--out", "m.safetensors"], "no safetensors file"),
     "all clients diverge": (
         ["compare", *SMALL, "--set", "training.learning_rate=1e38", "--set", "training.momentum=0.9"],
         "NaN or infinite",
@@ -169,7 +204,14 @@ def test_mistakes_end_with_one_clear_line_and_no_record(mistake, monkeypatch, ca
         "from torch import nn\n"
         "def wants_three(): return nn.Conv2d(3, 8, 3)\n"
         "def two_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n"
+        "def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))\n"
+        "def raises(): raise OSError('no weights here')\n"
+        "def sized(width): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "class pair(nn.Flatten):\n"
+        "    def forward(self, x): return super().forward(x), x\n"
     )
+    (tmp_path / "broken.py").write_text("import its_models_of_yesterday\n")
+    (tmp_path / "m.pt").write_bytes(b"a pickle")
     monkeypatch.syspath_prepend(tmp_path)
     arguments, words = MISTAKES[mistake]
     code, _, err = fedmerge(monkeypatch, capsys, *arguments)
@@ -180,6 +222,47 @@ def test_mistakes_end_with_one_clear_line_and_no_record(mistake, monkeypatch, ca
     assert "Traceback" not in err
     finished = [path for path in tmp_path.rglob("*") if path.is_dir() and path.name.endswith("-seed0")]
     assert not finished
+
+
+FLAGS = {
+    "misspelt flag": (["compare", "--method", "fedavg"], "Did you mean --methods?"),
+    "misspelt command": (["compar"], "No such command 'compar'. Did you mean 'compare'?"),
+    "no such command": (["frobnicate"], "There are compare, run, resume"),
+    "flag of another program": (["compare", "--num-clients", "3"], "Did you mean --clients?"),
+    "setting as a flag": (["compare", "--lr", "0.1"], "Write --set training.learning_rate=VALUE"),
+    "long setting as a flag": (["partition", "--batch-size", "8"], "Write --set training.batch_size=VALUE"),
+    "many methods with blanks": (["compare", "--methods", "fedavg", "krum", "median"], "commas, no blanks"),
+    "seeds": (["compare", "--seeds", "0"], "x>=1"),
+}
+
+
+@pytest.mark.parametrize("mistake", FLAGS)
+def test_mistakes_in_flags_are_told_once_with_what_was_meant(mistake, monkeypatch, capsys):
+    arguments, words = FLAGS[mistake]
+    code, _, err = fedmerge(monkeypatch, capsys, *arguments)
+    said = " ".join(err.replace("│", " ").split())
+    assert code == 2
+    assert words in said
+    assert said.count("Did you mean") <= 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("fedfisher", "damping"), ("fedadam", "server_adam (server step)"), ("+ridge_head", "ridge_head (refinement)")],
+)
+def test_methods_tells_all_about_one(name, words, monkeypatch, capsys):
+    code, out, _ = fedmerge(monkeypatch, capsys, "methods", name)
+    assert code == 0
+    assert words in out
+    assert "defaults: " in out
+    assert ">>>" not in out
+
+
+def test_methods_names_the_nearest_for_a_misspelt_one(monkeypatch, capsys):
+    code, _, err = fedmerge(monkeypatch, capsys, "methods", "fedvag")
+    assert code == 2
+    assert "Did you mean 'fedavg'" in err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compare", "--help"], ["merge", "-h"]])
