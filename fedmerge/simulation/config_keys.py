@@ -87,8 +87,8 @@ def _check(settings: Mapping[str, Any], kind: type, path: str, whole: type) -> N
             _check(value, section, f"{path}{key}.", whole)
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    names = kind.model_fields if issubclass(kind, BaseModel) else [f.name for f in dataclasses.fields(kind)]
+def _hints(kind: Any) -> dict[str, Any]:
+    names = kind.model_fields if issubclass(kind, BaseModel) else [field.name for field in dataclasses.fields(kind)]
     hints = get_type_hints(kind)
     return {name: hints[name] for name in names}
 
