@@ -31,7 +31,8 @@ class HelpfulCommand(TyperCommand):
         except click.UsageError as error:
             lists = [flag for flag in _LISTS if flag in given]
             if "unexpected extra argument" in error.message and lists:
-                error.message += f". Behind {lists[0]} stands one word: commas, no blanks, or quotes around it."
+                remedy = f"Behind {lists[0]} stands one word: commas, no blanks, or quotes around it."
+                raise click.UsageError(f"{error.message}. {remedy}", ctx) from error
             raise
 
     def _remedy(self, flag: str) -> str | None:
@@ -56,11 +57,10 @@ class HelpfulGroup(TyperGroup):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            if getattr(error, "possibilities", None):  # Typer has put them into the message already
-                error.possibilities = None  # type: ignore[attr-defined]
-            if "Did you mean" not in error.message:
-                error.message += f" There are {', '.join(self.commands)}; `fedmerge --help` tells what they do."
-            raise
+            message = error.message  # Typer has put into it what click would add a second time
+            if "Did you mean" not in message:
+                message += f" There are {', '.join(self.commands)}; `fedmerge --help` tells what they do."
+            raise click.UsageError(message, ctx) from error
 
 
 def _flag(key: str) -> str:

@@ -37,10 +37,8 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
         raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
     make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
     if isinstance(make, type) and not issubclass(make, Strategy):
-        old = (
-            ". Flower's strategies of today lie in flwr.serverapp.strategy" if module == "flwr.server.strategy" else ""
-        )
-        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy{old}")
+        older = " of flwr.server, which holds Flower's older ones" if module.startswith("flwr.server.") else ""
+        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {make.__name__}{older}")
     try:
         strategy = make(**keywords)
     except FedMergeError as error:
