@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -70,8 +71,8 @@ class SimulationGrid(Grid):
         client_timeout: float | None = None,
         run_config: UserConfig | None = None,
     ) -> None:
-        if num_clients < 1:
-            raise ConfigError(f"a federation needs at least one client, got {num_clients}")
+        if isinstance(num_clients, bool) or not isinstance(num_clients, Integral) or num_clients < 1:
+            raise ConfigError(f"a federation needs a whole number of clients, at least one client, got {num_clients!r}")
         become_server_task()
         self._owned = not isinstance(workers, Workers)
         self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine, client_timeout)

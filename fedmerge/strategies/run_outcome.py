@@ -12,7 +12,13 @@ from flwr.serverapp.strategy import Result
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NothingMerged, NoUsableUpdates, shown
 from fedmerge.strategies.failures import quoted
 
-__all__ = ["RunOutcome", "check_start", "too_few"]
+__all__ = ["WITHHELD", "RunOutcome", "check_start", "too_few"]
+
+WITHHELD = (
+    "the strategy around this one handed on no replies; Flower's privacy wrappers leave out a round in "
+    'which any client fails: mend the client, or take on_too_few = "skip"'
+)
+"""Why a round did not merge whose replies never came."""
 
 
 class RunOutcome:
@@ -69,12 +75,17 @@ def check_start(start: Callable[..., Result], arguments: Sequence[Any], keywords
     Raises
     ------
     InvalidOption
-        There is not one round to run, so nothing can be merged.
+        There is not one round to run, so nothing can be merged, or the initial model is no ArrayRecord.
     """
     given = signature(start).bind(*arguments, **keywords)
     given.apply_defaults()
     rounds = given.arguments["num_rounds"]
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InvalidOption(f"num_rounds must be a number of rounds, an integer of at least 1, got {shown(rounds)}")
-    initial: ArrayRecord = given.arguments["initial_arrays"]
+    initial = given.arguments["initial_arrays"]
+    if not isinstance(initial, ArrayRecord):
+        raise InvalidOption(
+            f"initial_arrays must be an ArrayRecord, got a {type(initial).__name__}: pass "
+            "ArrayRecord(model.state_dict()), or fedmerge.strategies.to_arrays(state) where there is bfloat16"
+        )
     return initial
