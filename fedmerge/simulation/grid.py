@@ -71,7 +71,8 @@ class SimulationGrid(Grid):
         client_timeout: float | None = None,
         run_config: UserConfig | None = None,
     ) -> None:
-        if isinstance(num_clients, bool) or not isinstance(num_clients, Integral) or num_clients < 1:
+        number: Any = num_clients  # whatever was given
+        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 1:
             raise ConfigError(f"a federation needs a whole number of clients, at least one client, got {num_clients!r}")
         become_server_task()
         self._owned = not isinstance(workers, Workers)
