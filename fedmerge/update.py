@@ -59,7 +59,9 @@ class ClientUpdate:
             raise MissingStatistic(
                 self.client,
                 f"statistic {name!r} is missing",
-                "Clients made by fedmerge.strategies.client_app send it; fedmerge.merge takes it as statistics=.",
+                "Clients made by fedmerge.strategies.client_app send it, a ClientApp of your own does after "
+                "fedmerge.strategies.add_statistics(reply, message, model, loader); fedmerge.merge takes it as "
+                "statistics=.",
             )
         return self.statistics[name]
 

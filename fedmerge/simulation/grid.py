@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -73,8 +74,9 @@ class SimulationGrid(Grid):
         run_config: UserConfig | None = None,
     ) -> None:
         _check_app(client_app)
-        if num_clients < 1:
-            raise ConfigError(f"a federation needs at least one client, got {num_clients}")
+        number: Any = num_clients  # whatever was given
+        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 1:
+            raise ConfigError(f"a federation needs a whole number of clients, at least one client, got {num_clients!r}")
         become_server_task()
         self._owned = not isinstance(workers, Workers)
         self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine, client_timeout)

@@ -58,16 +58,15 @@ def _cause(reason: str) -> str:
 def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:
     """Who replied with an error, and who was asked and did not reply at all, in order of nodes.
 
-    Replies that do not name their node, as those of other grids need not, have the number -1.
+    A node counts once. Replies that do not name their node, as those of other grids need not, have the number -1; where
+    there are any, nobody knows who did not reply.
     """
     senders = [(sender_of(message), message) for message in replies]
-    reasons = [
-        (-1 if node is None else node, m.error.reason or f"error code {m.error.code}")
-        for node, m in senders
-        if m.has_error()
-    ]
-    silent = set(asked) - {node for node, _ in senders}
-    reasons += [(node, NO_REPLY) for node in silent]
+    broken = [(node, m.error.reason or f"error code {m.error.code}") for node, m in senders if m.has_error()]
+    reasons = [(-1, reason) for node, reason in broken if node is None]
+    reasons += {node: reason for node, reason in reversed(broken) if node is not None}.items()
+    heard = {node for node, _ in senders}
+    reasons += [(node, NO_REPLY) for node in set(asked) - heard if None not in heard]
     return [failed_client(node, reason, round) for node, reason in sorted(reasons)]
 
 

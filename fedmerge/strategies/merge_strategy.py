@@ -36,7 +36,7 @@ from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
-from fedmerge.strategies.run_outcome import RunOutcome, check_start, too_few
+from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, too_few
 from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
@@ -141,7 +141,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             train_metrics_aggr_fn=train_metrics_aggr_fn,
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
-        check_participation(vars(self))
+        check_participation({**vars(self), "seed": seed})
         if isinstance(method, Pipeline):
             given = [*sorted(options), *(["privacy"] if privacy is not None else [])]
             if given:
@@ -176,6 +176,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._base: State | None = None
         self._grid: Grid | None = None
         self._asked: Sequence[int] = ()
+        self._awaited: int | None = None
         self._run = RunOutcome()
 
     def adopt(self, run: RunSettings) -> None:
@@ -250,6 +251,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         fill_config(config, self.pipeline, self.seed, server_round)
         nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
         record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
+        self._awaited = server_round
         if self._cohorts:
             context = MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts)
             return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
@@ -267,7 +269,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         ClientFailed
             One failed, under ``on_client_error="raise"``.
         """
-        arrays_key, weight_key = self.arrayrecord_key, self.weighted_by_key
+        arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
         if isinstance(replies, CohortAnswer):
             received: Received = ReceivedCohort(replies, server_round)
         else:
@@ -309,6 +311,22 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
         return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the merged model to those who judge it on their held-out examples.
+
+        Raises
+        ------
+        NoUsableUpdates
+            A wrapper kept this round's replies, as Flower's for differential privacy do where a client failed, under
+            ``on_too_few="raise"``.
+        """
+        if self._awaited == server_round:
+            self._awaited = None
+            self._skipped(server_round, WITHHELD, (), ())
+        return super().configure_evaluate(server_round, arrays, config, grid)
 
     def _skipped(
         self, round: int, reason: str, dropped: Sequence[BadUpdate], failed: Sequence[ClientFailed]

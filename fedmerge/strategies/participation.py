@@ -15,12 +15,12 @@ MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 
 def check_participation(settings: Mapping[str, object]) -> None:
-    """Check the fractions and minima among a strategy's settings.
+    """Check the fractions, minima and seed among a strategy's settings.
 
     Raises
     ------
     InvalidOption
-        A fraction is no number in [0, 1], or a minimum no integer of at least 0.
+        A fraction is no number in [0, 1], or a minimum or the seed no integer of at least 0.
 
     Examples
     --------
@@ -35,6 +35,9 @@ def check_participation(settings: Mapping[str, object]) -> None:
         if not _is_real(value) or not 0 <= value <= 1:
             hint = f"; for a number of nodes there is min_{name[9:]}_nodes" if _counts(value) else ""
             raise InvalidOption(f"{name} must be a share of the nodes, a number from 0 to 1, got {shown(value)}{hint}")
+    seed: Any = settings.get("seed", 0)
+    if not _counts(seed, least=0):
+        raise InvalidOption(f"seed must be an integer of at least 0, got {shown(seed)}")
     for name in MINIMA:
         value = settings.get(name, 0)
         if not _counts(value, least=0):

@@ -13,7 +13,13 @@ from torch import nn
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NothingMerged, NoUsableUpdates, shown
 from fedmerge.strategies.failures import quoted
 
-__all__ = ["RunOutcome", "check_start", "too_few"]
+__all__ = ["WITHHELD", "RunOutcome", "check_start", "too_few"]
+
+WITHHELD = (
+    "the strategy around this one handed on no replies; Flower's privacy wrappers leave out a round in "
+    'which any client fails: mend the client, or take on_too_few = "skip"'
+)
+"""Why a round did not merge whose replies never came."""
 
 
 class RunOutcome:

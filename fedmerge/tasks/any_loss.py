@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import TaskError
-from fedmerge.tasks.task import Estimator, Task
+from fedmerge.tasks.task import Estimator, Task, like_outputs
 
 __all__ = ["AnyLoss", "Loss"]
 
@@ -30,6 +30,9 @@ class AnyLoss(Task):
         What training minimises; a mean is taken of several values.
     each
         The loss of one example as a batch of one, summed over its labels; `loss` where not given.
+    elementwise
+        Whether each output has a target of its own, which then come in the outputs' shape: torch's losses of numbers
+        would set targets [n] against each of the outputs [n, 1].
 
     Examples
     --------
@@ -39,19 +42,24 @@ class AnyLoss(Task):
 
     loss: Loss
     each: Loss | None = None
+    elementwise: bool = False
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Nothing, for the loss alone knows."""
+        """That targets are one for each output, where they have to be; of others the loss alone knows."""
+        self._laid(outputs, targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One example after the other, for a mean over the batch would mix them."""
         loss = self.each or self.loss
-        pairs = zip(outputs, targets, strict=True)
+        pairs = zip(outputs, self._laid(outputs, targets), strict=True)
         return torch.stack([loss(output[None], target[None]).sum() for output, target in pairs])
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of the batch."""
-        return self.loss(outputs, targets).mean()
+        return self.loss(outputs, self._laid(outputs, targets)).mean()
+
+    def _laid(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return like_outputs(targets, outputs).to(outputs.dtype) if self.elementwise else targets
 
     def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One per example."""

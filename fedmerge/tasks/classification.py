@@ -71,6 +71,11 @@ class Classification(Task):
         """Class numbers that there are, or probabilities."""
         logits, labels = self._rows(outputs, targets)
         classes = logits.shape[-1]
+        if classes == 1:
+            raise TaskError(
+                f"outputs of shape {list(outputs.shape)} have one class, whose probability is always 1: say "
+                'task="binary" for yes or no, task="regression" for numbers, or give the model an output for each class'
+            )
         if labels.is_floating_point():
             if bool(
                 ((labels < 0) | ~torch.isclose(labels.sum(-1, keepdim=True), labels.new_ones(()), atol=1e-3)).any()

@@ -34,6 +34,26 @@ _MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
     nn.MSELoss: F.mse_loss,
 }
+# Losses of a number for each output, of which no more is known.
+_OF_NUMBERS = (
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.poisson_nll_loss,
+    F.smooth_l1_loss,
+    F.soft_margin_loss,
+)
+_MODULES_OF_NUMBERS = (
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.HuberLoss,
+    nn.L1Loss,
+    nn.PoissonNLLLoss,
+    nn.SmoothL1Loss,
+    nn.SoftMarginLoss,
+)
 
 
 def task_of(given: TaskLike | None) -> Task | None:
@@ -90,8 +110,9 @@ def either(task: TaskLike | None, loss: TaskLike | None) -> Task | None:
 
 def _of_loss(given: Loss) -> Task:
     function, options = _opened(given)
+    numbers = function in _OF_NUMBERS or isinstance(given, _MODULES_OF_NUMBERS)
     if not (options.get("weight") is None and options.get("pos_weight") is None):
-        return AnyLoss(given, partial(function, **{**options, "reduction": "sum"}))
+        return AnyLoss(given, partial(function, **{**options, "reduction": "sum"}), numbers)
     if function in (F.cross_entropy, F.nll_loss):
         # A softmax leaves the logarithms of probabilities that nll_loss takes as they are. Both have classes on axis 1.
         kept = {name: options[name] for name in ("ignore_index", "label_smoothing") if name in options}
@@ -103,8 +124,8 @@ def _of_loss(given: Loss) -> Task:
     if isinstance(given, nn.Module) and isinstance(getattr(given, "reduction", None), str):
         each = copy.copy(given)
         each.reduction = "sum"  # type: ignore[assignment]
-        return AnyLoss(given, each)
-    return AnyLoss(given)
+        return AnyLoss(given, each, numbers)
+    return AnyLoss(given, elementwise=numbers)
 
 
 def _opened(given: Loss) -> tuple[Callable[..., Any], dict[str, Any]]:

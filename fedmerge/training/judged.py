@@ -91,6 +91,8 @@ def judge(
         if task is None:
             task = classification_of(model, inputs, outputs, labels, what)
             check_classes(y, outputs.shape[task.class_axis or 0], task, what)
+        elif not sums:
+            task.check(outputs, labels)
         for name, value in task.sums(outputs, labels).items():
             sums[name] = sums[name] + value if name in sums else value
     found = {name: float(value) for name, value in sums.items()}

@@ -167,6 +167,8 @@ def train(
             inputs, labels = x[index].to(device), y[index].to(device)
             with told_of_types(model, inputs, f"client {client}"):
                 outputs = model(inputs)
+            if task is not None and steps == 0:
+                task.check(outputs, labels)
             if loss_of is None:
                 loss_of = CrossEntropy.of(model, inputs, outputs, labels, y, f"client {client}")
             loss = loss_of(outputs, labels)

@@ -31,9 +31,9 @@ def _answering(monkeypatch):
     """What clients were asked, and with which model of their own, one entry an answer."""
     seen = []
 
-    def noted(question, module, batches, generator, own):
+    def noted(question, module, batches, generator, own, *others):
         seen.append((question, own))
-        return respond(question, module, batches, generator, own)
+        return respond(question, module, batches, generator, own, *others)
 
     monkeypatch.setattr("fedmerge.api.respond", noted)
     return seen

@@ -202,3 +202,9 @@ def test_a_run_without_rounds_is_refused_and_one_without_training_keeps_the_mode
 def test_a_fraction_that_asks_nobody_merges_nothing():
     with pytest.raises(NothingMerged, match="no client was asked"):
         run(FedAvg(fraction_train=0.1, min_train_nodes=0, fraction_evaluate=0.0), tiny_data)
+
+
+def test_an_initial_model_that_is_no_record_is_told_how_to_be_one():
+    with SimulationGrid(client_app(plain_model, tiny_data), CLIENTS) as grid, pytest.raises(InvalidOption) as told:
+        FedAvg().start(grid, plain_model().state_dict(), num_rounds=1)
+    assert "ArrayRecord(model.state_dict())" in str(told.value)

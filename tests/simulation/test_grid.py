@@ -141,8 +141,9 @@ def test_workers_that_are_not(given):
 
 
 def test_a_federation_needs_a_client():
-    with pytest.raises(ConfigError, match="at least one client"):
-        SimulationGrid(tiny_app(), 0)
+    for number in (0, -1, 1.5, True, "3"):
+        with pytest.raises(ConfigError, match="at least one client"):
+            SimulationGrid(tiny_app(), number)
 
 
 @pytest.mark.slow

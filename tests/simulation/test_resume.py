@@ -134,7 +134,7 @@ def killed_at_event(monkeypatch, number):
     for name in ("replace", "rename", "unlink", "mkdir"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     monkeypatch.setattr(InProcess, "train_by", counted(InProcess.train_by))
-    monkeypatch.setattr(client_side, "evaluate", counted(client_side.evaluate))
+    monkeypatch.setattr(client_side, "judge", counted(client_side.judge))
 
 
 TWO = make_config(BASE, {"methods": ["fedavg", "fedavg+server_momentum"], "rounds": 2, "keep_checkpoints": 1})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
+from flwr.app import Error, Message
 
 from fedmerge.errors import ClientFailed
-from fedmerge.strategies.failures import failed_client, quoted
+from fedmerge.strategies.failures import failed_client, failures_in, quoted
 
 TRACE = """Traceback (most recent call last):
   File "task.py", line 3, in load
@@ -56,3 +59,24 @@ def test_only_some_are_quoted():
     failed = [ClientFailed(client, 1, "OSError: no disk") for client in range(30)]
     assert quoted(failed).endswith("client 2 failed: OSError: no disk; and 27 more failed")
     assert quoted(failed[:1]) == "client 0 failed: OSError: no disk"
+
+
+def reply(node, reason):
+    message = Mock(spec=Message)
+    message.has_error.return_value, message.error = True, Error(code=1, reason=reason)
+    message.metadata.src_node_id = node
+    return message
+
+
+def test_a_node_fails_once_a_round_and_its_first_reason_counts():
+    found = failures_in([reply(3, "disk"), reply(2, "late"), reply(3, "disk again")], [2, 3, 4], round=1)
+    assert [(one.client, one.reason) for one in found] == [
+        ("on node 2", "late"),
+        ("on node 3", "disk"),
+        ("on node 4", "no reply"),
+    ]
+
+
+def test_where_replies_name_no_node_each_failure_counts_and_nobody_is_called_silent():
+    found = failures_in([reply(None, "disk"), reply(None, "disk")], [2, 3, 4], round=1)
+    assert [one.reason for one in found] == ["disk", "disk"]

@@ -24,6 +24,12 @@ def test_minima_are_numbers_of_nodes(name, value):
         MergeStrategy("median", **{name: value})
 
 
+@pytest.mark.parametrize("value", [-1, 1.5, True, None, "2"])
+def test_a_seed_is_a_whole_number(value):
+    with pytest.raises(InvalidOption, match="seed must be an integer of at least 0"):
+        FedAvg(seed=value)
+
+
 def test_a_number_of_nodes_given_as_a_fraction_is_told_where_it_belongs():
     with pytest.raises(InvalidOption, match="min_evaluate_nodes"):
         FedAvg(fraction_evaluate=5)

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import (
 
 from fedmerge.errors import InvalidOption, NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
-from fedmerge.strategies import MergeStrategy, from_arrays
-from tests.federation import CLIENTS, initial, plain_model, tiny_app, tiny_model
+from fedmerge.strategies import MergeStrategy, client_app, from_arrays
+from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data, tiny_model
 
 NORM = 0.09
 """Between the norms of the clients' updates: some are clipped and some are not."""
@@ -187,3 +187,22 @@ def test_another_strategy_around_ours_is_not_taken_for_privacy():
     assert_close(run(Spy(ours("fedfisher"))), run(ours("fedfisher")))
     with pytest.raises(InvalidOption, match="FedFisher cannot run inside DifferentialPrivacyServerSideFixed"):
         run(fixed(DifferentialPrivacyServerSideFixedClipping, Spy(ours("fedfisher"))))
+
+
+def test_a_round_whose_replies_a_wrapper_keeps_is_one_that_did_not_merge(caplog):
+    """Flower's wrappers leave out a round in which a client fails; what they go around never sees a reply."""
+
+    def data(client, total):
+        if client == 1:
+            raise OSError("no disk")
+        return tiny_data(client, total)
+
+    def wrapped(**keywords):
+        wrapper = fixed(DifferentialPrivacyServerSideFixedClipping, ours(**keywords))
+        with SimulationGrid(client_app(plain_model, data, training=TRAINING), CLIENTS) as grid:
+            return wrapper.start(grid, initial(plain_model), num_rounds=2)
+
+    with pytest.raises(NoUsableUpdates, match=r"round 1: .* handed on no replies"):
+        wrapped()
+    assert not wrapped(on_too_few="skip").arrays
+    assert "round 2: the model stays as it is" in caplog.text

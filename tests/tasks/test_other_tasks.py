@@ -121,3 +121,30 @@ def test_probabilities_of_classes_are_targets_of_a_classification():
     task.check(outputs, targets)
     with pytest.raises(TaskError, match="no probabilities"):
         task.check(outputs, targets * 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.L1Loss(),
+        nn.SmoothL1Loss(),
+        nn.HuberLoss(delta=0.3),
+        F.l1_loss,
+        functools.partial(F.huber_loss, delta=0.3),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])),
+    ],
+    ids=str,
+)
+def test_losses_of_numbers_set_each_target_against_its_own_output(loss):
+    outputs, targets = torch.randn(6, 1), torch.rand(6)
+    task = task_of(loss)
+    want = loss(outputs, targets[:, None])
+    assert torch.allclose(task.mean_loss(outputs, targets), want)
+    assert torch.allclose(task.losses(outputs, targets).mean(), want)
+    with pytest.raises(TaskError, match="not one for each"):
+        task.check(torch.randn(6, 2), targets)
+
+
+def test_one_score_has_no_classes_to_choose_from():
+    with pytest.raises(TaskError, match='"binary"'):
+        task_of(nn.CrossEntropyLoss()).check(torch.randn(4, 1), torch.zeros(4, dtype=torch.long))

@@ -131,6 +131,9 @@ def test_the_loss_of_training_is_that_of_the_task():
 class Squared:
     """Of a task, what training and judging ask for."""
 
+    def check(self, outputs, targets):
+        assert outputs.shape == targets.shape
+
     def mean_loss(self, outputs, targets):
         return F.mse_loss(outputs, targets)
 
@@ -244,3 +247,12 @@ def test_labels_in_a_column_are_labels():
     row = evaluated(lambda: made(lambda: nn.Linear(3, 4)), lambda p, n: ClientData(*[FEATURES, CLASSES] * 2), "serial")
     assert column[1] == row[1]
     assert column[1]["eval_acc"] <= 1
+
+
+def test_a_task_that_is_told_checks_the_targets_in_training_and_in_judging():
+    model, x = nn.Linear(3, 1), torch.randn(4, 3)
+    told = Classification()
+    with pytest.raises(InvalidOption, match="one class"):
+        train(model, x, torch.zeros(4, dtype=torch.long), SETTINGS, client=0, task=told, **NAMES)
+    with pytest.raises(InvalidOption, match="labels must be whole numbers from 0 to 1"):
+        judge(nn.Linear(3, 2), x, torch.tensor([0, 1, 7, 0]), task=told)
