@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedmerge
-from fedmerge.errors import TaskError
+from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.registry import build, entries
 
 # There is no norm to recalibrate, and layers refitted without labels are judged no better here.
 OF_LABELS_LATER = sorted(set(entries("refinement")) - {"recalibrate", "sequential_refit"})
 REFINED = [f"fedavg+{name}" for name in OF_LABELS_LATER]
-METHODS = [name for name in fedmerge.methods() if name != "fedavg"] + REFINED
+LOCAL = [name for name in fedmerge.methods() if build("aggregator", name, {}).local_rule]
+METHODS = [name for name in fedmerge.methods() if name != "fedavg" and name not in LOCAL] + REFINED
 LOSSES = {"regression": F.mse_loss, "binary": F.binary_cross_entropy_with_logits}
 OF_LABELS = [
     *(name for name in fedmerge.methods() if any(need.of_labels for need in build("aggregator", name, {}).needs)),
@@ -67,6 +68,12 @@ def test_a_method_on_one_output_is_not_fedavg(problem, method):
     average, found = _vector(_merged(problem, "fedavg")), _vector(_merged(problem, method, task=problem[0]))
     assert bool(found.isfinite().all())
     assert found.shape != average.shape or float((found - average).norm()) > 1e-3 * float(average.norm())
+
+
+@pytest.mark.parametrize("method", LOCAL)
+def test_a_method_that_changes_training_refuses_models_that_are_trained(problem, method):
+    with pytest.raises(InvalidOption, match="fedavg"):
+        _merged(problem, method, task=problem[0])
 
 
 @pytest.mark.parametrize("method", ["fedkfac", *REFINED])
