@@ -26,14 +26,11 @@ from fedmerge.training.engine import has_stacked_loss
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
-__all__ = ["TRIED", "Engine", "answer", "choose", "divided", "serial_pieces"]
+__all__ = ["TRIED", "Engine", "answer", "choose"]
 
 log = logging.getLogger("fedmerge")
 
 Engine = Literal["auto", "serial", "stacked"]
-
-_PIECES = 64
-"""Pieces of a round whose clients train one by one: whoever works at them, their sums are added in the same order."""
 
 TRIED = 8
 """Clients that a measurement of engines takes."""
@@ -82,28 +79,6 @@ def answer(
         for block in blocks:
             work.result.updates += block
     return work.result
-
-
-def serial_pieces(nodes: Sequence[int]) -> list[Sequence[int]]:
-    """What is folded apart where clients train one by one.
-
-    The pieces depend on the clients alone, so that any number of workers gives the same bits. Pieces of a single client
-    add up as the stream of a server's messages does.
-    """
-    return divided(nodes, _PIECES)
-
-
-def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
-    """`nodes` in `number` runs of about equal length, none empty.
-
-    Examples
-    --------
-    >>> divided([2, 3, 4], 2)
-    [[2], [3, 4]]
-    """
-    number = min(number, len(nodes))
-    ends = [len(nodes) * (i + 1) // number for i in range(number)]
-    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:

@@ -15,8 +15,9 @@ import torch
 from flwr.app import Context, Message, Metadata, RecordDict
 from ray.exceptions import RayError
 
-from fedmerge.simulation.cohort_work import answer, choose, divided, serial_pieces
+from fedmerge.simulation.cohort_work import answer, choose
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
+from fedmerge.simulation.pieces import divided, serial_pieces
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_tensors import share_tensors
 from fedmerge.simulation.workers import Job, handle, warm_up

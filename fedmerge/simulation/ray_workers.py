@@ -10,8 +10,9 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedmerge.simulation.cohort_work import TRIED, Engine, divided
+from fedmerge.simulation.cohort_work import TRIED, Engine
 from fedmerge.simulation.flower_task import error_reply
+from fedmerge.simulation.pieces import divided
 from fedmerge.simulation.ray_actor import Leader, Reference, Worker, gathered, train_on
 from fedmerge.simulation.ray_places import Places
 from fedmerge.simulation.ray_pool import Call, Pool

@@ -11,8 +11,9 @@ from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedmerge.simulation.cohort_work import Engine, answer, choose, serial_pieces
+from fedmerge.simulation.cohort_work import Engine, answer, choose
 from fedmerge.simulation.flower_task import FAILURES, error_reply
+from fedmerge.simulation.pieces import serial_pieces
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder

@@ -17,10 +17,11 @@ from torch import nn
 from fedmerge.data import ClientData
 from fedmerge.errors import NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.cohort_work import answer, serial_pieces
+from fedmerge.simulation.cohort_work import answer
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.grid import make_workers
+from fedmerge.simulation.pieces import serial_pieces
 from fedmerge.simulation.ray_actor import train_on
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
