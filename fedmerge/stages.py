@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import ModelError
 from fedmerge.permutations.spec import PermutationSpec, reordered
-from fedmerge.permutations.transport import Plans, carry
+from fedmerge.permutations.transport import Plans, carry_line
 from fedmerge.state import State
 
 __all__ = ["News", "Stage", "catch_up", "reordering"]
@@ -127,10 +127,9 @@ def reordering(
     for (name, axis), standing in spec.touching.items():
         if name not in state or name in without:
             continue
-        # What is carried is not the tensor but a line of numbers, one for each position of the axis.
-        planned = [(plans[i], replace(site, axis=0, groups=1)) for i, site in standing if i in plans]
+        planned = [(plans[i], site) for i, site in standing if i in plans]
         numbers = spec.gather((name, axis), order).double() + 1
-        index = (carry(numbers, 0, planned) if planned else numbers).long() - 1
+        index = (carry_line(numbers, planned) if planned else numbers).long() - 1
         if not torch.equal(index, torch.arange(len(numbers))):
             found[name, axis] = index
     for alias, name in spec.aliases.items():

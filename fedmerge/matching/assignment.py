@@ -85,6 +85,8 @@ def assign_blocks(
     tuple
         The permutation of blocks, and by kind and place of a block the permutation of its members.
     """
+    if not kinds:
+        return assign(direct), []
     blocks = len(direct)
     score = direct.double().clone()
     within: list[list[list[Tensor]]] = [[[] for _ in range(blocks)] for _ in kinds]

@@ -127,3 +127,16 @@ def test_layers_grow_only_where_the_grown_model_runs(name):
     merged = fedmerge.merge([one, other], "pfnm", class_aware=False, gamma=50.0, example=batch)
     with torch.no_grad():
         assert torch.isfinite(merged.eval()(batch)).all()
+
+
+@pytest.mark.parametrize("method", ["pfnm", "fedma"])
+def test_transposed_convolutions_let_neurons_out_along_their_second_axis(method):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 6, 1), torch.nn.ReLU(), torch.nn.ConvTranspose2d(6, 5, 2, 2), torch.nn.ReLU(), torch.nn.Conv2d(5, 3, 1)
+    )
+    x = torch.randn(3, 2, 4, 4)
+    spec = trace(model, x)
+    others = [permuted(model, spec, free_perms(spec, seed)) for seed in (1, 2)]
+    merged = fedmerge.merge([model, *others], method, example=x, class_aware=False, gamma=1e-3)
+    assert difference(model, merged, x) < 1e-4
