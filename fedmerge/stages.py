@@ -104,7 +104,7 @@ def _fits(index: Tensor, tensor: Tensor, axis: int) -> bool:
         return False
     if int(index.max()) < tensor.shape[axis]:
         return True
-    return _grouped(index, tensor, axis) and 0 <= int(index.min()) and int(index.max()) < len(index)
+    return _grouped(index, tensor, axis) and int(index.min()) >= 0 and int(index.max()) < len(index)
 
 
 def reordering(
