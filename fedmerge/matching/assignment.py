@@ -72,9 +72,10 @@ class Shared:
         else:
             a, b = a.swapaxes(0, 1), b.swapaxes(0, 1)[:, other]
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        if not self.distances:
-            return (a @ b.T).astype(np.float64)
-        return (2 * a @ b.T - np.square(a).sum(1)[:, None] - np.square(b).sum(1)).astype(np.float64)
+        found: np.ndarray[Any, Any] = a @ b.T
+        if self.distances:
+            found = 2 * found - np.square(a).sum(1)[:, None] - np.square(b).sum(1)
+        return found.astype(np.float64)
 
 
 def assign_blocks(
