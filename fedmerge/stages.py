@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import ModelError
-from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plans, carry
+from fedmerge.permutations.spec import PermutationSpec, reordered
+from fedmerge.permutations.transport import Plans, carry_line
 from fedmerge.state import State
 
 __all__ = ["News", "Stage", "catch_up", "reordering"]
@@ -50,7 +50,9 @@ class News:
     settled
         Tensors that are merged, since the last time it heard.
     sources
-        For a tensor and an axis of it, which of its slices stands at each new place; -1 is a slice of zeros.
+        For a tensor and an axis of it, which of its slices stands at each new place; -1 is a slice of zeros. Of the
+        columns of a grouped convolution, those of all its groups are counted, see
+        :func:`~fedmerge.permutations.spec.reordered`.
     """
 
     settled: State
@@ -73,11 +75,14 @@ def catch_up(state: State, news: News) -> dict[str, Tensor]:
     """
     caught = dict(state)
     for (name, axis), index in news.sources.items():
-        if name not in caught or not 0 <= axis < caught[name].ndim or int(index.max()) >= caught[name].shape[axis]:
+        if name not in caught or not _fits(index, caught[name], axis):
             raise ModelError(
                 f"{name!r} cannot be re-ordered along axis {axis}: the client has kept another model than the "
                 "server means. Clients must keep their Context between the messages of a round."
             )
+        if int(index.max()) >= caught[name].shape[axis]:
+            caught[name] = reordered(caught[name], axis, index)
+            continue
         taken = caught[name].index_select(axis, index.clamp_min(0).to(caught[name].device))
         shape = [1] * taken.ndim
         shape[axis] = -1
@@ -86,6 +91,20 @@ def catch_up(state: State, news: News) -> dict[str, Tensor]:
     if unknown:
         raise ModelError(f"the server has merged {unknown[:3]}, which the model that the client has kept lacks")
     return {**caught, **news.settled}
+
+
+def _grouped(index: Tensor, tensor: Tensor, axis: int) -> bool:
+    """Whether an index is about the columns of a grouped convolution, those of all groups of rows."""
+    size = max(1, tensor.shape[axis])
+    return axis == 1 and len(index) > size and len(index) % size == 0 and tensor.shape[0] % (len(index) // size) == 0
+
+
+def _fits(index: Tensor, tensor: Tensor, axis: int) -> bool:
+    if not 0 <= axis < tensor.ndim:
+        return False
+    if int(index.max()) < tensor.shape[axis]:
+        return True
+    return _grouped(index, tensor, axis) and int(index.min()) >= 0 and int(index.max()) < len(index)
 
 
 def reordering(
@@ -108,11 +127,10 @@ def reordering(
     for (name, axis), standing in spec.touching.items():
         if name not in state or name in without:
             continue
-        # The numbers have one axis, wherever the tensor has the sites'.
-        planned = [(plans[i], replace(site, axis=0, groups=1)) for i, site in standing if i in plans]
+        planned = [(plans[i], site) for i, site in standing if i in plans]
         numbers = spec.gather((name, axis), order).double() + 1
-        index = (carry(numbers, 0, planned) if planned else numbers).long() - 1
-        if not torch.equal(index, torch.arange(state[name].shape[axis])):
+        index = (carry_line(numbers, planned) if planned else numbers).long() - 1
+        if not torch.equal(index, torch.arange(len(numbers))):
             found[name, axis] = index
     for alias, name in spec.aliases.items():
         if alias in state:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import Heard, only_blocks, permutations_by
+from fedmerge.matching.activations import Heard, not_heard_singly, permutations_by
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext
@@ -73,7 +73,7 @@ class CCAMerge(Aligning):
                         heard.found[number, *pair].covariance() for pair in ((anchor, anchor), (j, j), (anchor, j))
                     )
                     plans[unit.index] = self._plan(reference, own, cross, perms[unit.index])
-            state = spec.apply(update.state, only_blocks(spec, perms))
+            state = spec.apply(update.state, not_heard_singly(spec, perms, heard))
             yield replace(update, state=transport(spec, state, plans))
 
     def _plan(self, reference: Tensor, own: Tensor, cross: Tensor, perm: Tensor) -> Plan:

@@ -182,7 +182,8 @@ class Layerwise(Aligning):
     def _bears_growth(self, clients: Clients, context: MergeContext) -> bool:
         own = clients.updates[0].state
         try:
-            grown = transport(clients.specs[0], clients.specs[0].apply(own, clients.orders[0]), clients.plans[0])
+            # With the others' neurons in it, which nothing takes in: a tied tensor, or a norm of weights, does.
+            grown = clients.carried()[0]
         except ModelError:
             return False
         return context.computes_alike(own, grown, type(self).__name__)

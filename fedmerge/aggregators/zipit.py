@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.matching.activations import Heard, only_blocks, permutations_by
+from fedmerge.matching.activations import Heard, not_heard_singly, permutations_by
 from fedmerge.matching.listening import Moments
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
@@ -65,7 +65,8 @@ class ZipIt(Aligning):
         trained = [context.trained(u.state, "ZipIt") for u in updates]
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
         heard = Heard.of(spec, modules, pairs, context.sample("ZipIt", self.examples))
-        blocks = [only_blocks(spec, permutations_by(spec, heard, (0, j), trained)) for j in range(count)]
+        found_by = [permutations_by(spec, heard, (0, j), trained) for j in range(count)]
+        blocks = [not_heard_singly(spec, perms, heard) for perms in found_by]
         shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
         shares /= shares.sum()
         plans: list[dict[int, Plan]] = [{} for _ in updates]

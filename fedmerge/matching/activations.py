@@ -15,7 +15,7 @@ from fedmerge.matching.listening import Moments, consumers, moments
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.state import State
 
-__all__ = ["Heard", "match_activations", "only_blocks", "permutations_by"]
+__all__ = ["Heard", "match_activations", "not_heard_singly", "permutations_by"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,10 @@ def match_activations(
     return perms
 
 
-def only_blocks(spec: PermutationSpec, perms: Sequence[Tensor]) -> list[Tensor]:
-    """Of these permutations, those of blocks and within them; all else stays."""
-    kept = {i for unit in units(spec) if not unit.simple for i in unit.members}
+def not_heard_singly(spec: PermutationSpec, perms: Sequence[Tensor], heard: Heard) -> list[Tensor]:
+    """Of these permutations, those of blocks and within them, and of neurons that cannot be heard; all else stays."""
+    known = {number for number, *_ in heard.found}
+    kept = {i for unit, number in heard if not unit.simple or number not in known for i in unit.members}
     return [perm if i in kept else torch.arange(len(perm)) for i, perm in enumerate(perms)]
 
 

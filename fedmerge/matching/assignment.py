@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -22,10 +25,14 @@ def assign(similarity: Tensor) -> Tensor:
     >>> assign(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     tensor([1, 0])
     """
-    cost = -similarity.double().cpu()
-    cost -= cost.amin(1, keepdim=True)  # shorter paths to search, the same solution
-    cost -= cost.amin(0)
-    return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+    return torch.from_numpy(_assigned(similarity.double().cpu().numpy()))
+
+
+def _assigned(similarity: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    cost = similarity.max(1, keepdims=True, initial=-np.inf) - similarity
+    cost -= cost.min(0, initial=np.inf)  # shorter paths to search, the same solution
+    found: np.ndarray[Any, Any] = linear_sum_assignment(cost)[1]
+    return found
 
 
 def total(similarity: Tensor, perm: Tensor) -> float:
@@ -52,17 +59,23 @@ class Shared:
     theirs: Tensor
     distances: bool = False
 
-    def similarity(self, kind: int, place: int, block: int, other: Tensor) -> Tensor:
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Both as arrays: there are H * H pairs of small ones, each step of which takes torch several times as long."""
+        return self.ours.cpu().numpy(), self.theirs.cpu().numpy()
+
+    def similarity(self, kind: int, place: int, block: int, other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[n, n] of members of one kind, those of the other kind being matched by `other`."""
-        a, b = self.ours[place], self.theirs[block]
+        a, b = self.arrays[0][place], self.arrays[1][block]
         if kind == self.kinds[0]:
             b = b[:, other]
         else:
-            a, b = a.transpose(0, 1), b.transpose(0, 1)[:, other]
-        a, b = a.flatten(1), b.flatten(1)
-        if not self.distances:
-            return (a @ b.T).double()
-        return (2 * a @ b.T - a.square().sum(1)[:, None] - b.square().sum(1)).double()
+            a, b = a.swapaxes(0, 1), b.swapaxes(0, 1)[:, other]
+        a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        found: np.ndarray[Any, Any] = a @ b.T
+        if self.distances:
+            found = 2 * found - np.square(a).sum(1)[:, None] - np.square(b).sum(1)
+        return found.astype(np.float64)
 
 
 def assign_blocks(
@@ -85,40 +98,45 @@ def assign_blocks(
     tuple
         The permutation of blocks, and by kind and place of a block the permutation of its members.
     """
+    if not kinds:
+        return assign(direct), []
     blocks = len(direct)
-    score = direct.double().clone()
+    score = direct.double().cpu().clone()
+    arrays = [members.double().cpu().numpy() for members in kinds]
     within: list[list[list[Tensor]]] = [[[] for _ in range(blocks)] for _ in kinds]
     for i in range(blocks):
         for j in range(blocks):
-            own = [members[i, :, j] for members in kinds]
-            perms, value = _together(own, crossings, i, j)
+            perms, value = _together([members[i, :, j] for members in arrays], crossings, i, j)
             score[i, j] += value
             for k, perm in enumerate(perms):
-                within[k][i].append(perm)
+                within[k][i].append(torch.from_numpy(perm))
     outer = assign(score)
     return outer, [[pairs[i][int(outer[i])] for i in range(blocks)] for pairs in within]
 
 
-def _together(own: list[Tensor], crossings: Sequence[Shared], place: int, block: int) -> tuple[list[Tensor], float]:
+def _together(
+    own: list[np.ndarray[Any, Any]], crossings: Sequence[Shared], place: int, block: int
+) -> tuple[list[np.ndarray[Any, Any]], float]:
     """Permutations of all kinds of members of two blocks, and what they have in common then."""
-    perms = [assign(members) for members in own]
+    perms = [_assigned(members) for members in own]
     if crossings:
-        order = sorted(range(len(own)), key=lambda k: -float(own[k].abs().sum()))
-        settled = {k for k in order if bool(own[k].any())} or set(order)
+        order = sorted(range(len(own)), key=lambda k: -float(np.abs(own[k]).sum()))
+        settled = {k for k in order if own[k].any()} or set(order)
         for _ in range(_TURNS):
-            before = [p.clone() for p in perms]
+            before = list(perms)
             for k in order:
-                found = own[k].double().clone()
+                found = own[k].copy()
                 for part in crossings:
                     other = part.kinds[0] if part.kinds[1] == k else part.kinds[1]
                     if k in part.kinds and other in settled:
                         found += part.similarity(k, place, block, perms[other])
-                perms[k] = assign(found)
+                perms[k] = _assigned(found)
                 settled.add(k)
-            if all(torch.equal(p, q) for p, q in zip(perms, before, strict=True)):
+            if all(np.array_equal(p, q) for p, q in zip(perms, before, strict=True)):
                 break
-    value = sum(total(members, perm) for members, perm in zip(own, perms, strict=True))
+    value = sum(float(members[np.arange(len(p)), p].sum()) for members, p in zip(own, perms, strict=True))
     for part in crossings:
         a, b = part.kinds
-        value += total(part.similarity(a, place, block, perms[b]), perms[a])
+        shared = part.similarity(a, place, block, perms[b])
+        value += float(shared[np.arange(len(shared)), perms[a]].sum())
     return perms, value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plan, carry, transport
+from fedmerge.permutations.transport import Plan, carry_line, transport
 from fedmerge.state import State, accumulator_dtype
 
 __all__ = ["class_weighted", "filled", "membership", "outputs"]
@@ -61,7 +61,7 @@ def _has(spec: PermutationSpec, tensor: Tensor, name: str, axis: int, plans: Map
     """1 where a client has the neuron, else 0, to be broadcast along the axis."""
     standing = [(plans[i], site) for i, site in spec.touching[name, axis] if i in plans]
     ones = torch.ones(tensor.shape[axis], dtype=torch.float64)
-    found = carry(ones, 0, standing) if standing else ones
+    found = carry_line(ones, standing) if standing else ones
     shape = [1] * tensor.ndim
     shape[axis] = -1
     return found.reshape(shape)

@@ -208,12 +208,16 @@ def _best_of(
     about the merge; where the identity leads astray, as with planted permutations of depthwise convolutions, it ends
     far from what the other finds.
     """
-    trials = [match_weights(spec, a, b, generator=generator) for _ in range(restarts)]
-    found, best = max(trials, key=lambda trial: trial[1])
     names = {n for n, _ in spec.touching if n in a and n in b and n not in spec.aliases}
     squares = sum(float(s[n].double().square().sum()) for n in names for s in (a, b))
+    if squares - 2 * WeightSimilarity(spec, a, b, spec.identity()).objective() <= _GAIN * squares:
+        return spec.identity()
     own = torch.Generator().manual_seed(0)  # so that a start that is not taken changes nothing that is drawn later
     other, value = match_weights(spec, a, b, start=layer_by_layer(spec, a, b), generator=own)
+    if squares - 2 * value <= _GAIN * squares:  # one is the other, re-ordered: no trial finds more
+        return other
+    trials = [match_weights(spec, a, b, generator=generator) for _ in range(restarts)]
+    found, best = max(trials, key=lambda trial: trial[1])
     return other if squares - 2 * value < (1 - _CLEARLY) * (squares - 2 * best) else found
 
 

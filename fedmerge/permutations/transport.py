@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from fedmerge.errors import ModelError
 from fedmerge.permutations.spec import PermutationSpec, Site
 from fedmerge.state import State, accumulator_dtype, editable
 
-__all__ = ["Plan", "Plans", "carry", "transport", "unfolded"]
+__all__ = ["Plan", "Plans", "carry", "carry_line", "transport", "unfolded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,18 @@ def carry(tensor: Tensor, axis: int, planned: list[tuple[Plan, Site]]) -> Tensor
     if length != len(moved):
         raise ModelError(f"the width of {planned[0][1].parameter!r}, a grouped convolution, cannot change")
     return carried.reshape(groups, -1, *carried.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def carry_line(line: Tensor, planned: list[tuple[Plan, Site]]) -> Tensor:
+    """One number for each position of an axis, carried as a tensor is along that axis.
+
+    Examples
+    --------
+    >>> site = Site("conv.weight", 1, torch.arange(2)[:, None])
+    >>> carry_line(torch.tensor([1.0, 2.0]), [(Plan(torch.eye(2).flip(0), torch.eye(2).flip(0)), site)])
+    tensor([2., 1.])
+    """
+    return carry(line, 0, [(plan, replace(site, axis=0, groups=1)) for plan, site in planned])
 
 
 def unfolded(tensor: Tensor, site: Site) -> Tensor:

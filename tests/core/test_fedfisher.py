@@ -125,6 +125,14 @@ def test_factors_that_are_not_positive_semidefinite_leave_the_layer_averaged(cap
     assert all(torch.isfinite(t).all() for t in got.values())
 
 
+def test_equal_clients_are_not_told_that_their_factors_are_bad(caplog):
+    sent = [{n: torch.ones_like(t) for n, t in states()[0].items()}] * 2
+    got = merged(sent, [random_kfac(s, i) for i, s in enumerate(sent)])
+    assert "semidefinite" not in caplog.text
+    for name, tensor in sent[0].items():
+        torch.testing.assert_close(got[name], tensor)
+
+
 def test_grouped_convolutions_are_solved_group_by_group():
     generator = torch.Generator().manual_seed(5)
     sent = [{"c.weight": torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)} for _ in range(3)]

@@ -39,6 +39,19 @@ def test_a_reordering_carries_over_as_the_server_does(name, shape, classes):
         torch.testing.assert_close(caught[key], carried[key])
 
 
+def test_columns_of_grouped_convolutions_follow_their_rows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=4), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    spec = trace(model.eval(), torch.zeros(2, 3, 4, 4))
+    assert any(site.groups > 1 for group in spec.groups for site in group.sites)
+    state = {n: t.detach() for n, t in model.state_dict().items()}
+    order = spec.random(torch.Generator().manual_seed(1))
+    caught = catch_up(state, News({}, reordering(spec, state, order, {}, ())))
+    for name, tensor in spec.apply(state, order).items():
+        torch.testing.assert_close(caught[name], tensor)
+    assert reordering(spec, state, spec.identity(), {}, ()) == {}
+
+
 def test_only_what_moves_is_told():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     spec = trace(model, torch.zeros(2, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -127,3 +129,61 @@ def test_layers_grow_only_where_the_grown_model_runs(name):
     merged = fedmerge.merge([one, other], "pfnm", class_aware=False, gamma=50.0, example=batch)
     with torch.no_grad():
         assert torch.isfinite(merged.eval()(batch)).all()
+
+
+@pytest.mark.parametrize("method", ["pfnm", "fedma"])
+def test_transposed_convolutions_let_neurons_out_along_their_second_axis(method):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 6, 1),
+        torch.nn.ReLU(),
+        torch.nn.ConvTranspose2d(6, 5, 2, 2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(5, 3, 1),
+    )
+    x = torch.randn(3, 2, 4, 4)
+    spec = trace(model, x)
+    others = [permuted(model, spec, free_perms(spec, seed)) for seed in (1, 2)]
+    merged = fedmerge.merge([model, *others], method, example=x, class_aware=False, gamma=1e-3)
+    assert difference(model, merged, x) < 1e-4
+
+
+class _Layers(torch.nn.Module):
+    """Of the lower of two recurrent layers nothing is heard: one module holds both."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.out = torch.nn.GRU(4, 5, 2, batch_first=True, bidirectional=True), torch.nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.out(self.both(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("method", ["zipit", "cca"])
+def test_neurons_that_cannot_be_heard_are_found_by_their_weights(method):
+    torch.manual_seed(0)
+    model, x = _Layers().eval(), torch.randn(64, 6, 4)
+    spec = trace(model, x)
+    others = [permuted(model, spec, free_perms(spec, seed)) for seed in (1, 2)]
+    merged = fedmerge.merge([model, *others], method, example=x, data=[x])
+    assert difference(model, merged, x) < 1e-3
+
+
+class _Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.up, self.down = torch.nn.Embedding(11, 6), torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+        self.out = torch.nn.Linear(6, 11, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, words):
+        return self.out(self.down(torch.relu(self.up(self.words(words)))))
+
+
+@pytest.mark.parametrize("gamma", [None, 100.0])
+def test_a_tied_tensor_does_not_grow_where_it_would_hear_the_others_neurons(gamma):
+    torch.manual_seed(0)
+    model, x = _Tied(), torch.randint(0, 11, (9, 5))
+    same = [copy.deepcopy(model) for _ in range(3)]
+    merged = fedmerge.merge(same, "pfnm", example=x, class_aware=False, gamma=gamma)
+    assert difference(model, merged, x) < 1e-4
