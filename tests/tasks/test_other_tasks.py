@@ -133,7 +133,7 @@ def test_probabilities_of_classes_are_targets_of_a_classification():
         functools.partial(F.huber_loss, delta=0.3),
         nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])),
     ],
-    ids=str,
+    ids=["L1Loss", "SmoothL1Loss", "HuberLoss", "l1_loss", "huber_loss", "BCEWithLogitsLoss"],
 )
 def test_losses_of_numbers_set_each_target_against_its_own_output(loss):
     outputs, targets = torch.randn(6, 1), torch.rand(6)
