@@ -222,7 +222,14 @@ def as_example(value: Any) -> Any:
                 f"example must be a batch of inputs [n, ...], got a tensor of shape {list(value.shape)}"
             )
         return value
-    if value is None or (not isinstance(value, list | nn.Module) and tensors_of(value)):
+    if value is None or (not isinstance(value, nn.Module) and tensors_of(value) and not _is_batch(value)):
         return value
     hint = ": of a batch (inputs, targets) pass the inputs alone" if isinstance(value, list) else ""
     raise InvalidOption(f"example must be a batch of inputs, a tensor [n, ...], got {shown(value)}{hint}")
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether a list looks like inputs and their labels, rather than two inputs."""
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)):
+        return False
+    return value[1].ndim <= 1 < value[0].ndim

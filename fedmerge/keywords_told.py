@@ -27,7 +27,7 @@ def tell_keywords(usual: Mapping[str, str] | None = None) -> Callable[[Class], C
     Examples
     --------
     >>> from fedmerge.training import LocalTraining
-    >>> LocalTraining(lr=0.1)
+    >>> LocalTraining(lr=0.1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     fedmerge.errors.UnknownName: unknown keyword of LocalTraining 'lr'. Did you mean 'learning_rate'? ...
@@ -69,7 +69,7 @@ def check_function(name: str, function: Any, parameters: tuple[str, ...] = ()) -
 
     Examples
     --------
-    >>> check_function("data_fn", lambda partition: None, ("partition_id", "num_partitions"))
+    >>> check_function("data_fn", lambda partition: None, ("partition_id", "num_partitions"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     fedmerge.errors.InvalidOption: data_fn is called as data_fn(partition_id, num_partitions), which <lambda>() ...

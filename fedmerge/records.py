@@ -88,7 +88,8 @@ def continuing(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     >>> continuing({"rounds": 5, "seeds": [0]}, {"rounds": 8, "seeds": [0]})
     []
     """
-    longer = done.get("rounds", 0) <= wanted.get("rounds", 0)
+    before, after = done.get("rounds"), wanted.get("rounds")
+    longer = isinstance(before, int) and isinstance(after, int) and before <= after
     return [key for key in differing(done, wanted) if not (key == "rounds" and longer)]
 
 

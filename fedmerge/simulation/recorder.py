@@ -170,6 +170,8 @@ class Recorder:
         def aggregate_train(server_round: int, replies: Iterable[Message]) -> Any:
             started = time.perf_counter()
             if self._too_few(server_round):
+                if isinstance(self._strategy, MergeStrategy):
+                    self._strategy.pass_over()
                 return None, None
             arrays, self._train_metrics = aggregate(server_round, replies)
             if arrays is None and not self._ours:

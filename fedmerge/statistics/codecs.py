@@ -163,10 +163,12 @@ def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Ten
     size = diagonal.shape[-1]
     correlation = _from_upper(packed.double(), size, 1)
     correlation = correlation + _ones_on(correlation)
-    if rounded and bool(packed.isfinite().all()):
-        correlation = definite(correlation)
+    mended = definite(correlation) if rounded and bool(packed.isfinite().all()) else correlation
     scale = diagonal.double().clamp_min(0).sqrt()
-    matrix = (correlation * scale[..., :, None] * scale[..., None, :]).float()
+    matrix = mended * scale[..., :, None] * scale[..., None, :]
+    if mended is not correlation:
+        return matrix  # in float64: what was cut off would come back as rounding of float32
+    matrix = matrix.float()
     on = matrix.diagonal(dim1=-2, dim2=-1)
     on.copy_(torch.where(correlation.diagonal(dim1=-2, dim2=-1) == 1, diagonal, on))
     return matrix

@@ -10,6 +10,7 @@ __all__ = ["definite", "is_definite"]
 _EXACT = 1024
 """Largest matrix that is projected: beyond, eigenvectors take longer than all else that a merge does."""
 _SINGLE = 2.0**-24  # half the spacing of float32 at 1
+_ROUNDED = 2.0**-12  # most that float16 moves a number below 1
 _SHIFTS = tuple(2.0**-k for k in range(16, 0, -1))
 
 
@@ -27,11 +28,12 @@ def is_definite(correlation: Tensor, slack: float) -> bool:
 
 
 def definite(correlation: Tensor) -> Tensor:
-    """The nearest positive semi-definite matrices, in float64.
+    """Positive semi-definite matrices near rounded ones, in float64.
 
-    Rounding moves every entry by up to 2**-12, and small eigenvalues of strongly correlated inputs lie far below that.
-    The negative ones are cut off, which brings a matrix nearer to what it was before it was rounded, for that is
-    positive semi-definite, and these matrices are a convex set; the diagonal gains a thousandth or so. Where
+    Rounding moves every entry by up to 2**-12, so a matrix of noise is added, whose eigenvalues reach 2 sqrt(d) standard
+    deviations, 2**-12 sqrt(4 d / 3), to either side (Wigner 1958). Where it made the matrix indefinite, eigenvalues
+    within that reach are noise, the positive ones too, and are cut off: a merge that divides by them would take
+    them for curvature. What is left is nearer to the matrix before rounding than the rounded one. Where
     eigenvectors take too long the diagonal is raised by no more than it takes instead.
 
     Parameters
@@ -42,7 +44,7 @@ def definite(correlation: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Of the same shape; still positive semi-definite once it is rounded to float32.
+        Of the same shape, in float64: rounded to float32, eigenvalues of zero would spread about zero again.
 
     Examples
     --------
@@ -58,7 +60,9 @@ def definite(correlation: Tensor) -> Tensor:
     if size > _EXACT:
         return _shifted(matrix, floor)
     values, vectors = torch.linalg.eigh(matrix)
-    cut: Tensor = (vectors * values.clamp_min(2 * floor)[..., None, :]) @ vectors.transpose(-1, -2)
+    noise = _ROUNDED * (4 * size / 3) ** 0.5
+    kept = torch.where(values > noise, values, _ROUNDED**4)
+    cut: Tensor = (vectors * kept[..., None, :]) @ vectors.transpose(-1, -2)
     return cut
 
 

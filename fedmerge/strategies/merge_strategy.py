@@ -328,6 +328,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             self._skipped(server_round, WITHHELD, (), ())
         return super().configure_evaluate(server_round, arrays, config, grid)
 
+    def pass_over(self) -> None:
+        """Expect no replies to this round any more: whoever holds them has told why, and ends the run itself."""
+        self._awaited = None
+
     def _skipped(
         self, round: int, reason: str, dropped: Sequence[BadUpdate], failed: Sequence[ClientFailed]
     ) -> tuple[None, None]:

@@ -91,7 +91,7 @@ def test_grams_rounded_for_the_wire_do_not_diverge(damping):
     inputs = torch.rand(3, 5, 300, generator=generator)  # fewer examples than columns: most eigenvalues are 0
     exact = [{"a.weight": x.T @ x / 5} for x in inputs]
     rounded = [compression.decode(compression.encode(g, "float16", 0).state) for g in exact]
-    assert any(torch.linalg.eigvalsh(g["a.weight"].double()).min() < -1e-5 for g in rounded)
+    assert any((g["a.weight"] - e["a.weight"]).abs().max() > 1e-5 for g, e in zip(rounded, exact, strict=True))
     mean = sum(p * s["a.weight"] for p, s in zip(SHARES, sent, strict=True))
     options = {"damping": damping, "class_aware": False, "steps": 200}
     want, got = (merged(sent, g, **options)["a.weight"] for g in (exact, rounded))

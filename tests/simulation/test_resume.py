@@ -281,7 +281,7 @@ def test_a_folder_without_a_plan_gives_its_runs(tmp_path):
     found = find_unfinished(tmp_path)
     assert found.whole
     assert [config.methods for config in found.configs] == [("fedavg",), ("fednova",)]
-    with pytest.raises(RecordError, match="fedmerge compare --out"):
+    with pytest.raises(RecordError, match="is a part of a run"):
         find_unfinished(tmp_path / "fedavg-seed0" / "checkpoint")
     with pytest.raises(RecordError, match="does not exist"):
         find_unfinished(tmp_path / "nowhere")
