@@ -230,6 +230,5 @@ def as_example(value: Any) -> Any:
 
 def _is_batch(value: Any) -> bool:
     """Whether a list looks like inputs and their labels, rather than two inputs."""
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)):
-        return False
-    return value[1].ndim <= 1 < value[0].ndim
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
+    return bool(pair and value[1].ndim <= 1 < value[0].ndim)
