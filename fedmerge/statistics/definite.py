@@ -31,9 +31,9 @@ def definite(correlation: Tensor) -> Tensor:
     """Positive semi-definite matrices near rounded ones, in float64.
 
     Rounding moves every entry by up to 2**-12, so a matrix of noise is added, whose eigenvalues reach 2 sqrt(d)
-    standard deviations, 2**-12 sqrt(4 d / 3), to either side (Wigner 1958). Where it made the matrix indefinite, eigenvalues
-    within that reach are noise, the positive ones too, and are cut off: a merge that divides by them would take
-    them for curvature. What is left is nearer to the matrix before rounding than the rounded one. Where
+    standard deviations, 2**-12 sqrt(4 d / 3), to either side (Wigner 1958). Where it made the matrix indefinite,
+    eigenvalues within that reach are noise, the positive ones too, and are cut off: a merge that divides by them
+    would take them for curvature. What is left is nearer to the matrix before rounding than the rounded one. Where
     eigenvectors take too long the diagonal is raised by no more than it takes instead.
 
     Parameters
