@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics import FisherKfac, Gram, LocalSteps, StatisticsSettings, statistic
 from fedmerge.statistics.compression import decode, encode, state_bytes
+from fedmerge.statistics.matrix_layers import symmetric
 from fedmerge.statistics.settings import compressed, to_settings
 from tests.random_statistics import random_factor
 
@@ -19,7 +20,7 @@ def gram(size, rank=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(4 * size, size, generator=generator) * torch.logspace(0, -3, size)
     rows = rows @ torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
-    return rows.T @ rows / len(rows)
+    return symmetric(rows.T @ rows / len(rows))  # as those that clients measure are
 
 
 def value():
