@@ -19,7 +19,7 @@ from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.files import pack_tensors, write_atomically
 from fedmerge.state import State, prefixed, with_prefix
 
-__all__ = ["Checkpoint", "checkpoint_files", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_files", "is_checkpoint", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
 
 log = logging.getLogger("fedmerge")
 
@@ -134,6 +134,19 @@ def _metadata(content: bytes) -> dict[str, str]:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata: dict[str, str] = header["__metadata__"]
     return metadata
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a safetensors file says that it is a checkpoint, whole or not.
+
+    Raises
+    ------
+    OSError, ValueError
+        It cannot be read, or is no safetensors file.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {"round", "order", "facts", "digest"} <= set(header.get("__metadata__", {}))
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -204,5 +204,18 @@ def _written(out: Path, merged: nn.Module, like: State, metadata: Mapping[str, s
         dtypes |= {name: known for name in names if known is not None and name not in dtypes}
     # A copy each: safetensors refuses tensors that share memory, as tied weights do.
     state = {n: t.to(dtypes.get(n, t.dtype), copy=True) for n, t in own.items()}
+    for name, tensor in state.items():
+        if not _holds(tensor, own[name]):
+            raise ModelError(
+                f"{name!r} of the merged model does not fit into {tensor.dtype}, which the first file has: "
+                f"name a file first whose tensors are {own[name].dtype}"
+            )
     write_tensors(out, state, metadata)
     return out
+
+
+def _holds(written: Tensor, merged: Tensor) -> bool:
+    """Whether a tensor of another precision has the values of the merged one, up to rounding."""
+    if merged.is_floating_point() or merged.is_complex():
+        return bool((written.isfinite() | ~merged.isfinite()).all())
+    return bool((written.to(merged.dtype) == merged).all())

@@ -62,7 +62,10 @@ def _reason(tensor: Tensor) -> str:  # noqa: PLR0911 - one line a kind
 
 
 def check_codes(states: Sequence[Mapping[str, Tensor]], parameters: Collection[str]) -> None:
-    """Make sure that whole numbers that stand for weights are equal in all models, for then they are kept.
+    """Make sure that whole numbers that count nothing are equal in all models, for then they are kept.
+
+    A single number in a buffer counts something, as batch norm counts batches, and the largest is taken. Parameters,
+    codes of quantised weights and arrays of indices or yes and no have neither a mean nor a largest.
 
     Raises
     ------
@@ -70,13 +73,19 @@ def check_codes(states: Sequence[Mapping[str, Tensor]], parameters: Collection[s
         They are not.
     """
     whole = {n for n, t in states[0].items() if not (t.is_floating_point() or t.is_complex())}
-    suspect = {n for n in whole if n in parameters or states[0][n].dtype in _CODES or n.endswith(_CODED)}
+    coded = {n for n in whole if n in parameters or states[0][n].dtype in _CODES or n.endswith(_CODED)}
+    suspect = coded | {n for n in whole if states[0][n].numel() > 1}
     differing = sorted(suspect - equal_in_all(states, suspect))
     if differing:
-        name = differing[0]
+        name, dtype = differing[0], states[0][differing[0]].dtype
+        if name in coded:
+            raise ModelError(
+                f"{name!r} is {dtype} and differs between the models: whole numbers that stand for "
+                "weights, as in quantised models, have no mean. Dequantise the models, merge, and quantise the result"
+            )
         raise ModelError(
-            f"{name!r} is {states[0][name].dtype} and differs between the models: whole numbers that stand for "
-            "weights, as in quantised models, have no mean. Dequantise the models, merge, and quantise the result"
+            f"{name!r} is {dtype} {list(states[0][name].shape)} and differs between the models: indices and masks have "
+            "no mean. Give all models the same, such as that of the model that they started from"
         )
 
 

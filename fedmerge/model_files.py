@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fedmerge.checkpoints import checkpoint_files, is_checkpoint, load_checkpoint
 from fedmerge.errors import ConfigError, DataError, FedMergeError, ModelError
 from fedmerge.mergeable import check_mergeable
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.seeding import torch_generator
-from fedmerge.state import State, is_uninitialised, module_state, prefixed
+from fedmerge.state import State, is_uninitialised, module_state
 from fedmerge.unmoved import same
 
 __all__ = ["Architecture", "read_inputs", "read_state"]
@@ -35,12 +36,14 @@ def read_state(file: Path) -> dict[str, Tensor]:
     ------
     ModelError
         The file is missing, no safetensors, or empty.
+    RecordError
+        It is a checkpoint that was damaged or edited.
     """
     tensors = _read(file, ModelError)
+    if is_checkpoint(file):
+        tensors = dict(load_checkpoint(file).section("state"))
     if not tensors:
         raise ModelError(f"{file} holds no tensors")
-    if all(name.startswith(("state/", "memory/")) for name in tensors):
-        return prefixed("state", tensors)
     return tensors
 
 
@@ -64,7 +67,10 @@ def read_inputs(file: Path) -> tuple[Tensor, Tensor | None]:
 
 def _read(file: Path, kind: type[FedMergeError]) -> dict[str, Tensor]:
     if file.is_dir():
-        raise kind(f"{file} is a folder: name the file in it, such as {file / 'model.safetensors'}")
+        written = checkpoint_files(file) or checkpoint_files(file / "checkpoint")
+        raise kind(
+            f"{file} is a folder: name the file in it, such as {written[-1] if written else file / 'model.safetensors'}"
+        )
     try:
         return load_file(file)
     except FileNotFoundError as error:
@@ -195,14 +201,30 @@ def _ready(name: str, module: nn.Module, example: Tensor) -> nn.Module:
     return module
 
 
+_OTHER_KIND = {
+    ("integer", "float"): "whole numbers, such as codes of a quantised model, have no mean. Dequantise it",
+    ("complex", "float"): "its imaginary part would be lost. Build the model with complex tensors, or split it in two",
+    ("float", "complex"): "it lacks an imaginary part. Make it complex",
+    ("float", "integer"): "its fractions would be lost. Save it as whole numbers",
+}
+"""By the kind that a file has and the kind that the model wants: why not, and what to do."""
+
+
 def _check_kinds(file: Path, module: nn.Module, state: State) -> None:
-    """Whole numbers of a file are no weights of a model that has others."""
+    """Tensors of another kind than the model's are spoilt by turning them into it."""
     for name, tensor in module_state(module)[0].items():
-        if name in state and tensor.is_floating_point() and not state[name].is_floating_point():
+        kinds = (_kind(state[name]), _kind(tensor)) if name in state else ("", "")
+        if kinds[0] != kinds[1]:
+            why = _OTHER_KIND.get(kinds, "the two have nothing in common. Save it as the model has it")
             raise ModelError(
-                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: codes of a quantised model, "
-                "which have no mean. Dequantise it before the merge"
+                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: {why} before the merge"
             )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "float" if tensor.is_floating_point() else "integer"
 
 
 def _flat_shapes(state: State) -> list[tuple[int, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedmerge.commands.verbosity import quiet
 from fedmerge.errors import ConfigError
+from fedmerge.own_code import check_no_code, named_code
 
 __all__ = [
     "Alpha",
@@ -16,6 +19,7 @@ __all__ = [
     "DataDir",
     "DataSet",
     "Division",
+    "NoCode",
     "OptionalConfig",
     "Out",
     "Overwrite",
@@ -23,6 +27,7 @@ __all__ = [
     "default_out",
     "given",
     "read_config",
+    "tell_code",
 ]
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration, see simulations/.")]
@@ -34,12 +39,22 @@ Division = Annotated[str | None, typer.Option("--partition", help="iid, dirichle
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Dirichlet concentration: smaller is more skewed.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for records and pictures. Default: under runs/.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key.")]
+NoCode = Annotated[bool, typer.Option("--no-code", help="Refuse module:factory and module:function, which run code.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace records of another configuration.")]
 
 
 def given(**values: Any) -> dict[str, Any]:
     """Only what was given: None and empty tables are not."""
     return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def tell_code(where: str, models: Iterable[str], methods: Iterable[str] = (), *, refused: bool) -> None:
+    """Say which code will be imported and run, before it is; or end here, where it is `refused`."""
+    code = named_code(models, methods)
+    if refused:
+        check_no_code(where, code)
+    if code and not quiet():
+        typer.echo(f"{where} runs code: {', '.join(code)}", err=True)
 
 
 def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:

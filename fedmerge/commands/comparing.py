@@ -14,6 +14,7 @@ from fedmerge.commands.arguments import (
     DataDir,
     DataSet,
     Division,
+    NoCode,
     OptionalConfig,
     Out,
     Overwrite,
@@ -21,6 +22,7 @@ from fedmerge.commands.arguments import (
     default_out,
     given,
     read_config,
+    tell_code,
 )
 from fedmerge.errors import ConfigError
 from fedmerge.method_names import split_methods
@@ -47,6 +49,7 @@ def compare(
     out: Out = None,
     assignments: Set = None,
     overwrite: Overwrite = False,
+    no_code: NoCode = False,
 ) -> None:
     """Compare aggregators on one federation: curves, a table and records.
 
@@ -64,10 +67,18 @@ def compare(
         "model": given(name=model),
         "partition": given(scheme=partition, clients=clients, alpha=alpha),
     }
-    _run(read_config(config, given(**flags), assignments), out, overwrite=overwrite, grow=not overwrite)
+    settings = read_config(config, given(**flags), assignments)
+    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code)
+    _run(settings, out, overwrite=overwrite, grow=not overwrite)
 
 
-def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite: Overwrite = False) -> None:
+def run(
+    config: ConfigFile,
+    out: Out = None,
+    assignments: Set = None,
+    overwrite: Overwrite = False,
+    no_code: NoCode = False,
+) -> None:
     """Run one method on one seed, such as the config.toml of a record, again."""
     settings = read_config(config, {}, assignments)
     if len(settings.methods) != 1 or len(settings.seeds) != 1:
@@ -76,11 +87,13 @@ def run(config: ConfigFile, out: Out = None, assignments: Set = None, overwrite:
             "`fedmerge run` takes one of each; use `fedmerge compare`, or narrow it down: "
             "--set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
         )
+    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code)
     _run(settings, out, overwrite=overwrite, grow=False)
 
 
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison, or of one run.")],
+    no_code: NoCode = False,
 ) -> None:
     """Go on with what was interrupted: every run continues after its last whole checkpoint.
 
@@ -92,6 +105,8 @@ def resume(
     from fedmerge.simulation.unfinished import find_unfinished, finished_runs
 
     found = find_unfinished(folder)
+    models, methods = {one.model.name for one in found.configs}, [name for one in found.configs for name in one.methods]
+    tell_code(str(folder), sorted(models), methods, refused=no_code)
     outcome = Outcome([], [])
     rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
     with interruptible(folder), Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
@@ -103,6 +118,10 @@ def resume(
         _show(found.configs[0], finished_runs(found.out), outcome.failed, found.out)
     else:
         _show_runs(outcome.runs, outcome.failed)
+
+
+def _named(config: Path | None) -> str:
+    return "the command line" if config is None else str(config)
 
 
 def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fedmerge.commands.arguments import NoCode, tell_code
+
 __all__ = ["merge"]
 
 
@@ -26,10 +28,12 @@ def merge(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Of the method, or model.OPTION.")
     ] = None,
+    no_code: NoCode = False,
 ) -> None:
-    """Merge trained models from files into a new file."""
+    """Merge trained models, or checkpoints of runs, from files into a new file."""
     from fedmerge.merge_files import merge_files, numbers
 
+    tell_code("--model", [model], refused=no_code)
     shape, shares = numbers(input_shape, "--input-shape", int), numbers(weights, "--weights", float)
     given: dict[str, Any] = {
         "input_shape": shape,

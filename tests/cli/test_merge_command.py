@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import fedmerge
 from fedmerge import ConfigError, ModelError, RecordError, cli
+from fedmerge.checkpoints import Checkpoint, save_checkpoint
 from fedmerge.merge_files import merge_files, numbers
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
@@ -135,12 +137,91 @@ def test_checkpoints_of_runs_and_tied_weights(tmp_path, monkeypatch):
     files = []
     for i in range(2):
         state = {"a.weight": torch.full((5, 5), float(i)), "a.bias": torch.ones(5), "b.bias": torch.ones(5)}
-        files.append(tmp_path / f"{i}.safetensors")
-        save_file({f"state/{n}": t for n, t in state.items()} | {"memory/aggregator/m": torch.ones(2)}, files[-1])
+        more = {
+            "memory": {"aggregator/m": torch.ones(2)},
+            "simulation": {"0": torch.arange(3)},
+            "mine": {"x": state["a.bias"]},
+        }
+        files.append(save_checkpoint(tmp_path / str(i), Checkpoint(i, {"state": state, **more}, {"engine": "serial"})))
     merge_files(files, files[0], model="tied_net:Tied")  # the output may be one of the inputs
     merged = load_file(files[0])
     assert torch.equal(merged["a.weight"], torch.full((5, 5), 0.5))
     assert torch.equal(merged["b.weight"], merged["a.weight"])
+
+
+def test_a_checkpoint_counts_as_it_was_written(tmp_path):
+    states = [build_model("logistic", (1, 8, 8), 10, seed=seed).state_dict() for seed in (0, 1)]
+    files = [save_checkpoint(tmp_path / str(i), Checkpoint(3, {"state": state})) for i, state in enumerate(states)]
+    merge_files(files, tmp_path / "m.safetensors", model="logistic")
+    assert torch.equal(load_file("m.safetensors")["output.bias"], (states[0]["output.bias"] + states[1]["output.bias"]) / 2)
+    with pytest.raises(ModelError, match=re.escape(str(files[0]))):  # the folder's newest
+        merge_files([files[0].parent, files[1]], tmp_path / "n.safetensors", model="logistic")
+    content = bytearray(files[0].read_bytes())
+    content[-1] ^= 1
+    files[0].write_bytes(content)
+    with pytest.raises(RecordError, match="truncated or edited"):
+        merge_files(files, tmp_path / "n.safetensors", model="logistic")
+    assert not (tmp_path / "n.safetensors").exists()
+
+
+def complex_of(tensor, i):
+    return torch.complex(tensor, (i + 1) * tensor)
+
+
+# By what is wrong: the model's kind of `w`, which tensor is another in the file, how, and what the error says.
+SPOILT = {
+    "complex in a real model": ("float32", "w", complex_of, "imaginary part would be lost"),
+    "complex in the second file": (
+        "float32",
+        "w",
+        lambda t, i: complex_of(t, i) if i else t,
+        "1.safetensors.*imaginary",
+    ),
+    "real in a complex model": ("complex64", "w", lambda t, i: t.real * i, "lacks an imaginary part"),
+    "whole numbers for weights": ("float32", "w", lambda t, i: (t * i).int(), "have no mean"),
+    "yes and no for weights": ("float32", "w", lambda t, i: t > i, "have no mean"),
+    "fractions for indices": ("float32", "ids", lambda t, i: t + 0.5, "fractions would be lost"),
+    "indices that differ": ("float32", "ids", lambda t, i: t + i, "indices and masks have no mean"),
+    "masks that differ": ("float32", "mask", lambda t, i: t & (i == 0), "indices and masks have no mean"),
+    "a first file too narrow": (
+        "float32",
+        "w",
+        lambda t, i: t * 3e8 if i else t.half(),
+        "does not fit into torch.float16",
+    ),
+    "counters too wide": ("float32", "seen", lambda t, i: t + 2**40 if i else t.int(), "does not fit into torch.int32"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_tensors_that_a_merge_would_spoil_are_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sys.modules.pop("kinds_net", None)
+    (tmp_path / "kinds_net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, kind='float32'):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.w = nn.Linear(4, 3), nn.Parameter(torch.ones(3, dtype=getattr(torch, kind)))\n"
+        "        self.register_buffer('ids', torch.arange(3))\n"
+        "        self.register_buffer('mask', torch.ones(3, dtype=torch.bool))\n"
+        "        self.register_buffer('seen', torch.tensor(1))\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x) * self.w.real\n"
+    )
+    model_kind, name, spoil, told = SPOILT[kind]
+    whole = build_model("kinds_net:Net", (4,), 3, seed=0, kind=model_kind).state_dict()
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    given = {"model": "kinds_net:Net", "input_shape": (4,), "settings": [f"model.kind={model_kind}"]}
+    for i, file in enumerate(files):
+        save_file({**whole, name: spoil(whole[name], i)}, file)
+    with pytest.raises(ModelError, match=told):
+        merge_files(files, tmp_path / "m.safetensors", **given)
+    assert not (tmp_path / "m.safetensors").exists()
+    for file in files:
+        save_file(whole, file)
+    merge_files(files, tmp_path / "m.safetensors", **given)  # it was that tensor
+    assert torch.equal(load_file("m.safetensors")[name], whole[name])
 
 
 def test_methods_on_updates_take_the_common_start(tmp_path):

@@ -1,0 +1,103 @@
+"""What a configuration may run is told before it is imported, and refused with ``--no-code``."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from fedmerge import cli
+from fedmerge.models import build_model
+from fedmerge.own_code import named_code
+from fedmerge.records import write_tensors
+
+CODE = """
+from pathlib import Path
+Path("ran").touch()
+from torch import nn
+from flwr.serverapp.strategy import FedAvg
+
+def model(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+def method():
+    return FedAvg(min_train_nodes=2)
+"""
+RUN = """
+rounds = 1
+methods = [{method}]
+seeds = [0]
+model.name = "{model}"
+partition = {{clients = 3}}
+"""
+COMMANDS = {
+    "run": ("run", "c.toml", "--out", "o"),
+    "compare": ("compare", "c.toml", "--out", "o"),
+    "merge": ("merge", "a.safetensors", "b.safetensors", "--model", "theirs:model", "--out", "o"),
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("theirs", None)
+    (tmp_path / "theirs.py").write_text(CODE)
+    for name in ("a", "b"):
+        write_tensors(tmp_path / f"{name}.safetensors", build_model("logistic", (1, 8, 8), 10, seed=0).state_dict())
+    return tmp_path
+
+
+def fedmerge(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["fedmerge", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    return done.value.code or 0, capsys.readouterr().err
+
+
+def written(folder, model="logistic", method='"fedavg"'):
+    (folder / "c.toml").write_text(RUN.format(model=model, method=method))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_code_is_refused_before_it_is_imported(command, monkeypatch, capsys, tmp_path):
+    written(tmp_path, model="theirs:model")
+    code, err = fedmerge(monkeypatch, capsys, *COMMANDS[command], "--no-code")
+    assert code == 2
+    assert "runs code: model theirs:model" in err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_method_of_others_is_code_and_a_strategy_of_flower_is_not(monkeypatch, capsys, tmp_path):
+    written(tmp_path, method='"theirs:method", "flwr.serverapp.strategy:FedAvg"')
+    code, err = fedmerge(monkeypatch, capsys, "compare", "c.toml", "--out", "o", "--no-code")
+    assert (code, "method theirs:method" in err) == (2, True)
+    assert "flwr" not in err
+    assert not (tmp_path / "ran").exists()
+    for name in ("flwr.serverapp.strategy:os", "flwr.serverapp.strategy.fedavg:FedAvg", "os:system"):
+        assert named_code([], [f"{name}(command=true)"]) == [f"method {name}"]
+
+
+def test_what_runs_is_told_where_it_is_allowed(monkeypatch, capsys, tmp_path):
+    written(tmp_path, model="theirs:model")
+    code, err = fedmerge(monkeypatch, capsys, "run", "c.toml", "--out", "o")
+    assert code == 0, err
+    assert "c.toml runs code: model theirs:model" in err
+    assert (tmp_path / "ran").exists()
+
+
+def test_resume_refuses_the_code_of_what_was_begun(monkeypatch, capsys, tmp_path):
+    written(tmp_path, model="theirs:model")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "c.toml").rename(tmp_path / "o" / "unfinished.toml")
+    code, err = fedmerge(monkeypatch, capsys, "resume", "o", "--no-code")
+    assert (code, "runs code: model theirs:model" in err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_code_nothing_is_refused(monkeypatch, capsys, tmp_path):
+    written(tmp_path)
+    code, err = fedmerge(monkeypatch, capsys, "run", "c.toml", "--out", "o", "--no-code")
+    assert code == 0, err
+    assert "runs code" not in err
