@@ -153,7 +153,9 @@ def test_a_checkpoint_counts_as_it_was_written(tmp_path):
     states = [build_model("logistic", (1, 8, 8), 10, seed=seed).state_dict() for seed in (0, 1)]
     files = [save_checkpoint(tmp_path / str(i), Checkpoint(3, {"state": state})) for i, state in enumerate(states)]
     merge_files(files, tmp_path / "m.safetensors", model="logistic")
-    assert torch.equal(load_file("m.safetensors")["output.bias"], (states[0]["output.bias"] + states[1]["output.bias"]) / 2)
+    assert torch.equal(
+        load_file("m.safetensors")["output.bias"], (states[0]["output.bias"] + states[1]["output.bias"]) / 2
+    )
     with pytest.raises(ModelError, match=re.escape(str(files[0]))):  # the folder's newest
         merge_files([files[0].parent, files[1]], tmp_path / "n.safetensors", model="logistic")
     content = bytearray(files[0].read_bytes())
