@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import entries
 from fedmerge.statistics.base import Batches
+from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES
 
 __all__ = [
     "MergeArguments",
@@ -184,7 +186,15 @@ def as_weights(value: Any, number: int) -> list[float]:
         if isinstance(one, str | bytes):
             raise InvalidOption(f"weights[{i}] must be a number, got {shown(one)}")
         weights.append(weight)
-    return weights
+    return _within_range(weights)
+
+
+def _within_range(weights: list[float]) -> list[float]:
+    """Weights as they are, or where they are no numbers of examples that sums can take, in parts of the largest."""
+    usable = all(0 < weight < math.inf for weight in weights)
+    if not usable or all(LEAST_WEIGHT <= weight <= MOST_EXAMPLES for weight in weights):
+        return weights
+    return [max(weight / max(weights), LEAST_WEIGHT) for weight in weights]
 
 
 def as_statistics(value: Any, number: int) -> list[dict[str, Any]] | None:

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedmerge.bounds import bounded
 from fedmerge.errors import InvalidOption
-from fedmerge.state import Layout, State, WeightedSum, accumulator_dtype
+from fedmerge.state import Layout, State, WeightedSum, accumulator_dtype, as_rows, is_norm_statistic
 
 __all__ = ["BatchNormPolicy", "BufferFold", "check_policy", "pool_moments"]
 
@@ -34,11 +35,16 @@ def check_policy(policy: str) -> None:
 
 
 class BufferFold:
-    """Folds the buffers of a stream of clients; parameters are the aggregator's."""
+    """Folds the buffers of a stream of clients; parameters are the aggregator's.
 
-    def __init__(self, layout: Layout, policy: BatchNormPolicy) -> None:
+    A buffer that most clients return as it was in `start`, the model sent, stays as it was, but for statistics and
+    counters of norms: what nobody trains, such as a table of places or a mask, is no single client's to change.
+    """
+
+    def __init__(self, layout: Layout, policy: BatchNormPolicy, start: State | None = None) -> None:
         self._layout = layout
         self._policy = policy
+        self._untouched = _Untouched(layout, start)
         self._moments = _PooledMoments() if policy == "pooled" else WeightedSum()
         self._integers: dict[str, Tensor] = {}
         self._range = _Range()
@@ -50,6 +56,7 @@ class BufferFold:
             self._moments.add(floats, weight)
             self._range.add(floats, floats)
         self._count(state)
+        self._untouched.add({name: tensor[None] for name, tensor in state.items()})
 
     def add_stacked(self, states: State, weights: Sequence[float]) -> None:
         """Add many clients' buffers, tensors [K, ...]."""
@@ -58,6 +65,7 @@ class BufferFold:
             self._moments.add_stacked(floats, weights)
             self._range.add_stacked(floats)
             self._count({name: states[name].amax(0) for name in self._layout.integer_buffers})
+            self._untouched.add(states)
             return
         for k, weight in enumerate(weights):
             self.add({name: stacked[k] for name, stacked in states.items()}, weight)
@@ -67,6 +75,7 @@ class BufferFold:
         self._moments.join(other._moments)
         self._range.add(other._range.low, other._range.high)
         self._count(other._integers)
+        self._untouched.join(other._untouched)
         return self
 
     def _count(self, state: State) -> None:
@@ -79,8 +88,39 @@ class BufferFold:
         """The merged buffers; under ``local`` those of `base`, where there is one."""
         if self._policy == "local":
             kept = base or {}
-            return {**{n: kept[n].clone() for n in self._layout.float_buffers if n in kept}, **self._integers}
-        return {**self._range.kept(self._moments.mean()), **self._integers}
+            floats = {n: kept[n].clone() for n in self._layout.float_buffers if n in kept}
+        else:
+            floats = self._range.kept(self._moments.mean())
+            floats = {n: bounded(t, base[n] if base else t) if is_norm_statistic(n) else t for n, t in floats.items()}
+        return {**floats, **self._integers, **self._untouched.tensors()}
+
+
+class _Untouched:
+    """How many clients return each buffer as it was."""
+
+    def __init__(self, layout: Layout, start: State | None) -> None:
+        names = [*layout.float_buffers, *layout.integer_buffers]
+        kept = [n for n in names if not is_norm_statistic(n) and not n.endswith("num_batches_tracked")]
+        self._start = {name: start[name] for name in kept if name in (start or ())} if start else {}
+        self._same = dict.fromkeys(self._start, 0)
+        self._clients = 0
+
+    def add(self, states: State) -> None:
+        """Clients, tensors [K, ...]."""
+        self._clients += len(next(iter(states.values()), ()))
+        for name, start in self._start.items():
+            if name in states and states[name].shape[1:] == start.shape:
+                equal = as_rows(states[name]) == as_rows(start[None]).to(states[name].device)
+                self._same[name] += int(equal.all(1).sum())
+
+    def join(self, other: _Untouched) -> None:
+        """The clients of both."""
+        self._clients += other._clients
+        self._same = {name: count + other._same[name] for name, count in self._same.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The buffers that more than half of the clients return as they were."""
+        return {name: self._start[name].clone() for name, same in self._same.items() if 2 * same > self._clients}
 
 
 class _Range:

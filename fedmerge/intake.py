@@ -10,16 +10,18 @@ import torch
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator
+from fedmerge.buffer_checks import fine_rows
 from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
+from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
 from fedmerge.repair import Rescale
-from fedmerge.state import Layout, State, as_rows, is_norm_statistic
+from fedmerge.state import LARGEST, Layout, State, as_rows, is_norm_statistic
 from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode
 from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
-from fedmerge.validation import check_update
+from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update
 from fedmerge.widths import check_matchable
 
 __all__ = ["Intake", "Partial"]
@@ -37,6 +39,7 @@ class Partial:
     accepted: list[int]
     dropped: list[BadUpdate]
     unmoved: Unmoved = field(default_factory=Unmoved)
+    outliers: Outliers = field(default_factory=Outliers)
 
 
 class Intake:
@@ -52,15 +55,16 @@ class Intake:
         *,
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
-        trusting: bool = False,
+        comparing: bool = True,
         keeping: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self.reference, self.layout, self.buffers = reference, layout, buffers
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
-        self._unread = frozenset(layout.parameters if trusting else ())
         self._masks = frozenset(name for name in layout.float_buffers if not is_norm_statistic(name))
+        start = Peaks() if context.base is None else Peaks.of(context.base, self._masks)
+        self.outliers = Outliers(start, comparing)
         self.unmoved = Unmoved(context.frozen)
         self.accepted: list[int] = []
         self.dropped: list[BadUpdate] = []
@@ -84,17 +88,27 @@ class Intake:
             frozen = equal_in_all(list(given.values()), self._context.frozen)
             good = aggregator.align(held, replace(self._context, frozen=frozen))
         for update in good:
-            self.buffers.add(update.state, update.weight)
-            self.unmoved.add(update.state)
             if self.moved is not None and update.state is not given.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:
                 module = self._context.module(update.state, type(aggregator).__name__)
                 self.rescale.add(module, update.weight)
-            yield replace(update, state=self._parameters(update.state))
+            yield self._split(update)
+
+    def late(self) -> Iterator[ClientUpdate]:
+        """Those of a finished sum whose numbers had to wait for all others', where they are no outliers."""
+        for update in self._decided():
+            yield self._split(update)
+
+    def _split(self, update: ClientUpdate) -> ClientUpdate:
+        """The parameters of an update, once its buffers are kept."""
+        self.buffers.add(update.state, update.weight)
+        self.unmoved.add(update.state)
+        return replace(update, state=self._parameters(update.state))
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
         """The good ones of clients that trained stacked."""
+        block = replace(block, states=_of_types(block.states, self.reference))
         suspect = self._suspect(block)
         if suspect or self._aggregator.needs:
             block = self._selected(block, suspect)
@@ -106,26 +120,40 @@ class Intake:
         return replace(block, states=self._parameters(block.states))
 
     def _suspect(self, block: StackedUpdates) -> set[int]:
-        """Rows that need a closer look, found in one pass: shapes, weights, or not finite in sum."""
-        shapes = {name: stacked.shape[1:] for name, stacked in block.states.items()}
-        if shapes != {name: tensor.shape for name, tensor in self.reference.items()}:
-            return set(range(len(block)))
-        numbers = {n: t for n, t in block.states.items() if t.is_floating_point() or t.is_complex()}
-        fine = [
-            ~as_rows(t).isnan().any(1) if n in self._masks else as_rows(t).sum(1).isfinite() for n, t in numbers.items()
-        ]
-        finite = torch.stack(fine).all(0).tolist()
-        return {k for k, weight in enumerate(block.weights) if not (finite[k] and weight > 0)}
+        """Rows that need a closer look, found in one pass; the others' peaks are noted."""
+        everybody, want = set(range(len(block))), self.reference
+        if {n: t.shape[1:] for n, t in block.states.items()} != {n: t.shape for n, t in want.items()}:
+            return everybody
+        if any(tensor.dtype != want[name].dtype for name, tensor in block.states.items()):
+            return everybody
+        base = self._context.base or {}
+        fine = [fine_rows(name, t, self._masks, base.get(name)) for name, t in block.states.items()]
+        fine += [~as_rows(t).isnan().any(1) for n, t in block.states.items() if n in self._masks]
+        sound = torch.stack([one.cpu() for one in fine]).all(0).tolist()
+        suspect = set()
+        for k, (peaks, weight) in enumerate(zip(peaks_of_rows(block.states, self._masks), block.weights, strict=True)):
+            usable = sound[k] and all(size <= LARGEST for size in peaks) and LEAST_WEIGHT <= weight <= MOST_EXAMPLES
+            if not usable or self.outliers.leaps(peaks):
+                suspect.add(k)
+            else:
+                self.outliers.seen.append(peaks)
+        return suspect
 
     def _selected(self, block: StackedUpdates, suspect: set[int]) -> StackedUpdates:
-        """The block without bad updates, its statistics parsed."""
+        """The block without bad updates and those that have to wait, its statistics parsed."""
         kept, statistics = [], []
         for k, update in enumerate(block):
             try:
-                statistics.append(self._checked(update, closely=k in suspect).statistics)
+                if k in suspect:
+                    checked, peaks = self._checked(update)
+                    if self.outliers.holds(replace(checked, state=_copied(checked.state)), peaks):
+                        continue
+                else:
+                    checked = self._measured(update)
             except BadUpdate as bad:
                 self._drop(bad)
                 continue
+            statistics.append(checked.statistics)
             kept.append(k)
         states = block.states
         if len(kept) < len(block):
@@ -141,7 +169,7 @@ class Intake:
     def take(self, partial: Partial) -> None:
         """Take over what has been folded elsewhere."""
         self.buffers, self.unmoved = partial.buffers, partial.unmoved
-        self.accepted, self.dropped = partial.accepted, partial.dropped
+        self.accepted, self.dropped, self.outliers = partial.accepted, partial.dropped, partial.outliers
 
     def check_number(self, at_least: int) -> None:
         """Make sure that there is enough to merge.
@@ -164,29 +192,42 @@ class Intake:
                 self._drop(update)
                 continue
             try:
-                checked = self._checked(update)
+                checked, peaks = self._checked(update)
             except BadUpdate as bad:
                 self._drop(bad)
                 continue
-            self.accepted.append(update.client)
-            yield checked
+            if not self.outliers.holds(checked, peaks):
+                self.accepted.append(update.client)
+                yield checked
+        yield from self._decided()
         self.check_number(at_least)
 
-    def _checked(self, update: ClientUpdate, *, closely: bool = True) -> ClientUpdate:
-        aggregator = self._aggregator
-        if closely:
-            check_update(
-                update,
-                self.reference,
-                same_shapes=not aggregator.may_change_width,
-                unread=self._unread,
-                buffers=self._masks,
-                tied=self._context.tied,
-            )
-            self._check_widths(update)
-        if not aggregator.needs:
+    def _decided(self) -> Iterator[ClientUpdate]:
+        """Those whose numbers had to wait for all others', where they are no outliers."""
+        for update in self.outliers.decided():
+            if isinstance(update, BadUpdate):
+                self._drop(update)
+                continue
+            self.accepted.append(update.client)
+            yield update
+
+    def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
+        checked, peaks = checked_update(
+            update,
+            self.reference,
+            same_shapes=not self._aggregator.may_change_width,
+            masks=self._masks,
+            start=self._context.base,
+            tied=self._context.tied,
+        )
+        self._check_widths(checked)
+        return self._measured(checked), peaks
+
+    def _measured(self, update: ClientUpdate) -> ClientUpdate:
+        """The update with its statistics parsed."""
+        if not self._aggregator.needs:
             return update
-        parsed = {statistic.name: _parsed(update, statistic) for statistic in aggregator.needs}
+        parsed = {statistic.name: _parsed(update, statistic) for statistic in self._aggregator.needs}
         return replace(update, statistics={**update.statistics, **parsed})
 
     def _check_widths(self, update: ClientUpdate) -> None:
@@ -217,6 +258,20 @@ class Intake:
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)
         self.dropped.append(bad)
+
+
+def _of_types(states: State, reference: State) -> State:
+    """Stacked tensors in the model's types, where both are floating numbers."""
+    found = dict(states)
+    for name in reference.keys() & states.keys():
+        if states[name].is_floating_point() and reference[name].is_floating_point():
+            found[name] = states[name].to(reference[name].dtype)
+    return found
+
+
+def _copied(state: State) -> State:
+    """What outlives the block that its tensors are rows of."""
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _parsed(update: ClientUpdate, statistic: Statistic) -> State:

@@ -19,6 +19,7 @@ __all__ = [
     "as_rows",
     "cast_like",
     "editable",
+    "extent",
     "frozen_names",
     "is_extra",
     "is_finite",
@@ -179,12 +180,23 @@ def is_finite(tensor: Tensor) -> bool:
 
 def is_sane(tensor: Tensor) -> bool:
     """Whether a tensor has no NaN, and nothing so large that sums of squares, or of many clients, overflow."""
+    return extent(tensor) <= LARGEST
+
+
+def extent(tensor: Tensor) -> float:
+    """The largest magnitude among a tensor's floating numbers, 0 where it has none, NaN where one is NaN.
+
+    Examples
+    --------
+    >>> extent(torch.tensor([-3.0, 2.0])), extent(torch.tensor([3 - 4j])), extent(torch.tensor([7]))
+    (3.0, 4.0, 0.0)
+    """
     if tensor.is_complex():
-        return is_sane(torch.view_as_real(tensor))
+        return extent(torch.view_as_real(tensor.resolve_conj()))
     if not tensor.is_floating_point() or not tensor.numel():
-        return True
+        return 0.0
     low, high = torch.aminmax(tensor)
-    return float(low) >= -LARGEST and float(high) <= LARGEST
+    return max(-float(low), float(high))
 
 
 def as_rows(stacked: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ class MergeContext:
         Names of parameters that clients do not train. Those that are equal in all updates are not merged.
     tied
         By further names of shared parameters, the one name under which they are merged.
+    left_out
+        How many clients replied with an update that could not be used, once all others have been read.
     """
 
     base: State | None = None
@@ -145,6 +147,7 @@ class MergeContext:
     task: Task | None = None
     frozen: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
+    left_out: Callable[[], int] = int
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

@@ -84,10 +84,6 @@ class Aggregator(ABC):
 class Fold(Aggregator, Generic[Total]):
     """An aggregator that is a sum over clients: the server holds one model however many reply."""
 
-    shows_nan: ClassVar[bool] = False
-    """Whether a NaN or infinity of any one client is seen in the merged parameters: then the clients need a look of
-    their own, half as dear as the sum, only where the result is not finite."""
-
     @abstractmethod
     def zero(self, context: MergeContext) -> Total:
         """The empty sum."""

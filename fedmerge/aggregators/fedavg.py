@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedmerge.aggregators.base import Fold
 from fedmerge.registry import register
@@ -27,8 +26,6 @@ class FedAvg(Fold[WeightedSum]):
     >>> FedAvg().merge(updates, MergeContext(), {})[0]["w"]
     tensor([0.7500, 0.7500])
     """
-
-    shows_nan: ClassVar[bool] = True
 
     def zero(self, context: MergeContext) -> WeightedSum:
         """No model, no weight."""

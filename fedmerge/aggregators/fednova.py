@@ -53,7 +53,6 @@ class FedNova(Fold[_Total]):
     server_momentum: float = 0.0
 
     requires_base: ClassVar[bool] = True
-    shows_nan: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self, "server_momentum", 0.0, 1.0, open_high=True)

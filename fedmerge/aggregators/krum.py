@@ -28,7 +28,8 @@ class Krum(Aggregator):
 
     Blanchard et al. 2017: with n clients of which f are hostile, a client's score is the sum of squared distances
     to the n - f - 2 nearest others; the `selected` lowest scores are averaged, each with one vote. It wants
-    n >= 2 f + 3. On skewed labels an honest client may be far from all others, and is left out then.
+    n >= 2 f + 3. A client whose update could not be used counts as one of the f where too few others are left. On
+    skewed labels an honest client may be far from all others, and is left out then.
 
     Parameters
     ----------
@@ -68,11 +69,13 @@ class Krum(Aggregator):
         count = len(updates)
         hostile = counted(self.attackers, count) if self.attackers < 1 else int(self.attackers)
         papers = self.form == "paper"
-        if papers and count < 2 * hostile + 3:
+        if papers and count + context.left_out() < 2 * hostile + 3:
             raise NoUsableUpdates(
                 f"Krum with {hostile} attackers wants at least {2 * hostile + 3} usable updates, got {count}: "
                 "lower attackers, or have more clients take part"
             )
+        # Who has been left out already is one of the attackers: no more are sought than so many clients can show.
+        hostile = min(hostile, max(0, (count - 3) // 2)) if papers and context.left_out() else hostile
         distances = squared_distances(updates).sort(1).values[:, 1:]  # the nearest of all is a client itself
         scores = distances[:, : max(1, count - hostile - 2)].sum(1)
         most = min(self.selected, count - hostile) if papers else self.selected
