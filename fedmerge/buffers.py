@@ -90,7 +90,7 @@ class BufferFold:
             kept = base or {}
             floats = {n: kept[n].clone() for n in self._layout.float_buffers if n in kept}
         else:
-            floats = self._range.kept(self._moments.mean())
+            floats = self._range.kept(self._moments.mean(), pooled=self._policy == "pooled")
             floats = {n: bounded(t, base[n] if base else t) if is_norm_statistic(n) else t for n, t in floats.items()}
         return {**floats, **self._integers, **self._untouched.tensors()}
 
@@ -146,14 +146,21 @@ class _Range:
         real = {name: tensor for name, tensor in states.items() if not tensor.is_complex()}
         self.add({n: t.amin(0) for n, t in real.items()}, {n: t.amax(0) for n, t in real.items()})
 
-    def kept(self, means: State) -> dict[str, Tensor]:
-        """`means`, and the entries themselves where they are equal in all clients."""
-        return {
-            name: torch.where(self.low[name] == self.high[name], self.low[name].to(mean.dtype), mean)
-            if name in self.low
-            else mean
-            for name, mean in means.items()
-        }
+    def kept(self, means: State, *, pooled: bool) -> dict[str, Tensor]:
+        """`means`, and the entries themselves where they are equal in all clients.
+
+        A variance that was `pooled` is theirs only where what it is about is equal as well.
+        """
+        found = {}
+        for name, mean in means.items():
+            beside = _mean_of(name) if pooled else None
+            if name in self.low:
+                alike = self.low[name] == self.high[name]
+                if beside in self.low:
+                    alike = alike & (self.low[beside] == self.high[beside])
+                mean = torch.where(alike, self.low[name].to(mean.dtype), mean)  # noqa: PLW2901
+            found[name] = mean
+        return found
 
 
 class _PooledMoments(WeightedSum):

@@ -21,7 +21,8 @@ _LARGEST_INTEGER = 2**63
 def alike(contents: Sequence[RecordDict]) -> list[RecordDict]:
     """The replies whose metrics have the same names and kinds as most replies'; a warning counts the others.
 
-    Flower's mean over clients fails, or counts a name for too few, where one client reports something else.
+    Flower's mean over clients fails, or counts a name for too few, where one client reports something else; and one
+    client's NaN would be everybody's. Where nobody reports finite numbers, theirs are what there is.
 
     Examples
     --------
@@ -31,6 +32,8 @@ def alike(contents: Sequence[RecordDict]) -> list[RecordDict]:
     2
     """
     forms = [_form(content) for content in contents]
+    finite = [form if _finite(content) else None for form, content in zip(forms, contents, strict=True)]
+    forms = finite if any(form is not None for form in finite) else forms
     known = Counter(form for form in forms if form is not None)
     if not known:
         return []
@@ -52,6 +55,13 @@ def _form(content: RecordDict) -> tuple[tuple[str, int], ...] | None:
                 return None
             form.append((f"{record}/{key}", len(value) if isinstance(value, list) else -1))
     return tuple(sorted(form))
+
+
+def _finite(content: RecordDict) -> bool:
+    """Whether all numbers among the metrics are finite."""
+    told = (value for metrics in content.metric_records.values() for value in metrics.values())
+    numbers = (number for value in told for number in (value if isinstance(value, list) else [value]))
+    return all(not isinstance(number, float) or math.isfinite(number) for number in numbers)
 
 
 def judged(replies: Iterable[Message], weight_key: str) -> list[Message]:

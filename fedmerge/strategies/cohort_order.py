@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -111,8 +112,9 @@ class CohortAnswer:
         self.bytes_up += other.bytes_up
 
     def metrics(self, accepted: set[int]) -> MetricRecord:
-        """What Flower's weighted mean gives over the accepted clients' metrics."""
-        counted = [one for one in self.trained if one.client in accepted]
+        """What Flower's weighted mean gives over the accepted clients' metrics, those with NaN left out."""
+        taken = [one for one in self.trained if one.client in accepted]
+        counted = [one for one in taken if all(math.isfinite(x or 0.0) for x in (one.train_loss, one.error))] or taken
         total = sum(one.examples for one in counted)
         means: dict[str, int | float | list[int] | list[float]] = {
             "train_loss": sum(one.train_loss * (one.examples / total) for one in counted),

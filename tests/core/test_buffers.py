@@ -167,3 +167,12 @@ def test_sums_are_taken_in_float32_or_better():
         total.add({"w": torch.ones(1, dtype=torch.float16)}, 1.0)
     assert total.tensors["w"].item() == 4096.0  # float16 stops counting at 2048
     assert total.mean()["w"].item() == 1.0
+
+
+def test_equal_variances_about_other_means_are_pooled_all_the_same():
+    sent = [
+        ClientUpdate(i, {"w": torch.ones(1), "running_mean": torch.tensor([m, 3.0]), "running_var": torch.ones(2)})
+        for i, m in enumerate((-2.0, 2.0))
+    ]
+    state = build_pipeline("fedavg", batch_norm="pooled").merge(sent, MergeContext(base=sent[0].state)).state
+    assert state["running_var"].tolist() == [5.0, 1.0]
