@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = [
     "BadUpdate",
+    "CannotMatch",
     "CannotStack",
     "ClientFailed",
     "ConfigError",
@@ -45,6 +46,17 @@ class BadUpdate(FedMergeError):
     def __reduce__(self) -> tuple[type, tuple[int | str, str, str]]:
         # Between processes an exception is made anew from its arguments, which are not its message.
         return type(self), (self.client, self.reason, self.remedy)
+
+
+class CannotMatch(FedMergeError):
+    """Neurons of some clients cannot be matched with the others': those ``dropped`` are left out of the merge."""
+
+    def __init__(self, dropped: Sequence[BadUpdate]) -> None:
+        super().__init__("; ".join(str(bad) for bad in dropped))
+        self.dropped = tuple(dropped)
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[BadUpdate, ...]]]:
+        return type(self), (self.dropped,)
 
 
 class NoUsableUpdates(FedMergeError):

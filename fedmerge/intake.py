@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffer_checks import fine_rows
 from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
-from fedmerge.errors import BadUpdate, InvalidOption, ModelError, NoUsableUpdates
+from fedmerge.errors import BadUpdate, CannotMatch, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
+from fedmerge.raw_errors import RAW
 from fedmerge.repair import Rescale
 from fedmerge.state import LARGEST, Layout, State, as_rows, is_norm_statistic
 from fedmerge.statistics import Statistic
@@ -80,14 +82,16 @@ class Intake:
             At the end of the stream, where fewer than `at_least` were good.
         """
         aggregator = self._aggregator
-        good: Iterable[ClientUpdate] = self._good(updates, at_least)
+        good: Iterable[ClientUpdate | BadUpdate] = self._good(updates, at_least)
         given: dict[int, State] = {}
         if isinstance(aggregator, Aligning):
             held = list(good)
             given = {update.client: update.state for update in held}
-            frozen = equal_in_all(list(given.values()), self._context.frozen)
-            good = aggregator.align(held, replace(self._context, frozen=frozen))
+            good = self._aligned(aggregator, held, at_least)
         for update in good:
+            if isinstance(update, BadUpdate):
+                self._leave_out([update], at_least)
+                continue
             if self.moved is not None and update.state is not given.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:
@@ -105,6 +109,28 @@ class Intake:
         self.buffers.add(update.state, update.weight)
         self.unmoved.add(update.state)
         return replace(update, state=self._parameters(update.state))
+
+    def _aligned(
+        self, aggregator: Aligning, held: list[ClientUpdate], at_least: int
+    ) -> Iterator[ClientUpdate | BadUpdate]:
+        """Updates in one order of neurons, without those that cannot be brought into it."""
+        while True:
+            frozen = equal_in_all([update.state for update in held], self._context.frozen)
+            aligned = iter(aggregator.align(held, replace(self._context, frozen=frozen)))
+            try:
+                first = next(aligned)  # nobody is yielded before all are matched
+            except CannotMatch as found:
+                self._leave_out(found.dropped, at_least)
+                held = [update for update in held if update.client in self.accepted]
+                continue
+            return chain([first], aligned)
+
+    def _leave_out(self, found: Sequence[BadUpdate], at_least: int) -> None:
+        """Drop clients that were good one by one, but cannot be brought into the others' order."""
+        for bad in found:
+            self.accepted.remove(int(bad.client))
+            self._drop(bad)
+        self.check_number(max(at_least, 1))
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
         """The good ones of clients that trained stacked."""
@@ -245,7 +271,7 @@ class Intake:
                 )
         try:
             spec = self._context.symmetries(update.state, type(self._aggregator).__name__)
-        except (ModelError, RuntimeError, TypeError, ValueError) as error:
+        except (ModelError, *RAW) as error:
             shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
             raise BadUpdate(
                 update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."

@@ -9,9 +9,9 @@ import torch
 
 from fedmerge.errors import FedMergeError, ModelError
 
-__all__ = ["named"]
+__all__ = ["RAW", "named"]
 
-_RAW = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+RAW = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def named(what: str) -> Iterator[None]:
         yield
     except (FedMergeError, torch.OutOfMemoryError):
         raise
-    except _RAW as error:
+    except RAW as error:
         first = (str(error).strip() or "no reason given").split("\n")[0]
         raise ModelError(
             f"{what} failed: {type(error).__name__}: {first.rstrip('.')}. See that model(inputs) runs."

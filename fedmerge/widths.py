@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fedmerge.errors import BadUpdate
+from fedmerge.errors import BadUpdate, CannotMatch
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.registry import entries
 from fedmerge.state import State
 
-__all__ = ["ALL_BUT", "check_equal_widths", "check_matchable"]
+__all__ = ["ALL_BUT", "WIDER", "check_equal_widths", "check_matchable", "check_widest"]
 
 ALL_BUT = (
     "Outputs, classes and vocabularies are not matched by any method. To merge all but these layers, put one and the "
     "same new layer in their place in a copy of each model (such as nn.Linear(16, 3)), merge the copies, and train it"
 )
 """What to do where heads or vocabularies differ in size."""
+
+WIDER = 4
+"""How many times as wide as the median a client may be, where three or more are merged."""
 
 
 def check_equal_widths(states: Sequence[State], reference: State, method: str) -> None:
@@ -35,6 +38,33 @@ def check_equal_widths(states: Sequence[State], reference: State, method: str) -
                     f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(reference[name].shape)}",
                     f"{method} merges models of equal widths; hidden widths may differ for {able}. {ALL_BUT}.",
                 )
+
+
+def check_widest(clients: Sequence[int], states: Sequence[State]) -> None:
+    """Make sure that no client of three or more makes everybody's model far wider than most have it.
+
+    The merged model is as wide as the widest client, everybody trains it from then on, and matching takes time by the
+    cube of a width.
+
+    Raises
+    ------
+    CannotMatch
+        Some are more than :data:`WIDER` times as wide as the median.
+    """
+    if len(states) < 3:
+        return
+    found: dict[int, BadUpdate] = {}
+    for name, first in states[0].items():
+        for axis in range(first.ndim):
+            widths = [state[name].shape[axis] for state in states]
+            middle = sorted(widths)[(len(widths) - 1) // 2]
+            for client, width in zip(clients, widths, strict=True):
+                if width > WIDER * max(1, middle):
+                    reason = f"tensor {name!r} has {width} along axis {axis}, most clients {middle}"
+                    remedy = f"No client's layers may be more than {WIDER} times as wide as the median."
+                    found.setdefault(client, BadUpdate(client, reason, remedy))
+    if found:
+        raise CannotMatch(list(found.values()))
 
 
 def check_matchable(client: int, state: State, reference: State, other: Collection[str], spec: PermutationSpec) -> None:

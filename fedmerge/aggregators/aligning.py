@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedmerge.aggregators.base import Aggregator
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.method_names import parse_method
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import build
@@ -66,8 +66,14 @@ class Aligning(Aggregator):
         return self.combiner.needs
 
     @abstractmethod
-    def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
-        """Updates that may be averaged tensor by tensor, one at a time."""
+    def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate | BadUpdate]:
+        """Updates that may be averaged tensor by tensor, one at a time, or why one may not.
+
+        Raises
+        ------
+        CannotMatch
+            Before the first of them: some clients have to be left out for the others to be matched.
+        """
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Combine what :meth:`align` gave."""

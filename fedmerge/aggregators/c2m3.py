@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
 from fedmerge.aggregators.base import check_range
+from fedmerge.matching.fairness import bounded
 from fedmerge.matching.universe import match_universe
 from fedmerge.matching.weights import match_many
 from fedmerge.permutations import PermutationSpec
@@ -47,7 +48,7 @@ class C2M3(Permuting):
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], context: MergeContext
     ) -> list[list[Tensor]]:
         """Weight matching, then Frank-Wolfe from there."""
-        states = [context.trained(u.state, "C2M3") for u in updates]
+        states = bounded([context.trained(u.state, "C2M3") for u in updates])
         weights = [u.weight for u in updates]
         start = match_many(spec, states, weights, generator=context.torch_generator("c2m3"))
         return match_universe(spec, states, weights, start, steps=self.steps, tolerance=self.tolerance)

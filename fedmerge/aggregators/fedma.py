@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
+from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.aggregators.layerwise import Clients, Layerwise
 from fedmerge.errors import BadUpdate
 from fedmerge.matching.features import Unit
@@ -71,11 +72,13 @@ class FedMA(Layerwise):
         """
         if context.exchange is None or not self.several_exchanges:
             return clients
+        aliases = clients.specs[0].aliases
         fresh = _settled(clients.specs[0], clients.trained[0], clients.done) - clients.settled
+        fresh |= {alias for alias, name in aliases.items() if name in fresh}  # one tensor travels under all its names
         frozen = clients.settled | fresh | context.frozen
         asked = None if upcoming is None else _asked(clients, upcoming) - frozen
         order = list(clients.updates[0].state)
-        merged = _means(clients, [n for n in order if n in fresh])
+        merged = self._merged(clients, [n for n in order if n in fresh], context)
         stage = Stage(
             number=len(clients.done),
             frozen=tuple(n for n in order if n in frozen),
@@ -89,18 +92,38 @@ class FedMA(Layerwise):
         }
         caught = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
         reached = {client: told for client, told in news.items() if client not in clients.silent}
-        for answer in context.exchange(reached, stage):
+        for answer in context.exchange(dict(reached), stage):
+            if answer.client not in reached:
+                continue
+            wanted = {name: caught[answer.client][name] for name in stage.send}
             try:
-                check_update(answer, {name: caught[answer.client][name] for name in stage.send})
-                caught[answer.client] |= answer.state
-                del reached[answer.client]
+                caught[answer.client] |= check_update(answer, wanted).state
             except BadUpdate as bad:
                 log.warning("stage %d: %s", stage.number, bad)
+                continue
+            caught[answer.client] |= {alias: caught[answer.client][name] for alias, name in aliases.items()}
+            del reached[answer.client]
         for client in reached:
             log.warning("stage %d: client %d stays at what it sent last, and is not asked again", stage.number, client)
         after = self._start([replace(u, state=caught[u.client]) for u in clients.updates], context)
         after.done, after.settled, after.silent = clients.done, frozen, clients.silent | set(reached)
         return after
+
+    def _merged(self, clients: Clients, names: Collection[str], context: MergeContext) -> dict[str, Tensor]:
+        """Every tensor of these combined over the clients that have its neurons, in global coordinates."""
+        carried = clients.carried()
+        if not isinstance(self.combiner, FedAvg):
+            parts = [
+                replace(u, state={n: c[n] for n in names}, weight=w)
+                for u, c, w in zip(clients.updates, carried, clients.weights, strict=True)
+            ]
+            merged = self.combiner.merge(parts, context, {})[0] if names else {}
+        else:
+            shares = clients.weights
+            merged = {
+                n: torch.as_tensor(sum(s * c[n].double() for s, c in zip(shares, carried, strict=True))) for n in names
+            }
+        return {name: tensor.to(carried[0][name].dtype) for name, tensor in merged.items()}
 
 
 def _settled(spec: PermutationSpec, trained: State, done: Collection[int]) -> set[str]:
@@ -124,15 +147,3 @@ def _asked(clients: Clients, upcoming: Unit) -> set[str]:
     into = {s.parameter for g in upcoming.members for s in spec.groups[g].sites if s.role == "out"}
     described = {name for name in into if name in clients.trained[0] and groups[name] <= known}
     return described | _settled(spec, clients.trained[0], known)
-
-
-def _means(clients: Clients, names: Collection[str]) -> dict[str, Tensor]:
-    """The mean of every tensor over the clients that have its neurons, in global coordinates."""
-    carried = clients.carried()
-    shares = torch.tensor(clients.weights, dtype=torch.float64)
-    shares /= shares.sum()
-    found = {}
-    for name in names:
-        mean = sum(float(s) * c[name].double() for s, c in zip(shares, carried, strict=True))
-        found[name] = torch.as_tensor(mean).to(carried[0][name].dtype)
-    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
 from fedmerge.aggregators.base import check_range
+from fedmerge.matching.fairness import bounded
 from fedmerge.matching.graph import match_graphs
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
@@ -54,7 +55,7 @@ class GAMF(Permuting):
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], context: MergeContext
     ) -> list[list[Tensor]]:
         """Graduated assignment to a common graph."""
-        states = [context.trained(u.state, "GAMF") for u in updates]
+        states = bounded([context.trained(u.state, "GAMF") for u in updates])
         temperatures = np.geomspace(self.hottest, self.coldest, self.steps).tolist()
         weights = [u.weight for u in updates]
         return match_graphs(spec, states, weights, temperatures=temperatures, iterations=self.iterations)

@@ -14,17 +14,21 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
+from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.errors import ModelError
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.bayes import match_bayes, readiness
 from fedmerge.matching.blocks import match_blocks
+from fedmerge.matching.fairness import bounded, normalised, shares_of
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
+from fedmerge.matching.units import check_forms
 from fedmerge.permutations import PermutationSpec, Plan, transport
 from fedmerge.permutations.transport import Plans
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.widths import check_widest
 
 __all__ = ["Clients", "Layerwise"]
 
@@ -70,8 +74,13 @@ class Clients:
 
     @property
     def weights(self) -> list[float]:
-        """Of the clients."""
-        return [u.weight for u in self.updates]
+        """Of the clients, summing to 1."""
+        return normalised([u.weight for u in self.updates])
+
+    @property
+    def say(self) -> list[float]:
+        """How much each counts in what is matched with what."""
+        return shares_of([u.weight for u in self.updates])
 
     def carried(self) -> list[dict[str, Tensor]]:
         """All tensors in global coordinates, see :func:`~fedmerge.matching.growing.filled`."""
@@ -129,15 +138,17 @@ class Layerwise(Aligning):
                     self._match(clients, position, generator, context)
                 clients = self.between(clients, upcoming, context)
         carried = clients.carried()
-        if clients.counts is not None:
+        if clients.counts is not None and isinstance(self.combiner, FedAvg):  # others know no weights
             class_weighted(carried, clients.heads, clients.weights, clients.counts)
         for update, state in zip(clients.updates, carried, strict=True):
             yield replace(update, state=state)
 
     def _start(self, updates: list[ClientUpdate], context: MergeContext) -> Clients:
         name = type(self).__name__
-        trained = [context.trained(u.state, name) for u in updates]
+        check_widest([u.client for u in updates], [u.state for u in updates])
+        trained = bounded([context.trained(u.state, name) for u in updates])
         specs = [context.symmetries(u.state, name) for u in updates]
+        check_forms(specs, updates)
         counts = None
         if self.class_aware:
             found = [u.statistic("class_counts")["class_counts"] for u in updates]
@@ -190,7 +201,7 @@ class Layerwise(Aligning):
 
     def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
         """``1 / sigma``, times how many examples a client has or, in output weights, how many of the class."""
-        weights = torch.tensor(clients.weights, dtype=torch.float64)
+        weights = torch.tensor(clients.say, dtype=torch.float64)
         shares = weights * len(weights) / weights.sum()
         found = []
         for j, (own, *outgoing) in enumerate(described):
@@ -216,7 +227,7 @@ def _match_blocks(clients: Clients, position: int) -> None:
     """
     sums: list[Tensor] = []
     seen = 0.0
-    for j, (spec, weight) in enumerate(zip(clients.specs, clients.weights, strict=True)):
+    for j, (spec, weight) in enumerate(zip(clients.specs, clients.say, strict=True)):
         unit = units(spec)[position]
         described = _described(spec, clients.trained[j], unit, clients.done, clients.plans[j])
         if not sums:

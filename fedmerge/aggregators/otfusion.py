@@ -11,18 +11,20 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
-from fedmerge.errors import InvalidOption, ModelError
+from fedmerge.errors import InvalidOption
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.blocks import match_blocks
+from fedmerge.matching.fairness import anchor_of, bounded, shares_of
 from fedmerge.matching.features import incoming
-from fedmerge.matching.listening import Moments, consumers, moments
+from fedmerge.matching.listening import Moments, check_heard, consumers, moments
 from fedmerge.matching.transport import coupling, distances, mass, plan_of
-from fedmerge.matching.units import Unit, units
+from fedmerge.matching.units import Unit, check_forms, units
 from fedmerge.permutations import PermutationSpec, Site, transport
 from fedmerge.permutations.transport import Plan
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.widths import check_widest
 
 __all__ = ["OTFusion"]
 
@@ -80,25 +82,25 @@ class OTFusion(Aligning):
                 raise InvalidOption(f"OTFusion: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
-        """Carry every client onto the widest, the heaviest of them where several are."""
+        """Carry every client onto the widest of those that look like most, of several onto the most typical."""
         if len(updates) == 1:
             yield from updates
             return
-        specs = [context.symmetries(u.state, "OTFusion") for u in updates]
-        for spec in specs[1:]:
-            _check_alike(specs[0], spec)
-        trained = [context.trained(u.state, "OTFusion") for u in updates]
+        check_widest([u.client for u in updates], [u.state for u in updates])
+        specs, weights = [context.symmetries(u.state, "OTFusion") for u in updates], [u.weight for u in updates]
+        check_forms(specs, updates)
+        trained, shares = bounded([context.trained(u.state, "OTFusion") for u in updates]), shares_of(weights)
         sizes = [sum(t.numel() for t in state.values()) for state in trained]
-        order = sorted(range(len(updates)), key=lambda i: (-sizes[i], -updates[i].weight, i))
-        anchor = order[0]
+        anchor = anchor_of(trained, weights, sizes)
+        order = sorted(range(len(updates)), key=lambda i: (i != anchor, -sizes[i], -weights[i], i))
         heard = self._heard(specs, updates, order, context) if self.ground == "activations" else None
         carried: dict[int, tuple[list[Tensor], dict[int, Plan]]] = {}
         mean = WeightedSum()
-        mean.add(trained[anchor], updates[anchor].weight)
+        mean.add(trained[anchor], shares[anchor])
         for i in order[1:]:
             target = trained[anchor] if self.fusion == "anchor" else _mean(mean)
             carried[i] = self._onto((specs[anchor], target), (specs[i], trained[i]), (anchor, i), heard)
-            mean.add(_moved(specs[i], trained[i], carried[i]), updates[i].weight)
+            mean.add(_moved(specs[i], trained[i], carried[i]), shares[i])
         if self.fusion == "barycentre":
             target = _mean(mean)
             for i in order:
@@ -113,7 +115,9 @@ class OTFusion(Aligning):
         modules = [context.module(u.state, "OTFusion") for u in updates]
         sites = [[consumers(s) for unit in units(spec) for s in (unit.sites, *unit.kind_sites)] for spec in specs]
         pairs = [(order[0], i) for i in order]
-        return moments(sites, modules, pairs, context.sample("OTFusion", self.examples))
+        found = moments(sites, modules, pairs, context.sample("OTFusion", self.examples))
+        check_heard(found, [u.client for u in updates])
+        return found
 
     def _onto(
         self,
@@ -207,16 +211,3 @@ def _blocks_heard(unit: Unit, spec: PermutationSpec, costs: Sequence[Tensor]) ->
         size = spec.groups[kind[0]].size
         kinds.append(-cost.reshape(unit.size, size, unit.size, size))
     return unit.placed(spec, *assign_blocks(direct, kinds))
-
-
-def _check_alike(one: PermutationSpec, other: PermutationSpec) -> None:
-    """Specs of one architecture have the same groups, whatever their widths.
-
-    Raises
-    ------
-    ModelError
-        They do not.
-    """
-    forms = [[[(s.parameter, s.axis) for s in g.sites] for g in spec.groups] for spec in (one, other)]
-    if forms[0] != forms[1]:
-        raise ModelError("the clients' models differ by more than the widths of their layers: they cannot be merged")

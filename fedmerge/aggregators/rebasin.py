@@ -12,6 +12,7 @@ from fedmerge.aggregators.aligning import Permuting
 from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
 from fedmerge.matching.activations import match_activations
+from fedmerge.matching.fairness import anchor_of, bounded
 from fedmerge.matching.weights import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
@@ -28,7 +29,7 @@ class Rebasin(Permuting):
     Ainsworth et al. 2023. On weights: coordinate ascent on ``sum_l <W_A[l], P[l] W_B[l] P[l-1]^T>`` over all
     groups of neurons (algorithm 1), many models by matching each to the weighted mean of the others
     (algorithm 3). On activations: correlation of what neurons say on the server's data, layer by layer, to the
-    client with the most examples. Models that started together stay as they are, and FedAvg is the result.
+    client that looks most like all others. Models that started together stay as they are, and FedAvg is the result.
 
     Parameters
     ----------
@@ -74,9 +75,9 @@ class Rebasin(Permuting):
         """To the mean of the others, or to the heaviest client."""
         states, weights = [u.state for u in updates], [u.weight for u in updates]
         generator = context.torch_generator("rebasin")
-        trained = [context.trained(state, "Rebasin") for state in states]
+        trained = bounded([context.trained(state, "Rebasin") for state in states])
         if self.ground == "weights":
             return match_many(spec, trained, weights, rounds=self.sweeps, restarts=self.restarts, generator=generator)
         modules = [context.module(state, "Rebasin") for state in states]
-        anchor = max(range(len(states)), key=lambda i: weights[i])
-        return match_activations(spec, modules, trained, context.sample("Rebasin", self.examples), anchor)
+        inputs, anchor = context.sample("Rebasin", self.examples), anchor_of(trained, weights)
+        return match_activations(spec, modules, trained, inputs, anchor, [u.client for u in updates])

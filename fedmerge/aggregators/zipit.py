@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import check_range
+from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.matching.activations import Heard, not_heard_singly, permutations_by
+from fedmerge.matching.fairness import bounded, normalised, shares_of, typical
 from fedmerge.matching.listening import Moments
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
@@ -28,7 +30,7 @@ class ZipIt(Aligning):
     Stoica et al. 2024. A merged feature is the mean of its cluster, weighed by examples; what took in one of the
     cluster takes in the mean. Features without correlation to another client's may be merged within a client.
     Heads of attention and groups of a norm, which a mixture of features would break, are re-ordered as a whole and
-    within, to those of the first client. Output layers are averaged as they are.
+    within, to those of the first client that looks like most. Output layers are averaged as they are.
 
     Parameters
     ----------
@@ -62,13 +64,18 @@ class ZipIt(Aligning):
         spec = context.symmetries(updates[0].state, "ZipIt")
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
-        trained = [context.trained(u.state, "ZipIt") for u in updates]
+        trained = bounded([context.trained(u.state, "ZipIt") for u in updates])
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
         heard = Heard.of(spec, modules, pairs, context.sample("ZipIt", self.examples))
-        found_by = [permutations_by(spec, heard, (0, j), trained) for j in range(count)]
+        heard.check([u.client for u in updates])
+        first = min(typical(trained))
+        turned = {(g, b, a): one.turned() for (g, a, b), one in heard.found.items()}
+        both = Heard(heard.units, {**turned, **heard.found})
+        found_by = [permutations_by(spec, both, (first, j), trained) for j in range(count)]
         blocks = [not_heard_singly(spec, perms, heard) for perms in found_by]
-        shares = torch.tensor([u.weight for u in updates], dtype=torch.float64)
-        shares /= shares.sum()
+        # What is not averaged afterwards looks at the clients one by one, and knows no weights.
+        parts = normalised if isinstance(self.combiner, FedAvg) else shares_of
+        shares = torch.tensor(parts([u.weight for u in updates]), dtype=torch.float64)
         plans: list[dict[int, Plan]] = [{} for _ in updates]
         for unit, number in heard:
             if not unit.simple or (number, 0, 0) not in heard.found:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.matching.assignment import assign, assign_blocks
 from fedmerge.matching.features import Unit, WeightSimilarity, units
-from fedmerge.matching.listening import Moments, consumers, moments
+from fedmerge.matching.listening import Moments, check_heard, consumers, moments
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.state import State
 
@@ -46,6 +46,16 @@ class Heard:
         groups = [consumers(sites) for unit in parts for sites in (unit.sites, *unit.kind_sites)]
         return cls(parts, moments([groups] * len(modules), modules, pairs, inputs))
 
+    def check(self, clients: Sequence[int]) -> None:
+        """Make sure that all models can be heard.
+
+        Raises
+        ------
+        CannotMatch
+            What some say is not finite, or so large that its square is not; `clients` are whose models they are.
+        """
+        check_heard(self.found, clients)
+
     def __iter__(self) -> Iterator[tuple[Unit, int]]:
         """Units with the number of their own moments; those of their kinds follow it."""
         number = 0
@@ -60,6 +70,7 @@ def match_activations(
     states: Sequence[State],
     inputs: Iterable[Tensor],
     anchor: int,
+    clients: Sequence[int] | None = None,
 ) -> list[list[Tensor]]:
     """Permutations of each model under which its activations correlate most with the anchor's.
 
@@ -70,9 +81,15 @@ def match_activations(
     ----------
     states
         The modules' parameters.
+    anchor
+        Which model the others are matched to.
+    clients
+        Whose models they are; their numbers in the list where not given.
 
     Raises
     ------
+    CannotMatch
+        What some say cannot be compared.
     InvalidOption
         There are no inputs.
     """
@@ -80,6 +97,7 @@ def match_activations(
     heard = Heard.of(spec, modules, pairs, inputs)
     if not heard.found and any(consumers(group.sites) for group in spec.groups):
         raise InvalidOption("matching by activations needs inputs on the server: pass data=.")
+    heard.check(list(range(len(modules))) if clients is None else clients)
     perms = [spec.identity() for _ in modules]
     for _, j in pairs:
         perms[j] = permutations_by(spec, heard, (anchor, j), states)

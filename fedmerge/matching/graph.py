@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedmerge.matching.assignment import assign, assign_blocks
 from fedmerge.matching.blocks import match_blocks
+from fedmerge.matching.fairness import anchor_of, shares_of
 from fedmerge.matching.features import rows
 from fedmerge.matching.units import Unit, units
 from fedmerge.permutations.spec import PermutationSpec, Site
@@ -48,16 +49,17 @@ def match_graphs(
     their other ends. While the temperature falls, each model's matrices are set to
     ``Sinkhorn(affinity / temperature)``, temperatures being in standard deviations of the affinities, and the common
     graph to the weighted mean of the models under the rounded matrices: under soft ones it would blur. It starts
-    as the heaviest model. Blocks are assigned as a whole and within from the start, as soft ones would be none.
+    as the model that is most typical of all. Blocks are assigned as a whole and within from the start, as soft ones
+    would be none.
     """
-    anchor = max(range(len(states)), key=lambda i: weights[i])
+    anchor, shares = anchor_of(states, weights), shares_of(weights)
     common: State = {n: t.double() for n, t in states[anchor].items()}
     graphs = [_Graph(spec, state) for state in states]
     for temperature in temperatures:
         mean = WeightedSum()
-        for graph, weight in zip(graphs, weights, strict=True):
+        for graph, share in zip(graphs, shares, strict=True):
             graph.match(common, temperature, iterations)
-            mean.add({n: t.double() for n, t in spec.apply(graph.state, graph.rounded()).items()}, weight)
+            mean.add({n: t.double() for n, t in spec.apply(graph.state, graph.rounded()).items()}, share)
         common = mean.mean()
     return [spec.compose(graph.order, graph.rounded()) for graph in graphs]
 

@@ -99,4 +99,5 @@ def class_weighted(
         for state, factor in zip(states, wanted / shares, strict=True):
             tensor = state[name]
             shape = [-1] + [1] * (tensor.ndim - 1)
-            state[name] = (tensor * factor.to(tensor).reshape(shape)).to(tensor.dtype)
+            wide = tensor.to(accumulator_dtype(tensor.dtype))  # a class of one client in a thousand outgrows half
+            state[name] = wide * factor.to(wide).reshape(shape)

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fedmerge.errors import BadUpdate, CannotMatch
 from fedmerge.inputs import call, examples_in, rows
 from fedmerge.permutations.spec import Site
 
-__all__ = ["Moments", "consumers", "evenly", "moments"]
+__all__ = ["Moments", "check_heard", "consumers", "evenly", "moments"]
 
 _LINEAR = {torch.nn.functional.linear, torch._C._nn.linear}
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_STILL = 1e-60  # a variance of nothing: its square root is far below what float32 tells from rounding
 _TOGETHER = 256  # examples in one forward pass: more costs memory and is no faster
 
 
@@ -85,6 +87,10 @@ class Moments:
     squares_b: Tensor
     products: Tensor
 
+    def turned(self) -> Moments:
+        """The same of the second model and the first."""
+        return Moments(self.count, self.sum_b, self.sum_a, self.squares_b, self.squares_a, self.products.T)
+
     def covariance(self) -> Tensor:
         """[n_a, n_b]."""
         return self.products / self.count - torch.outer(self.sum_a, self.sum_b) / self.count**2
@@ -107,7 +113,7 @@ class Moments:
         found = []
         for total, squares in ((self.sum_a, self.squares_a), (self.sum_b, self.squares_b)):
             variance = squares / self.count - (total / self.count).square()
-            floor = 1e-10 * (squares / self.count).clamp_min(1e-300)
+            floor = (1e-10 * squares / self.count).clamp_min(_STILL)
             found.append(torch.where(variance > floor, variance, torch.inf))
         return found[0], found[1]
 
@@ -153,6 +159,41 @@ def moments(
                     part = Moments(float(len(one)), own[0], its[0], own[1], its[1], (one.T @ other).double())
                     found[g, a, b] = _sum(found[g, a, b], part) if (g, a, b) in found else part
     return found
+
+
+def check_heard(found: Mapping[tuple[int, int, int], Moments], clients: Sequence[int]) -> None:
+    """Make sure that what all models said can be compared.
+
+    Parameters
+    ----------
+    found
+        As :func:`moments` returns it.
+    clients
+        Whose models they are.
+
+    Raises
+    ------
+    CannotMatch
+        What some said is NaN or infinite, or its squares are.
+    """
+    faulty: set[int] = set()
+    for (_, a, b), one in found.items():
+        for model, squares in ((a, one.squares_a), (b, one.squares_b)):
+            if not bool(squares.isfinite().all()):
+                faulty.add(model)
+        if not faulty & {a, b} and not bool(one.products.isfinite().all()):
+            faulty.add(a if float(one.squares_a.max()) > float(one.squares_b.max()) else b)
+    if faulty:
+        raise CannotMatch(
+            [
+                BadUpdate(
+                    clients[i],
+                    "what its neurons say on the server's data is NaN, infinite, or too large to be squared",
+                    "Its training diverged: lower the learning rate or clip gradients.",
+                )
+                for i in sorted(faulty)
+            ]
+        )
 
 
 def _together(inputs: Iterable[Any]) -> Iterator[Any]:

@@ -68,7 +68,8 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
         found = torch.zeros_like(cost)
         found[torch.arange(len(cost)), assign(-cost)] = 1 / len(cost)
         return found
-    return torch.from_numpy(ot.emd(mass_a.numpy(), mass_b.numpy(), cost.numpy(), numItermax=1_000_000))
+    scaled = cost / cost.max().clamp_min(1e-300)  # the same transport, and a scale that the simplex is written for
+    return torch.from_numpy(ot.emd(mass_a.numpy(), mass_b.numpy(), scaled.numpy(), numItermax=1_000_000))
 
 
 def plan_of(found: Tensor) -> Plan:

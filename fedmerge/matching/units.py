@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fedmerge.errors import BadUpdate, CannotMatch
 from fedmerge.permutations.spec import PermutationSpec, Site
 
-__all__ = ["Crossing", "Unit", "units"]
+if TYPE_CHECKING:
+    from fedmerge.update import ClientUpdate
+
+__all__ = ["Crossing", "Unit", "check_forms", "units"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +179,41 @@ def _crossed(spec: PermutationSpec, members: Sequence[int], sites: Sequence[Site
             if i not in members and bool(torch.isin(other.positions, site.positions).any()):
                 found.setdefault(key, []).append(i)
     return found
+
+
+def check_forms(specs: Sequence[PermutationSpec], updates: Sequence[ClientUpdate]) -> None:
+    """Make sure that clients' models differ by the widths of layers only, and not in blocks.
+
+    Raises
+    ------
+    CannotMatch
+        Some differ in more from what most have.
+    """
+    forms = [_form(spec) for spec in specs]
+    usual = Counter(forms).most_common(1)[0][0]
+    unlike = [
+        BadUpdate(
+            update.client,
+            "its model differs from most by more than the widths of layers, or has other blocks (heads of attention, "
+            "or groups of a norm)",
+            "Clients must have as many blocks of the same sizes.",
+        )
+        for form, update in zip(forms, updates, strict=True)
+        if form != usual
+    ]
+    if unlike:
+        raise CannotMatch(unlike)
+
+
+def _form(spec: PermutationSpec) -> tuple[object, ...]:
+    """What is equal in models that differ in widths that can be matched."""
+    places = tuple(tuple((s.parameter, s.axis) for s in group.sites) for group in spec.groups)
+    blocks = []
+    for unit in units(spec):
+        sites = [*unit.sites, *(s for kind in unit.kind_sites for s in kind)]
+        fixed = not unit.simple
+        blocks.append((unit.index, tuple(tuple(s.positions.shape) for s in sites) if fixed else fixed))
+    return places, tuple(blocks)
 
 
 def units(spec: PermutationSpec) -> list[Unit]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.matching.assignment import assign
+from fedmerge.matching.fairness import shares_of
 from fedmerge.matching.features import Unit, rows, units
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.permutations.transport import Plan, carry, transport
@@ -43,7 +44,7 @@ def match_universe(
     tolerance
         Relative gain below which a step is the last.
     """
-    shares = [w / sum(weights) for w in weights]
+    shares = shares_of(weights)
     parts = [unit for unit in units(spec) if unit.simple]
     fixed = [
         [torch.arange(g.size) if any(u.index == i for u in parts) else p[i] for i, g in enumerate(spec.groups)]

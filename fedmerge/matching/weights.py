@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.matching.assignment import assign, assign_blocks, total
+from fedmerge.matching.fairness import anchor_of, shares_of
 from fedmerge.matching.features import WeightSimilarity
 from fedmerge.matching.units import Unit
 from fedmerge.permutations.spec import PermutationSpec, Site
@@ -168,12 +169,11 @@ def match_many(
 ) -> list[list[Tensor]]:
     """Permutations that bring each of many models near the weighted mean of the others.
 
-    All are first matched to the heaviest, by the best of `restarts` trials in other orders of visits, then each in
-    turn to the mean of the others, until none moves (Ainsworth et al. 2023, algorithm 3). Besides the models there
-    is one sum of them in memory.
+    All are first matched to the one that is most typical of them, by the best of `restarts` trials in other orders of
+    visits, then each in turn to the mean of the others, until none moves (Ainsworth et al. 2023, algorithm 3). Besides
+    the models there is one sum of them in memory.
     """
-    anchor = max(range(len(states)), key=lambda i: weights[i])
-    shares = [w / sum(weights) for w in weights]
+    anchor, shares = anchor_of(states, weights), shares_of(weights)
     perms = [spec.identity() for _ in states]
     mean = WeightedSum()
     mean.add(_floats(states[anchor]), shares[anchor])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmerge.repair.batch_norm import has_batch_norm, recalibrated
 from fedmerge.repair.rescale import Rescale
-from fedmerge.state import cast_like
+from fedmerge.state import cast_like, is_sane
 from fedmerge.update import MergeContext
 
 __all__ = ["repair_matched"]
@@ -44,7 +44,11 @@ def repair_matched(
         Names of tensors that stay as they are.
     """
     if rescale is not None:
-        state.update(cast_like(rescale.finish(context.module(state, method), frozen), state))
+        found = cast_like(rescale.finish(context.module(state, method), frozen), state)
+        if all(map(is_sane, found.values())):
+            state.update(found)
+        else:
+            log.warning("%s: layers are too loud, or silent, to be rescaled: they stay as merged", method)
     if not norms or not has_batch_norm(state):
         return
     if context.data is None or context.model_fn is None:
@@ -55,4 +59,8 @@ def repair_matched(
         )
         return
     measured = recalibrated(context.module(state, method), context.inputs(method))
-    state.update(cast_like({n: t for n, t in measured.items() if n in state and n not in frozen}, state))
+    measured = cast_like({n: t for n, t in measured.items() if n in state and n not in frozen}, state)
+    if all(map(is_sane, measured.values())):
+        state.update(measured)
+    else:
+        log.warning("%s: batch norms cannot be measured, as layers overflow: they stay as merged", method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedmerge.inputs import call
 __all__ = ["Rescale"]
 
 _FLOOR = 1e-5
+_LOUDEST = 10.0  # times the median: models beyond it say nothing of how loud the merged one should be
 
 
 class Rescale:
@@ -20,7 +22,8 @@ class Rescale:
 
     Jordan et al. 2023 (arXiv 2211.08403): after each linear layer and convolution but the last, channel by channel,
     ``y' = (y - mean_merged) / std_merged * goal_std + goal_mean``, where goals are weighted means of the models'
-    means and of their standard deviations (not variances); folded into weight and bias. A layer without bias is
+    means and of their standard deviations (not variances); folded into weight and bias. Of three models or more, a
+    layer ten times as loud as the median is left out of the goals. A layer without bias is
     only scaled. Layers are corrected from the input on, each seeing the corrected ones before it.
 
     Parameters
@@ -40,22 +43,30 @@ class Rescale:
 
     def __init__(self, inputs: Iterable[Any]) -> None:
         self._inputs: Sequence[Any] = list(inputs)
-        self._means: dict[str, Tensor] = {}
-        self._deviations: dict[str, Tensor] = {}
+        self._found: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._weights: list[float] = []
         self._order: list[str] = []
-        self._weight = 0.0
 
     def add(self, model: nn.Module, weight: float) -> None:
         """One of the models that were merged, its channels in the merged model's order."""
         moments = _Moments(model)
         with moments:
             moments.run(self._inputs)
-        for name, (mean, deviation) in moments.found().items():
-            self._means[name] = self._means.get(name, torch.zeros_like(mean)) + weight * mean
-            known = self._deviations.get(name, torch.zeros_like(deviation))
-            self._deviations[name] = known + weight * deviation
+        self._found.append(moments.found())
+        self._weights.append(weight)
         self._order = list(moments.sums)
-        self._weight += weight
+
+    def _goal(self, name: str) -> tuple[Tensor, Tensor]:
+        """Means of the models' means and deviations, without models whose layer is far louder than most."""
+        sizes = [float((one[name][0].square().mean() + one[name][1].square().mean()).sqrt()) for one in self._found]
+        finite = sorted(size for size in sizes if math.isfinite(size))
+        most = _LOUDEST * finite[(len(finite) - 1) // 2] if finite else 0.0
+        taken = [i for i, size in enumerate(sizes) if size <= most] or [0]
+        largest = max(self._weights[i] for i in taken)
+        weights = [self._weights[i] / largest for i in taken]
+        means = sum(w * self._found[i][name][0] for w, i in zip(weights, taken, strict=True))
+        deviations = sum(w * self._found[i][name][1] for w, i in zip(weights, taken, strict=True))
+        return torch.as_tensor(means) / sum(weights), torch.as_tensor(deviations) / sum(weights)
 
     def finish(self, model: nn.Module, frozen: Collection[str] = ()) -> dict[str, Tensor]:
         """The merged model's corrected weights and biases, but for layers with `frozen` ones; `model` is modified."""
@@ -69,7 +80,7 @@ class Rescale:
             with moments:
                 moments.run(self._inputs)
             mean, deviation = moments.found()[name]
-            goal_mean, goal = self._means[name] / self._weight, self._deviations[name] / self._weight
+            goal_mean, goal = self._goal(name)
             scale = torch.where(deviation > _FLOOR * goal.mean(), goal / deviation.clamp_min(1e-30), 1.0)
             with torch.no_grad():
                 axis = 1 if getattr(layer, "transposed", False) else 0

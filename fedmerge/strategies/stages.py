@@ -47,6 +47,8 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
     NoUsableUpdates
         A mod of the clients refuses such messages.
     """
+    # A client whose node nobody knows stays at what it sent; where that is all of them, the grid is to blame.
+    sent = {client: news for client, news in sent.items() if client in reach.nodes} or sent
     told = ConfigRecord(dict(reach.config))
     told["stage"], told["epochs"] = stage.number, stage.epochs
     told[KEEP_KEY] = bool(told.get(KEEP_KEY)) or not stage.last
