@@ -12,6 +12,7 @@ from fedmerge.permutations.transport import Plan
 
 __all__ = ["Solver", "coupling", "distances", "mass", "plan_of"]
 
+_NOTHING = torch.finfo(torch.float64).tiny
 _COLUMNS = 1024  # turned into float64 at a time
 
 Solver = Literal["emd", "sinkhorn"]
@@ -53,7 +54,7 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
 
     cost = cost.double().cpu()
     if solver == "sinkhorn":
-        scaled = cost / cost.max().clamp_min(1e-300)
+        scaled = cost / cost.max().clamp_min(_NOTHING)
         found = ot.sinkhorn(
             mass_a.numpy(),
             mass_b.numpy(),
@@ -68,7 +69,7 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
         found = torch.zeros_like(cost)
         found[torch.arange(len(cost)), assign(-cost)] = 1 / len(cost)
         return found
-    scaled = cost / cost.max().clamp_min(1e-300)  # the same transport, and a scale that the simplex is written for
+    scaled = cost / cost.max().clamp_min(_NOTHING)  # the same transport, and a scale that the simplex is written for
     return torch.from_numpy(ot.emd(mass_a.numpy(), mass_b.numpy(), scaled.numpy(), numItermax=1_000_000))
 
 

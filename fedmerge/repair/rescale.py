@@ -60,8 +60,8 @@ class Rescale:
         """Means of the models' means and deviations, without models whose layer is far louder than most."""
         sizes = [float((one[name][0].square().mean() + one[name][1].square().mean()).sqrt()) for one in self._found]
         finite = sorted(size for size in sizes if math.isfinite(size))
-        most = _LOUDEST * finite[(len(finite) - 1) // 2] if finite else 0.0
-        taken = [i for i, size in enumerate(sizes) if size <= most] or [0]
+        most = _LOUDEST * finite[(len(finite) - 1) // 2] if len(sizes) > 2 and finite else math.inf
+        taken = [i for i, size in enumerate(sizes) if size <= most and math.isfinite(size)] or [0]
         largest = max(self._weights[i] for i in taken)
         weights = [self._weights[i] / largest for i in taken]
         means = sum(w * self._found[i][name][0] for w, i in zip(weights, taken, strict=True))

@@ -38,13 +38,14 @@ from tests.matching.hostile_models import (
 )
 
 METHODS = ("rebasin", "rebasin(ground=activations,combine=median)", "c2m3", "gamf(combine=trimmed_mean)", "zipit",
-           "cca(combine=median)", "otfusion(importance=l1,fusion=barycentre)", "otfusion(solver=sinkhorn)",
+           "cca(combine=median)", "otfusion(importance=l1,fusion=barycentre)", "otfusion(solver=sinkhorn,regularization=0.2)",
            "otfusion(ground=activations)", "pfnm", "pfnm(class_aware=false,combine=median)", "fedma")  # fmt: skip
 KINDS = {
     "at the bound, both signs": changed(lambda t: LARGEST * signs(t)),
     "one entry at the bound": changed(
         lambda t: torch.where(torch.arange(t.numel()).reshape(t.shape) == 0, -LARGEST, t)
     ),
+    "hundreds of times as large": changed(lambda t: 900 * signs(t)),
     "last layer at the bound": lambda s: {n: LARGEST * signs(t) if n.startswith("5") else t for n, t in s.items()},
     "all zero": changed(torch.zeros_like),
     "neurons all equal": equal_neurons,
@@ -91,10 +92,10 @@ class Reached:
         return answers
 
 
-def merged(method, updates, model=network, exchange=None, **settings):
+def merged(method, updates, model=network, exchange=None, inputs=X, **settings):
     base, buffers = module_state(model())
     context = MergeContext(
-        base, seed=0, data=[(X, Y)], example=X[:2], model_fn=model, exchange=exchange, **facts_of(model())[1]
+        base, seed=0, data=[(inputs, Y)], example=X[:2], model_fn=model, exchange=exchange, **facts_of(model())[1]
     )
     pipeline = build_pipeline(method, **{"repair": "none", **settings})
     return pipeline.merge(updates, context, buffers=buffers)
@@ -119,7 +120,7 @@ def with_hostile(states, place, hostile, weight=20.0):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [(m, k) for i, m in enumerate(METHODS) for j, k in enumerate(KINDS) if (i + j) % 2 == 0]
+    ("method", "kind"), [(m, k) for i, m in enumerate(METHODS) for j, k in enumerate(KINDS) if (i + j) % 3 == 0]
 )
 def test_a_hostile_model_ends_no_round_and_is_left_out_where_it_is_dropped(method, kind):
     place = (list(KINDS).index(kind) + METHODS.index(method)) % 3 * 2  # first, middle, last
@@ -136,8 +137,7 @@ def test_a_hostile_model_ends_no_round_and_is_left_out_where_it_is_dropped(metho
         assert same(result.state, merged(method, without, exchange=exchange).state)
 
 
-@pytest.mark.parametrize("weight", [2.0**-60, 2.0**50])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "weight"), zip(METHODS, [2.0**-60, 2.0**50] * 6, strict=True))
 def test_a_client_that_claims_next_to_no_or_endless_examples_ends_no_round(method, weight):
     states = honest()
     updates, _ = with_hostile(states, 0, noise(states[0]), weight)
@@ -150,12 +150,12 @@ def test_a_client_that_claims_next_to_no_or_endless_examples_ends_no_round(metho
 @pytest.mark.parametrize("method", ["rebasin(ground=activations)", "otfusion(ground=activations)", "cca", "zipit"])
 def test_a_model_that_overflows_on_the_servers_data_is_dropped(method, place):
     states = honest()
-    updates, without = with_hostile(states, place, changed(lambda t: 1e14 * signs(t))(states[1]))
-    result = merged(method, updates)
+    updates, without = with_hostile(states, place, changed(lambda t: 900 * signs(t))(states[1]))
+    result = merged(method, updates, inputs=1e15 * X)
     (bad,) = result.dropped
     assert bad.client == place
     assert "server's data" in bad.reason
-    assert same(result.state, merged(method, without).state)
+    assert same(result.state, merged(method, without, inputs=1e15 * X).state)
 
 
 @pytest.mark.parametrize("place", [0, 4])
@@ -181,13 +181,12 @@ def test_blocks_of_another_size_are_that_clients_problem(method):
     assert same(result.state, merged(method, without, two_groups).state)
 
 
-@pytest.mark.parametrize("weight", [20.0, 2.0**50])
-@pytest.mark.parametrize("kind", ["noise", "at the bound, both signs", "neurons all equal", "all zero"])
+@pytest.mark.parametrize("kind", ["noise", "hundreds of times as large", "neurons all equal", "all zero"])
 @pytest.mark.parametrize("method", ["rebasin", "otfusion", "gamf", "c2m3", "pfnm"])
-def test_honest_neurons_are_matched_with_each_other_whoever_comes_first_and_claims_most(method, kind, weight):
+def test_honest_neurons_are_matched_with_each_other_whoever_comes_first_and_claims_most(method, kind):
     one = module_state(normed(0, 16))[0]
     states = [one, *(shuffled(one, seed) for seed in range(3))]
-    updates, _ = with_hostile(states, 0, (KINDS | {"noise": noise})[kind](one), weight)
+    updates, _ = with_hostile(states, 0, (KINDS | {"noise": noise})[kind](one), 2.0**50)
     options = "combine=median,max_width=1" if method == "pfnm" else "combine=median"
     result = merged(f"{method}({options})", updates, lambda seed=0: normed(seed, 16))
     model = normed(0, 16)
@@ -199,7 +198,7 @@ def test_honest_neurons_are_matched_with_each_other_whoever_comes_first_and_clai
 
 def test_the_anchor_is_typical_and_not_who_claims_the_most():
     good = [module_state(network(seed, 16))[0] for seed in range(4)]
-    for bad in (noise, KINDS["all zero"], KINDS["neurons all equal"], KINDS["at the bound, both signs"]):
+    for bad in (noise, KINDS["all zero"], KINDS["neurons all equal"], KINDS["hundreds of times as large"]):
         for place in range(5):
             states = [*good[:place], bad(good[0]), *good[place:]]
             weights = [1e9 if i == place else 20.0 for i in range(5)]
@@ -244,6 +243,17 @@ def test_a_client_that_is_loud_does_not_say_how_loud_the_merged_model_is():
         torch.testing.assert_close(goals[1][name], tensor)
 
 
+@pytest.mark.parametrize(
+    "kind", ["neurons all equal", "all neurons point one way", "silent everywhere", "a dead layer"]
+)
+def test_cca_with_next_to_no_ridge_takes_layers_without_rank(kind):
+    states = honest()
+    updates, _ = with_hostile(states, 1, KINDS[kind](states[0]))
+    result = merged("cca(gamma=1e-12)", updates)
+    assert finite(result.state)
+    assert {0, 2, 3, 4} <= set(result.accepted)
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
 @pytest.mark.parametrize("solver", ["emd", "sinkhorn"])
 def test_costs_of_any_size_are_transported_alike(solver, scale):
@@ -267,8 +277,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("liar", [0, 3])
+@pytest.mark.parametrize(("lie", "liar"), zip(LIES, [0, 1, 3] * 3, strict=True))
 def test_a_lie_at_a_later_stage_leaves_its_client_at_what_it_sent_last(lie, liar, caplog):
     updates = sent(honest())
     reached = Reached(updates, liar, LIES[lie])
@@ -301,7 +310,7 @@ def test_an_answer_twice_counts_once():
 
 def test_what_is_merged_between_stages_is_combined_as_at_the_end():
     states = honest()
-    updates, _ = with_hostile(states, 0, changed(lambda t: 1e9 * signs(t))(states[0]))
+    updates, _ = with_hostile(states, 0, changed(lambda t: 900 * signs(t))(states[0]))
     told = []
 
     class Listening(Reached):
@@ -309,7 +318,7 @@ def test_what_is_merged_between_stages_is_combined_as_at_the_end():
             told.extend(t for news in sent.values() for t in news.settled.values())
             return super().__call__(sent, stage)
 
-    merged("fedma(combine=median)", updates, exchange=Listening(updates))
+    merged("fedma(combine=median,max_width=1)", updates, exchange=Listening(updates))
     assert told
     assert max(float(t.abs().max()) for t in told) < 100
     assert FedMA(combine="median").several_exchanges
