@@ -37,9 +37,20 @@ from tests.matching.hostile_models import (
     two_groups,
 )
 
-METHODS = ("rebasin", "rebasin(ground=activations,combine=median)", "c2m3", "gamf(combine=trimmed_mean)", "zipit",
-           "cca(combine=median)", "otfusion(importance=l1,fusion=barycentre)", "otfusion(solver=sinkhorn,regularization=0.2)",
-           "otfusion(ground=activations)", "pfnm", "pfnm(class_aware=false,combine=median)", "fedma")  # fmt: skip
+METHODS = (
+    "rebasin",
+    "rebasin(ground=activations,combine=median)",
+    "c2m3",
+    "gamf(combine=trimmed_mean)",
+    "zipit",
+    "cca(combine=median)",
+    "otfusion(importance=l1,fusion=barycentre)",
+    "otfusion(solver=sinkhorn,regularization=0.2)",
+    "otfusion(ground=activations)",
+    "pfnm",
+    "pfnm(class_aware=false,combine=median)",
+    "fedma",
+)
 KINDS = {
     "at the bound, both signs": changed(lambda t: LARGEST * signs(t)),
     "one entry at the bound": changed(

@@ -111,8 +111,8 @@ def test_a_match_layer_by_layer_finds_a_planted_order_that_the_identity_misses()
 def test_matching_many_keeps_the_clearly_better_start():
     spec, a, b = led_astray()
     perms = match_many(spec, [a, b, b], [2.0, 1.0, 1.0], generator=torch.Generator().manual_seed(0))
-    for state, perm in zip([a, b, b], perms, strict=True):
-        assert all(torch.equal(t, a[name]) for name, t in spec.apply(state, perm).items())
+    first, *others = (spec.apply(state, perm) for state, perm in zip([a, b, b], perms, strict=True))
+    assert all(torch.equal(t, first[name]) for other in others for name, t in other.items())
 
 
 @pytest.mark.parametrize("clients", [2, 5])

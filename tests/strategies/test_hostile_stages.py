@@ -34,7 +34,7 @@ LIES = {
     "1e300": filled(1e300, np.float64),
     "booleans": filled(1, np.bool_),
     "one axis less": lambda content: replaced(content, lambda array: array.reshape(-1)),
-    "narrower than it was told": lambda content: replaced(content, lambda array: array[:1]),
+    "narrower than it was told": lambda content: replaced(content, lambda array: array.reshape(-1)[:1]),
     "none of the layers": lambda content: RecordDict({**content, "arrays": ArrayRecord({})}),
     "layers that nobody asked for": lambda content: RecordDict(
         {**content, "arrays": ArrayRecord({**content["arrays"], "0.weight": Array(np.ones((6, 4), np.float32))})}
