@@ -174,6 +174,7 @@ def merge(
         check_keywords(method, options, inspect.signature(merge).parameters)
         hand = AtHand.of(plain_modules(models), base)
         check_policies(repair, privacy)
+        (privacy or Privacy()).check_clients(len(hand.models))
         given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
         # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
         pipeline = build_pipeline(

@@ -61,7 +61,7 @@ def _loss(tasks: TaskAt, x: Tensor, outputs: Tensor, y: Tensor, bound: float | N
     outputs = as_batch(outputs)
     found = tasks(x, outputs, y).losses(outputs, y)
     if bound is not None:
-        found = found.nan_to_num(bound).clamp(max=bound)
+        found = found.nan_to_num(bound).clamp(-bound, bound)  # a loss of one's own may be negative
     return float(found.double().sum())
 
 

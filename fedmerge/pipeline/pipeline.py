@@ -21,6 +21,7 @@ from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
 from fedmerge.refine.base import Refinement
+from fedmerge.refine.bill import Billed
 from fedmerge.refine.budget import FIRST_SHARE, model_bytes
 from fedmerge.refine.guard import Exchanged, check_asked, refine
 from fedmerge.refine.privacy import Privacy
@@ -83,7 +84,7 @@ class Pipeline:
         least = self.min_updates
         if isinstance(least, bool) or not isinstance(least, int) or least < 1:
             raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r} (min_clients)")
-        self.privacy.check(self.aggregator, self.refinements)
+        self.privacy.check(self.aggregator, self.refinements, self.batch_norm)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -274,12 +275,14 @@ class Pipeline:
             norms = norms and not any(one.measures_norms for one in self.refinements)
             repair_matched(state, context, method, intake.rescale, norms=norms, frozen=frozen)
         exchanges: tuple[Exchanged, ...] = ()
+        answers = 0
         if self.refinements and context.ask is not None:
             others = [] if passed is None else [cast_like({**state, **one, **frozen}, state) for one in passed.models()]
-            ask = bringing(self.privacy.protected(context.ask, context.seed), intake.moved or {})
+            billed = Billed(context.ask)
+            ask = bringing(self.privacy.protected(billed, context.round), intake.moved or {})
             noise, left = self.privacy.noise, self._left(reference)
             found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left, frozen)
-            state, exchanges = found.state, tuple(found.exchanges)
+            state, exchanges, answers = found.state, tuple(found.exchanges), billed.questions
             _tie(state, context)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
@@ -287,6 +290,7 @@ class Pipeline:
             tuple(sorted(intake.accepted)),
             tuple(intake.dropped),
             exchanges,
+            answers,
         )
 
 

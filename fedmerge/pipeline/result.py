@@ -22,8 +22,6 @@ class MergeResult:
     dropped: tuple[BadUpdate, ...]
     exchanges: tuple[Exchanged, ...] = ()
     """What was asked of clients about the merged model, one entry an exchange."""
-
-    @property
-    def answers(self) -> int:
-        """How many questions each client answered: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
-        return sum(exchange.answers for exchange in self.exchanges)
+    answers: int = 0
+    """How many questions a client was asked at most, those included that were asked again because another client
+    failed, or whose answers were of no use: what :func:`~fedmerge.refine.privacy.epsilon` counts."""

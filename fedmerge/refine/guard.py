@@ -44,7 +44,7 @@ class Exchanged:
     state
         The model as it stood after the exchange.
     answers
-        How many questions each client answered in it.
+        How many questions it put; those asked again count in ``MergeResult.answers``.
     bytes_up
         Tensors that the client that sent most sent in it.
     """

@@ -43,7 +43,9 @@ class _HeadStatistic(Bounded):
             found = sums(task, rows, outputs, targets)
             total = {part: tensor + total[part] if part in total else tensor for part, tensor in found.items()}
             count, weight = count + len(rows), matrix.weight
-        return {f"{weight}.{part}": (tensor / count).to(stored_dtype(model)) for part, tensor in total.items()}
+        # Rounded once there is noise on them: before, a rounded mean of many examples could tell one from another.
+        dtype = stored_dtype(model) if self.clip is None else torch.float64
+        return {f"{weight}.{part}": (tensor / count).to(dtype) for part, tensor in total.items()}
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
         """Matrices of the head's own sizes."""
@@ -82,6 +84,8 @@ class _HeadStatistic(Bounded):
                     raise InvalidOption(f"statistic {self.name!r}: an example with several labels cannot be clipped")
                 if not isinstance(task, Classification) and (isinstance(task, Regression) or outputs.shape[-1] > 1):
                     raise TaskError(f"statistic {self.name!r}: the residuals of {task} have no bound for noise to hide")
+                # Of an example whose features overflow nothing is left, or it would spoil the sum for all to see.
+                rows, outputs = (numbers.nan_to_num(0.0, 0.0, 0.0) for numbers in (rows, outputs))
                 rows = rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(self.clip))
             kept = task.kept(outputs, targets).flatten(0, -2)
             if bool((kept.any(1) != kept.all(1)).any()):

@@ -161,7 +161,7 @@ class NoisySums:
 
 
 def _with_noise(tensor: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    return (tensor.double() + deviation * _normal(tensor, generator)).to(tensor.dtype)
+    return (tensor.double() + deviation * _normal(tensor, generator)).float()
 
 
 def _without_negative(moments: Tensor, shift: float) -> Tensor:
