@@ -20,7 +20,7 @@ from fedmerge.statistics.compression import decode
 from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
-from fedmerge.strategies.wire import to_arrays
+from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays
 from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
 from fedmerge.training.engine import has_stacked_loss
 from fedmerge.training.model_snapshot import ModelSnapshot
@@ -259,9 +259,11 @@ class _Work:
     ) -> StackedUpdates:
         examples = [len(one.x) for _, one in block]
         each = state_bytes({name: tensor[0] for name, tensor in states.items()})
+        withheld = bool(self._order.config.get(WITHHOLD_KEY))
         for (node, one), n, report, error in zip(block, examples, reports, errors, strict=True):
-            self.result.trained.append(Trained(one.client, node, n, report.loss, report.steps, error))
-            self.result.bytes_up += each + 8 * (4 + (error is not None))
+            loss = None if withheld else report.loss
+            self.result.trained.append(Trained(one.client, node, n, loss, report.steps, error))
+            self.result.bytes_up += each + 8 * (4 - withheld + (error is not None))
         self.result.bytes_up += sum(state_bytes(value) for values in sent for value in values.values())
         return StackedUpdates(
             tuple(one.client for _, one in block),

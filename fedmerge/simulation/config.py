@@ -274,7 +274,7 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(f"{kind} names {twice!r} twice: name each once")
     for method in config.methods:
         if own_strategy(method) is None:
-            build_pipeline(method, config.options, privacy=config.privacy)
+            build_pipeline(method, config.options, privacy=config.privacy, batch_norm=config.batch_norm)
     known = {name: (kind, name) for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
     known |= {usual: ("server step", name) for usual, name in usual_names().items()}
     for part, options in config.options.items():

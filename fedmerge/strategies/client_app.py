@@ -87,8 +87,8 @@ def client_app(
     Returns
     -------
     ClientApp
-        Metrics of its replies: ``num-examples``, ``train_loss``, ``local-steps``; ``eval_loss``, ``eval_acc``
-        (not in a regression).
+        Metrics of its replies: ``num-examples``, ``train_loss`` (not where a message says ``withhold-metrics``),
+        ``local-steps``; ``eval_loss``, ``eval_acc`` (not in a regression).
 
     Examples
     --------

@@ -23,7 +23,15 @@ from fedmerge.strategies.questions import answer_questions
 from fedmerge.strategies.sent_model import check_outputs
 from fedmerge.strategies.stages import keep, kept_model
 from fedmerge.strategies.told_training import told_training
-from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, STEPS_KEY, from_arrays, to_arrays, view_arrays
+from fedmerge.strategies.wire import (
+    CLIENT_KEY,
+    PARTITION_KEY,
+    STEPS_KEY,
+    WITHHOLD_KEY,
+    from_arrays,
+    to_arrays,
+    view_arrays,
+)
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
@@ -106,9 +114,8 @@ class ClientSide:
         if mishaps is not None:
             sent = dict(mishaps.sent(sent, partition, round))
         reply = RecordDict({"arrays": to_arrays(sent)})
-        reply["metrics"] = MetricRecord(
-            {"num-examples": len(data.train_x), "train_loss": report.loss, STEPS_KEY: report.steps}
-        )
+        loss = {} if config.get(WITHHOLD_KEY) else {"train_loss": report.loss}
+        reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), **loss, STEPS_KEY: report.steps})
         self._measure(reply, message, model, data, report)
         return self._send(message, partition, reply)
 

@@ -80,7 +80,7 @@ class Trained:
     client: int
     node: int
     examples: int
-    train_loss: float
+    train_loss: float | None
     steps: int
     error: float | None = None
 
@@ -117,9 +117,11 @@ class CohortAnswer:
         counted = [one for one in taken if all(math.isfinite(x or 0.0) for x in (one.train_loss, one.error))] or taken
         total = sum(one.examples for one in counted)
         means: dict[str, int | float | list[int] | list[float]] = {
-            "train_loss": sum(one.train_loss * (one.examples / total) for one in counted),
             STEPS_KEY: sum(one.steps * (one.examples / total) for one in counted),
         }
+        losses = [(one.train_loss, one.examples) for one in counted if one.train_loss is not None]
+        if len(losses) == len(counted):  # unless clients keep them to themselves
+            means["train_loss"] = sum(loss * (examples / total) for loss, examples in losses)
         errors = [(one.error, one.examples) for one in counted if one.error is not None]
         if len(errors) == len(counted):
             means[ERROR_KEY] = sum(error * (examples / total) for error, examples in errors)

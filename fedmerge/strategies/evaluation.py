@@ -35,7 +35,7 @@ class EvaluatedByClients(FlowerFedAvg):
     ) -> Iterable[Message]:
         """Send the merged model to those who judge it on their held-out examples."""
         self._asked_to_judge = ()
-        if self.fraction_evaluate == 0.0:
+        if self.fraction_evaluate == 0.0 or self.pipeline.privacy.withholds_metrics:
             return []
         config["server-round"] = server_round
         if self.pipeline.batch_norm == "local":

@@ -18,7 +18,7 @@ from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
 from fedmerge.strategies.stages import KEEP_KEY
-from fedmerge.strategies.wire import statistics_records, told_in
+from fedmerge.strategies.wire import WITHHOLD_KEY, statistics_records, told_in
 from fedmerge.tasks import Reading, Task, TaskLike, either
 from fedmerge.training.report import TrainingReport
 
@@ -149,6 +149,8 @@ def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int)
         config[key] = value
     if pipeline.batch_norm == "local":
         config["batch-norm"] = "local"
+    if pipeline.privacy.withholds_metrics:
+        config[WITHHOLD_KEY] = True
     if pipeline.aggregator.several_exchanges or pipeline.compares:
         config[KEEP_KEY] = True
 

@@ -15,8 +15,9 @@ class MergeReport:
 
     ``dropped`` are updates that cannot be merged, ``failed`` clients that raised or did not reply, in training or
     whenever they were asked again.
-    ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions
-    each client answered, which is what :func:`fedmerge.refine.epsilon` counts where they add noise.
+    ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions a
+    client was asked at most, also where what it answered was thrown away or nothing was merged in the end. Over the
+    rounds they add up, and :func:`fedmerge.refine.epsilon` says what the sum has cost where clients add noise.
     """
 
     round: int

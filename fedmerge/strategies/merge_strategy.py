@@ -20,6 +20,7 @@ from fedmerge.keywords_told import check_function
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.refine import Privacy
+from fedmerge.refine.bill import Billed
 from fedmerge.state import State
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike
@@ -40,7 +41,7 @@ from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, t
 from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
-from fedmerge.strategies.wire import to_arrays, view_arrays
+from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays, view_arrays
 from fedmerge.update import MergeContext, facts_of
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -165,6 +166,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._checkpoints = (
             None if checkpoint_dir is None else StrategyCheckpoints(Path(checkpoint_dir), keep_checkpoints)
         )
+        self.answers = 0
+        """Questions that a client has been asked at most, in all rounds so far: what :func:`fedmerge.refine.epsilon`
+        counts. With a ``checkpoint_dir`` also those of earlier processes, and of rounds that were cut short."""
         self.last_report: MergeReport | None = None
         self._model_fn, self._data, self._example = model_fn, data, example
         self._buffers: frozenset[str] | None = None
@@ -228,6 +232,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     def summary(self) -> None:
         """Log what merges, then Flower's own settings."""
         log.info("merge: %s", self.pipeline)
+        if self.pipeline.privacy.withholds_metrics and self.fraction_evaluate:
+            log.warning(
+                "privacy: clients keep training losses to themselves and are not asked to judge the model, for what "
+                "they find would be exact; Privacy(exact_metrics=True) has them tell it"
+            )
         super().summary()
 
     def configure_train(
@@ -250,6 +259,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
         fill_config(config, self.pipeline, self.seed, server_round)
         nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
+        if self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
+            self.pipeline.privacy.check_clients(len(nodes))
         record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
         self._awaited = server_round
         if self._cohorts:
@@ -282,6 +293,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             return self._skipped(server_round, reason, (), failures.clients)
         keys, late = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
         reach = Reach(self._grid, received.nodes, told, *keys, late, server_round, failures.note)
+        asked = Billed(partial(ask, reach, count()), partial(self._charge, server_round))
+        more = {"seed": self.seed, KEEP_KEY: self.pipeline.compares}
+        more |= {WITHHOLD_KEY: True} if self.pipeline.privacy.withholds_metrics else {}
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -289,20 +303,20 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             data=self._data,
             example=self._example,
             model_fn=self._model_fn,
-            exchange=partial(exchange, reach.telling({"seed": self.seed, KEEP_KEY: self.pipeline.compares})),
-            ask=partial(ask, reach, count()),
+            exchange=partial(exchange, reach.telling(more)),
+            ask=asked,
             **self._facts,
         )
         try:
             result = received.merge(self.pipeline, context, self.memory, self._buffers)
         except NoUsableUpdates as error:
-            return self._skipped(server_round, str(error), error.dropped, failures.clients)
+            return self._skipped(server_round, str(error), error.dropped, failures.clients, asked.questions)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
             recalibrate(reach, result.state, result.accepted)
         self.memory = result.memory
         self.last_report = MergeReport(
-            server_round, result.accepted, result.dropped, answers=result.answers, failed=tuple(failures.clients)
+            server_round, result.accepted, result.dropped, answers=asked.questions, failed=tuple(failures.clients)
         )
         metrics = received.metrics(taken)
         if metrics is None:
@@ -328,12 +342,22 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             self._skipped(server_round, WITHHELD, (), ())
         return super().configure_evaluate(server_round, arrays, config, grid)
 
+    def _charge(self, round: int, questions: int) -> None:
+        self.answers += questions
+        if self._checkpoints is not None:
+            self._checkpoints.charge(round, questions)
+
     def pass_over(self) -> None:
         """Expect no replies to this round any more: whoever holds them has told why, and ends the run itself."""
         self._awaited = None
 
     def _skipped(
-        self, round: int, reason: str, dropped: Sequence[BadUpdate], failed: Sequence[ClientFailed]
+        self,
+        round: int,
+        reason: str,
+        dropped: Sequence[BadUpdate],
+        failed: Sequence[ClientFailed],
+        answers: int = 0,
     ) -> tuple[None, None]:
         """Keep the model as it is, which is what Flower makes of no arrays, where that is the policy."""
         if self.fraction_train == 0.0:  # nobody is to train
@@ -341,7 +365,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         error = too_few(round, reason, dropped, failed)
         self._run.skip(error)
         told = str(error).removeprefix(f"round {round}: ")
-        self.last_report = MergeReport(round, (), error.dropped, skipped=told, failed=error.failed)
+        self.last_report = MergeReport(round, (), error.dropped, skipped=told, answers=answers, failed=error.failed)
         if self.policies.on_too_few == "raise" and (self._asked or failed or dropped):
             raise error
         log.warning("round %d: the model stays as it is: %s", round, reason)

@@ -27,6 +27,8 @@ log = logging.getLogger("fedmerge")
 ACTION = "questions"
 """Of the query messages."""
 _OWN = "own"
+_OF, _OCCASION = "occasion", ("server-round", "exchange")
+"""A record in which a reply repeats which exchange of which round it is to."""
 
 
 def ask(
@@ -57,11 +59,20 @@ def ask(
         client = numbered.get(reply.metadata.src_node_id)
         if client is None or client in found:
             continue
+        if not _answers(reply.content, content):
+            log.warning("client %d: an answer to another exchange came late, and is not opened", client)
+            continue
         try:
             found[client] = [read_answer(reply.content, number) for number in range(len(questions))]
         except (FedMergeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
             log.warning("client %d: its answer cannot be read and is left out (%s)", client, error)
     return sorted(found.items())
+
+
+def _answers(reply: RecordDict, content: RecordDict) -> bool:
+    """Whether a reply says that it is to these questions: one to an attempt before may bring the same records."""
+    told, asked = reply.config_records.get(_OF, ConfigRecord()), content.config_records["config"]
+    return all(told.get(key) == asked.get(key) for key in _OCCASION)
 
 
 def _brought(content: RecordDict, questions: Sequence[Question], client: int) -> RecordDict:
@@ -116,6 +127,7 @@ def answer_questions(
         write_answer(reply, number, found)
         examples = found.judged + found.examples
     reply["metrics"] = MetricRecord({"num-examples": examples})
+    reply[_OF] = ConfigRecord({key: told[key] for key in _OCCASION if key in told})
     return reply
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flwr.serverapp.strategy import Result
 
 from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.files import append_line
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays, view_arrays
 
@@ -54,6 +56,20 @@ class StrategyCheckpoints:
         sections = {"state": view_arrays(arrays), "memory": strategy.memory}
         save_checkpoint(self.folder, Checkpoint(round, sections, {"strategy": _settings(strategy)}), keep=self.keep)
 
+    def charge(self, round: int, questions: int) -> None:
+        """Write down what clients are about to be asked: a round that is interrupted, and run again, costs twice."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        append_line(self._bill, json.dumps({"round": round, "questions": questions}).encode())
+
+    def charged(self) -> int:
+        """All that was ever written down."""
+        lines = self._bill.read_text().splitlines() if self._bill.exists() else []
+        return sum(map(_questions, lines))
+
+    @property
+    def _bill(self) -> Path:
+        return self.folder / "answers.jsonl"
+
     def start(self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
         """Call `start`, from the newest checkpoint if there is one.
 
@@ -62,7 +78,7 @@ class StrategyCheckpoints:
         RecordError
             None of the checkpoints can be used, or they are of other settings or another model.
         """
-        checkpoint = newest_checkpoint(self.folder)
+        checkpoint, strategy.answers = newest_checkpoint(self.folder), self.charged()
         if checkpoint is None:
             return start(*arguments, **keywords)
         given = signature(start).bind(*arguments, **keywords)
@@ -97,6 +113,14 @@ class StrategyCheckpoints:
                 f"{self.folder} holds checkpoints of another model, whose tensors have other names: "
                 "choose another checkpoint_dir"
             )
+
+
+def _questions(line: str) -> int:
+    """Of a line of the bill; one cut short at a power cut was never asked."""
+    try:
+        return int(json.loads(line)["questions"])
+    except (LookupError, TypeError, ValueError):
+        return 0
 
 
 def _settings(strategy: MergeStrategy) -> dict[str, Any]:

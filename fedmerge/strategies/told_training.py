@@ -30,6 +30,7 @@ _ELSEWHERE = frozenset(
         "frozen",
         "send",
         "exchange",
+        "withhold_metrics",
     }
 )
 

@@ -24,6 +24,7 @@ __all__ = [
     "CLIENT_KEY",
     "PARTITION_KEY",
     "STEPS_KEY",
+    "WITHHOLD_KEY",
     "Decoded",
     "decode_update",
     "from_arrays",
@@ -43,6 +44,8 @@ log = logging.getLogger("fedmerge")
 CLIENT_KEY = "client"
 """Record of a reply that tells who sent it."""
 PARTITION_KEY = "partition-id"
+WITHHOLD_KEY = "withhold-metrics"
+"""Entry of a train message's ConfigRecord: the client keeps its training loss to itself."""
 STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
