@@ -36,9 +36,7 @@ class Billed:
     before: Callable[[int], None] | None = None
     questions: int = 0
 
-    def __call__(
-        self, questions: Sequence[Question], clients: Sequence[int]
-    ) -> Sequence[tuple[int, Sequence[Answer]]]:
+    def __call__(self, questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
         """Charge for the questions, then put them."""
         self.questions += len(questions)
         if self.before is not None:

@@ -111,10 +111,10 @@ class Privacy:
 def epsilon(noise_multiplier: float, answers: int, delta: float) -> float:
     """What so many noisy answers have cost together: (epsilon, delta)-differential privacy.
 
-    An upper bound, by Rényi accounting of Gaussian mechanisms (Mironov 2017; Balle et al. 2020, theorem 21) with Opacus,
-    which ``pip install 'fedmerge[privacy]'`` brings: what its ``RDPAccountant`` says, and with further orders where
-    the best of the accountant's is the least or the greatest that it tries. 0 where that is below 0. The clients' models
-    themselves are not counted.
+    An upper bound, by Rényi accounting of Gaussian mechanisms (Mironov 2017; Balle et al. 2020, theorem 21) with
+    Opacus, which ``pip install 'fedmerge[privacy]'`` brings: what its ``RDPAccountant`` says. Where the best of the
+    accountant's orders is the least or the greatest that it tries, further orders are tried as well. The clients'
+    models themselves are not counted.
 
     Parameters
     ----------

@@ -65,5 +65,10 @@ def _fits(moments: State, model: State) -> bool:
     """Whether measured moments are of all batch norms of the model, and can be pooled."""
     norms = set(Layout.of(model).float_buffers)
     return set(moments) == norms and all(
-        t.shape == model[n].shape and t.is_floating_point() and is_sane(t) for n, t in moments.items()
+        t.shape == model[n].shape and t.is_floating_point() and is_sane(t) and _may_be(n, t) for n, t in moments.items()
     )
+
+
+def _may_be(name: str, tensor: Tensor) -> bool:
+    """Variances below 0 would make a pooled one whose root is NaN, for everybody."""
+    return not name.endswith("running_var") or bool((tensor >= 0).all())

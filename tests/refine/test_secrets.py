@@ -217,7 +217,8 @@ def test_epsilon_is_the_accountants(sigma, answers):
 
 def test_epsilon_of_answers_asked_again_is_the_accountants_of_all_that_were_given(net, clients):
     accountants = pytest.importorskip("opacus.accountants")
-    accountant, noise, silent = accountants.RDPAccountant(), NoisySums(2.5, 3.0, sharers=2), [3, None, 1, None, None, None]
+    accountant, noise = accountants.RDPAccountant(), NoisySums(2.5, 3.0, sharers=2)
+    silent = [3, None, 1, None, None, None]  # who does not answer, exchange by exchange
 
     def ask(questions, numbers):
         for _ in questions:
@@ -231,7 +232,7 @@ def test_epsilon_of_answers_asked_again_is_the_accountants_of_all_that_were_give
 
 
 def exact(sigma: float, answers: int, delta: float = DELTA) -> float:
-    """What Gaussian mechanisms cost together, without any bound: one with ``sigma / sqrt(answers)`` (Balle, Wang 2018)."""
+    """What Gaussian mechanisms cost together, exactly: one with ``sigma / sqrt(answers)`` (Balle and Wang 2018)."""
     mu = sqrt(answers) / sigma
 
     def excess(e):
