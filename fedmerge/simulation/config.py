@@ -88,7 +88,7 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need; ``privacy``
-    masks and noise for what they answer to refinements.
+    masks and noise for what they answer to refinements (they then keep training losses and evaluations to themselves).
     With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
 
     ``on_client_error``, ``on_too_few``, ``min_clients`` and ``round_timeout`` say what becomes of a round then, see

@@ -69,7 +69,8 @@ class MergeStrategy(EvaluatedByClients):
         Root of client sampling, of the method's random streams and of what clients draw.
     batch_norm, on_bad_update, repair, statistics, privacy
         See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``. Noise
-        is added by the clients themselves; masks are simulated, and hide nothing from the server of a deployment.
+        is added by the clients themselves; masks are simulated, and hide nothing from the server of a deployment. With
+        either, clients neither tell their training loss nor judge the model, see :class:`~fedmerge.refine.Privacy`.
     min_clients
         Fewest usable updates to merge.
     on_client_error, on_too_few, round_timeout

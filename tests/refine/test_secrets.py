@@ -251,6 +251,13 @@ def test_epsilon_is_never_negative_and_no_less_than_the_cost(sigma, answers):
     assert epsilon(sigma * 1.5, answers, DELTA) <= found
 
 
+@pytest.mark.parametrize("delta", [1e-300, 1e-12, 1e-3, 0.1, 0.9])
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 1e3, 1e7])
+def test_epsilon_is_no_less_than_the_cost_at_any_delta(sigma, delta):
+    pytest.importorskip("opacus")
+    assert epsilon(sigma, 3, delta) >= max(0.0, exact(sigma, 3, delta) * (1 - 1e-9))
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
