@@ -60,6 +60,29 @@ class Privacy:
         """Whether clients keep training losses and evaluations to themselves."""
         return self.active and not self.exact_metrics
 
+    def limits(self, asked: bool, judged: bool) -> list[str]:
+        """What whoever relies on it should know before a run.
+
+        Parameters
+        ----------
+        asked
+            Whether the method asks clients about the merged model.
+        judged
+            Whether clients were to judge the model after each round.
+
+        Examples
+        --------
+        >>> Privacy(masks=True, exact_metrics=True).limits(asked=True, judged=True)
+        ['masks are simulated: this server makes them, of answers that reach it in the clear']
+        """
+        told = {
+            "masks are simulated: this server makes them, of answers that reach it in the clear": self.masks,
+            "the method asks clients for nothing beyond their models, which neither masks nor noise protect": not asked,
+            "clients keep training losses to themselves, and are not asked to judge the model, for what they find "
+            "would be exact; Privacy(exact_metrics=True) has them tell it": judged and not self.exact_metrics,
+        }
+        return [words for words, holds in told.items() if holds and self.active]
+
     def check(
         self, aggregator: Aggregator, refinements: Sequence[Refinement], batch_norm: BatchNormPolicy = "mean"
     ) -> None:

@@ -233,11 +233,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     def summary(self) -> None:
         """Log what merges, then Flower's own settings."""
         log.info("merge: %s", self.pipeline)
-        if self.pipeline.privacy.withholds_metrics and self.fraction_evaluate:
-            log.warning(
-                "privacy: clients keep training losses to themselves and are not asked to judge the model, for what "
-                "they find would be exact; Privacy(exact_metrics=True) has them tell it"
-            )
+        for told in self.pipeline.privacy.limits(bool(self.pipeline.refinements), self.fraction_evaluate > 0):
+            log.warning("privacy: %s", told)
         super().summary()
 
     def configure_train(

@@ -109,7 +109,17 @@ def test_exact_metrics_are_sent_where_they_are_asked_for(caplog):
     assert result.evaluate_metrics_clientapp[1]["eval_loss"] > 0
     assert "keep training losses to themselves" not in caplog.text
     run(ours(privacy=Privacy(masks=True), fraction_evaluate=1.0))
-    assert "keep training losses to themselves and are not asked to judge the model" in caplog.text
+    assert "keep training losses to themselves, and are not asked to judge the model" in caplog.text
+
+
+def test_who_relies_on_masks_or_noise_is_told_what_they_do_not_do(caplog):
+    run(ours())
+    assert "privacy:" not in caplog.text
+    run(ours(privacy=Privacy(noise=NOISE)))
+    assert "privacy:" not in caplog.text
+    run(ours("fedavg", privacy=Privacy(masks=True)))
+    assert "masks are simulated: this server makes them" in caplog.text
+    assert "the method asks clients for nothing beyond their models" in caplog.text
 
 
 def test_batch_norms_are_not_measured_exactly_beside_masks_or_noise():
