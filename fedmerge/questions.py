@@ -19,6 +19,7 @@ from fedmerge.statistics import Batches, ComparingStatistic, Statistic
 from fedmerge.statistics.compression import Compression, decode
 from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.settings import compressed
+from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import Reading, Task, outputs_like, reading_of
 
 __all__ = ["Answer", "Ask", "Question", "bringing", "pooled", "respond"]
@@ -189,7 +190,8 @@ def respond(
         kinds = [kind.told(reading) for kind in bounded or question.needs]
         values = [(kind.name, kind.answer(model, measured, own, question.directions)) for kind in kinds]
         if noise is not None:
-            noisy = noise.noisy(bounded, [value for _, value in values], int((~judges).sum()), generator)
+            sums = [value for _, value in values]
+            noisy = noise.noisy(bounded, sums, int((~judges).sum()), generator, stored_dtype(model))
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
         sent, _ = compressed(values, dict(model.named_parameters()), question.compression, question.budget)
         found = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}

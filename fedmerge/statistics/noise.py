@@ -111,14 +111,22 @@ class NoisySums:
         return self.noise_multiplier * bound * sqrt(parts / self.sharers)
 
     def noisy(
-        self, kinds: Sequence[Bounded], values: Sequence[State], n: int, generator: torch.Generator
+        self,
+        kinds: Sequence[Bounded],
+        values: Sequence[State],
+        n: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
     ) -> list[State]:
-        """A client's means over `n` examples, or as many as a statistic takes, with the noise of sums."""
+        """A client's means over `n` examples, or as many as a statistic takes, with the noise of sums, as `dtype`."""
         found: list[State] = []
         for kind, deviations, value in zip(kinds, self._deviations(kinds), values, strict=True):
             taken = n if kind.examples is None else min(n, kind.examples)
             found.append(
-                {name: _with_noise(t, deviations[_part(name)] / taken, generator) for name, t in value.items()}
+                {
+                    name: _with_noise(t, deviations[_part(name)] / taken, generator).to(dtype)
+                    for name, t in value.items()
+                }
             )
         return found
 
@@ -161,7 +169,7 @@ class NoisySums:
 
 
 def _with_noise(tensor: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    return (tensor.double() + deviation * _normal(tensor, generator)).float()
+    return tensor.double() + deviation * _normal(tensor, generator)
 
 
 def _without_negative(moments: Tensor, shift: float) -> Tensor:
