@@ -18,7 +18,7 @@ from fedmerge.api import asked_at_hand
 from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
 from fedmerge.judging import summed_losses
 from fedmerge.pipeline import build_pipeline
-from fedmerge.questions import Answer, Question
+from fedmerge.questions import Answer, Question, respond
 from fedmerge.refine import Privacy, epsilon, masks
 from fedmerge.refine.masks import Occasion, mask, masked, unmask
 from fedmerge.state import module_state
@@ -328,6 +328,17 @@ def test_sums_are_not_rounded_before_there_is_noise():
     whole = kind.measure(model, [(x, y)], None)["weight.S"] * len(x)
     without = kind.measure(model, [(torch.cat([x[1:], x[:1] * 0]), y)], None)["weight.S"] * len(x)
     assert float((whole - without).norm()) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_noisy_sums_travel_in_the_dtype_of_plain_ones(dtype):
+    model = nn.Linear(2, 2).to(dtype)
+    batch = [(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).to(dtype), torch.arange(40) % 2)]
+    asked = Question(module_state(model)[0], needs=(HeadSums(),))
+    plain, noisy = (
+        respond(one, model, batch).statistics["head_sums"] for one in (asked, replace(asked, noise=NoisySums(1.0, 1.0)))
+    )
+    assert {n: t.dtype for n, t in noisy.items()} == {n: t.dtype for n, t in plain.items()}
 
 
 def test_the_seed_of_masks_is_nobodys_to_know(net, clients, sent, caplog):
