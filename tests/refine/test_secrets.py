@@ -23,6 +23,7 @@ from fedmerge.refine import Privacy, epsilon, masks
 from fedmerge.refine.masks import Occasion, mask, masked, unmask
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, NoisySums
+from fedmerge.statistics.compression import decode
 from fedmerge.tasks import AnyLoss
 
 LONG = 4096
@@ -336,7 +337,8 @@ def test_noisy_sums_travel_in_the_dtype_of_plain_ones(dtype):
     batch = [(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).to(dtype), torch.arange(40) % 2)]
     asked = Question(module_state(model)[0], needs=(HeadSums(),))
     plain, noisy = (
-        respond(one, model, batch).statistics["head_sums"] for one in (asked, replace(asked, noise=NoisySums(1.0, 1.0)))
+        decode(respond(one, model, batch).statistics["head_sums"])
+        for one in (asked, replace(asked, noise=NoisySums(1.0, 1.0)))
     )
     assert {n: t.dtype for n, t in noisy.items()} == {n: t.dtype for n, t in plain.items()}
 
