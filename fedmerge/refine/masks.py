@@ -73,8 +73,9 @@ def masked(ask: Ask, round: int = 0, secret: int | None = None) -> Ask:
     Sums over examples, in fixed point modulo 2**64, plus a mask for each other client, which that client subtracts
     (Bonawitz et al. 2017): over all clients masks cancel, and what is left is the sum, exact but for rounding to
     2**-33 a client. Where a client fails the sum is noise, so the others are asked again with new masks, and what
-    the first attempt brought is thrown away unread; one that answers wrongly cannot be told from the sum. Statistics
-    are not compressed, for only then do they add up.
+    the first attempt brought is thrown away unread; whoever failed is not asked any more, for each time costs all
+    others one more answer. One that answers wrongly cannot be told from the sum. Statistics are not compressed, for
+    only then do they add up.
 
     This is a simulation of the protocol. The secret of each pair, which clients would agree on by a key exchange, is
     derived from one number here. A client that fails is found because it does not answer, rather than its masks being
@@ -96,17 +97,20 @@ def masked(ask: Ask, round: int = 0, secret: int | None = None) -> Ask:
         When asking: fewer than two clients are left, or fewer than share the noise.
     """
     root, exchanges, attempts = secrets.randbits(256) if secret is None else secret, count(), count()
+    gone: set[int] = set()
 
     def asked(questions: Sequence[Question], clients: Sequence[int]) -> list[tuple[int, list[Answer]]]:
         plain = [replace(question, compression="none") for question in questions]
-        present, exchange = sorted(set(clients)), next(exchanges)
+        present, exchange = sorted(set(clients) - gone), next(exchanges)
         while True:
             _check_enough(plain, present)
             now = Occasion(round, exchange, next(attempts))
             sent = dict(_sent(plain, ask(plain, present), present, root, now))
             if len(sent) == len(present):
                 return [(present[0], unmask(list(sent.values()), plain))]
-            log.warning("clients %s failed under masks: the others are asked again", sorted(set(present) - set(sent)))
+            failed = set(present) - set(sent)
+            log.warning("clients %s failed under masks: the others are asked again", sorted(failed))
+            gone.update(failed)
             present = sorted(sent)
 
     return asked

@@ -179,6 +179,18 @@ def test_answers_asked_again_are_billed(net, clients):
     assert [one.answers for one in result.exchanges] == [1, 1]
 
 
+def test_a_client_that_always_fails_costs_the_others_one_answer_a_merge(net, clients):
+    asked = []
+
+    def ask(questions, numbers):
+        asked.append(list(numbers))
+        return [one for one in asked_at_hand(net, clients)(questions, numbers) if one[0] != 3]
+
+    result = merged(net, ask, masks=True)
+    assert asked == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2]]
+    assert result.answers == 3
+
+
 @pytest.mark.parametrize("hidden", [True, False])
 def test_answers_of_which_nothing_came_are_billed(net, clients, caplog, hidden):
     """Under masks those of three clients are thrown away where the fourth is needed; or nobody's can be read."""
@@ -219,7 +231,7 @@ def test_epsilon_is_the_accountants(sigma, answers):
 def test_epsilon_of_answers_asked_again_is_the_accountants_of_all_that_were_given(net, clients):
     accountants = pytest.importorskip("opacus.accountants")
     accountant, noise = accountants.RDPAccountant(), NoisySums(2.5, 3.0, sharers=2)
-    silent = [3, None, 1, None, None, None]  # who does not answer, exchange by exchange
+    silent: list[int | None] = [3, None, 1, None, None, None]  # who does not answer, exchange by exchange
 
     def ask(questions, numbers):
         for _ in questions:
