@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 
 import pytest
@@ -167,7 +168,7 @@ class Silent(Late):
 @pytest.mark.parametrize("privacy", [Privacy(), Privacy(masks=True)])
 def test_a_late_answer_is_not_opened_and_does_not_stand_in_the_place_of_its_clients_own(privacy, caplog):
     late, _ = run(ours(privacy=privacy), Late)
-    assert "client 1" in caplog.text
+    assert re.search(r"clients? \[?1", caplog.text)
     silent, _ = run(ours(privacy=privacy), Silent)
     one, other = from_arrays(late.arrays), from_arrays(silent.arrays)
     assert all(torch.equal(one[name], other[name]) for name in one)
