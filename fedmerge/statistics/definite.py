@@ -22,9 +22,9 @@ def is_definite(correlation: Tensor, slack: float) -> bool:
     >>> is_definite(torch.ones(1, 2, 2), 1e-6), is_definite(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]), 0.5)
     (True, False)
     """
-    eye = torch.eye(correlation.shape[-1], dtype=torch.float64, device=correlation.device)
-    found = torch.linalg.cholesky_ex(correlation.double() + slack * eye)
-    return bool((found.info == 0).all())
+    shifted = correlation.to(torch.float64, copy=True)
+    shifted.diagonal(dim1=-2, dim2=-1).add_(slack)
+    return bool((torch.linalg.cholesky_ex(shifted).info == 0).all())
 
 
 def definite(correlation: Tensor) -> Tensor:
