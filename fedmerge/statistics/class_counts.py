@@ -19,10 +19,7 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["ClassCounts"]
 
 _MOST = 2**53  # beyond it a float does not count on
-_ROUGHLY = 1.5
-"""Where an example has one label, how many labels may come on one: some count what they leave out of training."""
-_SPREAD = 10.0
-"""Where examples have several labels each, how many times as many as usual a client's may have."""
+_ALIKE, _SPREAD = 1.5, 20.0  # some count labels that they leave out of training
 
 
 @dataclass(frozen=True)
@@ -78,18 +75,19 @@ class ClassCounts(LayerStatistic):
         return {"class_counts": shapes["class_counts"]} if "class_counts" in shapes else {}
 
     def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
-        """Clients that count many more labels than they have examples.
+        """Clients that count many more labels than go with their examples.
 
-        An example has one label, or as many as those of most clients: by the median client. Where that is one at most,
-        nobody may count many more than examples; else up to ten times as many, for sequences and pictures differ.
-        Where all weights are 1, they are no numbers of examples, and nothing is known.
+        How many labels an example has, the median client tells. Where more than half of the clients have as many, as in
+        classification, nobody may have 1.5 times as many; else, as for sequences or pictures of other sizes, 20 times.
+        Where all weights are 1 they are no numbers of examples, and nothing is known.
         """
-        if all(weight == 1 for _, weight in told.values()):
-            return {}
         labels = {client: float(counts["class_counts"].double().sum()) for client, (counts, _) in told.items()}
         shares = {client: labels[client] / weight for client, (_, weight) in told.items() if weight > 0}
-        usual = median_low(shares.values()) if shares else 0.0
-        most = _ROUGHLY if usual <= 1 else _SPREAD * usual
+        if all(weight == 1 for _, weight in told.values()) or not shares:
+            return {}
+        usual = median_low(shares.values())
+        alike = sum(abs(share - usual) <= 0.01 * usual for share in shares.values())
+        most = (_ALIKE if 2 * alike > len(shares) else _SPREAD) * usual
         return {
             client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {told[client][1]:g} examples, and "
             f"most clients {usual:.3g} of each"
