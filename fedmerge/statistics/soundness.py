@@ -95,18 +95,20 @@ diagonal allows
     found = sound(statistic, name, factor)
     if not found.numel():
         return found
-    grouped = (found if found.ndim == 3 else found[None]).double()
-    diagonal = grouped.diagonal(dim1=-2, dim2=-1)
+    peak = float(found.abs().max())
+    if not peak:
+        return found
+    grouped = (found if found.ndim == 3 else found[None]) / peak
+    diagonal = grouped.diagonal(dim1=-2, dim2=-1).double()
     if bool((diagonal < -_FLOOR * diagonal.abs().amax(-1, keepdim=True)).any()):
         raise InvalidOption(f"statistic {statistic!r}: {name!r} has a negative diagonal")
     scale = _scales(diagonal)
-    correlation = grouped / scale[..., :, None] / scale[..., None, :]
-    across = correlation.transpose(-1, -2)
-    whole = torch.equal(correlation, across)
-    if not whole:
-        if bool((correlation - across).abs().max() > _ENTRY):
-            raise InvalidOption(f"statistic {statistic!r}: {name!r} is not symmetric")
-        correlation = (correlation + across) / 2
+    inverse = (1 / scale).to(torch.float32)
+    correlation = grouped.to(torch.float32) * inverse[..., :, None] * inverse[..., None, :]
+    across = grouped.transpose(-1, -2)
+    whole = torch.equal(grouped, across)
+    if not whole and bool((correlation - correlation.transpose(-1, -2)).abs().max() > _ENTRY):
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} is not symmetric")
     most = float(correlation.abs().max())
     if not most <= 1 + _ENTRY:
         raise InvalidOption(
@@ -114,20 +116,26 @@ diagonal allows
             "diagonal allows"
         )
     size = correlation.shape[-1]
-    if is_definite(correlation, _SINGLE * size):
-        return found if whole else ((found + found.transpose(-1, -2)) / 2)
-    if not is_definite(correlation, _INDEFINITE * size**0.5):
+    if not whole:
+        found, grouped = (found + found.transpose(-1, -2)) / 2, (grouped + across) / 2
+        correlation = (correlation + correlation.transpose(-1, -2)) / 2
+    correlation.diagonal(dim1=-2, dim2=-1).add_(2 * _SINGLE * size)
+    if bool((torch.linalg.cholesky_ex(correlation).info == 0).all()):
+        return found
+    exact = grouped.double() / scale[..., :, None] / scale[..., None, :]
+    if not is_definite(exact, _INDEFINITE * size**0.5):
         raise InvalidOption(
             f"statistic {statistic!r}: {name!r} is not positive semi-definite: an eigenvalue lies below "
             f"-{_INDEFINITE * size**0.5:.2g} times its diagonal"
         )
-    values, vectors = torch.linalg.eigh(correlation)
+    values, vectors = torch.linalg.eigh(exact)
     mended = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.transpose(-1, -2)
-    mended = (mended + mended.transpose(-1, -2)) / 2 * scale[..., :, None] * scale[..., None, :]
+    mended = mended * scale[..., :, None] * scale[..., None, :] * (peak / 2)
+    mended = mended + mended.transpose(-1, -2)
     return mended.reshape(found.shape)  # in float64: rounded to float32, zeros would spread about zero again
 
 
 def _scales(diagonal: Tensor) -> Tensor:
     """Roots of diagonals [groups, d] with the floor; next to nothing for a group without any, where entries must be 0."""
     unit = diagonal.clamp_min(0).mean(-1, keepdim=True)
-    return (diagonal.clamp_min(0) + _FLOOR * unit).sqrt().clamp_min(1e-160)
+    return (diagonal.clamp_min(0) + _FLOOR * unit).sqrt().clamp_min(1e-15)
