@@ -14,6 +14,12 @@ from fedmerge.statistics.definite import definite, is_definite
 __all__ = ["Spectrum", "decode", "encode", "is_symmetric", "shape_of", "spectrum", "truncated"]
 
 
+_FORMS = frozenset(
+    frozenset(parts.split())
+    for parts in (
+        "peak linear", "peak root2", "peak root4", "vectors peaks left ndim", "correlation diagonal ndim", "upper ndim",
+    )
+)  # fmt: skip
 _ROUNDING = 2.0**-11
 """Eigenvalues of a correlation matrix this far below zero are more than rounding."""
 
@@ -114,6 +120,10 @@ def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
     ValueError, KeyError
         They do not fit together.
     """
+    if frozenset(parts) not in _FORMS:
+        raise ValueError("nothing is written in such parts")
+    if any(tensor.is_complex() or tensor.dtype == torch.bool for tensor in parts.values()):
+        raise ValueError("a part holds no real numbers")
     if "peak" in parts:
         if parts["peak"].ndim:
             raise ValueError("the peak is no single number")
@@ -137,7 +147,16 @@ def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def decode(parts: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that :func:`encode` or :func:`truncated` wrote as `parts`."""
+    """The tensor that :func:`encode` or :func:`truncated` wrote as `parts`.
+
+    Raises
+    ------
+    ValueError
+        It wrote no such parts: sizes that are negative, correlations that are none.
+    """
+    for part in ("peak", "peaks", "left", "diagonal"):
+        if part in parts and bool((parts[part] < 0).any()):
+            raise ValueError(f"its {part} is negative")
     if "peak" in parts:
         peak = parts["peak"]
         if "linear" in parts:
@@ -161,6 +180,8 @@ def decode(parts: Mapping[str, Tensor]) -> Tensor:
 def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Tensor:
     """A matrix with about this diagonal; positive semi-definite where it was so before it was `rounded`."""
     size = diagonal.shape[-1]
+    if bool((packed.abs() > 1).any()):
+        raise ValueError("correlations lie between -1 and 1")
     correlation = _from_upper(packed.double(), size, 1)
     correlation = correlation + _ones_on(correlation)
     mended = definite(correlation) if rounded and bool(packed.isfinite().all()) else correlation

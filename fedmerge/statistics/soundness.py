@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import LARGEST
-from fedmerge.statistics.definite import is_definite
+from fedmerge.statistics.definite import INDEFINITE, is_definite
 
 __all__ = ["semidefinite", "sound", "squares"]
 
@@ -15,9 +15,6 @@ _SMALLEST = 2.0**-1022
 """Smallest normal number of float64: where the largest entry is nearer to zero, nothing was measured."""
 _ENTRY = 2.0**-7
 """How far one entry may be off, in units of what its diagonal allows: bfloat16 moves either of a pair by 2**-9."""
-_INDEFINITE = 2.0**-8
-"""Eigenvalues may lie below zero by this times ``sqrt(d)``: rounding of every entry adds a matrix of noise, whose
-eigenvalues grow so (Wigner 1958)."""
 _SINGLE = 2.0**-24  # half the spacing of float32 at 1
 _FLOOR = 1e-6  # of the mean diagonal: float16 rounds what is below to zero
 
@@ -123,10 +120,10 @@ diagonal allows
     if bool((torch.linalg.cholesky_ex(correlation).info == 0).all()):
         return found
     exact = grouped.double() / scale[..., :, None] / scale[..., None, :]
-    if not is_definite(exact, _INDEFINITE * size**0.5):
+    if not is_definite(exact, INDEFINITE * size**0.5):
         raise InvalidOption(
             f"statistic {statistic!r}: {name!r} is not positive semi-definite: an eigenvalue lies below "
-            f"-{_INDEFINITE * size**0.5:.2g} times its diagonal"
+            f"-{INDEFINITE * size**0.5:.2g} times its diagonal"
         )
     values, vectors = torch.linalg.eigh(exact)
     mended = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.transpose(-1, -2)
