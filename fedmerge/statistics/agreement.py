@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from statistics import median_low
 from typing import Any
 
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.state import State
 from fedmerge.statistics.base import Shapes, Statistic
-from fedmerge.statistics.compression import decode, shapes_of
+from fedmerge.statistics.compression import decode, mean_diagonals, shapes_of
 from fedmerge.statistics.measurable import Measurable
 
 __all__ = ["UNREADABLE", "Agreement", "Vote", "agree", "most_complete"]
+
+_LARGE = 1e4
+"""How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
 
 Form = frozenset[tuple[str, tuple[int, ...]]]
 
@@ -71,11 +75,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Vote:
-    """Names and shapes of one client's value, and the value itself where it is a few numbers."""
+    """Names and shapes of one client's value, the mean diagonals of what it tells of inputs, and all of it where it is a
+    few numbers."""
 
     client: int
     weight: float
     shapes: Shapes
+    inputs: Mapping[str, float]
     value: State | None
 
     @classmethod
@@ -85,9 +91,10 @@ class Vote:
             shapes = shapes_of(sent)
             statistic.check_shapes(shapes, state)
             value = statistic.received(statistic.parse(decode(sent)), state) if statistic.among_metrics else None
+            inputs = mean_diagonals(sent, {name for name in shapes if statistic.of_inputs(name)})
         except UNREADABLE:
             return None
-        return cls(client, weight, shapes, value)
+        return cls(client, weight, shapes, inputs, value)
 
 
 def agree(statistic: Statistic, votes: Sequence[Vote], state: State, model: Measurable | None) -> Agreement:
@@ -112,7 +119,25 @@ def agree(statistic: Statistic, votes: Sequence[Vote], state: State, model: Meas
     parts = most_complete([statistic.voted(vote.shapes) for vote in votes])
     agreeing = [vote for vote in votes if all(statistic.voted(vote.shapes).get(n) == s for n, s in parts.items())]
     few = {vote.client: (vote.value, vote.weight) for vote in agreeing if vote.value is not None}
-    return Agreement(parts, model, statistic.outlying(few))
+    return Agreement(parts, model, {**_large(statistic, agreeing), **statistic.outlying(few)})
+
+
+def _large(statistic: Statistic, votes: Sequence[Vote]) -> dict[int, str]:
+    """Clients into whose layers goes what is a hundred times as large as usual, which would take all the say.
+
+    The usual is the median client's; of two clients nobody can say which is.
+    """
+    found: dict[int, str] = {}
+    for name in {name for vote in votes for name in vote.inputs} if len(votes) > 2 else ():
+        sizes = {vote.client: vote.inputs[name] for vote in votes if name in vote.inputs}
+        usual = median_low(sizes.values())
+        for client, size in sizes.items():
+            if usual > 0 and not size <= _LARGE * usual:
+                found[client] = (
+                    f"statistic {statistic.name!r}: {name!r} has a mean diagonal of {size:.3g}, that of most clients "
+                    f"{usual:.3g}"
+                )
+    return found
 
 
 def most_complete(forms: Collection[Shapes]) -> Shapes:

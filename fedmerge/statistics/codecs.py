@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.statistics.definite import definite, is_definite
 
-__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "shape_of", "spectrum", "truncated"]
+__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "mean_diagonal", "shape_of", "spectrum", "truncated"]
 
 
 _FORMS = frozenset(
@@ -193,3 +193,26 @@ def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Ten
     on = matrix.diagonal(dim1=-2, dim2=-1)
     on.copy_(torch.where(correlation.diagonal(dim1=-2, dim2=-1) == 1, diagonal, on))
     return matrix
+
+
+def mean_diagonal(written: Tensor | Mapping[str, Tensor]) -> float:
+    """The mean of the diagonal of symmetric matrices, as they are or in the parts that :func:`encode` wrote.
+
+    Raises
+    ------
+    ValueError
+        They are of no real floating numbers.
+    """
+    if isinstance(written, Tensor):
+        if not written.is_floating_point():
+            raise ValueError(f"{written.dtype} is no type of a matrix")
+        found = written.diagonal(dim1=-2, dim2=-1).double()
+    elif "vectors" in written:
+        found = _columns(written["vectors"], written["peaks"]).double().square().sum(-1) + written["left"]
+    elif "diagonal" in written:
+        found = written["diagonal"].double()
+    else:
+        size = (math.isqrt(8 * written["upper"].shape[-1] + 1) - 1) // 2
+        places = torch.arange(size)  # row i begins where the i rows before it, each one shorter, end
+        found = written["upper"][..., places * size - places * (places - 1) // 2].double()
+    return float(found.mean()) if found.numel() else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics import codecs
 
-__all__ = ["Compression", "Encoded", "decode", "encode", "shapes_of", "state_bytes"]
+__all__ = ["Compression", "Encoded", "decode", "encode", "mean_diagonals", "shapes_of", "state_bytes"]
 
 Read = TypeVar("Read")
 Compression = Literal["auto", "none", "float16", "int8"]
@@ -99,6 +99,22 @@ def shapes_of(sent: State) -> dict[str, tuple[int, ...]]:
     {'w': (4, 4)}
     """
     return _shapes(_parts(sent))
+
+
+def mean_diagonals(sent: State, names: Collection[str]) -> dict[str, float]:
+    """Means of the diagonals of some matrices in `sent`, which are not unpacked for it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> mean_diagonals(encode({"w": 2 * torch.eye(4)}, "float16", 0).state, {"w"})
+    {'w': 2.0}
+    """
+    return {
+        name: codecs.mean_diagonal(found if set(found) != {""} else found[""])
+        for name, found in _parts(sent).items()
+        if name in names
+    }
 
 
 def _parts(sent: State) -> dict[str, dict[str, Tensor]]:

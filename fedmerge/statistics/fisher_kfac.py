@@ -132,6 +132,10 @@ class FisherKfac(FisherStatistic):
             return f"{min(held & alone)!r} is in the factors of its layer, and has a diagonal besides"
         return doubted_parameters(model, alone | held, self.selects)
 
+    def of_inputs(self, name: str) -> bool:
+        """A does, G shrinks as a client fits its data."""
+        return name.endswith(".A")
+
     def check(self, value: State, state: State) -> None:
         """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
         self.received(value, state)

@@ -71,6 +71,10 @@ class Gram(LayerStatistic):
         """Factors of other layers, or with another column for the bias, or of other groups."""
         return doubted_factors(model, {(name, "A"): shape for name, shape in shapes.items()}, state)
 
+    def of_inputs(self, name: str) -> bool:
+        """All do."""
+        return True
+
     def check(self, value: State, state: State) -> None:
         """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
         self.received(value, state)

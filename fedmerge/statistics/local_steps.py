@@ -20,6 +20,7 @@ __all__ = ["LocalSteps", "check_proximal"]
 
 _MOST_STEPS = 10_000_000  # more is a mistake, or an attack on whoever adds the steps up
 _SPREAD = 30.0
+_NO_NUMBERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
 _CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
 
 
@@ -60,7 +61,10 @@ class LocalSteps(Statistic):
         numbers = {"local_steps": math.nan, **dict.fromkeys(_CONSTANTS, 0.0)}
         for name, default in list(numbers.items()):
             try:
-                numbers[name] = float(value.get(name, default))
+                number = value.get(name, default)
+                if isinstance(number, bool | complex) or getattr(number, "dtype", None) in _NO_NUMBERS:
+                    raise TypeError("flags and complex numbers count nothing")
+                numbers[name] = float(number)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise InvalidOption(f"local_steps: {name} must be a number, got {value[name]!r}") from error
         if not 1 <= numbers["local_steps"] <= _MOST_STEPS:

@@ -362,3 +362,32 @@ def test_by_hand_it_is_an_error_that_names_the_model():
         with pytest.raises(BadUpdate, match="client 1") as caught:
             fedmerge.merge(models, "regmean", statistics=[good[0], {"gram": bad}, good[2]])
         assert caught.value.client == 1
+
+
+@pytest.mark.parametrize(("kind", "place"), placed({1e5: "", 1e10: "", 1e14: ""}))
+@pytest.mark.parametrize("method", ["regmean", "fedlpa", "mats"])
+@pytest.mark.parametrize("compression", ["none", "float16", "int8"])
+def test_inputs_of_another_order_of_magnitude_take_no_say(method, compression, kind, place):
+    (name,) = NEEDS[method]
+    updates = list(honest(method, compression))
+    updates[place] = spoilt(updates[place], name, every(lambda t: t * kind))
+    value = decode(updates[place].statistics[name])
+    updates[place] = replace(updates[place], statistics={name: encode(value, compression, 10**9).state})
+    result = merged(method, updates)
+    assert [bad.client for bad in result.dropped] == [place]
+    torch.testing.assert_close(result.state, without(method, place, compression))
+
+
+def test_of_two_clients_nobody_can_say_whose_inputs_are_too_large():
+    updates = honest("regmean")[:2]
+    updates[1] = spoilt(updates[1], "gram", every(lambda t: t * 1e6))
+    assert not merged("regmean", updates).dropped
+
+
+@pytest.mark.parametrize("method", ["regmean", "fednova"])
+def test_flags_and_complex_numbers_count_nothing(method):
+    (name,) = NEEDS[method]
+    for dtype in (torch.bool, torch.complex64):
+        updates = list(honest(method))
+        updates[3] = spoilt(updates[3], name, every(lambda t, dtype=dtype: t.to(dtype)))
+        assert [bad.client for bad in merged(method, updates).dropped] == [3]
