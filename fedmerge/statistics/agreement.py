@@ -75,8 +75,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Vote:
-    """Names and shapes of one client's value, the mean diagonals of what it tells of inputs, and all of it where it is a
-    few numbers."""
+    """Names and shapes of one client's value, mean diagonals of what it tells of inputs, and all of a few numbers."""
 
     client: int
     weight: float
@@ -101,8 +100,8 @@ def agree(statistic: Statistic, votes: Sequence[Vote], state: State, model: Meas
     """Hear all clients of a round on what one statistic consists of.
 
     Each has one vote, however many examples it says to have. Where the server knows the `model`, and any client sent
-    what the model has, that is what all must send, be the others many. Apart from that, what counts is the most complete
-    form that at least half of the clients have, see :func:`most_complete`.
+    what the model has, that is what all must send, be the others many. Apart from that, what counts is the most
+    complete form that at least half of the clients have, see :func:`most_complete`.
 
     Parameters
     ----------

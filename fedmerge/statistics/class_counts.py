@@ -89,8 +89,8 @@ class ClassCounts(LayerStatistic):
         alike = sum(abs(share - usual) <= 0.01 * usual for share in shares.values())
         most = (_ALIKE if 2 * alike > len(shares) else _SPREAD) * usual
         return {
-            client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {told[client][1]:g} examples, and "
-            f"most clients {usual:.3g} of each"
+            client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {told[client][1]:g} examples, "
+            f"and most clients {usual:.3g} of each"
             for client, share in shares.items()
             if share > most
         }

@@ -8,8 +8,8 @@ from torch import Tensor
 __all__ = ["INDEFINITE", "definite", "is_definite"]
 
 INDEFINITE = 2.0**-8
-"""Eigenvalues of a correlation matrix may lie below zero by this times ``sqrt(d)``: rounding of every entry to 8 bits adds
-a matrix of noise, whose eigenvalues grow so (Wigner 1958)."""
+"""Eigenvalues of a correlation matrix may lie below zero by this times ``sqrt(d)``: rounding of every entry to 8 bits
+adds a matrix of noise, whose eigenvalues grow so (Wigner 1958)."""
 
 _EXACT = 1024
 """Largest matrix that is projected: beyond, eigenvectors take longer than all else that a merge does."""

@@ -16,7 +16,7 @@ from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
-from fedmerge.statistics.soundness import semidefinite
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
 from fedmerge.tasks import Classification, Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
@@ -58,7 +58,9 @@ class _HeadStatistic(Bounded):
         (square, side), other = self.square, self.other
         weight = next(iter(shapes)).rpartition(".")[0]
         if set(shapes) != {f"{weight}.{square}", f"{weight}.{other}"} or weight not in state:
-            raise InvalidOption(f"statistic {self.name!r}: want {square} and {other} of one weight, got {list(shapes)[:6]}")
+            raise InvalidOption(
+                f"statistic {self.name!r}: want {square} and {other} of one weight, got {list(shapes)[:6]}"
+            )
         check_factor_shape(self.name, weight, side, shapes[f"{weight}.{square}"], state)
         if len(shapes[f"{weight}.{square}"]) != 2 or state[weight].ndim != 2:
             raise InvalidOption(f"statistic {self.name!r}: {weight!r} is the weight of no linear layer")
@@ -80,13 +82,14 @@ class _HeadStatistic(Bounded):
     def check(self, value: State, state: State) -> None:
         """Real numbers, finite and bounded, of one head's sizes; the second moments as every Gram matrix is.
 
-        Where examples are clipped, noise may have been added, which makes second moments indefinite, and no more symmetric:
-        they are only to be finite and bounded then, and :meth:`~fedmerge.statistics.NoisySums.check` bounds the noise.
+        Where examples are clipped, noise may have been added, which makes second moments indefinite, and no more
+        symmetric: they are only to be finite and bounded then, and :meth:`~fedmerge.statistics.NoisySums.check` bounds
+        the noise.
         """
         super().check(value, state)
         for name, tensor in value.items():
             if self.clip is None and name.rpartition(".")[2] == self.square[0]:
-                semidefinite(self.name, name, tensor)
+                semidefinite(self.name, name, tensor, FIXED_POINT)
 
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Task, Tensor, Tensor, Tensor]]:
         """The head's matrix, the task, and of each batch the head's input rows, 0 where no label counts, in float64,

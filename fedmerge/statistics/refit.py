@@ -15,7 +15,7 @@ from fedmerge.statistics.base import Batches, ComparingStatistic, Shapes
 from fedmerge.statistics.layer_sums import factor
 from fedmerge.statistics.matrix_layers import gram
 from fedmerge.statistics.measurable import Measurable, doubted_factors
-from fedmerge.statistics.soundness import semidefinite, sound
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite, sound
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.weights import check_factor_shape
 
@@ -88,7 +88,10 @@ class RefitSums(ComparingStatistic):
     def received(self, value: State, state: State) -> State:
         """Without negative eigenvalues in S."""
         self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
-        return {n: (semidefinite if n.endswith(".S") else sound)(self.name, n, t) for n, t in value.items()}
+        return {
+            n: semidefinite(self.name, n, t, FIXED_POINT) if n.endswith(".S") else sound(self.name, n, t)
+            for n, t in value.items()
+        }
 
 
 def _pairs(merged: Probe, own: Probe, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
-from fedmerge.statistics.soundness import semidefinite
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
@@ -130,7 +130,7 @@ class Secants(LayerStatistic):
         """Real numbers, finite and bounded, and a curvature as every Gram matrix is."""
         super().check(value, state)
         if "curvature" in value:
-            semidefinite(self.name, "curvature", value["curvature"])
+            semidefinite(self.name, "curvature", value["curvature"], FIXED_POINT)
 
     def check_answer(self, value: State, state: State, directions: int) -> None:
         """A number, a row and a column for each direction, see :meth:`check`."""

@@ -9,7 +9,10 @@ from fedmerge.errors import InvalidOption
 from fedmerge.state import LARGEST
 from fedmerge.statistics.definite import INDEFINITE, is_definite
 
-__all__ = ["semidefinite", "sound", "squares"]
+__all__ = ["FIXED_POINT", "semidefinite", "sound", "squares"]
+
+FIXED_POINT = 2.0**-30
+"""Most that masked sums round: each client's to 2**-33, see :mod:`fedmerge.refine.masks`."""
 
 _SMALLEST = 2.0**-1022
 """Smallest normal number of float64: where the largest entry is nearer to zero, nothing was measured."""
@@ -37,7 +40,9 @@ def sound(statistic: str, name: str, tensor: Tensor) -> Tensor:
         raise InvalidOption(f"statistic {statistic!r}: {name!r} is no dense tensor")
     if not tensor.is_floating_point():
         raise InvalidOption(f"statistic {statistic!r}: {name!r} is {tensor.dtype}, want real floating numbers")
-    wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32) if tensor.itemsize > 1 else torch.float32)
+    wide = tensor.detach().to(
+        torch.promote_types(tensor.dtype, torch.float32) if tensor.itemsize > 1 else torch.float32
+    )
     if not wide.numel():
         return wide
     low, high = (float(edge) for edge in torch.aminmax(wide))
@@ -65,7 +70,7 @@ def squares(statistic: str, name: str, tensor: Tensor) -> Tensor:
     return found
 
 
-def semidefinite(statistic: str, name: str, factor: Tensor) -> Tensor:
+def semidefinite(statistic: str, name: str, factor: Tensor, rounding: float = 0.0) -> Tensor:
     """Gram matrices [d, d] or [groups, d, d] as methods may use them: symmetric, without negative eigenvalues.
 
     All is judged in the units of the matrix itself: rows and columns are divided by the root of the diagonal, to which
@@ -73,6 +78,15 @@ def semidefinite(statistic: str, name: str, factor: Tensor) -> Tensor:
     2**-7, be it from the entry across the diagonal or beyond 1, which is the most that two rows allow, and eigenvalues
     may lie below zero by ``2**-8 sqrt(d)``. So much comes of rounding every entry to 8 bits of precision; a matrix that
     is off by less, but by more than float32 rounds, comes back projected onto those that have no negative eigenvalue.
+
+    Parameters
+    ----------
+    statistic, name
+        What errors speak of.
+    factor
+        The matrices.
+    rounding
+        By how much entries may be off besides, whatever their size: :data:`FIXED_POINT` for what may travel so.
 
     Raises
     ------
@@ -96,6 +110,8 @@ diagonal allows
     if not peak:
         return found
     grouped = (found if found.ndim == 3 else found[None]) / peak
+    if rounding:
+        grouped.diagonal(dim1=-2, dim2=-1).add_(rounding / peak * grouped.shape[-1] ** 0.5)
     diagonal = grouped.diagonal(dim1=-2, dim2=-1).double()
     if bool((diagonal < -_FLOOR * diagonal.abs().amax(-1, keepdim=True)).any()):
         raise InvalidOption(f"statistic {statistic!r}: {name!r} has a negative diagonal")
@@ -133,6 +149,6 @@ diagonal allows
 
 
 def _scales(diagonal: Tensor) -> Tensor:
-    """Roots of diagonals [groups, d] with the floor; next to nothing for a group without any, where entries must be 0."""
+    """Roots of diagonals [groups, d] with the floor; as good as nothing where a group has none and must be all 0."""
     unit = diagonal.clamp_min(0).mean(-1, keepdim=True)
     return (diagonal.clamp_min(0) + _FLOOR * unit).sqrt().clamp_min(1e-15)

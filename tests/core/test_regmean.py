@@ -101,7 +101,7 @@ def test_a_client_that_lacks_a_layer_is_named():
     sent = states()
     grams = [random_grams(s, i) for i, s in enumerate(sent)]
     del grams[1]["fc.weight"]
-    with pytest.raises(BadUpdate, match="'fc.weight' is missing") as caught:
+    with pytest.raises(BadUpdate, match=r"'fc\.weight' is missing") as caught:
         merged(sent, grams)
     assert caught.value.client == 1
 

@@ -76,7 +76,7 @@ def honest(method, compression="none", layers=None):
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         report = TrainingReport(5 + client, 1.0, 0.1)
         found = {kind.name: kind.measure(model, [(x, y)], report) for kind in pipeline.measured}
         coded = {name: encode(value, compression, 10**9).state for name, value in found.items()}
@@ -215,7 +215,8 @@ def test_whether_a_bias_is_a_column_the_model_says(method):
     """Without its last column the matrix would be that of a layer whose bias is not trained."""
     weight = {"regmean": "hidden.weight", "fedfisher": "hidden.weight.A"}[method]
     others = [
-        spoilt(u, NEEDS[method][0], lambda value: {**value, weight: value[weight][:-1, :-1]}) for u in honest(method)[:3]
+        spoilt(u, NEEDS[method][0], lambda value: {**value, weight: value[weight][:-1, :-1]})
+        for u in honest(method)[:3]
     ]
     result = merged(method, [*others, *honest(method)[3:]])
     assert result.accepted == (3, 4)

@@ -7,7 +7,7 @@ import torch
 
 from fedmerge import InvalidOption
 from fedmerge.statistics.compression import decode, encode
-from fedmerge.statistics.soundness import semidefinite, sound, squares
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite, sound, squares
 
 
 def rows(n, size, seed=0):
@@ -134,3 +134,14 @@ def test_numbers_come_back_in_float32_or_better():
 def test_squares_are_not_negative_and_bounded(value):
     with pytest.raises(InvalidOption, match="'w'"):
         squares("fisher_diag", "w", torch.tensor([1.0, value]))
+
+
+def test_sums_in_fixed_point_may_be_off_by_what_it_rounds():
+    small = gram(100, 5) * 2.0**-30
+    rounded = (small * 2.0**33).round() / 2.0**33
+    broken = rounded - torch.diag(rounded.diagonal()) + torch.diag(rounded.diagonal() - 2.0**-31)
+    semidefinite("secants", "curvature", broken, FIXED_POINT)
+    with pytest.raises(InvalidOption):
+        semidefinite("secants", "curvature", broken)
+    with pytest.raises(InvalidOption):
+        semidefinite("secants", "curvature", flipped(gram(400, 20), 15), FIXED_POINT)

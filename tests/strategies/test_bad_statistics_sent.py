@@ -25,7 +25,9 @@ def indefinite(tensor):
 KINDS = {
     "an empty record": lambda value: {},
     "a layer less": lambda value: {n: t for n, t in value.items() if not n.startswith("3.")},
-    "a matrix that is indefinite": lambda value: {n: indefinite(t) if t.ndim == 2 else -t - 1 for n, t in value.items()},
+    "a matrix that is indefinite": lambda value: {
+        n: indefinite(t) if t.ndim == 2 else -t - 1 for n, t in value.items()
+    },
     "whole numbers": lambda value: {n: t.long() for n, t in value.items()},
     "1e30": lambda value: {n: torch.full_like(t, 1e30) for n, t in value.items()},
 }
