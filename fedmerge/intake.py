@@ -17,10 +17,9 @@ from fedmerge.complex_pairs import as_pairs
 from fedmerge.errors import BadUpdate, CannotMatch, InvalidOption, ModelError, NoUsableUpdates
 from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
 from fedmerge.raw_errors import RAW
+from fedmerge.reading import StatisticsReader
 from fedmerge.repair import Rescale
 from fedmerge.state import LARGEST, Layout, State, as_rows, is_norm_statistic
-from fedmerge.statistics import Statistic
-from fedmerge.statistics.compression import decode
 from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update
@@ -54,6 +53,7 @@ class Intake:
         buffers: BufferFold,
         layout: Layout,
         context: MergeContext,
+        statistics: StatisticsReader,
         *,
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
@@ -61,6 +61,7 @@ class Intake:
         keeping: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
+        self._statistics = statistics
         self.reference, self.layout, self.buffers = reference, layout, buffers
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
@@ -253,8 +254,7 @@ class Intake:
         """The update with its statistics parsed."""
         if not self._aggregator.needs:
             return update
-        parsed = {statistic.name: _parsed(update, statistic) for statistic in self._aggregator.needs}
-        return replace(update, statistics={**update.statistics, **parsed})
+        return replace(update, statistics={**update.statistics, **self._statistics.read(update)})
 
     def _check_widths(self, update: ClientUpdate) -> None:
         """Other widths than the reference's are fine where they make a model that runs."""
@@ -298,14 +298,3 @@ def _of_types(states: State, reference: State) -> State:
 def _copied(state: State) -> State:
     """What outlives the block that its tensors are rows of."""
     return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def _parsed(update: ClientUpdate, statistic: Statistic) -> State:
-    sent = update.statistic(statistic.name)
-    try:
-        parsed = statistic.parse(decode(sent, lambda shapes: statistic.check_shapes(shapes, update.state)))
-        statistic.check(parsed, update.state)
-    # What a client measured may be any tensors: those that torch cannot even compare are as bad as the rest.
-    except (InvalidOption, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
-    return parsed

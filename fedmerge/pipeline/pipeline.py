@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from fedmerge.pipeline.complex_check import check_complex
 from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
 from fedmerge.questions import bringing
+from fedmerge.reading import StatisticsReader
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.bill import Billed
 from fedmerge.refine.budget import FIRST_SHARE, model_bytes
@@ -127,7 +128,8 @@ class Pipeline:
         ----------
         updates
             A sequence, which is sorted by client first, or a stream, which must come in client order and
-            is read once, one model in memory at a time. What could not even be decoded comes as a BadUpdate.
+            is read once, one model in memory at a time; all of them where the method needs statistics. What could not
+            even be decoded comes as a BadUpdate.
         context
             Base model, round, seed.
         memory
@@ -156,7 +158,10 @@ class Pipeline:
         check_complex(self, reference, layout)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
-        intake, passed = self._intake(reference, layout, context, self._refuse), Passed()
+        if self.needs and isinstance(updates, Iterator):
+            updates = list(updates)  # what clients measured is only judged once all have been heard
+        reader = StatisticsReader.hearing(self.measured, updates, reference, context)
+        intake, passed = self._intake(reference, layout, context, self._refuse, reader), Passed()
         inner = replace(inner, left_out=lambda: len(intake.dropped))
         read = intake.read(updates, self.min_updates)
         if self.refinements and not isinstance(self.aggregator, Fold):
@@ -242,12 +247,13 @@ class Pipeline:
         layout: Layout,
         context: MergeContext,
         on_bad: Callable[[BadUpdate], None],
+        statistics: StatisticsReader | None = None,
     ) -> Intake:
         # Whoever hands over models at hand knows why one is so much larger than the others.
         settings = {"rescaled": self.repair == "rescale", "keeping": self.compares}
         settings["comparing"] = self.on_bad_update == "drop"
-        folded = BufferFold(layout, self.batch_norm, context.base)
-        return Intake(self.aggregator, reference, folded, layout, context, on_bad=on_bad, **settings)
+        folded, reader = BufferFold(layout, self.batch_norm, context.base), statistics or StatisticsReader(self.measured)
+        return Intake(self.aggregator, reference, folded, layout, context, reader, on_bad=on_bad, **settings)
 
     def _completed(
         self,

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer
+from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.soundness import squares
 from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Activations"]
+
+_PARTS = ("mean", "var", "samples")
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,37 @@ class Activations(LayerStatistic):
         units = sum(layer.matrix.shape[0] for layer in probe(model, example, self.selects).layers)
         return stored_dtype(model).itemsize * units * (2 + self.samples)
 
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """All parts of a layer, as long as it is wide."""
+        for name, shape in shapes.items():
+            weight, _, part = name.rpartition(".")
+            if weight not in state or state[weight].ndim < 2 or part not in _PARTS:
+                raise InvalidOption(f"statistic 'activations': {name!r} belongs to no weight of the model")
+            units = len(state[weight])
+            rows = shape[:1] if part == "samples" else ()
+            if shape != (*rows, units) or (rows and rows[0] > self.samples):
+                raise InvalidOption(
+                    f"statistic 'activations': {name!r} has shape {list(shape)}, the layer has {units} units"
+                )
+            missing = [other for other in _PARTS if f"{weight}.{other}" not in shapes]
+            if missing:
+                raise InvalidOption(f"statistic 'activations': {f'{weight}.{missing[0]}'!r} is missing")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Units of other layers."""
+        unknown = [name for name in shapes if name.rpartition(".")[0] not in model.matrices]
+        return f"{unknown[0]!r} belongs to no linear layer or convolution that the model trains" if unknown else None
+
+    def voted(self, shapes: Shapes) -> Shapes:
+        """The layers: a client with few examples has few samples."""
+        return {name: shape[-1:] for name, shape in shapes.items()}
+
     def check(self, value: State, state: State) -> None:
-        """Finite, and as long as the layer is wide."""
+        """Real numbers, finite and bounded, no variance below zero, and as long as the layer is wide."""
         super().check(value, state)
         for name, tensor in value.items():
-            weight, _, part = name.rpartition(".")
-            if weight not in state or part not in ("mean", "var", "samples"):
-                raise InvalidOption(f"statistic 'activations': {name!r} belongs to no weight of the model")
-            if tensor.shape[-1:] != state[weight].shape[:1]:
-                raise InvalidOption(
-                    f"statistic 'activations': {name!r} has shape {list(tensor.shape)}, "
-                    f"the layer has {state[weight].shape[0]} units"
-                )
+            if name.endswith(".var"):
+                squares(self.name, name, tensor)
 
 
 @dataclass

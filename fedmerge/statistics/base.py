@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
+from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.soundness import sound
 from fedmerge.tasks import Reading, Task
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Statistic"]
+__all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Shapes", "Statistic"]
 
 _ALWAYS_UNPACKED = 1 << 16  # numbers, whatever the size of the model
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Statistic(ABC):
@@ -90,33 +93,61 @@ class Statistic(ABC):
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(f"statistic {self.name!r}: want names and tensors, got {value!r} ({error})") from error
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
-        """Make sure that what was packed may have these shapes once it is unpacked, which takes the memory for it.
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Make sure that a value may have tensors of these names and shapes, before any memory is taken to unpack them.
 
         Raises
         ------
         InvalidOption
-            It would be larger than the model with these parameters.
+            They do not belong to the model with these parameters, or would be larger than it.
         """
         numbers = sum(math.prod(shape) for shape in shapes.values())
         most = max(sum(tensor.numel() for tensor in state.values()), _ALWAYS_UNPACKED)
         if numbers > most:
             raise InvalidOption(f"statistic {self.name!r}: it claims {numbers} numbers, {most} are allowed")
 
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Why tensors of these names and shapes are not what measuring `model` gives; None where they may be that.
+
+        Said of what :meth:`check_shapes` lets pass, for a server that has the model itself and not its state alone.
+        """
+        return None
+
+    def voted(self, shapes: Shapes) -> Shapes:
+        """Of names and shapes, what has to be the same for all clients of a round."""
+        return shapes
+
+    def of_inputs(self, name: str) -> bool:
+        """Whether a tensor of this name holds second moments of what goes into a layer, which no training shrinks."""
+        return False
+
+    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+        """Clients whose value no honest one of this round can have, beside the others' and their numbers of examples,
+        each with the reason; for values of a few numbers, of which one could take all the say."""
+        return {}
+
     def check(self, value: State, state: State) -> None:
-        """Make sure that a parsed value is finite and belongs to the model with these parameters.
+        """Make sure that a parsed value holds real numbers, finite and bounded, that belong to the model.
 
         Raises
         ------
         InvalidOption
-            It is not, or does not.
+            It does not.
         """
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
         for name, tensor in value.items():
-            if not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
-                raise InvalidOption(
-                    f"statistic {self.name!r}: {name!r} has {bad} of {tensor.numel()} entries NaN or infinite"
-                )
+            sound(self.name, name, tensor)
+
+    def received(self, value: State, state: State) -> State:
+        """A parsed value as methods may use it: checked, in float32 or better, what rounding broke mended.
+
+        Raises
+        ------
+        InvalidOption
+            It is not to be mended, see :meth:`check`.
+        """
+        self.check(value, state)
+        return value
 
     def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
         """A value of the model with parameters `state` as it is once `move` has re-ordered the model's neurons."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import call, examples_in
 from fedmerge.models.copies import copy_of
-from fedmerge.state import State
-from fedmerge.statistics.base import Batches, Statistic
+from fedmerge.state import State, is_norm_statistic
+from fedmerge.statistics.base import Batches, Shapes, Statistic
+from fedmerge.statistics.measurable import Measurable, check_parameter_shape
+from fedmerge.statistics.soundness import squares
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["BatchNormMoments", "BatchNormSums"]
@@ -58,6 +60,28 @@ class BatchNormMoments(Statistic):
                 moments[f"{name}.running_var" if name else "running_var"] = layer.running_var
         return moments
 
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """A mean and a variance of every norm that there is one of."""
+        for name, shape in shapes.items():
+            layer, dot, part = name.rpartition(".")
+            if not is_norm_statistic(name) or name not in state:
+                raise InvalidOption(f"statistic {self.name!r}: {name!r} is of no batch norm")
+            check_parameter_shape(self.name, name, shape, state)
+            other = f"{layer}{dot}{'running_var' if part == 'running_mean' else 'running_mean'}"
+            if other not in shapes:
+                raise InvalidOption(f"statistic {self.name!r}: {other!r} is missing")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """A norm that is missing, or one too many."""
+        return _doubted_norms(set(shapes), model.norms)
+
+    def check(self, value: State, state: State) -> None:
+        """Real numbers, finite and bounded, of the norms' sizes; no variance is negative."""
+        super().check(value, state)
+        for name, tensor in value.items():
+            if name.endswith("running_var"):
+                squares(self.name, name, tensor)
+
 
 @dataclass(frozen=True)
 class BatchNormSums(Statistic):
@@ -99,18 +123,36 @@ class BatchNormSums(Statistic):
             call(probe, inputs)
         return {key: value / rows[key] for key, value in total.items()}
 
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """A first and a second moment of every norm that there is one of."""
+        for name, shape in shapes.items():
+            norm, _, part = name.rpartition(".")
+            known = part in ("first", "second") and norm.rpartition(".")[2] == "running_mean" and norm in state
+            if not known or shape != tuple(state[norm].shape):
+                raise InvalidOption(f"statistic {self.name!r}: {name!r} {list(shape)} is of no batch norm")
+            if f"{norm}.first" not in shapes or f"{norm}.second" not in shapes:
+                raise InvalidOption(f"statistic {self.name!r}: {norm!r} wants a first and a second moment")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """A norm that is missing, or one too many."""
+        means = {name for name in model.norms if name.endswith("running_mean")}
+        return _doubted_norms({name.rpartition(".")[0] for name in shapes}, means)
+
     def check(self, value: State, state: State) -> None:
-        """Finite, of the norms' sizes, and no second moment below the square of the first."""
+        """Real numbers, finite and bounded, of the norms' sizes, and no second moment below the square of the first."""
         super().check(value, state)
         for name in value:
             norm, _, part = name.rpartition(".")
-            if part not in ("first", "second") or norm not in state or value[name].shape != state[norm].shape:
-                raise InvalidOption(f"statistic {self.name!r}: {name!r} {list(value[name].shape)} is of no batch norm")
-            if f"{norm}.first" not in value or f"{norm}.second" not in value:
-                raise InvalidOption(f"statistic {self.name!r}: {norm!r} wants a first and a second moment")
             first, second = value[f"{norm}.first"].double(), value[f"{norm}.second"].double()
-            if bool((second - first.square() < -1e-3 * second.abs()).any()):
+            if part == "second" and bool((second - first.square() < -1e-3 * second.abs()).any()):
                 raise InvalidOption(f"statistic {self.name!r}: {norm!r} has a negative variance")
+
+
+def _doubted_norms(told: set[str], norms: Collection[str]) -> str | None:
+    missing, unknown = set(norms) - told, told - set(norms)
+    if missing:
+        return f"{min(missing)!r} is missing"
+    return f"{min(unknown)!r} is of no batch norm of the model" if unknown else None
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

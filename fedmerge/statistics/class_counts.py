@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, shown
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.tasks import outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["ClassCounts"]
+
+_MOST = 2**53  # beyond it a float does not count on
+_ALIKE, _SPREAD = 1.5, 20.0  # some count labels that they leave out of training
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,45 @@ class ClassCounts(LayerStatistic):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InvalidOption(f"statistic 'class_counts': want counts [C] under that name, got {value!r}") from error
 
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Nothing: counts may come among other metrics."""
+
+    def voted(self, shapes: Shapes) -> Shapes:
+        """How many classes there are."""
+        return {"class_counts": shapes["class_counts"]} if "class_counts" in shapes else {}
+
+    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+        """Clients that count many more labels than go with their examples.
+
+        How many labels an example has, the median client tells. Where more than half of the clients have as many, as in
+        classification, nobody may have 1.5 times as many; else, as for sequences or pictures of other sizes, 20 times.
+        Where all weights are 1 they are no numbers of examples, and nothing is known.
+        """
+        labels = {client: float(counts["class_counts"].double().sum()) for client, (counts, _) in told.items()}
+        shares = {client: labels[client] / weight for client, (_, weight) in told.items() if weight > 0}
+        if all(weight == 1 for _, weight in told.values()) or not shares:
+            return {}
+        usual = median_low(shares.values())
+        alike = sum(abs(share - usual) <= 0.01 * usual for share in shares.values())
+        most = (_ALIKE if 2 * alike > len(shares) else _SPREAD) * usual
+        return {
+            client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {told[client][1]:g} examples, "
+            f"and most clients {usual:.3g} of each"
+            for client, share in shares.items()
+            if share > most
+        }
+
     def check(self, value: State, state: State) -> None:
-        """Counts of no class can be negative, and some must be positive."""
-        super().check(value, state)
+        """Whole numbers; counts of no class can be negative, and some must be positive."""
+        self.received(value, state)
+
+    def received(self, value: State, state: State) -> State:
+        """In int64."""
         counts = value.get("class_counts")
-        if counts is None or counts.ndim != 1 or bool((counts < 0).any()) or not bool((counts > 0).any()):
-            raise InvalidOption(f"statistic 'class_counts': want counts [C], some positive, got {counts}")
+        if counts is None or counts.ndim != 1 or counts.is_complex() or counts.dtype == torch.bool:
+            raise InvalidOption(f"statistic 'class_counts': want counts [C], got {shown(counts)}")
+        wide = counts.detach().double()
+        whole = bool(((wide >= 0) & (wide <= _MOST) & (wide == wide.round())).all())
+        if not whole or not bool((wide > 0).any()):
+            raise InvalidOption(f"statistic 'class_counts': want whole numbers [C], some positive, got {shown(counts)}")
+        return {"class_counts": wide.to(torch.int64)}

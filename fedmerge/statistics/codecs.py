@@ -11,9 +11,15 @@ from torch import Tensor
 
 from fedmerge.statistics.definite import definite, is_definite
 
-__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "shape_of", "spectrum", "truncated"]
+__all__ = ["Spectrum", "decode", "encode", "is_symmetric", "mean_diagonal", "shape_of", "spectrum", "truncated"]
 
 
+_FORMS = frozenset(
+    frozenset(parts.split())
+    for parts in (
+        "peak linear", "peak root2", "peak root4", "vectors peaks left ndim", "correlation diagonal ndim", "upper ndim",
+    )
+)  # fmt: skip
 _ROUNDING = 2.0**-11
 """Eigenvalues of a correlation matrix this far below zero are more than rounding."""
 
@@ -114,6 +120,10 @@ def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
     ValueError, KeyError
         They do not fit together.
     """
+    if frozenset(parts) not in _FORMS:
+        raise ValueError("nothing is written in such parts")
+    if any(tensor.is_complex() or tensor.dtype == torch.bool for tensor in parts.values()):
+        raise ValueError("a part holds no real numbers")
     if "peak" in parts:
         if parts["peak"].ndim:
             raise ValueError("the peak is no single number")
@@ -137,7 +147,16 @@ def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def decode(parts: Mapping[str, Tensor]) -> Tensor:
-    """The tensor that :func:`encode` or :func:`truncated` wrote as `parts`."""
+    """The tensor that :func:`encode` or :func:`truncated` wrote as `parts`.
+
+    Raises
+    ------
+    ValueError
+        It wrote no such parts: sizes that are negative, correlations that are none.
+    """
+    for part in ("peak", "peaks", "left", "diagonal"):
+        if part in parts and bool((parts[part] < 0).any()):
+            raise ValueError(f"its {part} is negative")
     if "peak" in parts:
         peak = parts["peak"]
         if "linear" in parts:
@@ -161,6 +180,8 @@ def decode(parts: Mapping[str, Tensor]) -> Tensor:
 def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Tensor:
     """A matrix with about this diagonal; positive semi-definite where it was so before it was `rounded`."""
     size = diagonal.shape[-1]
+    if bool((packed.abs() > 1).any()):
+        raise ValueError("correlations lie between -1 and 1")
     correlation = _from_upper(packed.double(), size, 1)
     correlation = correlation + _ones_on(correlation)
     mended = definite(correlation) if rounded and bool(packed.isfinite().all()) else correlation
@@ -172,3 +193,26 @@ def _from_correlation(packed: Tensor, diagonal: Tensor, *, rounded: bool) -> Ten
     on = matrix.diagonal(dim1=-2, dim2=-1)
     on.copy_(torch.where(correlation.diagonal(dim1=-2, dim2=-1) == 1, diagonal, on))
     return matrix
+
+
+def mean_diagonal(written: Tensor | Mapping[str, Tensor]) -> float:
+    """The mean of the diagonal of symmetric matrices, as they are or in the parts that :func:`encode` wrote.
+
+    Raises
+    ------
+    ValueError
+        They are of no real floating numbers.
+    """
+    if isinstance(written, Tensor):
+        if not written.is_floating_point():
+            raise ValueError(f"{written.dtype} is no type of a matrix")
+        found = written.diagonal(dim1=-2, dim2=-1).double()
+    elif "vectors" in written:
+        found = _columns(written["vectors"], written["peaks"]).double().square().sum(-1) + written["left"]
+    elif "diagonal" in written:
+        found = written["diagonal"].double()
+    else:
+        size = (math.isqrt(8 * written["upper"].shape[-1] + 1) - 1) // 2
+        places = torch.arange(size)  # row i begins where the i rows before it, each one shorter, end
+        found = written["upper"][..., places * size - places * (places - 1) // 2].double()
+    return float(found.mean()) if found.numel() else 0.0

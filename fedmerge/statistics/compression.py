@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics import codecs
 
-__all__ = ["Compression", "Encoded", "decode", "encode", "state_bytes"]
+__all__ = ["Compression", "Encoded", "decode", "encode", "mean_diagonals", "shapes_of", "state_bytes"]
 
 Read = TypeVar("Read")
 Compression = Literal["auto", "none", "float16", "int8"]
@@ -67,27 +68,71 @@ def decode(sent: State, check: Callable[[Mapping[str, tuple[int, ...]]], None] |
     sent
         What :func:`encode` gave, or says that it did.
     check
-        Told the shapes of what was packed before any memory is taken for it, to refuse them.
+        Told the shapes of all tensors before any memory is taken for those that were packed, to refuse them.
 
     Raises
     ------
     InvalidOption
         Parts are missing or do not fit together.
     """
+    parts = _parts(sent)
+    if check is not None:
+        check(_shapes(parts))
+    return {
+        name: found[""] if set(found) == {""} else _understood(name, found, codecs.decode)
+        for name, found in parts.items()
+    }
+
+
+def shapes_of(sent: State) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what :func:`decode` would give, for as good as nothing.
+
+    Raises
+    ------
+    InvalidOption
+        Parts are missing or do not fit together.
+
+    Examples
+    --------
+    >>> import torch
+    >>> shapes_of(encode({"w": torch.eye(4)}, "float16", 0).state)
+    {'w': (4, 4)}
+    """
+    return _shapes(_parts(sent))
+
+
+def mean_diagonals(sent: State, names: Collection[str]) -> dict[str, float]:
+    """Means of the diagonals of some matrices in `sent`, which are not unpacked for it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> mean_diagonals(encode({"w": 2 * torch.eye(4)}, "float16", 0).state, {"w"})
+    {'w': 2.0}
+    """
+    return {
+        name: codecs.mean_diagonal(found if set(found) != {""} else found[""])
+        for name, found in _parts(sent).items()
+        if name in names
+    }
+
+
+def _parts(sent: State) -> dict[str, dict[str, Tensor]]:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in sent.items():
         name, mark, part = key.partition("#")
         parts.setdefault(name, {})[part if mark else ""] = tensor
-    packed = {name: found for name, found in parts.items() if set(found) != {""}}
-    shapes = {name: _understood(name, found, codecs.shape_of) for name, found in packed.items()}
-    if check is not None:
-        check(shapes)
+    return parts
+
+
+def _shapes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
     return {
-        name: _understood(name, found, codecs.decode) if name in packed else found[""] for name, found in parts.items()
+        name: np.shape(found[""]) if set(found) == {""} else _understood(name, found, codecs.shape_of)
+        for name, found in parts.items()
     }
 
 
-def _understood(name: str, parts: State, read: Callable[[State], Read]) -> Read:
+def _understood(name: str, parts: Mapping[str, Tensor], read: Callable[[State], Read]) -> Read:
     try:
         return read(parts)
     except (LookupError, RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["definite", "is_definite"]
+__all__ = ["INDEFINITE", "definite", "is_definite"]
+
+INDEFINITE = 2.0**-8
+"""Eigenvalues of a correlation matrix may lie below zero by this times ``sqrt(d)``: rounding of every entry to 8 bits
+adds a matrix of noise, whose eigenvalues grow so (Wigner 1958)."""
 
 _EXACT = 1024
 """Largest matrix that is projected: beyond, eigenvectors take longer than all else that a merge does."""
@@ -22,9 +26,9 @@ def is_definite(correlation: Tensor, slack: float) -> bool:
     >>> is_definite(torch.ones(1, 2, 2), 1e-6), is_definite(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]), 0.5)
     (True, False)
     """
-    eye = torch.eye(correlation.shape[-1], dtype=torch.float64, device=correlation.device)
-    found = torch.linalg.cholesky_ex(correlation.double() + slack * eye)
-    return bool((found.info == 0).all())
+    shifted = correlation.to(torch.float64, copy=True)
+    shifted.diagonal(dim1=-2, dim2=-1).add_(slack)
+    return bool((torch.linalg.cholesky_ex(shifted).info == 0).all())
 
 
 def definite(correlation: Tensor) -> Tensor:
@@ -46,17 +50,24 @@ def definite(correlation: Tensor) -> Tensor:
     Tensor
         Of the same shape, in float64: rounded to float32, eigenvalues of zero would spread about zero again.
 
+    Raises
+    ------
+    ValueError
+        Eigenvalues lie further below zero than rounding can have put them, ``-INDEFINITE sqrt(d)``.
+
     Examples
     --------
-    >>> definite(torch.tensor([[[1.0, 1.25], [1.25, 1.0]]])).round(decimals=4)
-    tensor([[[1.1250, 1.1250],
-             [1.1250, 1.1250]]], dtype=torch.float64)
+    >>> definite(torch.tensor([[[1.0, 1.002], [1.002, 1.0]]])).round(decimals=4)
+    tensor([[[1.0010, 1.0010],
+             [1.0010, 1.0010]]], dtype=torch.float64)
     """
     matrix = correlation.double()
     size = matrix.shape[-1]
     floor = _SINGLE * size
     if is_definite(matrix, -floor):
         return matrix
+    if not is_definite(matrix, INDEFINITE * size**0.5):
+        raise ValueError("the correlations are those of no Gram matrix")
     if size > _EXACT:
         return _shifted(matrix, floor)
     values, vectors = torch.linalg.eigh(matrix)

@@ -9,17 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.base import Batches
+from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.fisher import FisherStatistic
+from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.per_example import add_squares
+from fedmerge.statistics.soundness import squares
 from fedmerge.statistics.squared_gradients import SquaredGradients, add_scales
 from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["FisherDiag", "check_diagonal"]
+__all__ = ["FisherDiag"]
 
 
 @dataclass(frozen=True)
@@ -94,31 +95,24 @@ class FisherDiag(FisherStatistic):
         trained = trained_names(model)
         return {name: p for name, p in model.named_parameters() if name in trained and self.selects(name)}
 
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Those of parameters."""
+        for name, shape in shapes.items():
+            check_parameter_shape(self.name, name, shape, state)
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """A parameter that is not trained, or one that is and is missing."""
+        return doubted_parameters(model, shapes, self.selects)
+
     def check(self, value: State, state: State) -> None:
-        """Finite, not negative, and of the parameters' shapes."""
-        super().check(value, state)
-        for name, tensor in value.items():
-            check_diagonal(self.name, name, tensor, state)
+        """Finite, bounded, not negative, and of the parameters' shapes."""
+        self.received(value, state)
+
+    def received(self, value: State, state: State) -> State:
+        """In float32 or better."""
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
+        return {name: squares(self.name, name, tensor) for name, tensor in value.items()}
 
     def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
         """Entries follow their parameters."""
         return dict(move(value))
-
-
-def check_diagonal(statistic: str, name: str, tensor: Tensor, state: State) -> None:
-    """Check one tensor of squares against the parameter that it belongs to.
-
-    Raises
-    ------
-    InvalidOption
-        There is no such parameter, its shape is another, or an entry is negative.
-    """
-    if name not in state:
-        raise InvalidOption(f"statistic {statistic!r}: the model has no parameter {name!r}")
-    if tensor.shape != state[name].shape:
-        raise InvalidOption(
-            f"statistic {statistic!r}: {name!r} has shape {list(tensor.shape)}, "
-            f"the parameter has {list(state[name].shape)}"
-        )
-    if bool((tensor < 0).any()):
-        raise InvalidOption(f"statistic {statistic!r}: {name!r} has negative entries, and squares have none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches
+from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.fisher import FisherStatistic
-from fedmerge.statistics.fisher_diag import check_diagonal
 from fedmerge.statistics.layer_sums import LayerSums, factor
+from fedmerge.statistics.measurable import (
+    Measurable,
+    check_parameter_shape,
+    doubted_factors,
+    doubted_parameters,
+)
 from fedmerge.statistics.per_example import add_squares
+from fedmerge.statistics.soundness import semidefinite, squares
 from fedmerge.statistics.squared_gradients import add_scales
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor, check_factor_shape, reordered_factor
+from fedmerge.weights import check_factor_shape, reordered_factor
 
 __all__ = ["FisherKfac"]
 
@@ -95,31 +101,52 @@ class FisherKfac(FisherStatistic):
         numbers = sum(m.groups * (m.columns**2 + m.rows**2) for m in matrices)
         return stored_dtype(model).itemsize * (numbers + sum(parameters[name].numel() for name in probed.others))
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
-        """Factors of the layers' sizes, and no more than the model has besides."""
-        others = {}
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Both factors of a layer, of its size, or what is a parameter's alone, and never both of one."""
         for name, shape in shapes.items():
-            weight, _, side = name.rpartition(".")
-            if side in ("A", "G"):
-                check_factor_shape(self.name, weight, side, shape, state)
-            else:
-                others[name] = shape
-        super().check_shapes(others, state)
-
-    def check(self, value: State, state: State) -> None:
-        """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""
-        super().check(value, state)
-        for name, tensor in value.items():
             parameter, _, part = name.rpartition(".")
             if part == "diag":
-                check_diagonal(self.name, parameter, tensor, state)
+                check_parameter_shape(self.name, parameter, shape, state)
+                if f"{parameter}.A" in shapes:
+                    raise InvalidOption(f"statistic {self.name!r}: {parameter!r} has factors and a diagonal")
             elif part in ("A", "G"):
-                check_factor(self.name, parameter, part, tensor, state)
+                check_factor_shape(self.name, parameter, part, shape, state)
                 other = f"{parameter}.{'G' if part == 'A' else 'A'}"
-                if other not in value:
+                if other not in shapes:
                     raise InvalidOption(f"statistic {self.name!r}: {name!r} is there, {other!r} is missing")
+                if len(shape) != len(shapes[other]) or shape[:-2] != shapes[other][:-2]:
+                    raise InvalidOption(f"statistic {self.name!r}: factors of {parameter!r} are of other groups")
             else:
                 raise InvalidOption(f"statistic {self.name!r}: {name!r} ends in none of .A, .G and .diag")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Factors that are not the model's, or a parameter of which nothing is told."""
+        split = {name.rpartition(".")[::2]: shape for name, shape in shapes.items()}
+        factors = {(name, part): shape for (name, part), shape in split.items() if part != "diag"}
+        doubt = doubted_factors(model, factors, state)
+        if doubt is not None:
+            return doubt
+        held = {part for weight, _ in factors for part in model.matrices[weight].names}
+        alone = {name for name, part in split if part == "diag"}
+        if held & alone:
+            return f"{min(held & alone)!r} is in the factors of its layer, and has a diagonal besides"
+        return doubted_parameters(model, alone | held, self.selects)
+
+    def of_inputs(self, name: str) -> bool:
+        """A does, G shrinks as a client fits its data."""
+        return name.endswith(".A")
+
+    def check(self, value: State, state: State) -> None:
+        """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
+        self.received(value, state)
+
+    def received(self, value: State, state: State) -> State:
+        """Factors without negative eigenvalues."""
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
+        return {
+            name: (squares if name.endswith(".diag") else semidefinite)(self.name, name, tensor)
+            for name, tensor in value.items()
+        }
 
     def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
         """Rows and columns of the factors follow the neurons."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.layer_sums import LayerSums, factor
+from fedmerge.statistics.measurable import Measurable, doubted_factors
+from fedmerge.statistics.soundness import semidefinite
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor, check_factor_shape, reordered_factor
+from fedmerge.weights import check_factor_shape, reordered_factor
 
 __all__ = ["Gram"]
 
@@ -61,18 +62,27 @@ class Gram(LayerStatistic):
         matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
         return stored_dtype(model).itemsize * sum(m.groups * m.columns**2 for m in matrices)
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
         """Only factors of layers, of the layers' sizes."""
         for name, shape in shapes.items():
             check_factor_shape(self.name, name, "A", shape, state)
 
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Factors of other layers, or with another column for the bias, or of other groups."""
+        return doubted_factors(model, {(name, "A"): shape for name, shape in shapes.items()}, state)
+
+    def of_inputs(self, name: str) -> bool:
+        """All do."""
+        return True
+
     def check(self, value: State, state: State) -> None:
-        """Finite, symmetric with a diagonal that is not negative, and of the layers' sizes."""
-        super().check(value, state)
-        for name, tensor in value.items():
-            check_factor(self.name, name, "A", tensor, state)
-            if not tensor.numel():
-                raise InvalidOption(f"statistic {self.name!r}: {name!r} is empty")
+        """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
+        self.received(value, state)
+
+    def received(self, value: State, state: State) -> State:
+        """Without negative eigenvalues."""
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
+        return {name: semidefinite(self.name, name, tensor) for name, tensor in value.items()}
 
     def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
         """Rows and columns follow the neurons that go in."""

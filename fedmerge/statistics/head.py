@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State, frozen_names
-from fedmerge.statistics.base import Batches
+from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
+from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
 from fedmerge.tasks import Classification, Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import WeightMatrix, check_factor, check_factor_shape
+from fedmerge.weights import WeightMatrix, bias_of, check_factor_shape
 
 __all__ = ["HeadGradient", "HeadSums"]
 
@@ -30,6 +32,10 @@ class _HeadStatistic(Bounded):
     """Measured at the linear layer that gives the model's outputs."""
 
     of_labels: ClassVar[bool] = True
+    square: ClassVar[tuple[str, str]]
+    """The part that holds second moments, and whether of inputs (``"A"``) or of outputs (``"G"``)."""
+    other: ClassVar[str]
+    """The part that has a row for each output."""
 
     def _means(self, model: nn.Module, batches: Batches, sums: _Sums) -> State:
         """Means over labels of what `sums` adds up of the task, input rows, outputs and targets.
@@ -47,14 +53,45 @@ class _HeadStatistic(Bounded):
         dtype = stored_dtype(model) if self.clip is None else torch.float64
         return {f"{weight}.{part}": (tensor / count).to(dtype) for part, tensor in total.items()}
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], state: State) -> None:
-        """Matrices of the head's own sizes."""
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Both matrices of one weight, of its sizes; nothing of a frozen one."""
+        if not shapes:
+            return
+        (square, side), other = self.square, self.other
+        weight = next(iter(shapes)).rpartition(".")[0]
+        if set(shapes) != {f"{weight}.{square}", f"{weight}.{other}"} or weight not in state:
+            raise InvalidOption(
+                f"statistic {self.name!r}: want {square} and {other} of one weight, got {list(shapes)[:6]}"
+            )
+        check_factor_shape(self.name, weight, side, shapes[f"{weight}.{square}"], state)
+        if len(shapes[f"{weight}.{square}"]) != 2 or state[weight].ndim != 2:
+            raise InvalidOption(f"statistic {self.name!r}: {weight!r} is the weight of no linear layer")
+        rows, *columns = shapes[f"{weight}.{other}"] or (0,)
+        inputs = shapes[f"{weight}.S"][-1:] if square == "S" else _row_lengths(weight, state)
+        if rows != len(state[weight]) or len(columns) != 1 or columns[0] not in inputs:
+            raise InvalidOption(f"statistic {self.name!r}: {other} of {weight!r} has shape {[rows, *columns]}")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Another weight than one of a layer, or another column for the bias."""
         for name, shape in shapes.items():
-            weight, _, part = name.rpartition(".")
-            if part in ("S", "G"):
-                check_factor_shape(self.name, weight, "A" if part == "S" else "G", shape, state)
-            else:
-                super().check_shapes({name: shape}, state)
+            wanted = model.factor_shape(name.rpartition(".")[0], "A", state)
+            if wanted is None:
+                return f"{name!r} is of no linear layer that the model trains"
+            if name.rpartition(".")[2] != "G" and shape[-1:] != wanted[-1:]:
+                return f"{name!r} has rows of {shape[-1]} numbers, those of the model's layer have {wanted[-1]}"
+        return None
+
+    def check(self, value: State, state: State) -> None:
+        """Real numbers, finite and bounded, of one head's sizes; the second moments as every Gram matrix is.
+
+        Where examples are clipped, noise may have been added, which makes second moments indefinite, and no more
+        symmetric: they are only to be finite and bounded then, and :meth:`~fedmerge.statistics.NoisySums.check` bounds
+        the noise.
+        """
+        super().check(value, state)
+        for name, tensor in value.items():
+            if self.clip is None and name.rpartition(".")[2] == self.square[0]:
+                semidefinite(self.name, name, tensor, FIXED_POINT)
 
     def _rows(self, model: nn.Module, batches: Batches) -> Iterator[tuple[WeightMatrix, Task, Tensor, Tensor, Tensor]]:
         """The head's matrix, the task, and of each batch the head's input rows, 0 where no label counts, in float64,
@@ -93,12 +130,6 @@ class _HeadStatistic(Bounded):
                     f"statistic {self.name!r}: of some examples only some of the labels are to be ignored"
                 )
             yield layer.matrix, task, rows * kept[:, :1], outputs, targets
-
-    def _shifted(self, moments: Tensor) -> Tensor:
-        """What is checked in the place of second moments: where examples are clipped, noise may have been added."""
-        if self.clip is None or moments.ndim != 2 or moments.shape[0] != moments.shape[1]:
-            return moments
-        return (moments + moments.T) / 2 + moments.diagonal().abs().max() * torch.eye(len(moments), dtype=moments.dtype)
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:
         """Of the value that one example gives."""
@@ -155,6 +186,8 @@ class HeadSums(_HeadStatistic):
 
     name: ClassVar[str] = "head_sums"
     moments: ClassVar[tuple[str, ...]] = ("S",)
+    square: ClassVar[tuple[str, str]] = ("S", "A")
+    other: ClassVar[str] = "C"
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
@@ -164,15 +197,6 @@ class HeadSums(_HeadStatistic):
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
         clip = float("inf") if self.clip is None else self.clip
         return {"S": clip**2, "C": clip}
-
-    def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes; nothing of a frozen one."""
-        super().check(value, state)
-        if not value:
-            return
-        weight, d = _head_of(self.name, value, ("S", "C"), state)
-        check_factor(self.name, weight, "A", self._shifted(value[f"{weight}.S"]), state)
-        _shape(self.name, weight, value[f"{weight}.C"], (len(state[weight]), d))
 
 
 @dataclass(frozen=True)
@@ -190,6 +214,8 @@ class HeadGradient(_HeadStatistic):
 
     name: ClassVar[str] = "head_gradient"
     moments: ClassVar[tuple[str, ...]] = ("G",)
+    square: ClassVar[tuple[str, str]] = ("G", "G")
+    other: ClassVar[str] = "gradient"
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
@@ -199,15 +225,6 @@ class HeadGradient(_HeadStatistic):
         """``|p - y| <= sqrt(2)``; the eigenvalues of ``diag(p) - p p^T`` are at most 1/2 and add up to less than 1."""
         clip = float("inf") if self.clip is None else self.clip
         return {"gradient": 2**0.5 * clip, "G": 0.5**0.5}
-
-    def check(self, value: State, state: State) -> None:
-        """Finite, of one head, and of its sizes; nothing of a frozen one."""
-        super().check(value, state)
-        if not value:
-            return
-        weight, d = _head_of(self.name, value, ("gradient", "G"), state)
-        check_factor(self.name, weight, "G", self._shifted(value[f"{weight}.G"]), state)
-        _shape(self.name, weight, value[f"{weight}.gradient"], (len(state[weight]), d))
 
 
 def _moments(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -219,15 +236,7 @@ def _gradient_and_fisher(task: Task, rows: Tensor, outputs: Tensor, targets: Ten
     return {"gradient": task.residual(outputs, targets).flatten(0, -2).T @ rows, "G": fisher}
 
 
-def _head_of(statistic: str, value: State, parts: tuple[str, str], state: State) -> tuple[str, int]:
-    """The weight that a value is about, and the length of its rows."""
-    weights = {name.rpartition(".")[0] for name in value}
-    weight = next(iter(weights), "")
-    if len(weights) != 1 or set(value) != {f"{weight}.{part}" for part in parts} or weight not in state:
-        raise InvalidOption(f"statistic {statistic!r}: want {' and '.join(parts)} of one weight, got {sorted(value)}")
-    return weight, value[f"{weight}.{parts[0]}"].shape[-1]
-
-
-def _shape(statistic: str, weight: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != wanted:
-        raise InvalidOption(f"statistic {statistic!r}: {weight!r} wants {list(wanted)}, got {list(tensor.shape)}")
+def _row_lengths(weight: str, state: State) -> tuple[int, ...]:
+    """Inputs of a linear layer, a final 1 for its bias among them or not."""
+    size = state[weight].shape[1]
+    return (size, size + 1) if bias_of(weight) in state else (size,)

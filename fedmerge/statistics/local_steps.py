@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +13,14 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, Statistic
+from fedmerge.statistics.base import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["LocalSteps", "check_proximal"]
 
 _MOST_STEPS = 10_000_000  # more is a mistake, or an attack on whoever adds the steps up
+_SPREAD = 30.0
+_NO_NUMBERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
 _CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
 
 
@@ -58,7 +61,10 @@ class LocalSteps(Statistic):
         numbers = {"local_steps": math.nan, **dict.fromkeys(_CONSTANTS, 0.0)}
         for name, default in list(numbers.items()):
             try:
-                numbers[name] = float(value.get(name, default))
+                number = value.get(name, default)
+                if isinstance(number, bool | complex) or getattr(number, "dtype", None) in _NO_NUMBERS:
+                    raise TypeError("flags and complex numbers count nothing")
+                numbers[name] = float(number)
             except (RuntimeError, TypeError, ValueError) as error:
                 raise InvalidOption(f"local_steps: {name} must be a number, got {value[name]!r}") from error
         if not 1 <= numbers["local_steps"] <= _MOST_STEPS:
@@ -72,6 +78,40 @@ class LocalSteps(Statistic):
                 raise InvalidOption(f"local_steps: {name} must be finite and not negative, got {numbers[name]}")
         check_proximal(numbers)
         return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Nothing: steps may come among other metrics."""
+
+    def voted(self, shapes: Shapes) -> Shapes:
+        """Nothing: a value always has the same names."""
+        return {}
+
+    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+        """Clients whose steps would scale the move of all: 30 times as many as is usual, by client and by example.
+
+        Counted by what momentum makes of them, ``min(tau / (1 - rho), tau (tau + 1) / 2)``, which bounds their norm. Of
+        the usual, which is the median client's, a client with many examples takes more steps, one with few more for
+        each: nobody honest exceeds both by so much.
+        """
+        reach = {client: _reach(steps) for client, (steps, _) in told.items()}
+        rates = {client: reach[client] / weight for client, (_, weight) in told.items() if weight > 0}
+        if not rates:
+            return {}
+        usual, rate = median_low(reach.values()), median_low(rates.values())
+        return {
+            client: f"statistic 'local_steps': its steps reach {reach[client]:g}, those of most clients {usual:g}"
+            for client in rates
+            if reach[client] > _SPREAD * usual and rates[client] > _SPREAD * rate
+        }
+
+    def check(self, value: State, state: State) -> None:
+        """In their ranges."""
+        self.parse(value)
+
+
+def _reach(steps: State) -> float:
+    tau, rho = float(steps["local_steps"]), float(steps["momentum"])
+    return min(tau / (1 - rho), tau * (tau + 1) / 2)
 
 
 def check_proximal(steps: Mapping[str, float]) -> None:

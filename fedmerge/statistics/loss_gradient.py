@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
@@ -65,9 +65,11 @@ class LossGradient(LayerStatistic):
         measured = (p for n, p in model.named_parameters() if n in trained_names(model) and self.selects(n))
         return stored_dtype(model).itemsize * sum(p.numel() for p in measured)
 
-    def check(self, value: State, state: State) -> None:
-        """Finite, and of the parameters' shapes."""
-        super().check(value, state)
-        for name, tensor in value.items():
-            if name not in state or tensor.shape != state[name].shape:
-                raise InvalidOption(f"statistic {self.name!r}: {name!r} {list(tensor.shape)} is no parameter's shape")
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Those of parameters."""
+        for name, shape in shapes.items():
+            check_parameter_shape(self.name, name, shape, state)
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """A parameter that is not trained, or one that is and is missing."""
+        return doubted_parameters(model, shapes, self.selects)

@@ -130,6 +130,22 @@ class NoisySums:
             )
         return found
 
+    def check(self, kinds: Sequence[Bounded], values: Mapping[str, State], n: int) -> None:
+        """Make sure that a client's means over `n` examples are what clipped examples and this noise can give.
+
+        Raises
+        ------
+        InvalidOption
+            An entry lies more than eight standard deviations beyond the most that examples add.
+        """
+        for kind, deviations in zip(kinds, self._deviations(kinds), strict=True):
+            taken = max(1, n if kind.examples is None else min(n, kind.examples))
+            for name, tensor in values[kind.name].items():
+                part = _part(name)
+                most = kind.bounds()[part] + 8 * deviations[part] / taken
+                if tensor.numel() and not float(tensor.abs().max()) <= most:
+                    raise InvalidOption(f"statistic {kind.name!r}: {name!r} has entries beyond {most:g}")
+
     def noisy_losses(self, losses: Tensor, generator: torch.Generator) -> Tensor:
         """[points], a client's clipped sums, with noise; an example adds to all points."""
         return losses + _normal(losses, generator) * self._loss_deviation(losses)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, ComparingStatistic
+from fedmerge.statistics.base import Batches, ComparingStatistic, Shapes
 from fedmerge.statistics.layer_sums import factor
 from fedmerge.statistics.matrix_layers import gram
+from fedmerge.statistics.measurable import Measurable, doubted_factors
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite, sound
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
-from fedmerge.weights import check_factor
+from fedmerge.weights import check_factor_shape
 
 __all__ = ["RefitSums"]
 
@@ -62,19 +64,34 @@ class RefitSums(ComparingStatistic):
         matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
         return stored_dtype(model).itemsize * sum(m.groups * m.columns * (m.columns + m.rows) for m in matrices)
 
-    def check(self, value: State, state: State) -> None:
-        """Finite, of layers of the model, and of their sizes."""
-        super().check(value, state)
-        for name, tensor in value.items():
+    def check_shapes(self, shapes: Shapes, state: State) -> None:
+        """Both matrices of a layer, of its size."""
+        for name, shape in shapes.items():
             weight, _, part = name.rpartition(".")
-            if part not in ("S", "Z") or f"{weight}.S" not in value or f"{weight}.Z" not in value:
-                raise InvalidOption(f"statistic {self.name!r}: want S and Z of every weight, got {sorted(value)}")
+            if part not in ("S", "Z") or f"{weight}.S" not in shapes or f"{weight}.Z" not in shapes:
+                raise InvalidOption(f"statistic {self.name!r}: want S and Z of every weight, got {sorted(shapes)[:6]}")
             if part == "S":
-                check_factor(self.name, weight, "A", tensor, state)
-                groups = len(tensor) if tensor.ndim == 3 else 1
-                rows, shape = len(state[weight]) // groups, value[f"{weight}.Z"].shape
-                if tuple(shape) != (*tensor.shape[:-2], rows, tensor.shape[-1]):
-                    raise InvalidOption(f"statistic {self.name!r}: Z of {weight!r} has shape {list(shape)}")
+                check_factor_shape(self.name, weight, "A", shape, state)
+                rows, wanted = len(state[weight]) // (shape[0] if len(shape) == 3 else 1), shapes[f"{weight}.Z"]
+                if wanted != (*shape[:-2], rows, shape[-1]):
+                    raise InvalidOption(f"statistic {self.name!r}: Z of {weight!r} has shape {list(wanted)}")
+
+    def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
+        """Sums of other layers, or with another column for the bias, or of other groups."""
+        inputs = {(name[:-2], "A"): shape for name, shape in shapes.items() if name.endswith(".S")}
+        return doubted_factors(model, inputs, state)
+
+    def check(self, value: State, state: State) -> None:
+        """Real numbers, finite and bounded, of layers' sizes, and S as every Gram matrix is."""
+        self.received(value, state)
+
+    def received(self, value: State, state: State) -> State:
+        """Without negative eigenvalues in S."""
+        self.check_shapes({name: tuple(tensor.shape) for name, tensor in value.items()}, state)
+        return {
+            n: semidefinite(self.name, n, t, FIXED_POINT) if n.endswith(".S") else sound(self.name, n, t)
+            for n, t in value.items()
+        }
 
 
 def _pairs(merged: Probe, own: Probe, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
+from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
@@ -125,9 +126,15 @@ class Secants(LayerStatistic):
         """Along the question's directions; see :meth:`~fedmerge.statistics.Statistic.answer`."""
         return self.along(model, directions, batches)
 
+    def check(self, value: State, state: State) -> None:
+        """Real numbers, finite and bounded, and a curvature as every Gram matrix is."""
+        super().check(value, state)
+        if "curvature" in value:
+            semidefinite(self.name, "curvature", value["curvature"], FIXED_POINT)
+
     def check_answer(self, value: State, state: State, directions: int) -> None:
-        """Finite, with a number, a row and a column for each direction."""
-        super().check_answer(value, state, directions)
+        """A number, a row and a column for each direction, see :meth:`check`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in value.items()}
         if shapes != {"slope": (directions,), "curvature": (directions, directions)}:
             raise InvalidOption(f"statistic {self.name!r}: shapes {shapes} for {directions} directions")
+        super().check_answer(value, state, directions)

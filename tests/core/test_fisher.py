@@ -78,14 +78,20 @@ def test_without_information_it_is_the_average():
     torch.testing.assert_close(merged("fisher", [{}, {}, {}]), average(sent))
 
 
-def test_information_that_not_all_clients_sent_is_not_used(caplog):
+def test_a_parameter_without_information_is_averaged():
+    sent = states()
+    got = merged("fisher", [{"b": random_diagonal(s, i)["b"]} for i, s in enumerate(sent)])
+    torch.testing.assert_close(got["w"], average(sent)["w"])
+    assert not torch.allclose(got["b"], average(sent)["b"])
+
+
+def test_a_client_without_information_that_the_others_have_is_named():
     sent = states()
     fishers = [random_diagonal(s, i) for i, s in enumerate(sent)]
     del fishers[1]["w"]
-    got = merged("fisher", fishers)
-    torch.testing.assert_close(got["w"], average(sent)["w"])
-    assert "'w'" in caplog.text or "w" in caplog.text
-    assert not torch.allclose(got["b"], average(sent)["b"])
+    with pytest.raises(BadUpdate, match="'w' is missing") as caught:
+        merged("fisher", fishers)
+    assert caught.value.client == 1
 
 
 def test_every_coordinate_stays_within_the_clients():

@@ -1,0 +1,154 @@
+"""Whether numbers that a client measured can be what they claim to be: finite, bounded, and of a Gram matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.state import LARGEST
+from fedmerge.statistics.definite import INDEFINITE, is_definite
+
+__all__ = ["FIXED_POINT", "semidefinite", "sound", "squares"]
+
+FIXED_POINT = 2.0**-30
+"""Most that masked sums round: each client's to 2**-33, see :mod:`fedmerge.refine.masks`."""
+
+_SMALLEST = 2.0**-1022
+"""Smallest normal number of float64: where the largest entry is nearer to zero, nothing was measured."""
+_ENTRY = 2.0**-7
+"""How far one entry may be off, in units of what its diagonal allows: bfloat16 moves either of a pair by 2**-9."""
+_SINGLE = 2.0**-24  # half the spacing of float32 at 1
+_FLOOR = 1e-6  # of the mean diagonal: float16 rounds what is below to zero
+
+
+def sound(statistic: str, name: str, tensor: Tensor) -> Tensor:
+    """One tensor of a statistic as real numbers in float32 or better, once it is known to be fit for sums.
+
+    Raises
+    ------
+    InvalidOption
+        It holds other things than real floating numbers, NaN or infinity, a number beyond
+        :data:`~fedmerge.state.LARGEST`, as no model may, or nothing but numbers that float64 cannot hold precisely.
+
+    Examples
+    --------
+    >>> sound("gram", "w", torch.ones(2, dtype=torch.float16)).dtype
+    torch.float32
+    """
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} is no dense tensor")
+    if not tensor.is_floating_point():
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} is {tensor.dtype}, want real floating numbers")
+    wide = tensor.detach().to(
+        torch.promote_types(tensor.dtype, torch.float32) if tensor.itemsize > 1 else torch.float32
+    )
+    if not wide.numel():
+        return wide
+    low, high = (float(edge) for edge in torch.aminmax(wide))
+    peak = max(-low, high)
+    if not peak <= LARGEST:  # NaN is not either
+        bad = int((~torch.isfinite(wide)).sum())
+        told = f"has {bad} of {wide.numel()} entries NaN or infinite" if bad else f"has entries beyond {LARGEST:g}"
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} {told}")
+    if 0 < peak < _SMALLEST:
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} has no entry beyond {peak:g}, which nothing measures")
+    return wide
+
+
+def squares(statistic: str, name: str, tensor: Tensor) -> Tensor:
+    """:func:`sound` numbers that are means of squares.
+
+    Raises
+    ------
+    InvalidOption
+        They are not sound, or one is negative.
+    """
+    found = sound(statistic, name, tensor)
+    if found.numel() and bool((found < 0).any()):
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} has negative entries, and squares have none")
+    return found
+
+
+def semidefinite(statistic: str, name: str, factor: Tensor, rounding: float = 0.0) -> Tensor:
+    """Gram matrices [d, d] or [groups, d, d] as methods may use them: symmetric, without negative eigenvalues.
+
+    All is judged in the units of the matrix itself: rows and columns are divided by the root of the diagonal, to which
+    a millionth of its mean is added, so that rows of very different scales are judged alike. Then entries may be off by
+    2**-7, be it from the entry across the diagonal or beyond 1, which is the most that two rows allow, and eigenvalues
+    may lie below zero by ``2**-8 sqrt(d)``. So much comes of rounding every entry to 8 bits of precision; a matrix that
+    is off by less, but by more than float32 rounds, comes back projected onto those that have no negative eigenvalue.
+
+    Parameters
+    ----------
+    statistic, name
+        What errors speak of.
+    factor
+        The matrices.
+    rounding
+        By how much entries may be off besides, whatever their size: :data:`FIXED_POINT` for what may travel so.
+
+    Raises
+    ------
+    InvalidOption
+        Numbers are not sound, the diagonal is negative, or the matrix is further from symmetric or positive
+        semi-definite than that.
+
+    Examples
+    --------
+    >>> semidefinite("gram", "w", torch.tensor([[1.0, 0.5], [0.5, 1.0]])).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    >>> semidefinite("gram", "w", torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    Traceback (most recent call last):
+    fedmerge.errors.InvalidOption: statistic 'gram': 'w' is not positive semi-definite: an entry is 2 times what its \
+diagonal allows
+    """
+    found = sound(statistic, name, factor)
+    if not found.numel():
+        return found
+    peak = float(found.abs().max())
+    if not peak:
+        return found
+    grouped = (found if found.ndim == 3 else found[None]) / peak
+    if rounding:
+        grouped.diagonal(dim1=-2, dim2=-1).add_(rounding / peak * grouped.shape[-1] ** 0.5)
+    diagonal = grouped.diagonal(dim1=-2, dim2=-1).double()
+    if bool((diagonal < -_FLOOR * diagonal.abs().amax(-1, keepdim=True)).any()):
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} has a negative diagonal")
+    scale = _scales(diagonal)
+    inverse = (1 / scale).to(torch.float32)
+    correlation = grouped.to(torch.float32) * inverse[..., :, None] * inverse[..., None, :]
+    across = grouped.transpose(-1, -2)
+    whole = torch.equal(grouped, across)
+    if not whole and bool((correlation - correlation.transpose(-1, -2)).abs().max() > _ENTRY):
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} is not symmetric")
+    most = float(correlation.abs().max())
+    if not most <= 1 + _ENTRY:
+        raise InvalidOption(
+            f"statistic {statistic!r}: {name!r} is not positive semi-definite: an entry is {most:g} times what its "
+            "diagonal allows"
+        )
+    size = correlation.shape[-1]
+    if not whole:
+        found, grouped = (found + found.transpose(-1, -2)) / 2, (grouped + across) / 2
+        correlation = (correlation + correlation.transpose(-1, -2)) / 2
+    correlation.diagonal(dim1=-2, dim2=-1).add_(2 * _SINGLE * size)
+    if bool((torch.linalg.cholesky_ex(correlation).info == 0).all()):
+        return found
+    exact = grouped.double() / scale[..., :, None] / scale[..., None, :]
+    if not is_definite(exact, INDEFINITE * size**0.5):
+        raise InvalidOption(
+            f"statistic {statistic!r}: {name!r} is not positive semi-definite: an eigenvalue lies below "
+            f"-{INDEFINITE * size**0.5:.2g} times its diagonal"
+        )
+    values, vectors = torch.linalg.eigh(exact)
+    mended = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.transpose(-1, -2)
+    mended = mended * scale[..., :, None] * scale[..., None, :] * (peak / 2)
+    mended = mended + mended.transpose(-1, -2)
+    return mended.reshape(found.shape)  # in float64: rounded to float32, zeros would spread about zero again
+
+
+def _scales(diagonal: Tensor) -> Tensor:
+    """Roots of diagonals [groups, d] with the floor; as good as nothing where a group has none and must be all 0."""
+    unit = diagonal.clamp_min(0).mean(-1, keepdim=True)
+    return (diagonal.clamp_min(0) + _FLOOR * unit).sqrt().clamp_min(1e-15)
