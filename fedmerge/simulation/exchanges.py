@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -14,9 +14,12 @@ from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.wire import STEPS_KEY
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
+
+_MOST_STEPS = 2**53  # of one client: beyond it a float does not count on
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Failure:
     reason: str
 
     @property
-    def client(self) -> int:
-        """Its client, on grids whose nodes are numbered as ours."""
-        return self.node - FIRST_NODE
+    def client(self) -> int | None:
+        """Its client, on grids whose nodes are numbered as ours; None for a node that is none of the federation's."""
+        return self.node - FIRST_NODE if self.node >= FIRST_NODE else None
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,24 @@ class MeasuredGrid(WrappedGrid):
         asked = [message.metadata.dst_node_id for message in sent]  # a grid within may number nodes otherwise
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        return self._noted(sent, replies, time.perf_counter() - started, _silent(asked, replies, timeout))
+        return self._noted(Sent(asked, sent), replies, time.perf_counter() - started, timeout)
 
-    def _noted(
-        self, sent: list[Message], replies: list[Message], seconds: float, failures: list[Failure]
-    ) -> list[Message]:
+    def _noted(self, asked: Sent, replies: list[Message], seconds: float, timeout: float | None) -> list[Message]:
+        sent = list(asked.messages)
         kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
         if self._keep_trained and kind == "train" and not self.trained:
             self.trained = replies
         if sent:
-            failed = [m for m in replies if m.has_error()]
-            failures = failures + [Failure(m.metadata.src_node_id, m.error.reason or "no reason given") for m in failed]
+            found = heard(replies, asked)
+            failures = [Failure(node, no_reply(node - FIRST_NODE, timeout)) for node in found.silent]
+            # A node fails once; errors of nobody that is known count each.
+            broken = [(-1 if node is None else node, m.error.reason or "no reason given") for node, m in found.errors]
+            failures += [Failure(node, reason) for node, reason in broken if node < 0]
+            failures += [Failure(node, reason) for node, reason in dict(reversed(broken)).items() if node >= 0]
             self.exchanges.append(
                 Exchange(
                     kind=kind,
-                    ok=len(replies) - len(failed),
+                    ok=sum(not reply.has_error() for reply in replies),
                     failures=tuple(sorted(failures, key=lambda failure: failure.node)),
                     bytes_down=_total_bytes(message.content for message in sent),
                     bytes_up=_total_bytes(m.content for m in replies if m.has_content()),
@@ -104,7 +110,7 @@ class MeasuredGrid(WrappedGrid):
         answer = self._grid.send_and_receive(order, timeout=timeout)
         if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
             replies, seconds = list(answer), time.perf_counter() - started
-            return self._noted(list(order), replies, seconds, _silent(order.nodes, replies, timeout))
+            return self._noted(Sent(order.nodes, list(order)), replies, seconds, timeout)
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
         seconds = time.perf_counter() - started
@@ -123,16 +129,12 @@ class MeasuredGrid(WrappedGrid):
         return answer
 
 
-def _silent(asked: Sequence[int], replies: Iterable[Message], timeout: float | None) -> list[Failure]:
-    """Those who did not reply at all."""
-    heard = {reply.metadata.src_node_id for reply in replies}
-    return [Failure(node, no_reply(node - FIRST_NODE, timeout)) for node in asked if node not in heard]
-
-
 def _total_steps(contents: Iterable[RecordDict]) -> int | None:
     told = [[record.get(STEPS_KEY) for record in content.metric_records.values()] for content in contents]
     counts = [next((n for n in found if isinstance(n, int | float)), None) for found in told]
-    return None if None in counts else sum(int(n) for n in counts if n is not None)
+    # What a client tells may be no number of steps.
+    usable = [n for n in counts if n is not None and 0 <= n <= _MOST_STEPS]
+    return sum(map(int, usable)) if len(usable) == len(counts) else None
 
 
 def _total_bytes(contents: Iterable[RecordDict]) -> int:

@@ -19,6 +19,7 @@ from fedmerge.simulation.waiting import Waiting
 from fedmerge.simulation.workers import InProcess, Job, Workers
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.wire import PARTITION_KEY
 
 __all__ = ["SimulationGrid", "make_workers", "parse_workers"]
 
@@ -148,6 +149,13 @@ class SimulationGrid(Grid):
         """How many nodes there will ever be."""
         return self._num_clients
 
+    def partition_of_node(self, node: int) -> int | None:
+        """Which partition a node holds: a client may say otherwise."""
+        if node not in self._contexts and node not in self._nodes:
+            return None
+        told = self._context(node).node_config.get(PARTITION_KEY)
+        return told if isinstance(told, int) else None
+
     @property
     def _nodes(self) -> range:
         return range(FIRST_NODE, FIRST_NODE + self._num_clients)
@@ -189,7 +197,7 @@ class SimulationGrid(Grid):
     def _context(self, node: int) -> Context:
         self._check_node(node)
         if node not in self._contexts:
-            config: UserConfig = {"partition-id": node - FIRST_NODE, "num-partitions": self._num_clients}
+            config: UserConfig = {PARTITION_KEY: node - FIRST_NODE, "num-partitions": self._num_clients}
             self._contexts[node] = Context(
                 run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config=dict(self._run_config)
             )

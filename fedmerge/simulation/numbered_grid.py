@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,9 +13,12 @@ from fedmerge.errors import ConfigError
 from fedmerge.simulation.flower_task import FIRST_NODE, from_node
 from fedmerge.simulation.waiting import Waiting
 from fedmerge.simulation.wrapped_grid import WrappedGrid
-from fedmerge.strategies.wire import partition_of
+from fedmerge.strategies.heard import Sent, heard
+from fedmerge.strategies.wire import partition_of, sender_of
 
 __all__ = ["NumberedGrid"]
+
+log = logging.getLogger("fedmerge")
 
 
 class NumberedGrid(WrappedGrid):
@@ -35,6 +40,7 @@ class NumberedGrid(WrappedGrid):
         self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._node_of: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
+        self._sure: set[int] = set()
 
     def get_node_ids(self) -> Iterable[int]:
         """Stable numbers of the nodes; none until all have connected.
@@ -57,29 +63,66 @@ class NumberedGrid(WrappedGrid):
         """How many nodes there will ever be."""
         return self._num_clients
 
+    def partition_of_node(self, node: int) -> int | None:
+        """Which partition a node holds; -1 for one that did not tell one of its own when it was asked."""
+        if node not in self._node_of:
+            return None
+        return node - FIRST_NODE if node in self._sure else -1
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Translate, send, translate the replies back, and return them in the order of their numbers."""
         self._waiting.used()
-        sent = []
+        sent, numbers = [], []
         for message in messages:
-            message.metadata.dst_node_id = self._node_of[message.metadata.dst_node_id]
+            numbers.append(message.metadata.dst_node_id)
+            message.metadata.dst_node_id = self._node_of[numbers[-1]]
             sent.append(message)
-        replies = self._grid.send_and_receive(sent, timeout=timeout)
-        back = [from_node(reply, self._number_of[reply.metadata.src_node_id]) for reply in replies]
+        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        of_message = Sent(numbers, sent).numbers
+        back = [from_node(reply, self._number(reply, of_message)) for reply in replies]
         # Flower hands replies over as they arrive, and not every strategy or metric is indifferent to that.
         return sorted(back, key=lambda reply: reply.metadata.src_node_id)
 
+    def _number(self, reply: Message, of_message: Mapping[str, int]) -> int:
+        """The number of a reply's node; of a node that has none, something that is nobody's number."""
+        node = sender_of(reply)
+        if node is not None and node in self._number_of:
+            return self._number_of[node]
+        number = of_message.get(reply.metadata.reply_to_message_id)
+        if number is not None and reply.has_error():  # Flower's own, in the node's stead
+            return number
+        return -abs(node or 0)
+
     def _ask(self, nodes: list[int]) -> None:
+        """Ask nodes for their partitions. Who does not tell one, or one that another tells, gets a number that is left:
+        it is known that its partition is not.
+
+        Raises
+        ------
+        ConfigError
+            Nobody tells a partition of its own.
+        """
         asked = [Message(RecordDict(), dst_node_id=node, message_type="query.partition") for node in nodes]
-        for reply in self._grid.send_and_receive(asked):
-            partition = partition_of(reply)
-            if partition is None:
-                reason = reply.error.reason if reply.has_error() else "its reply names none"
-                raise ConfigError(f"node {reply.metadata.src_node_id} does not tell its partition: {reason}")
-            self._node_of[partition + FIRST_NODE] = reply.metadata.src_node_id
+        found = heard(self._grid.send_and_receive(asked), Sent(nodes, asked))
+        claims = {node: partition_of(reply) for node, reply in found.replies if node is not None}
+        times = Counter(claims.values())
+        sure = {p: node for node, p in claims.items() if p is not None and times[p] == 1}
+        left = [node for node in nodes if node not in sure.values()]
+        free = [partition for partition in range(len(nodes)) if partition not in sure][: len(left)]
+        if not sure:
+            node = left[0]
+            reasons = {of: m.error.reason for of, m in found.errors}
+            several = "several nodes tell the same" if claims.get(node) is not None else "its reply names none"
+            raise ConfigError(f"node {node} does not tell its partition: {reasons.get(node, several)}")
+        for partition, node in zip(free, left, strict=True):
+            log.warning("node %d does not tell a partition of its own: it is asked as number %d", node, partition)
+        # Where all others hold the partitions from 0 on but one, that one is clear.
+        if len(left) == 1 and left[0] not in claims and set(sure) < set(range(len(nodes))):
+            sure[free[0]] = left[0]
+        self._sure = {partition + FIRST_NODE for partition in sure}
+        known = {**sure, **dict(zip(free, left, strict=True))}
+        self._node_of = {partition + FIRST_NODE: node for partition, node in sorted(known.items())}
         self._number_of = {node: number for number, node in self._node_of.items()}
-        if len(self._node_of) < self._num_clients:
-            raise ConfigError(f"{self._num_clients} nodes hold only {len(self._node_of)} different partitions")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not translated: only whole exchanges are."""

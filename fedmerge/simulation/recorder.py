@@ -212,7 +212,8 @@ class Recorder:
 
 def _failed(failure: Failure, round: int) -> ClientFailed:
     """Under the client's number, which its node tells here."""
-    return ClientFailed(failure.client, round, failed_client(failure.node, failure.reason, round).reason)
+    name = f"on node {failure.node}" if failure.client is None else failure.client
+    return failed_client(failure.node, failure.reason, round, lambda node, claimed: (name, claimed == name))
 
 
 def _metric(metrics: MetricRecord | None, name: str) -> float | None:

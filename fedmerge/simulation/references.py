@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedmerge.errors import BadUpdate
 from fedmerge.simulation.experiment import Experiment
-from fedmerge.strategies.wire import decode_update, reply_order
+from fedmerge.strategies.identity import identify
+from fedmerge.strategies.wire import decode_update
 from fedmerge.tasks import Classification
 
 __all__ = ["REFERENCES", "reference_accuracies"]
@@ -30,7 +31,7 @@ def reference_accuracies(experiment: Experiment, replies: Iterable[Message]) -> 
     shares = experiment.partition.label_counts(dataset.train_y, dataset.num_classes).double()
     shares = shares / shares.sum(0).clamp_min(1)
     total, best = torch.zeros(()), 0.0
-    for client, reply in reply_order(reply for reply in replies if not reply.has_error()):
+    for client, reply in identify(replies):
         try:
             state = decode_update(client, reply.content, "arrays", "num-examples").state
             probabilities = experiment.probabilities(state)

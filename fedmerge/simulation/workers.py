@@ -144,11 +144,19 @@ def handle(app: ClientApp, job: Job) -> Outcome:
         reply = app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp must return a Message to a {kind} message, got a {type(reply).__name__}")
+        if not _answers(reply, message):
+            raise ValueError("its reply names another node, or another message, than its own: Message(..., reply_to=)")
         return Outcome(reply, context)
     except FAILURES as error:
         return Outcome(error_reply(message, context, error), context)
     finally:
         message.content = original
+
+
+def _answers(reply: Message, message: Message) -> bool:
+    """Whether a reply is to this message and of the node that it was for, as Flower's SuperLink checks it."""
+    told, wanted = reply.metadata, message.metadata
+    return (told.src_node_id, told.reply_to_message_id) == (wanted.dst_node_id, wanted.message_id)
 
 
 def _copied(content: RecordDict) -> RecordDict:

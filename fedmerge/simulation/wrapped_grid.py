@@ -51,6 +51,11 @@ class WrappedGrid(Grid):
         """How many nodes there will ever be, where that is known."""
         return getattr(self._grid, "most_nodes", None)
 
+    def partition_of_node(self, node: int) -> int | None:
+        """Which partition a node holds, where the grid within knows it."""
+        ask = getattr(self._grid, "partition_of_node", None)
+        return ask(node) if callable(ask) else None
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on; subclasses see only :meth:`send_and_receive`."""
         return self._grid.push_messages(messages)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
+from fedmerge.errors import ClientFailed
 from fedmerge.pipeline import Pipeline
 from fedmerge.strategies.client_metrics import judged
 from fedmerge.strategies.failures import failures_in
+from fedmerge.strategies.heard import Sent, heard
+from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.sampling import sample_nodes
 
@@ -23,7 +26,8 @@ class EvaluatedByClients(FlowerFedAvg):
     seed: int
     pipeline: Pipeline
     policies: RoundPolicies
-    _asked_to_judge: Sequence[int] = ()
+    identities: Identities
+    _asked_to_judge: Sent | None = None
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
         return sample_nodes(
@@ -34,26 +38,32 @@ class EvaluatedByClients(FlowerFedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the merged model to those who judge it on their held-out examples."""
-        self._asked_to_judge = ()
+        self.identities.grid, self._asked_to_judge = grid, Sent(())
         if self.fraction_evaluate == 0.0 or self.pipeline.privacy.withholds_metrics:
             return []
         config["server-round"] = server_round
         if self.pipeline.batch_norm == "local":
             config["batch-norm"] = "local"
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
-        self._asked_to_judge = nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
+        nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return self._construct_messages(record, nodes, "evaluate")
+        messages = list(self._construct_messages(record, nodes, "evaluate"))
+        self._asked_to_judge = Sent(nodes, messages)
+        return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Average what clients found on their held-out examples; those that hold none do not count.
+        """Average what clients found on their held-out examples; those that hold none do not count, nor does what
+        comes from a node that was not asked, or twice.
 
         Raises
         ------
         ClientFailed
             One could not evaluate, under ``on_client_error="raise"``.
         """
-        known = list(replies)
-        failures = RoundFailures(self.policies)
-        failures.note(failures_in(known, self._asked_to_judge, server_round), "evaluation")
-        return super().aggregate_evaluate(server_round, judged(known, self.weighted_by_key))
+        found = heard(replies, self._asked_to_judge)
+        failures, known = RoundFailures(self.policies), self.identities
+        failed = failures_in(found, server_round, known.naming(server_round))
+        strays = [(known.holder(stray.node, server_round), stray.reason) for stray in found.strays]
+        failures.note([*failed, *(ClientFailed(one, server_round, why) for one, why in strays)], "evaluation")
+        counted = judged((message for _, message in found.replies), self.weighted_by_key)
+        return super().aggregate_evaluate(server_round, counted)

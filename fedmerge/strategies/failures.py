@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Message
 
 from fedmerge.errors import ClientFailed, NoUsableUpdates
-from fedmerge.strategies.wire import sender_of
+from fedmerge.strategies.heard import Heard
 
-__all__ = ["NO_REPLY", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
+__all__ = ["NO_REPLY", "Name", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
 
 log = logging.getLogger("fedmerge")
 
 NO_REPLY = "no reply"
+Name = Callable[[int | None, int | None], tuple[int | str, bool]]
+"""``name(node, claimed)``: what to call the client of a node whose error reply says that it is client `claimed`, and
+whether that is known to be true."""
+_DIGITS = 12  # of a client's number: longer ones are none
 _MOD_FAILED_PRECONDITION = 6  # flwr.common.constant.ErrorCode.MOD_FAILED_PRECONDITION
 _QUOTED = 3
+_LONGEST = 1000  # characters of what a client says
 _WRAPPED = re.compile(r"<class '(.+?)'>:<'(.*)'>", re.DOTALL)
 """How Flower writes an exception of a ClientApp."""
 _NEXT = re.compile(r"The above exception was the direct cause|During handling of the above exception")
 _NAMED = re.compile(r"client (\d+|on node -?\d+): ")
 
 
-def failed_client(node: int, reason: str, round: int) -> ClientFailed:
-    """What the reason of an error reply says, in one line: ours name their client, others only have a node.
+def failed_client(node: int | None, reason: str, round: int, name: Name) -> ClientFailed:
+    """What the reason of an error reply says, in one line, and whose it is by the node that it came from.
+
+    Ours begin with their client: that is for `name` to believe, or else it is left in the reason as what was said.
 
     Examples
     --------
-    >>> found = failed_client(5, "client 3: OSError: no disk\\nTraceback (most recent call last): ...", round=1)
+    >>> def name(node, claimed):
+    ...     return (3, True) if claimed == 3 else (f"on node {node}", False)
+    >>> found = failed_client(5, "client 3: OSError: no disk\\nTraceback (most recent call last): ...", 1, name)
     >>> found.client, found.reason
     (3, 'OSError: no disk')
-    >>> failed_client(5, "Traceback (most recent call last):\\n  ...\\nKeyError: 'x'", round=1).reason
+    >>> found = failed_client(5, "client 4: OSError: no disk\\nTraceback (most recent call last): ...", 1, name)
+    >>> found.client, found.reason
+    ('on node 5', 'it says that it is client 4: OSError: no disk')
+    >>> failed_client(5, "Traceback (most recent call last):\\n  ...\\nKeyError: 'x'", 1, name).reason
     "KeyError: 'x'"
     """
-    first = (reason.strip() or "no reason given").splitlines()[0]
+    first = (reason.strip() or "no reason given").splitlines()[0][:_LONGEST]
     named = _NAMED.match(first)
-    client = named[1] if named else f"on node {node}"
-    cause = first[named.end() :].strip() if named else _cause(reason.strip() or first)
-    return ClientFailed(int(client) if client.isdecimal() else client, round, cause)
+    claimed = int(named[1]) if named and named[1].isdecimal() and len(named[1]) < _DIGITS else None
+    client, believed = name(node, claimed)
+    if not named:
+        return ClientFailed(client, round, _cause(reason.strip() or first)[:_LONGEST])
+    cause = first[named.end() :].strip()
+    believed = believed or named[1] == f"on node {node}"
+    return ClientFailed(client, round, cause if believed else f"it says that it is client {named[1]}: {cause}")
 
 
 def _cause(reason: str) -> str:
@@ -50,24 +66,24 @@ def _cause(reason: str) -> str:
         told = " ".join(text.split())
         return f"{wrapped[1].rpartition('.')[2]}: {told}" if wrapped else told
     # A traceback, or several of which the first is that of the cause: what was raised stands below.
-    lines = [line.strip() for line in _NEXT.split(text)[0].splitlines() if line.strip()]
+    found = next((part for part in _NEXT.split(text) if part.strip()), text)
+    lines = [line.strip() for line in found.splitlines() if line.strip()]
     kind, _, message = lines[-1].partition(": ")
     return f"{kind.rpartition('.')[2]}: {message}" if message else lines[-1]
 
 
-def failures_in(replies: Iterable[Message], asked: Iterable[int], round: int) -> list[ClientFailed]:
+def failures_in(found: Heard, round: int, name: Name) -> list[ClientFailed]:
     """Who replied with an error, and who was asked and did not reply at all, in order of nodes.
 
-    A node counts once. Replies that do not name their node, as those of other grids need not, have the number -1; where
-    there are any, nobody knows who did not reply.
+    A node counts once. Errors that do not name their node, as those of other grids need not, come first, each by
+    itself.
     """
-    senders = [(sender_of(message), message) for message in replies]
-    broken = [(node, m.error.reason or f"error code {m.error.code}") for node, m in senders if m.has_error()]
-    reasons = [(-1, reason) for node, reason in broken if node is None]
-    reasons += {node: reason for node, reason in reversed(broken) if node is not None}.items()
-    heard = {node for node, _ in senders}
-    reasons += [(node, NO_REPLY) for node in set(asked) - heard if None not in heard]
-    return [failed_client(node, reason, round) for node, reason in sorted(reasons)]
+    broken = [(node, m.error.reason or f"error code {m.error.code}") for node, m in found.errors]
+    reasons = [(node, reason) for node, reason in broken if node is None]
+    known = {node: reason for node, reason in reversed(broken) if node is not None}
+    known |= dict.fromkeys(found.silent, NO_REPLY)
+    reasons += sorted(known.items())
+    return [failed_client(node, reason, round, name) for node, reason in reasons]
 
 
 def tell(failed: Iterable[ClientFailed], about: str = "") -> None:
@@ -96,12 +112,12 @@ def check_mods(replies: Iterable[Message]) -> None:
     Raises
     ------
     NoUsableUpdates
-        All replies are errors, and one is a mod's.
+        All replies are errors, and most are a mod's.
     """
     known = list(replies)
     refused = [m for m in known if m.has_error() and m.error.code == _MOD_FAILED_PRECONDITION]
-    if refused and all(m.has_error() for m in known):
-        reason = (refused[0].error.reason or f"error code {refused[0].error.code}").partition("\n")[0]
+    if 2 * len(refused) > len(known) and all(m.has_error() for m in known):
+        reason = (refused[0].error.reason or f"error code {refused[0].error.code}").partition("\n")[0][:_LONGEST]
         raise NoUsableUpdates(
             "no client could reply, for a mod of its ClientApp refuses what the method exchanges: "
             f"{reason} Take a method that merges models alone, such as fedavg, or leave out the mod."

@@ -26,6 +26,8 @@ from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.evaluation import EvaluatedByClients
+from fedmerge.strategies.heard import Sent
+from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
@@ -180,7 +182,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
         self._base: State | None = None
         self._grid: Grid | None = None
-        self._asked: Sequence[int] = ()
+        self.identities = Identities()
+        """What is known of clients and their nodes: part of a checkpoint, for nodes of a deployment outlive a run."""
+        self._asked: Sent | None = None
         self._awaited: int | None = None
         self._run = RunOutcome()
 
@@ -219,7 +223,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
         )
         self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
-        start, self._run = self.policies.timed(super().start), RunOutcome()
+        start, self._run, self.identities = self.policies.timed(super().start), RunOutcome(), Identities()
         initial = check_start(super().start, arguments, keywords)
         try:
             if self._checkpoints is not None:
@@ -251,7 +255,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         check_private(self.pipeline, arrays)
         check_nodes(grid, vars(self))
-        self._base, self._grid, self._asked = view_arrays(arrays), grid, ()
+        self._base, self._grid, self._asked = view_arrays(arrays), grid, Sent(())
+        self.identities.grid = grid
         if self.fraction_train == 0.0:
             return []
         config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
@@ -259,12 +264,15 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
         if self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
-        record, self._asked = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config}), nodes
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._awaited = server_round
         if self._cohorts:
             context = MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts)
-            return CohortOrder(record, nodes, self.pipeline, context, self._buffers)
-        return self._construct_messages(record, nodes, "train")
+            messages: Iterable[Message] = CohortOrder(record, nodes, self.pipeline, context, self._buffers)
+        else:
+            messages = list(self._construct_messages(record, nodes, "train"))
+        self._asked = Sent(nodes, messages)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -280,9 +288,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
         if isinstance(replies, CohortAnswer):
-            received: Received = ReceivedCohort(replies, server_round)
+            received: Received = ReceivedCohort(replies, server_round, self.identities)
         else:
-            received = ReceivedMessages(replies, self._asked, arrays_key, weight_key, server_round)
+            received = ReceivedMessages(replies, self._asked, arrays_key, weight_key, server_round, self.identities)
         failures, told = RoundFailures(self.policies), {"server-round": server_round}
         failures.note(received.failures)
         received.check()
@@ -364,7 +372,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._run.skip(error)
         told = str(error).removeprefix(f"round {round}: ")
         self.last_report = MergeReport(round, (), error.dropped, skipped=told, answers=answers, failed=error.failed)
-        if self.policies.on_too_few == "raise" and (self._asked or failed or dropped):
+        asked = self._asked is not None and len(self._asked.nodes) > 0
+        if self.policies.on_too_few == "raise" and (asked or failed or dropped):
             raise error
         log.warning("round %d: the model stays as it is: %s", round, reason)
         return None, None

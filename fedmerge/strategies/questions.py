@@ -49,16 +49,14 @@ def ask(
     content["config"] = ConfigRecord({**reach.config, "questions": len(questions), "exchange": next(numbers)})
     for number, question in enumerate(questions):
         write_question(content, number, question)
-    numbered = {reach.node_of(client): client for client in clients}
-    messages = [
-        Message(_brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=node)
-        for node, client in numbered.items()
-    ]
+    messages = {
+        client: Message(
+            _brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=reach.node_of(client)
+        )
+        for client in clients
+    }
     found: dict[int, list[Answer]] = {}
-    for reply in reach.send(messages, "questions"):
-        client = numbered.get(reply.metadata.src_node_id)
-        if client is None or client in found:
-            continue
+    for client, reply in reach.send(messages, "questions").items():
         if not _answers(reply.content, content):
             log.warning("client %d: an answer to another exchange came late, and is not opened", client)
             continue

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ClientFailed, NoAnswer
 from fedmerge.strategies.failures import check_mods, failures_in
+from fedmerge.strategies.heard import Sent, heard
 
 __all__ = ["Reach"]
 
@@ -46,8 +48,10 @@ class Reach:
     round: int = 0
     on_failure: Callable[[Sequence[ClientFailed], str], None] | None = None
 
-    def send(self, messages: Sequence[Message], about: str) -> list[Message]:
-        """The replies that are no errors.
+    def send(self, messages: Mapping[int, Message], about: str) -> dict[int, Message]:
+        """Send a message to each of these clients: their replies that are no errors, in order of clients.
+
+        Who replied is told by the node and not by what the reply says; see :func:`~fedmerge.strategies.heard.heard`.
 
         Raises
         ------
@@ -58,13 +62,21 @@ class Reach:
         """
         if self.grid is None:
             raise NoAnswer("aggregate_train before configure_train: there is no grid to reach clients by")
-        asked = [message.metadata.dst_node_id for message in messages]  # a grid within may number nodes otherwise
-        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
-        failed = failures_in(replies, asked, self.round)
+        # Read before they are sent: a grid within may number nodes otherwise.
+        asked = {message.metadata.dst_node_id: client for client, message in messages.items()}
+        sent = list(messages.values())
+        found = heard(self.grid.send_and_receive(sent, timeout=self.timeout), Sent(list(asked), sent))
+
+        def name(node: int | None, claimed: int | None) -> tuple[int | str, bool]:
+            called = "on an unnamed node" if node is None else asked.get(node, f"on node {node}")
+            return called, claimed == called
+
+        failed = failures_in(found, self.round, name)
+        failed += [ClientFailed(name(stray.node, None)[0], self.round, stray.reason) for stray in found.strays]
         if failed and self.on_failure is not None:
             self.on_failure(failed, about)
-        check_mods(replies)
-        return [reply for reply in replies if not reply.has_error()]
+        check_mods([message for _, message in (*found.errors, *found.replies)])
+        return dict(sorted(((asked[n], message) for n, message in found.replies if n is not None), key=itemgetter(0)))
 
     def node_of(self, client: int) -> int:
         """The node of a client that is to be asked again.

@@ -14,7 +14,7 @@ from fedmerge.state import Layout, State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies.reach import Reach
-from fedmerge.strategies.wire import reply_order, statistics_from_reply, to_arrays, weight_of
+from fedmerge.strategies.wire import statistics_from_reply, to_arrays, weight_of
 
 __all__ = ["recalibrate"]
 
@@ -40,10 +40,10 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
     """
     config = ConfigRecord({**reach.config, "needs": ["batch_norm"]})
     content = RecordDict({reach.arrays_key: to_arrays(state), reach.config_key: config})
-    nodes = [reach.node_of(client) for client in clients]
-    messages = [Message(content=content, message_type="query.statistics", dst_node_id=node) for node in nodes]
+    kind = "query.statistics"
+    messages = {c: Message(content=content, message_type=kind, dst_node_id=reach.node_of(c)) for c in clients}
     measured = []
-    for client, message in reply_order(reach.send(messages, "recalibration")):
+    for client, message in reach.send(messages, "recalibration").items():
         weight = weight_of(message.content, reach.weight_key)
         try:
             sent = statistics_from_reply(message.content, None).get("batch_norm", {})

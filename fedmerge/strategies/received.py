@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedmerge.errors import ClientFailed
+from fedmerge.errors import BadUpdate, ClientFailed
 from fedmerge.pipeline import MergeResult, Pipeline
 from fedmerge.state import State
 from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.strategies.failures import check_mods, failed_client, failures_in
-from fedmerge.strategies.wire import Decoded, reply_order, sender_of
+from fedmerge.strategies.heard import Sent, heard
+from fedmerge.strategies.identity import Identities
+from fedmerge.strategies.wire import Decoded
 from fedmerge.update import MergeContext
 
 __all__ = ["Received", "ReceivedCohort", "ReceivedMessages"]
+
+_REMEDY = "Each node that is asked replies once, as the partition that its --node-config gives to no other."
 
 
 class Received(ABC):
@@ -29,7 +33,7 @@ class Received(ABC):
     @property
     @abstractmethod
     def empty(self) -> bool:
-        """Whether no client replied with anything."""
+        """Whether nobody replied with anything but errors."""
 
     @abstractmethod
     def merge(
@@ -58,10 +62,11 @@ class Received(ABC):
 class ReceivedCohort(Received):
     """The answer to a cohort's order."""
 
-    def __init__(self, answer: CohortAnswer, round: int) -> None:
+    def __init__(self, answer: CohortAnswer, round: int, identities: Identities) -> None:
         self._answer = answer
         self.nodes = {one.client: one.node for one in answer.trained}
-        self.failures = [failed_client(node, reason, round) for node, reason in sorted(answer.failures)]
+        name = identities.naming(round)
+        self.failures = [failed_client(node, reason, round, name) for node, reason in sorted(answer.failures)]
 
     @property
     def empty(self) -> bool:
@@ -86,29 +91,40 @@ class ReceivedCohort(Received):
 
 
 class ReceivedMessages(Received):
-    """Messages of Flower's."""
+    """Messages of Flower's; those of which nobody knows whose they are count as bad updates."""
 
     def __init__(
-        self, replies: Iterable[Message], asked: Sequence[int], arrays_key: str, weight_key: str, round: int
+        self,
+        replies: Iterable[Message],
+        sent: Sent | None,
+        arrays_key: str,
+        weight_key: str,
+        round: int,
+        identities: Identities,
     ) -> None:
         self._known = known = list(replies)
-        self._valid = reply_order(m for m in known if not m.has_error())
+        found = heard(known, sent)
+        told = identities.identify(found, round)
+        self._valid = [(client, message) for client, _, message in told.replies]
         self._keys = arrays_key, weight_key
-        senders = [(client, sender_of(message)) for client, message in self._valid]
-        self.nodes = {client: node for client, node in senders if node is not None}
-        unnamed = len(self.nodes) < len(self._valid)  # then nobody can tell who is silent
-        self.failures = failures_in(known, () if unnamed else asked, round)
+        self._refused = [
+            BadUpdate(identities.holder(stray.node, round), stray.reason, _REMEDY)
+            for stray in (*found.strays, *told.strays)
+        ]
+        self.nodes = {client: node for client, node, _ in told.replies if node is not None}
+        self.failures = failures_in(found, round, identities.naming(round))
 
     @property
     def empty(self) -> bool:
         """There is no message but errors."""
-        return not self._valid
+        return not self._valid and not self._refused
 
     def merge(
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
     ) -> MergeResult:
         """Decode them one at a time."""
-        return pipeline.merge(Decoded(self._valid, *self._keys), context, memory, buffers=buffers)
+        updates = Decoded(self._valid, *self._keys, self._refused)
+        return pipeline.merge(updates, context, memory, buffers=buffers)
 
     def check(self) -> None:
         """Look at errors of mods."""

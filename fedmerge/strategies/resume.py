@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result
 from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.files import append_line
+from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays, view_arrays
 
@@ -54,7 +55,8 @@ class StrategyCheckpoints:
     def save(self, strategy: MergeStrategy, round: int, arrays: ArrayRecord) -> None:
         """Keep the model that `strategy` merged in `round`, and what it remembers."""
         sections = {"state": view_arrays(arrays), "memory": strategy.memory}
-        save_checkpoint(self.folder, Checkpoint(round, sections, {"strategy": _settings(strategy)}), keep=self.keep)
+        facts = {"strategy": _settings(strategy), "nodes": strategy.identities.facts()}
+        save_checkpoint(self.folder, Checkpoint(round, sections, facts), keep=self.keep)
 
     def charge(self, round: int, questions: int) -> None:
         """Write down what clients are about to be asked: a round that is interrupted, and run again, costs twice."""
@@ -95,6 +97,7 @@ class StrategyCheckpoints:
         if strategy.pipeline.batch_norm == "local":
             log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
         strategy.memory = dict(checkpoint.section("memory"))
+        strategy.identities = Identities.of_facts(checkpoint.facts.get("nodes"))
         given.arguments["initial_arrays"] = to_arrays(checkpoint.section("state"))
         # The server may have died between the merge, which is saved, and the test of its model.
         return start_after(done, strategy, start, evaluate_again=True, **given.arguments)

@@ -53,8 +53,8 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
     told["stage"], told["epochs"] = stage.number, stage.epochs
     told[KEEP_KEY] = bool(told.get(KEEP_KEY)) or not stage.last
     told["frozen"], told["send"] = list(stage.frozen), list(stage.send)
-    messages = [
-        Message(
+    messages = {
+        client: Message(
             content=RecordDict(
                 {reach.arrays_key: to_arrays(news.settled), _SOURCES: to_arrays(_packed(news)), reach.config_key: told}
             ),
@@ -62,19 +62,14 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
             dst_node_id=reach.node_of(client),
         )
         for client, news in sent.items()
-    ]
-    # The node tells whose answer it is: that comes from Flower, the rest from the client.
-    clients = {reach.node_of(client): client for client in sent}
-    updates: dict[int, ClientUpdate] = {}
-    for reply in reach.send(messages, f"stage {stage.number}"):
-        client = clients.get(reply.metadata.src_node_id)
-        if client is None or client in updates:
-            continue
+    }
+    updates: list[ClientUpdate] = []
+    for client, reply in reach.send(messages, f"stage {stage.number}").items():
         try:
-            updates[client] = decode_update(client, reply.content, reach.arrays_key, reach.weight_key)
+            updates.append(decode_update(client, reply.content, reach.arrays_key, reach.weight_key))
         except BadUpdate as bad:
             log.warning("stage %d: client %d: %s", stage.number, client, bad)
-    return [updates[client] for client in sorted(updates)]
+    return updates
 
 
 def _packed(news: News) -> dict[str, Tensor]:

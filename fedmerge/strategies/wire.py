@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.errors import BadUpdate, InvalidOption, shown
 from fedmerge.state import State
 from fedmerge.statistics import tellable
 from fedmerge.strategies.npy import BFLOAT16, read_array
@@ -22,14 +20,15 @@ from fedmerge.update import ClientUpdate
 
 __all__ = [
     "CLIENT_KEY",
+    "MOST_PARTITIONS",
     "PARTITION_KEY",
     "STEPS_KEY",
     "WITHHOLD_KEY",
     "Decoded",
+    "claimed_partition",
     "decode_update",
     "from_arrays",
     "partition_of",
-    "reply_order",
     "sender_of",
     "statistics_from_reply",
     "statistics_records",
@@ -39,13 +38,13 @@ __all__ = [
     "weight_of",
 ]
 
-log = logging.getLogger("fedmerge")
-
 CLIENT_KEY = "client"
 """Record of a reply that tells who sent it."""
 PARTITION_KEY = "partition-id"
 WITHHOLD_KEY = "withhold-metrics"
 """Entry of a train message's ConfigRecord: the client keeps its training loss to itself."""
+MOST_PARTITIONS = 2**31
+"""More than any federation has: larger numbers are nobody's partition."""
 STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
@@ -119,25 +118,6 @@ def told_in(content: RecordDict, *, hyphens: bool) -> set[str]:
     return found | {name for name in names if tellable(name)}
 
 
-def reply_order(replies: Iterable[Message]) -> list[tuple[int, Message]]:
-    """Replies with their clients' numbers, in client order.
-
-    A client's number is its partition where it tells it, which is the same in every setting; otherwise
-    its node, which Flower draws at random in each run. Where several tell the same partition, none is believed.
-    A reply that names no sender, as other grids and tests may hand them on, goes by its place.
-    """
-    told = [(partition_of(message), sender_of(message), message) for message in replies]
-    times = Counter(partition for partition, _, _ in told)
-    repeated = sorted(number for number, n in times.items() if n > 1 and number is not None)
-    if repeated:
-        log.warning("several replies say that they are of partition %s: they go by their nodes", repeated[:5])
-    known = [(node if p is None or times[p] > 1 else p, node, message) for p, node, message in told]
-    taken = {number for number, _, _ in known}
-    free = (number for number in count() if number not in taken)
-    numbered = [(next(free) if n is None else n, -1 if node is None else node, m) for n, node, m in known]
-    return [(client, message) for client, _, message in sorted(numbered, key=lambda one: one[:2])]
-
-
 def sender_of(reply: Message) -> int | None:
     """The node that a reply came from, where its metadata say so."""
     node = reply.metadata.src_node_id
@@ -145,11 +125,21 @@ def sender_of(reply: Message) -> int | None:
 
 
 def partition_of(reply: Message) -> int | None:
-    """The partition that the sender of a reply names, if it does."""
-    if not reply.has_content():
-        return None
-    told = reply.content.config_records.get(CLIENT_KEY, ConfigRecord()).get(PARTITION_KEY)
-    return told if isinstance(told, int) and not isinstance(told, bool) else None
+    """The partition that the sender of a reply names, if it names one that can be."""
+    told = _claim(reply)
+    whole = isinstance(told, int) and not isinstance(told, bool)
+    return told if whole and 0 <= told < MOST_PARTITIONS else None
+
+
+def claimed_partition(reply: Message) -> str | None:
+    """Whatever the sender of a reply gives for its partition, as an error can quote it; None for nothing."""
+    told = _claim(reply)
+    return None if told is None else shown(told, 40)
+
+
+def _claim(reply: Message) -> Any:
+    records = reply.content.config_records if reply.has_content() else {}
+    return records.get(CLIENT_KEY, ConfigRecord()).get(PARTITION_KEY)
 
 
 def weight_of(content: RecordDict, key: str) -> float | None:
@@ -199,13 +189,23 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
 
 
 class Decoded:
-    """Replies in client order, decoded one at a time whenever they are read: a fold never holds more than one."""
+    """Replies in client order, decoded one at a time whenever they are read: a fold never holds more than one.
 
-    def __init__(self, replies: Sequence[tuple[int, Message]], arrays_key: str, weight_key: str) -> None:
-        self._replies, self._keys = replies, (arrays_key, weight_key)
+    Those of `refused`, of which nobody knows whose they are, come first.
+    """
+
+    def __init__(
+        self,
+        replies: Sequence[tuple[int, Message]],
+        arrays_key: str,
+        weight_key: str,
+        refused: Sequence[BadUpdate] = (),
+    ) -> None:
+        self._replies, self._keys, self._refused = replies, (arrays_key, weight_key), refused
 
     def __iter__(self) -> Iterator[ClientUpdate | BadUpdate]:
         """Decode, from the start."""
+        yield from self._refused
         for client, message in self._replies:
             try:
                 yield decode_update(client, message.content, *self._keys)

@@ -9,6 +9,7 @@ from flwr.app import Error, Message
 
 from fedmerge.errors import ClientFailed
 from fedmerge.strategies.failures import failed_client, failures_in, quoted
+from fedmerge.strategies.heard import Sent, heard
 
 TRACE = """Traceback (most recent call last):
   File "task.py", line 3, in load
@@ -43,16 +44,30 @@ REASONS = {
     "a chain of them": (CHAIN, "on node 9", "OSError: no disk"),
     "Flower's, out of Ray": (RAY, "on node 9", "InjectedFault: it crashed in round 1"),
     "a word": ("late", "on node 9", "late"),
+    "another's": ("client 4: OSError: no disk\n" + TRACE, "on node 9", "it says that it is client 4: OSError: no disk"),
+    "another node's": ("client on node 8: late", "on node 9", "it says that it is client on node 8: late"),
+    "a huge number": (f"client {'9' * 5000}: late", "on node 9", f"client {'9' * 993}"),
+    "a cause without an error": ('The above exception was the direct cause File "', "on node 9", 'File "'),
     "nothing": ("", "on node 9", "no reason given"),
     "blank": (" \n ", "on node 9", "no reason given"),
 }
 
 
+def name(node, claimed):
+    """Client 3 is on node 9."""
+    return (3, True) if (node, claimed) == (9, 3) else (f"on node {node}", False)
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_the_cause_is_told_in_a_line(reason):
     given, client, cause = REASONS[reason]
-    found = failed_client(9, given, round=2)
+    found = failed_client(9, given, 2, name)
     assert (found.client, found.round, found.reason) == (client, 2, cause)
+
+
+def test_a_reason_without_end_is_cut():
+    assert len(failed_client(9, "x" * 10**6, 1, name).reason) == 1000
+    assert len(failed_client(9, "client 3: " + "x" * 10**6, 1, name).reason) < 1001
 
 
 def test_only_some_are_quoted():
@@ -69,7 +84,8 @@ def reply(node, reason):
 
 
 def test_a_node_fails_once_a_round_and_its_first_reason_counts():
-    found = failures_in([reply(3, "disk"), reply(2, "late"), reply(3, "disk again")], [2, 3, 4], round=1)
+    replies = [reply(3, "disk"), reply(2, "late"), reply(3, "disk again")]
+    found = failures_in(heard(replies, Sent([2, 3, 4])), 1, name)
     assert [(one.client, one.reason) for one in found] == [
         ("on node 2", "late"),
         ("on node 3", "disk"),
@@ -78,5 +94,6 @@ def test_a_node_fails_once_a_round_and_its_first_reason_counts():
 
 
 def test_where_replies_name_no_node_each_failure_counts_and_nobody_is_called_silent():
-    found = failures_in([reply(None, "disk"), reply(None, "disk")], [2, 3, 4], round=1)
+    replies = [reply(None, "disk"), reply(None, "disk")]
+    found = failures_in(heard(replies, Sent([2, 3, 4])), 1, lambda node, claimed: ("unnamed", False))
     assert [one.reason for one in found] == ["disk", "disk"]
