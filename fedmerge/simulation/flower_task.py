@@ -18,6 +18,7 @@ __all__ = [
     "error_reply",
     "failure_reason",
     "from_node",
+    "in_reply_to",
     "new_run",
     "rebuild",
     "stamp",
@@ -76,6 +77,12 @@ def from_node(message: Message, node: int) -> Message:
     """The same message, shown as coming from another node."""
     message.metadata.__dict__["_src_node_id"] = node
     return message
+
+
+def in_reply_to(message: Message, reply: Message) -> Message:
+    """The same reply, shown as one to this message, whatever it says of itself."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+    return from_node(reply, message.metadata.dst_node_id)
 
 
 def error_reply(message: Message, context: Context, error: BaseException) -> Message:

@@ -117,7 +117,7 @@ class NumberedGrid(WrappedGrid):
         for partition, node in zip(free, left, strict=True):
             log.warning("node %d does not tell a partition of its own: it is asked as number %d", node, partition)
         # Where all others hold the partitions from 0 on but one, that one is clear.
-        if len(left) == 1 and left[0] not in claims and set(sure) < set(range(len(nodes))):
+        if len(left) == 1 and claims.get(left[0]) is None and set(sure) < set(range(len(nodes))):
             sure[free[0]] = left[0]
         self._sure = {partition + FIRST_NODE for partition in sure}
         known = {**sure, **dict(zip(free, left, strict=True))}

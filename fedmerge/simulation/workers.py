@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedmerge.simulation.cohort_work import Engine, answer, choose
-from fedmerge.simulation.flower_task import FAILURES, error_reply
+from fedmerge.simulation.flower_task import FAILURES, error_reply, in_reply_to
 from fedmerge.simulation.pieces import serial_pieces
 from fedmerge.strategies.client_app import FedmergeClientApp
 from fedmerge.strategies.client_side import ClientSide
@@ -144,6 +144,8 @@ def handle(app: ClientApp, job: Job) -> Outcome:
         reply = app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp must return a Message to a {kind} message, got a {type(reply).__name__}")
+        if reply.has_error():  # Flower's mods make them as replies to replies
+            return Outcome(in_reply_to(message, reply), context)
         if not _answers(reply, message):
             raise ValueError("its reply names another node, or another message, than its own: Message(..., reply_to=)")
         return Outcome(reply, context)
