@@ -31,14 +31,14 @@ class OddModel(nn.Sequential):
         self.register_buffer("count", torch.tensor(2**40))
 
 
-def odd_app():
+def odd_app(model_fn=OddModel):
     """Clients that train it."""
-    return client_app(OddModel, tiny_data, training=TRAINING)
+    return client_app(model_fn, tiny_data, training=TRAINING)
 
 
-def odd_arrays() -> ArrayRecord:
+def odd_arrays(model_fn=OddModel) -> ArrayRecord:
     """Its state as it is sent."""
-    return to_arrays(OddModel().state_dict())
+    return to_arrays(model_fn().state_dict())
 
 
 def strategy_of(method: str, model_fn=OddModel, **keywords) -> MergeStrategy:
@@ -52,11 +52,11 @@ def strategy_of(method: str, model_fn=OddModel, **keywords) -> MergeStrategy:
 class Asked:
     """A strategy that has sent out the model, the grid that it sent it by, and what came back."""
 
-    def __init__(self, method: str, **keywords) -> None:
+    def __init__(self, method: str, clients: int = CLIENTS, model_fn=OddModel, wrapped=lambda grid: grid, **keywords):
         become_server_task()
-        self.strategy = strategy_of(method, fraction_evaluate=0.0, **keywords)
-        self.grid = SimulationGrid(odd_app(), CLIENTS)
-        self.arrays = odd_arrays()
+        self.strategy = strategy_of(method, model_fn, fraction_evaluate=0.0, **keywords)
+        self.grid = wrapped(SimulationGrid(odd_app(model_fn), clients))
+        self.arrays = odd_arrays(model_fn)
         messages = self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid)
         self.contents = [m.content for m in self.grid.send_and_receive(list(messages))]
         self._kept = {node: shallow(state) for node, state in self.grid.client_states().items()}

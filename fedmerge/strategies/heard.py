@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,13 @@ class Sent:
     messages
         What each of them was sent, in the same order. A grid that numbers messages does it while it sends them, so
         their numbers are read afterwards.
+    before
+        Numbers of the messages of the exchange before this one.
     """
 
     nodes: Sequence[int]
     messages: Iterable[Message] = ()
+    before: Collection[str] = ()
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -111,7 +114,7 @@ def heard(replies: Iterable[Message], sent: Sent | None) -> Heard:
             found.errors.append((node, message))
         else:
             of_node.setdefault(node, []).append(message)
-    kept = of_node if sent is None else _answering(of_node, numbers, sent.kinds, found.strays)
+    kept = of_node if sent is None else _answering(of_node, sent, found.strays)
     for node, messages in kept.items():
         found.replies += [(node, message) for message in _one(node, messages, found.strays)]
     if asked is not None and (nodes or not told):
@@ -134,32 +137,27 @@ def _told(message: Message, name: str) -> Any:
 
 
 def _answering(
-    of_node: Mapping[int | None, list[Message]],
-    numbers: Mapping[str, int],
-    kinds: set[tuple[str, str]],
-    strays: list[Stray],
+    of_node: Mapping[int | None, list[Message]], sent: Sent, strays: list[Stray]
 ) -> dict[int | None, list[Message]]:
-    """Without replies to another message than the one that the node got, and to messages of another kind."""
+    """Without replies to messages that are known to be others', of another exchange or of another kind."""
+    numbers, kinds, kept = sent.numbers, sent.kinds, dict(of_node)
 
-    def paired(node: int | None, message: Message) -> bool:
-        return numbers.get(_told(message, "reply_to_message_id")) == node
+    def own(node: int | None, message: Message) -> bool:
+        number = _told(message, "reply_to_message_id")
+        return number not in sent.before and (node is None or numbers.get(number, node) == node)
 
     def alike(node: int | None, message: Message) -> bool:
         return (_told(message, "message_type"), _told(message, "group_id")) in kinds
 
-    kept = dict(of_node)
-    for fits, reason in (
-        (paired, "it replies to a message that its node did not get in this exchange"),
-        (alike, "it replies to a message of another kind"),
-    ):
-        # Counted by node, so that nobody outvotes others by replying often.
-        usual = sum(any(fits(node, one) for one in messages) for node, messages in kept.items())
-        if None in kept or 2 * usual <= len(kept):
-            continue
+    # Counted by node, so that nobody outvotes others by replying often.
+    usual = sum(any(alike(node, one) for one in messages) for node, messages in kept.items())
+    checks = [(own, "it replies to a message that was for another node, or of another exchange")]
+    if 2 * usual > len(kept):
+        checks.append((alike, "it replies to a message of another kind"))
+    for fits, reason in checks:
         for node, messages in kept.items():
-            fitting = [message for message in messages if fits(node, message)]
-            strays += [Stray(node, reason)] * (len(messages) - len(fitting))
-            kept[node] = fitting
+            kept[node] = [message for message in messages if fits(node, message)]
+            strays += [Stray(node, reason)] * (len(messages) - len(kept[node]))
     return kept
 
 

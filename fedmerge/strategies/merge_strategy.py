@@ -255,6 +255,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         check_private(self.pipeline, arrays)
         check_nodes(grid, vars(self))
+        before = () if self._asked is None or self._cohorts else tuple(self._asked.numbers)
         self._base, self._grid, self._asked = view_arrays(arrays), grid, Sent(())
         self.identities.grid = grid
         if self.fraction_train == 0.0:
@@ -271,7 +272,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             messages: Iterable[Message] = CohortOrder(record, nodes, self.pipeline, context, self._buffers)
         else:
             messages = list(self._construct_messages(record, nodes, "train"))
-        self._asked = Sent(nodes, messages)
+        self._asked = Sent(nodes, messages, before)
         return messages
 
     def aggregate_train(

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedmerge.simulation.flower_task import become_server_task, stamp
 from fedmerge.simulation.grid import SimulationGrid
-from tests.answered import Asked, asked, odd_app, odd_arrays
+from tests.answered import Asked, answer, asked, odd_app, odd_arrays
 from tests.fuzz import mutate
 
 Case = tuple[str, Callable[[], object]]
 
 
+@cache
+def _of_five(method: str) -> Asked:
+    return Asked(method, 5)
+
+
 def replies(seed: int, methods: tuple[str, ...], number: int) -> Iterator[Case]:
-    """Rounds with three good replies and one or two damaged ones: they have to end with a model."""
+    """Rounds with three good replies and two that are good or damaged, and may say to be another's: they have to end
+    with a model."""
     rng = random.Random(seed)
     for i in range(number):
         method = methods[i % len(methods)]
-        known = asked(method)
-        bad = [mutate.reply(rng, rng.choice(known.contents)) for _ in range(rng.randint(1, 2))]
-        sent = known.replies([*known.contents, *bad])
+        known = _of_five(method)
+        bad = rng.sample(range(5), rng.randint(1, 2))
+        sent = known.replies([mutate.reply(rng, c) if k in bad else c for k, c in enumerate(known.contents)])
+        if rng.random() < 0.2:
+            sent += [answer(rng.choice([2 + bad[0], 99, 0]), mutate.reply(rng, rng.choice(known.contents)))]
         rng.shuffle(sent)
         yield f"reply {seed}/{i} {method}", lambda known=known, sent=sent: _merged(known, sent)
 
