@@ -79,11 +79,10 @@ def failures_in(found: Heard, round: int, name: Name) -> list[ClientFailed]:
     itself.
     """
     broken = [(node, m.error.reason or f"error code {m.error.code}") for node, m in found.errors]
-    reasons = [(node, reason) for node, reason in broken if node is None]
+    unnamed = [failed_client(None, reason, round, name) for node, reason in broken if node is None]
     known = {node: reason for node, reason in reversed(broken) if node is not None}
     known |= dict.fromkeys(found.silent, NO_REPLY)
-    reasons += sorted(known.items())
-    return [failed_client(node, reason, round, name) for node, reason in reasons]
+    return unnamed + [failed_client(node, reason, round, name) for node, reason in sorted(known.items())]
 
 
 def tell(failed: Iterable[ClientFailed], about: str = "") -> None:

@@ -113,8 +113,7 @@ class Identities:
 
     def _by_partition(self, round: int) -> bool | None:
         """Whether clients went by partitions in rounds before this one; None where there was none."""
-        earlier = [one for one in self.known.values() if one.round < round]
-        return any(one.partition is not None for one in earlier) if earlier else None
+        return next((one.partition is not None for one in self.known.values() if one.round < round), None)
 
     def _before(self, node: int, round: int) -> Known | None:
         known = self.known.get(node)

@@ -257,6 +257,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         check_nodes(grid, vars(self))
         before = () if self._asked is None or self._cohorts else tuple(self._asked.numbers)
         self._base, self._grid, self._asked = view_arrays(arrays), grid, Sent(())
+        if server_round <= 1:  # of a new run, also under a wrapper, whose start is not ours
+            self.identities = Identities()
         self.identities.grid = grid
         if self.fraction_train == 0.0:
             return []

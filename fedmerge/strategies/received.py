@@ -102,8 +102,8 @@ class ReceivedMessages(Received):
         round: int,
         identities: Identities,
     ) -> None:
-        self._known = known = list(replies)
-        found = heard(known, sent)
+        found = heard(replies, sent)
+        self._heard = [message for _, message in (*found.errors, *found.replies)]
         told = identities.identify(found, round)
         self._valid = [(client, message) for client, _, message in told.replies]
         self._keys = arrays_key, weight_key
@@ -128,7 +128,7 @@ class ReceivedMessages(Received):
 
     def check(self) -> None:
         """Look at errors of mods."""
-        check_mods(self._known)
+        check_mods(self._heard)
 
     def contents(self, clients: Collection[int]) -> list[RecordDict]:
         """Their records."""
