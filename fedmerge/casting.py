@@ -33,21 +33,20 @@ def in_models_type(client: int, name: str, tensor: Any, want: Tensor) -> Tensor:
     """
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         raise BadUpdate(client, f"tensor {name!r} is {_called(tensor)}, not a plain tensor", _AS_SENT)
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype == want.dtype:
-        return tensor
-    if _kind(tensor) != _kind(want):
-        raise BadUpdate(client, f"tensor {name!r} is {tensor.dtype}, the model has {want.dtype}", _AS_SENT)
-    cast = tensor.to(want.dtype)
+    sent: Tensor = tensor.detach() if tensor.requires_grad else tensor
+    if sent.dtype == want.dtype:
+        return sent
+    if _kind(sent) != _kind(want):
+        raise BadUpdate(client, f"tensor {name!r} is {sent.dtype}, the model has {want.dtype}", _AS_SENT)
+    cast = sent.to(want.dtype)
     if _kind(want) == "integer":
-        lost = not torch.equal(cast.to(tensor.dtype), tensor)
+        lost = not torch.equal(cast.to(sent.dtype), sent)
     else:
-        lost = extent(cast) == float("inf") and not bool(_as_float(tensor).isinf().any())
+        lost = extent(cast) == float("inf") and not bool(_as_float(sent).isinf().any())
     if lost:
         raise BadUpdate(
             client,
-            f"tensor {name!r} has an entry of {_largest(tensor):.3g}, which the model's {want.dtype} cannot hold",
+            f"tensor {name!r} has an entry of {_largest(sent):.3g}, which the model's {want.dtype} cannot hold",
             "Send tensors as the model has them; if its training diverged, lower the learning rate.",
         )
     return cast

@@ -81,7 +81,7 @@ KINDS = [
     *WEIGHTS.values(),
     *(replace(k, place="state") if k.place == "flags" else k for k in OWN.values()),
 ]
-SHARE, SELDOM = 3, 12
+SHARE, SELDOM = 5, 40
 """Every so manieth kind in every run of the tests, by each method others; of those that take their time, fewer."""
 ROW = pytest.mark.parametrize("number", [pytest.param(i, id=str(row)) for i, row in enumerate(ROWS)])
 

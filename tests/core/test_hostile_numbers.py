@@ -249,6 +249,14 @@ def test_clients_left_out_count_towards_krums_attackers(clients, attackers):
     assert any(torch.equal(result.state["w"], one.state["w"]) for one in good[1:])
 
 
+@pytest.mark.parametrize("method", ["krum", "median", "trimmed_mean", "geometric_median", "fedatt(step_size=1)"])
+def test_one_client_that_is_left_of_three_gives_its_model(method):
+    spoilt = [ClientUpdate(i, {"w": torch.full((3,), torch.nan)}) for i in (0, 2)]
+    result = merged([*spoilt, update(1)], method)
+    assert result.accepted == (1,)
+    torch.testing.assert_close(result.state["w"], update(1).state["w"])
+
+
 def test_too_few_for_krum_from_the_start_are_too_few_and_name_who_was_left_out():
     sent = [ClientUpdate(0, {"w": torch.full((3,), torch.nan)}), update(1), update(2)]
     with pytest.raises(NoUsableUpdates, match="at least 5 usable updates, got 2") as caught:
