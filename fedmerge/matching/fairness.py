@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -157,7 +158,7 @@ def _size(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     numbers = tensor.to(accumulator_dtype(tensor.dtype))
-    return float(torch.linalg.vector_norm(numbers)) / tensor.numel() ** 0.5
+    return float(torch.linalg.vector_norm(numbers)) / math.sqrt(tensor.numel())
 
 
 def _look(tensor: Tensor) -> Tensor:
