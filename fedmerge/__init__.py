@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedmerge.api import MethodInfo, merge, methods
     from fedmerge.errors import (
         BadUpdate,
+        CannotMatch,
         CannotStack,
         ClientFailed,
         ConfigError,
