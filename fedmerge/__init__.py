@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedmerge.api import MethodInfo, merge, methods
     from fedmerge.errors import (
         BadUpdate,
+        CannotMatch,
         CannotStack,
         ClientFailed,
         ConfigError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadUpdate",
+    "CannotMatch",
     "CannotStack",
     "ClientFailed",
     "ClientUpdate",

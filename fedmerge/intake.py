@@ -14,21 +14,17 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffer_checks import fine_rows
 from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
-from fedmerge.errors import BadUpdate, CannotMatch, InvalidOption, ModelError, NoUsableUpdates
+from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
-from fedmerge.raw_errors import RAW
 from fedmerge.reading import StatisticsReader
 from fedmerge.repair import Rescale
 from fedmerge.state import LARGEST, Layout, State, as_rows, is_norm_statistic
 from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update
-from fedmerge.widths import check_matchable
+from fedmerge.widths import check_widths
 
 __all__ = ["Intake", "Partial"]
-
-WIDEST = 32
-"""How many times as wide as the model sent a client's may be."""
 
 
 @dataclass
@@ -83,10 +79,11 @@ class Intake:
             At the end of the stream, where fewer than `at_least` were good.
         """
         aggregator = self._aggregator
-        good: Iterable[ClientUpdate | BadUpdate] = self._good(updates, at_least)
+        fine = self._good(updates, at_least)
+        good: Iterable[ClientUpdate | BadUpdate] = fine
         given: dict[int, State] = {}
         if isinstance(aggregator, Aligning):
-            held = list(good)
+            held = sorted(fine, key=lambda update: update.client)  # some had to wait for all others
             given = {update.client: update.state for update in held}
             good = self._aligned(aggregator, held, at_least)
         for update in good:
@@ -247,7 +244,7 @@ class Intake:
             start=self._context.base,
             tied=self._context.tied,
         )
-        self._check_widths(checked)
+        check_widths(checked, self.reference, self._context, type(self._aggregator).__name__)
         return self._measured(checked), peaks
 
     def _measured(self, update: ClientUpdate) -> ClientUpdate:
@@ -255,28 +252,6 @@ class Intake:
         if not self._aggregator.needs:
             return update
         return replace(update, statistics={**update.statistics, **self._statistics.read(update)})
-
-    def _check_widths(self, update: ClientUpdate) -> None:
-        """Other widths than the reference's are fine where they make a model that runs."""
-        other = [name for name, tensor in update.state.items() if tensor.shape != self.reference[name].shape]
-        if not other:
-            return
-        for name in other:  # matching takes memory by the square of a width
-            have, base = update.state[name].shape, self.reference[name].shape
-            if len(have) != len(base) or any(n > WIDEST * max(1, m) for n, m in zip(have, base, strict=True)):
-                raise BadUpdate(
-                    update.client,
-                    f"tensor {name!r} has shape {list(have)}, more than {WIDEST} times the base's {list(base)}",
-                    "Start from a model of about the clients' widths.",
-                )
-        try:
-            spec = self._context.symmetries(update.state, type(self._aggregator).__name__)
-        except (ModelError, *RAW) as error:
-            shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
-            raise BadUpdate(
-                update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
-            ) from error
-        check_matchable(update.client, update.state, self.reference, other, spec)
 
     def _parameters(self, state: State) -> State:
         return as_pairs({name: state[name] for name in self.layout.parameters})

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from fedmerge.errors import BadUpdate, CannotMatch
+from fedmerge.errors import BadUpdate, CannotMatch, ModelError
 from fedmerge.permutations.spec import PermutationSpec
+from fedmerge.raw_errors import RAW
 from fedmerge.registry import entries
 from fedmerge.state import State
 
-__all__ = ["ALL_BUT", "WIDER", "check_equal_widths", "check_matchable", "check_widest"]
+if TYPE_CHECKING:
+    from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["ALL_BUT", "WIDER", "check_equal_widths", "check_matchable", "check_widest", "check_widths"]
 
 ALL_BUT = (
     "Outputs, classes and vocabularies are not matched by any method. To merge all but these layers, put one and the "
     "same new layer in their place in a copy of each model (such as nn.Linear(16, 3)), merge the copies, and train it"
 )
 """What to do where heads or vocabularies differ in size."""
+
+WIDEST = 32
+"""How many times as wide as the model sent a client's may be."""
 
 WIDER = 4
 """How many times as wide as the median a client may be, where three or more are merged."""
@@ -65,6 +73,35 @@ def check_widest(clients: Sequence[int], states: Sequence[State]) -> None:
                     found.setdefault(client, BadUpdate(client, reason, remedy))
     if found:
         raise CannotMatch(list(found.values()))
+
+
+def check_widths(update: ClientUpdate, reference: State, context: MergeContext, method: str) -> None:
+    """Make sure that other widths than the reference's make a model that runs, and differ in hidden neurons only.
+
+    Raises
+    ------
+    BadUpdate
+        They do not, or are far wider.
+    """
+    other = [name for name, tensor in update.state.items() if tensor.shape != reference[name].shape]
+    if not other:
+        return
+    for name in other:  # matching takes memory by the square of a width
+        have, base = update.state[name].shape, reference[name].shape
+        if len(have) != len(base) or any(n > WIDEST * max(1, m) for n, m in zip(have, base, strict=True)):
+            raise BadUpdate(
+                update.client,
+                f"tensor {name!r} has shape {list(have)}, more than {WIDEST} times the base's {list(base)}",
+                "Start from a model of about the clients' widths.",
+            )
+    try:
+        spec = context.symmetries(update.state, method)
+    except (ModelError, *RAW) as error:
+        shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
+        raise BadUpdate(
+            update.client, f"its shapes make no model that runs: {shapes}", "Send widths that fit each other."
+        ) from error
+    check_matchable(update.client, update.state, reference, other, spec)
 
 
 def check_matchable(client: int, state: State, reference: State, other: Collection[str], spec: PermutationSpec) -> None:

@@ -74,13 +74,16 @@ class CCAMerge(Aligning):
             perms = permutations_by(spec, heard, (anchor, j), trained)
             for unit, number in heard:
                 if unit.simple and (number, anchor, anchor) in heard.found:
-                    parts = [heard.found[number, *pair] for pair in ((anchor, anchor), (j, j), (anchor, j))]
+                    three = (anchor, anchor), (j, j), (anchor, j)
+                    reference, own, cross = (heard.found[number, *pair] for pair in three)
                     perm = perms[unit.index]
-                    if any(bool(part.silent(0).all()) for part in parts[:2]):  # nothing to be rotated
-                        matrix = torch.eye(len(perm)).to(parts[0].products)[perm.to(parts[0].products.device)]
+                    if any(bool(part.silent(0).all()) for part in (reference, own)):  # nothing to be rotated
+                        matrix = torch.eye(len(perm)).to(own.products)[perm.to(own.products.device)]
                         plans[unit.index] = Plan(matrix, matrix)
                     else:
-                        plans[unit.index] = self._plan(*(part.covariance() for part in parts), perm)
+                        plans[unit.index] = self._plan(
+                            reference.covariance(), own.covariance(), cross.covariance(), perm
+                        )
             state = spec.apply(update.state, not_heard_singly(spec, perms, heard))
             carried = transport(spec, state, plans)
             # Variances of mixtures: weights squared, or some would be negative.
@@ -119,4 +122,5 @@ class CCAMerge(Aligning):
         while bool(failed) and ridge < len(covariance):  # what is rounded is never as indefinite as its trace
             ridge *= 10
             root, failed = torch.linalg.cholesky_ex(covariance + ridge * eye)
-        return root
+        found: Tensor = root
+        return found

@@ -148,7 +148,7 @@ def test_a_hostile_model_ends_no_round_and_is_left_out_where_it_is_dropped(metho
         assert same(result.state, merged(method, without, exchange=exchange).state)
 
 
-@pytest.mark.parametrize(("method", "weight"), zip(METHODS, [2.0**-60, 2.0**50] * 6, strict=True))
+@pytest.mark.parametrize(("method", "weight"), list(zip(METHODS, [2.0**-60, 2.0**50] * 6, strict=True)))
 def test_a_client_that_claims_next_to_no_or_endless_examples_ends_no_round(method, weight):
     states = honest()
     updates, _ = with_hostile(states, 0, noise(states[0]), weight)
@@ -288,7 +288,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize(("lie", "liar"), zip(LIES, [0, 1, 3] * 3, strict=True))
+@pytest.mark.parametrize(("lie", "liar"), list(zip(LIES, [0, 1, 3] * 3, strict=True)))
 def test_a_lie_at_a_later_stage_leaves_its_client_at_what_it_sent_last(lie, liar, caplog):
     updates = sent(honest())
     reached = Reached(updates, liar, LIES[lie])
