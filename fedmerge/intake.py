@@ -14,7 +14,7 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.buffer_checks import fine_rows
 from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
-from fedmerge.errors import BadUpdate, CannotMatch, InvalidOption, ModelError, NoUsableUpdates
+from fedmerge.errors import BadUpdate, CannotMatch, ModelError, NoUsableUpdates
 from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
 from fedmerge.raw_errors import RAW
 from fedmerge.reading import StatisticsReader

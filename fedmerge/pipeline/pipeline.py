@@ -252,7 +252,10 @@ class Pipeline:
         # Whoever hands over models at hand knows why one is so much larger than the others.
         settings = {"rescaled": self.repair == "rescale", "keeping": self.compares}
         settings["comparing"] = self.on_bad_update == "drop"
-        folded, reader = BufferFold(layout, self.batch_norm, context.base), statistics or StatisticsReader(self.measured)
+        folded, reader = (
+            BufferFold(layout, self.batch_norm, context.base),
+            statistics or StatisticsReader(self.measured),
+        )
         return Intake(self.aggregator, reference, folded, layout, context, reader, on_bad=on_bad, **settings)
 
     def _completed(

@@ -10,12 +10,21 @@ from statistics import median_low
 from typing import Any
 
 from fedmerge.errors import InvalidOption, shown
+from fedmerge.raw_errors import RAW
 from fedmerge.state import State
 from fedmerge.statistics.base import Shapes, Statistic
 from fedmerge.statistics.compression import decode, mean_diagonals, shapes_of
 from fedmerge.statistics.measurable import Measurable
 
 __all__ = ["UNREADABLE", "Agreement", "Vote", "agree", "most_complete"]
+
+_LARGE = 1e4
+"""How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
+
+Form = frozenset[tuple[str, tuple[int, ...]]]
+
+UNREADABLE = (InvalidOption, *RAW)
+"""What reading a client's tensors may raise: those that torch cannot even compare are as bad as the rest."""
 
 _LARGE = 1e4
 """How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
