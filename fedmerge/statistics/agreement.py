@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from statistics import median_low
 from typing import Any
 
@@ -137,10 +137,11 @@ def _large(statistic: Statistic, votes: Sequence[Vote]) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     for name in {name for vote in votes for name in vote.inputs} if len(votes) > 2 else ():
-        sizes = {vote.client: vote.inputs[name] for vote in votes if name in vote.inputs}
-        usual = median_low(sizes.values())
+        told = {vote.client: vote.inputs[name] for vote in votes if name in vote.inputs}
+        sizes = {client: size for client, size in told.items() if isfinite(size)}  # others are refused for that
+        usual = median_low(sizes.values()) if sizes else 0.0
         for client, size in sizes.items():
-            if usual > 0 and not size <= _LARGE * usual:
+            if usual > 0 and size > _LARGE * usual:
                 found[client] = (
                     f"statistic {statistic.name!r}: {name!r} has a mean diagonal of {size:.3g}, that of most clients "
                     f"{usual:.3g}"
