@@ -18,11 +18,6 @@ from fedmerge.statistics.measurable import Measurable
 
 __all__ = ["UNREADABLE", "Agreement", "Vote", "agree", "most_complete"]
 
-_LARGE = 1e4
-"""How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
-
-Form = frozenset[tuple[str, tuple[int, ...]]]
-
 UNREADABLE = (InvalidOption, *RAW)
 """What reading a client's tensors may raise: those that torch cannot even compare are as bad as the rest."""
 
@@ -30,9 +25,6 @@ _LARGE = 1e4
 """How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
 
 Form = frozenset[tuple[str, tuple[int, ...]]]
-
-UNREADABLE = (InvalidOption, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What reading a client's tensors may raise: those that torch cannot even compare are as bad as the rest."""
 
 
 @dataclass(frozen=True)
