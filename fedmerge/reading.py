@@ -42,7 +42,9 @@ class StatisticsReader:
         """A reader that has gone through all `updates` once, for names and shapes alone."""
         votes: dict[str, list[Vote]] = {kind.name: [] for kind in needs}
         for update in updates if needs else ():
-            for kind in needs if isinstance(update, ClientUpdate) else ():
+            if isinstance(update, BadUpdate):
+                continue
+            for kind in needs:
                 sent = update.statistics.get(kind.name)
                 vote = None if sent is None else Vote.of(kind, update.client, update.weight, sent, reference)
                 if vote is not None:

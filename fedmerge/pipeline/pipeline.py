@@ -128,8 +128,8 @@ class Pipeline:
         ----------
         updates
             A sequence, which is sorted by client first, or a stream, which must come in client order and
-            is read once, one model in memory at a time; all of them where the method needs statistics. What could not
-            even be decoded comes as a BadUpdate.
+            is read once, one model in memory at a time; all of them where the method needs statistics that clients have
+            to agree on. What could not even be decoded comes as a BadUpdate.
         context
             Base model, round, seed.
         memory
@@ -158,9 +158,10 @@ class Pipeline:
         check_complex(self, reference, layout)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
-        if self.needs and isinstance(updates, Iterator):
-            updates = list(updates)  # what clients measured is only judged once all have been heard
-        reader = StatisticsReader.hearing(self.measured, updates, reference, context)
+        reader = StatisticsReader(self.measured)
+        if any(kind.agreed for kind in self.measured) or not isinstance(updates, Iterator):
+            updates = list(updates) if isinstance(updates, Iterator) else updates
+            reader = StatisticsReader.hearing(self.measured, updates, reference, context)
         intake, passed = self._intake(reference, layout, context, self._refuse, reader), Passed()
         inner = replace(inner, left_out=lambda: len(intake.dropped))
         read = intake.read(updates, self.min_updates)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from statistics import median_low
 from typing import Any
 
 from fedmerge.errors import InvalidOption, shown
+from fedmerge.raw_errors import RAW
 from fedmerge.state import State
 from fedmerge.statistics.base import Shapes, Statistic
 from fedmerge.statistics.compression import decode, mean_diagonals, shapes_of
@@ -17,13 +18,13 @@ from fedmerge.statistics.measurable import Measurable
 
 __all__ = ["UNREADABLE", "Agreement", "Vote", "agree", "most_complete"]
 
+UNREADABLE = (InvalidOption, *RAW)
+"""What reading a client's tensors may raise: those that torch cannot even compare are as bad as the rest."""
+
 _LARGE = 1e4
 """How many times as large as usual second moments of inputs may be: honest inputs are of one kind."""
 
 Form = frozenset[tuple[str, tuple[int, ...]]]
-
-UNREADABLE = (InvalidOption, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What reading a client's tensors may raise: those that torch cannot even compare are as bad as the rest."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,11 @@ def _large(statistic: Statistic, votes: Sequence[Vote]) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     for name in {name for vote in votes for name in vote.inputs} if len(votes) > 2 else ():
-        sizes = {vote.client: vote.inputs[name] for vote in votes if name in vote.inputs}
-        usual = median_low(sizes.values())
+        told = {vote.client: vote.inputs[name] for vote in votes if name in vote.inputs}
+        sizes = {client: size for client, size in told.items() if isfinite(size)}  # others are refused for that
+        usual = median_low(sizes.values()) if sizes else 0.0
         for client, size in sizes.items():
-            if usual > 0 and not size <= _LARGE * usual:
+            if usual > 0 and size > _LARGE * usual:
                 found[client] = (
                     f"statistic {statistic.name!r}: {name!r} has a mean diagonal of {size:.3g}, that of most clients "
                     f"{usual:.3g}"

@@ -37,6 +37,8 @@ class Statistic(ABC):
     name: ClassVar[str]
     among_metrics: ClassVar[bool] = False
     """Whether a client may simply report it, as numbers among the metrics of its reply."""
+    agreed: ClassVar[bool] = True
+    """Whether clients have to agree on what it consists of, so that all have to be heard before any is merged."""
     of_labels: ClassVar[bool] = False
     """Whether the value depends on targets, and so on the model's task."""
 

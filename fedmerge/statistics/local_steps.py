@@ -39,6 +39,7 @@ class LocalSteps(Statistic):
 
     name: ClassVar[str] = "local_steps"
     among_metrics: ClassVar[bool] = True
+    agreed: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Read the steps off the training report; no pass over the data."""

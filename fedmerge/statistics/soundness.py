@@ -144,8 +144,9 @@ diagonal allows
     values, vectors = torch.linalg.eigh(exact)
     mended = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.transpose(-1, -2)
     mended = mended * scale[..., :, None] * scale[..., None, :] * (peak / 2)
-    mended = mended + mended.transpose(-1, -2)
-    return mended.reshape(found.shape)  # in float64: rounded to float32, zeros would spread about zero again
+    mended += mended.transpose(-1, -2).clone()
+    whole_again: Tensor = mended.reshape(found.shape)
+    return whole_again  # in float64: rounded to float32, zeros would spread about zero again
 
 
 def _scales(diagonal: Tensor) -> Tensor:
