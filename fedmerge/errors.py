@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FedMergeError",
+    "FolderInUse",
     "InjectedFault",
     "InvalidOption",
     "MissingStatistic",
@@ -152,6 +153,27 @@ class NoAnswer(FedMergeError):
 
 class RecordError(FedMergeError):
     """A run record is missing, damaged or would be overwritten."""
+
+
+class FolderInUse(RecordError):
+    """Another process writes to a record, to the folder of a comparison, or to one of checkpoints."""
+
+    def __init__(self, what: str | Path, lock: Path, holder: object | None, *, elsewhere: bool = False) -> None:
+        who = "a process that has not said who it is yet" if holder is None else str(holder)
+        if elsewhere:
+            told = f"{what} is in use by {who}, as {lock} says, and nobody can tell from here whether that still runs"
+            remedy = "wait until it has ended; if it has without removing that file, as at a power cut, delete the file"
+        else:
+            told, remedy = f"{what} is in use by {who}", "wait until it has ended, or end it first"
+        super().__init__(f"{told}: {remedy}")
+        self.what, self.lock, self.holder, self.elsewhere = what, lock, holder, elsewhere
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _in_use, (self.what, self.lock, self.holder, self.elsewhere)
+
+
+def _in_use(what: str | Path, lock: Path, holder: object | None, elsewhere: bool) -> FolderInUse:
+    return FolderInUse(what, lock, holder, elsewhere=elsewhere)
 
 
 class WriteError(RecordError):

@@ -24,6 +24,7 @@ from fedmerge.files import (
     write_toml,
     writing,
 )
+from fedmerge.plain_text import cut_within
 from fedmerge.state import State
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "continuing",
     "differing",
     "differing_federation",
+    "lock_of",
     "read_checkpoint",
     "read_toml",
     "write_atomically",
@@ -91,6 +93,11 @@ def continuing(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     before, after = done.get("rounds"), wanted.get("rounds")
     longer = isinstance(before, int) and isinstance(after, int) and before <= after
     return [key for key in differing(done, wanted) if not (key == "rounds" and longer)]
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock on a record: beside it, for its own folder gets another name when it is complete."""
+    return folder.with_name(folder.name + ".lock")
 
 
 class RunRecord:
@@ -182,8 +189,9 @@ class RunRecord:
         return path.exists() and path.read_bytes() == pack_tensors(tensors)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one round to ``rounds.jsonl``, as a whole line; NaN and infinity become null."""
+        """Add one round to ``rounds.jsonl``, as a whole line: NaN and infinity become null, long texts are cut."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        clean = cut_within(clean)
         self._position = append_line(self._rows, json.dumps(clean, allow_nan=False).encode())
 
     def rows(self) -> list[dict[str, Any]]:

@@ -98,26 +98,29 @@ def resume(
     """Go on with what was interrupted: every run continues after its last whole checkpoint.
 
     Finished runs stay, those not begun are started. On one worker the result is, to the last bit, that of a run
-    which nobody disturbed. Make sure that the interrupted command is no longer running.
+    which nobody disturbed. A folder that a command still writes to is refused.
     """
     from fedmerge.commands.progress import Progress, interruptible
+    from fedmerge.locks import LOCK, held
     from fedmerge.simulation.compare import Outcome, compare
     from fedmerge.simulation.unfinished import find_unfinished, finished_runs
 
-    found = find_unfinished(folder)
-    models, methods = {one.model.name for one in found.configs}, [name for one in found.configs for name in one.methods]
-    tell_code(str(folder), sorted(models), methods, refused=no_code)
-    outcome = Outcome([], [])
-    rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
-    with interruptible(folder), Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
-        for config in found.configs:
-            runs, failed = compare(config, found.out, progress, resume=True)
-            outcome.runs.extend(runs)
-            outcome.failed.extend(failed)
-    if found.whole:
-        _show(found.configs[0], finished_runs(found.out), outcome.failed, found.out)
-    else:
-        _show_runs(outcome.runs, outcome.failed)
+    out, outcome = find_unfinished(folder).out, Outcome([], [])
+    with interruptible(folder), held(out / LOCK, out):
+        found = find_unfinished(folder)  # as it is, now that nobody else writes to it
+        models = sorted({one.model.name for one in found.configs})
+        methods = [name for one in found.configs for name in one.methods]
+        tell_code(str(folder), models, methods, refused=no_code)
+        rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
+        with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
+            for config in found.configs:
+                runs, failed = compare(config, out, progress, resume=True, locked=True)
+                outcome.runs.extend(runs)
+                outcome.failed.extend(failed)
+        if found.whole:
+            _show(found.configs[0], finished_runs(out), outcome.failed, out)
+        else:
+            _show_runs(outcome.runs, outcome.failed)
 
 
 def _named(config: Path | None) -> str:
@@ -126,15 +129,18 @@ def _named(config: Path | None) -> str:
 
 def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
     from fedmerge.commands.progress import Progress, interruptible
+    from fedmerge.locks import LOCK, held
     from fedmerge.simulation.compare import check_output, compare
-    from fedmerge.simulation.unfinished import finished_runs
+    from fedmerge.simulation.unfinished import check_not_begun, finished_runs
 
     folder = out or default_out(config)
-    if not overwrite:
-        check_output(config, folder)
-    with interruptible(folder), Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
-        runs, failed = compare(config, folder, progress, grow=grow)
-    _show(config, finished_runs(folder) if grow else runs, failed, folder)
+    with interruptible(folder), held(folder / LOCK, folder):
+        if not overwrite:
+            check_not_begun(config, folder)
+            check_output(config, folder)
+        with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
+            runs, failed = compare(config, folder, progress, grow=grow, locked=True)
+        _show(config, finished_runs(folder) if grow else runs, failed, folder)
 
 
 def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> None:

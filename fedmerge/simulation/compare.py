@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from fedmerge.checkpoints import Checkpoint
 from fedmerge.environment import describe_environment
 from fedmerge.errors import FedMergeError, NothingMerged, RecordError, WriteError
 from fedmerge.files import read_toml
-from fedmerge.records import RunRecord, continuing, differing, differing_federation
+from fedmerge.locks import LOCK, held
+from fedmerge.records import RunRecord, continuing, differing, differing_federation, lock_of
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.config import Config
 from fedmerge.simulation.exchanges import MeasuredGrid
@@ -89,7 +90,13 @@ class Outcome(NamedTuple):
 
 
 def compare(
-    config: Config, out: Path, on_row: Callable[[Row], None], *, resume: bool = False, grow: bool = False
+    config: Config,
+    out: Path,
+    on_row: Callable[[Row], None],
+    *,
+    resume: bool = False,
+    grow: bool = False,
+    locked: bool = False,
 ) -> Outcome:
     """Run the whole comparison; methods share partition, initial model and batches of a seed.
 
@@ -106,6 +113,8 @@ def compare(
         continue after their last checkpoint.
     grow
         Add to what stands in `out`: finished runs stay, those with fewer rounds go on. Without it they are replaced.
+    locked
+        The caller holds the lock on `out` already, :data:`fedmerge.locks.LOCK` in it.
 
     Returns
     -------
@@ -116,6 +125,8 @@ def compare(
     ------
     FedMergeError
         Before anything is written, if the data, partition, model or a strategy cannot be made.
+    FolderInUse
+        Another process writes to `out`, or to one of its records.
     WriteError
         The disk is full, or does not take the record for another reason. All but the round under way is kept.
     """
@@ -125,28 +136,42 @@ def compare(
         experiment.check_model()
         for method in config.methods:
             experiment.strategy(method)
-    if not resume:
-        begin(config, out, grow=grow)
+    with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):
+        if not resume:
+            begin(config, out, grow=grow)
+        outcome = _run_all(config, experiments, out, on_row, resume=resume, grow=grow)
+        end(config, out)
+    return outcome
+
+
+def _run_all(
+    config: Config,
+    experiments: Sequence[Experiment],
+    out: Path,
+    on_row: Callable[[Row], None],
+    *,
+    resume: bool,
+    grow: bool,
+) -> Outcome:
+    """Run what is not finished yet, on one set of workers."""
     outcome = Outcome([], [])
-    with _quiet(config.threads):
-        workers = make_workers(config.workers, config.engine, config.round_timeout)
-        try:
-            for experiment in experiments:
-                for method in config.methods:
-                    if (resume or grow) and is_finished(config, method, experiment.seed, out):
-                        outcome.runs.append(run_folder(out, method, experiment.seed))
-                        continue
-                    grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
-                    try:
-                        outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
-                    except WriteError as error:
-                        remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
-                        raise WriteError(error.path, error.reason, remedy) from error
-                    except FedMergeError as error:
-                        outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
-        finally:
-            workers.close()
-    end(out)
+    workers = make_workers(config.workers, config.engine, config.round_timeout)
+    try:
+        for experiment in experiments:
+            for method in config.methods:
+                if (resume or grow) and is_finished(config, method, experiment.seed, out):
+                    outcome.runs.append(run_folder(out, method, experiment.seed))
+                    continue
+                grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
+                try:
+                    outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
+                except WriteError as error:
+                    remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
+                    raise WriteError(error.path, error.reason, remedy) from error
+                except FedMergeError as error:
+                    outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
+    finally:
+        workers.close()
     return outcome
 
 
@@ -167,7 +192,17 @@ def run_on_grid(
     ------
     FedMergeError
         The run cannot go on, it merged nothing, or its checkpoints cannot be used.
+    FolderInUse
+        Another process writes the record.
     """
+    folder = run_folder(out, method, experiment.seed)
+    with held(lock_of(folder), folder):
+        return _run_locked(experiment, method, grid, out, on_row, resume=resume)
+
+
+def _run_locked(
+    experiment: Experiment, method: str, grid: Grid, out: Path, on_row: Callable[[Row], None], *, resume: bool
+) -> Path:
     strategy = experiment.strategy(method)
     record, checkpoint = _record(experiment, method, out, resume)
     # References are those of round 1: where that is over, nobody needs its messages.

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmerge.errors import RecordError
+from fedmerge.errors import FedMergeError, RecordError
 from fedmerge.files import read_toml, write_toml, writing
-from fedmerge.records import PARTIAL, continuing, differing
+from fedmerge.locks import held
+from fedmerge.records import PARTIAL, continuing, differing, differing_federation, lock_of
 from fedmerge.simulation.config import Config, load_config, make_config
 
-__all__ = ["PLAN", "Unfinished", "begin", "end", "find_unfinished", "finished_runs", "is_finished", "run_folder"]
+__all__ = [
+    "PLAN",
+    "Unfinished",
+    "begin",
+    "check_not_begun",
+    "end",
+    "find_unfinished",
+    "finished_runs",
+    "is_finished",
+    "run_folder",
+]
 
 PLAN = "unfinished.toml"
 """The configuration of a comparison, in its folder until every run has ended."""
@@ -30,23 +42,58 @@ def run_folder(out: Path, method: str, seed: int) -> Path:
 def begin(config: Config, out: Path, *, grow: bool = False) -> None:
     """Leave word of what a comparison is to run.
 
-    What an earlier one began of the same runs is dropped. With `grow` it is kept where it can go on, and finished runs
-    with fewer rounds are opened again.
+    What an earlier one began of the same runs, or was to run besides, is dropped. With `grow` it is kept where it can go
+    on, and finished runs with fewer rounds are opened again.
+
+    Raises
+    ------
+    FolderInUse
+        Another process writes one of the records.
     """
-    with writing(out):
-        (out / PLAN).unlink(missing_ok=True)  # until the new one is there, nothing is to be resumed
-        for method, seed in _runs(config):
-            begun = _partial(run_folder(out, method, seed))
-            if begun.exists() and not (grow and _goes_on(begun, config, method, seed)):
-                shutil.rmtree(begun)
-    write_toml(out / PLAN, config.model_dump(mode="json"))
-    with writing(out):
-        for method, seed in _runs(config) if grow else ():
-            folder = run_folder(out, method, seed)
-            if not is_finished(config, method, seed, out) and _goes_on(folder, config, method, seed):
-                if _partial(folder).exists():  # a longer one was begun beside it
-                    continue
-                folder.rename(_partial(folder))
+    runs = _runs(config)
+    planned = [] if grow else _planned(out)
+    with ExitStack() as stack:
+        for folder in {run_folder(out, *run) for run in (*runs, *planned)}:
+            stack.enter_context(held(lock_of(folder), folder))
+        with writing(out):
+            (out / PLAN).unlink(missing_ok=True)  # until the new one is there, nothing is to be resumed
+            for method, seed in dict.fromkeys((*runs, *planned)):
+                begun = _partial(run_folder(out, method, seed))
+                if begun.exists() and not (grow and _goes_on(begun, config, method, seed)):
+                    shutil.rmtree(begun)
+        write_toml(out / PLAN, config.model_dump(mode="json"))
+        with writing(out):
+            for method, seed in runs if grow else ():
+                folder = run_folder(out, method, seed)
+                if not is_finished(config, method, seed, out) and _goes_on(folder, config, method, seed):
+                    if _partial(folder).exists():  # a longer one was begun beside it
+                        continue
+                    folder.rename(_partial(folder))
+
+
+def _planned(out: Path) -> list[tuple[str, int]]:
+    """What a comparison that was interrupted was to run; nothing where its plan is damaged, or there is none."""
+    with suppress(FedMergeError):
+        if (out / PLAN).exists():
+            return _runs(make_config(load_config(out / PLAN)))
+    return []
+
+
+def check_not_begun(config: Config, out: Path) -> None:
+    """Make sure that nothing was begun, and is not finished, which `config` would begin anew or add to.
+
+    Raises
+    ------
+    RecordError
+        A comparison was interrupted there, or one of the runs was.
+    """
+    begun = [folder.name for run in _runs(config) if (folder := _partial(run_folder(out, *run))).exists()]
+    if (out / PLAN).exists() or begun:
+        what = "a comparison that was interrupted" if (out / PLAN).exists() else f"{begun[0]}, a run that did not end"
+        raise RecordError(
+            f"{out} holds {what}: `fedmerge resume {out}` goes on with it; "
+            "or pass --overwrite to start again, or choose another --out"
+        )
 
 
 def _runs(config: Config) -> list[tuple[str, int]]:
@@ -66,9 +113,15 @@ def finished_runs(out: Path) -> list[Path]:
     return [file.parent for file in sorted(out.glob("*/config.toml")) if not file.parent.name.endswith(PARTIAL)]
 
 
-def end(out: Path) -> None:
-    """Every run has ended."""
-    (out / PLAN).unlink(missing_ok=True)
+def end(config: Config, out: Path) -> None:
+    """The runs of `config` have ended: the plan goes, unless there are others in it which are still to be run."""
+    done = _runs(config)
+    with suppress(FedMergeError):
+        plan = make_config(load_config(out / PLAN)) if (out / PLAN).exists() else config
+        if not all(run in done or is_finished(plan, *run, out) for run in _runs(plan)):
+            return
+    with writing(out):
+        (out / PLAN).unlink(missing_ok=True)
 
 
 def is_finished(config: Config, method: str, seed: int, out: Path) -> bool:
@@ -136,4 +189,17 @@ def find_unfinished(folder: Path) -> Unfinished:
         raise RecordError(
             f"{folder} holds no run, neither finished nor begun: start it with `fedmerge compare --out {folder}`"
         )
+    _check_one_federation(files)
     return Unfinished(folder, [make_config(load_config(file)) for file in files], whole=True)
+
+
+def _check_one_federation(files: Sequence[Path]) -> None:
+    """What `--overwrite` left of another federation has no place in this one's table."""
+    first = read_toml(files[0])
+    for file in files[1:]:
+        other = differing_federation(first, read_toml(file))
+        if other:
+            raise RecordError(
+                f"{file.parent} and {files[0].parent} are runs of two federations (they differ in {', '.join(other)}): "
+                "name the folder of the run to resume, or delete the one that is no longer wanted"
+            )

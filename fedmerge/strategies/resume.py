@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result
 from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.files import append_line
+from fedmerge.locks import LOCK, held
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays, view_arrays
@@ -35,7 +36,7 @@ class StrategyCheckpoints:
     Parameters
     ----------
     folder
-        Where; one folder serves one run.
+        Where; one folder serves one run, and is locked while it runs.
     keep
         How many of the last ones stay.
 
@@ -79,7 +80,15 @@ class StrategyCheckpoints:
         ------
         RecordError
             None of the checkpoints can be used, or they are of other settings or another model.
+        FolderInUse
+            Another run, in this process or another, leaves its checkpoints there.
         """
+        with held(self.folder / LOCK, self.folder):
+            return self._start_locked(strategy, start, *arguments, **keywords)
+
+    def _start_locked(
+        self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any
+    ) -> Result:
         checkpoint, strategy.answers = newest_checkpoint(self.folder), self.charged()
         if checkpoint is None:
             return start(*arguments, **keywords)
