@@ -7,7 +7,10 @@ federation with ``fedmerge compare``, and deploy one with :mod:`fedmerge.strateg
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
+
+from fedmerge.plain_text import CleanLines
 
 if TYPE_CHECKING:
     from fedmerge.api import MethodInfo, merge, methods
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
         RecordError,
         TaskError,
         UnknownName,
+        WorkersUnavailable,
         WriteError,
     )
     from fedmerge.statistics import compute_statistics
@@ -61,11 +65,15 @@ __all__ = [
     "RecordError",
     "TaskError",
     "UnknownName",
+    "WorkersUnavailable",
     "WriteError",
     "compute_statistics",
     "merge",
     "methods",
 ]
+
+# Warnings quote what clients, replies and files say, in deployments as well, where others show them.
+logging.getLogger("fedmerge").addFilter(CleanLines())
 
 _HOMES = {
     "MethodInfo": "api",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 import fedmerge
 from fedmerge.commands import benching, comparing, drawing, listing, merging
+from fedmerge.commands.ending import heeding_signals
 from fedmerge.commands.hints import HelpfulCommand, HelpfulGroup
-from fedmerge.commands.verbosity import log_to_terminal, set_verbosity
+from fedmerge.commands.verbosity import log_to_terminal, set_verbosity, tell_error
 from fedmerge.errors import FedMergeError
 
 __all__ = ["app", "main"]
@@ -52,15 +54,24 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; a mistake of the user's ends with one clear line and exit code 2."""
+    """Run the command; a mistake of the user's ends with one clear line and exit code 2, a signal with 128 and its
+    number.
+    """
     log_to_terminal()
     command = typer.main.get_command(app)
     _add_verbosity(command)
-    try:
-        command(prog_name="fedmerge")
-    except FedMergeError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    with heeding_signals() as asked:
+        try:
+            command(prog_name="fedmerge")
+        except FedMergeError as error:
+            tell_error(error)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(128 + (asked or [signal.SIGINT])[0])
+        except SystemExit as done:
+            if asked and done.code in (1, None):  # what click makes of it
+                sys.exit(128 + asked[0])
+            raise
 
 
 def _add_verbosity(command: click.Command) -> None:

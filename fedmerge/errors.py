@@ -7,6 +7,8 @@ import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fedmerge.plain_text import one_line
+
 __all__ = [
     "BadUpdate",
     "CannotMatch",
@@ -27,6 +29,7 @@ __all__ = [
     "RecordError",
     "TaskError",
     "UnknownName",
+    "WorkersUnavailable",
     "WriteError",
     "nearest",
     "shown",
@@ -41,6 +44,7 @@ class BadUpdate(FedMergeError):
     """One client's update cannot be merged (NaN, missing tensor, wrong shape, no examples)."""
 
     def __init__(self, client: int | str, reason: str, remedy: str) -> None:
+        reason = one_line(reason)  # it may quote the client
         super().__init__(f"update of client {client}: {reason}. {remedy}")
         self.client, self.reason, self.remedy = client, reason, remedy
 
@@ -79,6 +83,7 @@ class ClientFailed(FedMergeError):
     """A client raised, or did not reply, and the policy is that this ends the run."""
 
     def __init__(self, client: int | str, round: int, reason: str) -> None:
+        reason = one_line(reason)
         super().__init__(
             f"round {round}: client {client} failed: {reason}. "
             'Mend the client, or take on_client_error = "skip", which leaves it out of the round.'
@@ -118,6 +123,10 @@ class InvalidOption(FedMergeError):
 
 class ConfigError(FedMergeError):
     """A configuration file or command line cannot be used."""
+
+
+class WorkersUnavailable(ConfigError):
+    """Ray cannot be reached or started, so there is nobody who could run the clients."""
 
 
 class DataError(FedMergeError):

@@ -6,7 +6,7 @@ import logging
 import unicodedata
 from typing import Any
 
-__all__ = ["LONGEST", "CleanLines", "cut", "cut_within", "one_line", "plain"]
+__all__ = ["LONGEST", "CleanLines", "both_ends", "cut", "cut_within", "one_line", "plain"]
 
 LONGEST = 500
 """Characters that a client can have said in one place: a reason, a name."""
@@ -69,7 +69,19 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     return short if missing <= 0 or len(beginning) > longest else f"{short}... ({missing} more characters)"
 
 
-def cut_within(value: Any, longest: int = 2 * LONGEST) -> Any:
+def both_ends(text: str, longest: int = 40 * LONGEST) -> str:
+    r"""A long text without its middle: a traceback says at its ends what matters.
+
+    Examples
+    --------
+    >>> both_ends("abcdefghij", 4)
+    'ab\n...\nij'
+    """
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}\n...\n{text[-half:]}"
+
+
+def cut_within(value: Any, longest: int = 4 * LONGEST) -> Any:
     """Lists and mappings of JSON with every text in them cut: what a client says fills no disk.
 
     Examples

@@ -24,6 +24,7 @@ from fedmerge.commands.arguments import (
     read_config,
     tell_code,
 )
+from fedmerge.commands.verbosity import tell_error
 from fedmerge.errors import ConfigError
 from fedmerge.method_names import split_methods
 
@@ -165,6 +166,6 @@ def _show_runs(runs: list[Path], failed: list[Any]) -> None:
     for folder in runs:
         typer.echo(folder)
     for run in failed:
-        typer.echo(f"error: {run.folder.name} failed: {run.error}", err=True)
+        tell_error(run.error, f"{run.folder.name} failed: ")
     if failed:
         raise typer.Exit(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,20 +14,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from fedmerge.commands.ending import Ended
 from fedmerge.commands.verbosity import quiet
+from fedmerge.plain_text import one_line
 
 __all__ = ["Progress", "interruptible"]
 
 
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
-    """Let Ctrl-C end the command with a word on how to go on in `folder`, and the exit code that shells expect."""
+    """Let Ctrl-C, or a signal that is taken as such, end the command with a word on how to go on in `folder`, and the
+    exit code that shells expect.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT
         kept = f"the round under way is given up, all before it is kept: `fedmerge resume {folder}` goes on"
-        print(f"interrupted: {kept if folder.exists() else 'nothing was begun'}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+        with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+            print(f"interrupted: {kept if folder.exists() else 'nothing was begun'}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number) from None
 
 
 class Progress:
@@ -38,7 +44,9 @@ class Progress:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         if sys.stderr.isatty() and not quiet():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # No markup: what a client calls a reason is not to colour the screen, nor to be a mistake in it.
+            told = TextColumn("{task.description}", markup=False)
+            columns = (told, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bars = Bars(*columns, console=Console(stderr=True))
             self._task = self._bars.add_task("starting", total=rounds * runs)
 
@@ -61,6 +69,7 @@ class Progress:
             text += f"  skipped: {row['skipped']}"
         elif row["clients_failed"]:
             text += f"  {row['clients_failed']} of {row['clients_ok'] + row['clients_failed']} clients failed"
+        text = one_line(text)  # a reason may quote what a client says
         if self._bars is None or self._task is None:
             loss = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
             if not quiet():

@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from fedmerge.api import MethodInfo
+from fedmerge.plain_text import one_line
 from fedmerge.registry import Entry
 
 __all__ = ["method_text", "methods_table", "partition_table", "show", "summary_table"]
@@ -64,7 +66,7 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
         else:
             table.add_column(name, justify="right", no_wrap=not name.startswith("to "))
     for row in rows:
-        table.add_row(*(text(row) for name, text in columns.items() if name not in hidden))
+        table.add_row(*(Text(one_line(text(row))) for name, text in columns.items() if name not in hidden))
     return table
 
 
@@ -113,7 +115,8 @@ def methods_table(
         table.add_column(name, overflow="fold", no_wrap=name in ("name", "paper"), max_width=widest)
 
     def add(*cells: str) -> None:
-        table.add_row(*(cells if len(names) == len(cells) else (*cells[:2], cells[3])))
+        shown = cells if len(names) == len(cells) else (*cells[:2], cells[3])
+        table.add_row(*(Text(one_line(cell, 4000)) for cell in shown))
 
     for info in methods.values():
         needs = [*info.needs, *(["(server data)"] if info.requires_data else [])]
@@ -151,5 +154,5 @@ def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:
         total, most = int(row.sum()), int(row.argmax())
         share = 100 * int(row[most]) / total if total else 0
         labels = (str(int((row > 0).sum())), f"{most} ({share:.0f} %)") if labelled else ()
-        table.add_row(names[client], str(total), *labels)
+        table.add_row(Text(one_line(names[client])), str(total), *labels)
     return table

@@ -6,7 +6,12 @@ import logging
 import sys
 from typing import TextIO
 
-__all__ = ["log_to_terminal", "quiet", "set_verbosity"]
+from fedmerge.plain_text import CleanLines, one_line
+
+__all__ = ["log_to_terminal", "quiet", "set_verbosity", "tell_error"]
+
+_ERROR = 4000
+"""Characters of an error that a terminal is shown: some list what is known."""
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
@@ -14,10 +19,16 @@ class _Terminal(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(CleanLines())  # Flower's lines quote clients too
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
+
+
+def tell_error(error: object, about: str = "") -> None:
+    """Show an error on one line of standard error; it may quote a client, a file or a configuration."""
+    print(f"error: {one_line(f'{about}{error}', _ERROR)}", file=sys.stderr, flush=True)
 
 
 def quiet() -> bool:

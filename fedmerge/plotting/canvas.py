@@ -29,6 +29,7 @@ SETTINGS = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.4,
     "svg.hashsalt": "fedmerge",
+    "text.parse_math": False,  # names of methods, classes and clients are no formulas, nor mistakes in one
 }
 # Per format, the entries that name a date or a program version: without them, same records give same bytes.
 NO_STAMP = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}

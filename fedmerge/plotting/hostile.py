@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fedmerge.errors import RecordError
+from fedmerge.plain_text import one_line
 from fedmerge.plotting.canvas import blank, picture_path, save
 from fedmerge.plotting.runs import CONFIG, Run, read_runs
 from fedmerge.plotting.style import Style, styles
@@ -95,7 +96,7 @@ def plot_hostile(folders: Sequence[Path], out: Path) -> Path:
             shown = [o for o in drawn if (o.attack, o.measure) == (attack, measure)]
             for method, look in looks.items():
                 _curve(axes, method, look, [o for o in shown if o.method == method])
-            axes.set_title(attack.replace("_", " "))
+            axes.set_title(one_line(attack.replace("_", " ")))
             axes.set_xlabel("share of attackers (%)")
             axes.set_ylabel(MEASURES[measure])
             axes.set_ylim(-3, 103)

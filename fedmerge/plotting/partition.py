@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.errors import InvalidOption
+from fedmerge.plain_text import one_line
 from fedmerge.plotting.canvas import blank, picture_path, save
 from fedmerge.plotting.cells import draw_dots, draw_heat
 from fedmerge.plotting.style import INK
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 MOST_DOTS = 40  # clients or classes; beyond it dots get too small to compare and a heat map takes over
 BARS_HEIGHT = 0.9  # inches
 KEY_WIDTH = 0.9  # inches
+LONGEST_NAME = 60  # characters
 CHARACTER = 0.068  # inches, of a name
 NARROW = 3  # characters of a client's name that fit under its column
 
@@ -75,9 +77,15 @@ def plot_partition(
     """
     table = _checked(counts, class_names, client_names)
     file = picture_path(out, "partition.png")
+    class_names, client_names = _shown(class_names), _shown(client_names)
     with blank(*_inches(table, class_names, client_names)) as figure:
         draw_partition(figure, table, class_names=class_names, client_names=client_names, title=title)
         return save(figure, file)
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    """Names as a data set has them, which may be anything, as an axis can show them."""
+    return [one_line(str(name), LONGEST_NAME) for name in names]
 
 
 def draw_partition(

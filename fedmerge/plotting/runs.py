@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.errors import InvalidOption, RecordError, shown
+from fedmerge.plain_text import one_line
 
 __all__ = ["Run", "by_method", "read_runs"]
 
@@ -74,7 +75,7 @@ def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> l
     for i, folder in enumerate(folders):
         found = [_read_run(path) for path in _run_folders(Path(folder))]
         if labels is not None:
-            found = [replace(run, method=f"{run.method} ({labels[i]})") for run in found]
+            found = [replace(run, method=f"{run.method} ({one_line(labels[i])})") for run in found]
         for run in sorted(found, key=lambda run: (run.method, run.seed)):
             first = runs.setdefault((run.method, run.seed), run)
             if first.folder.resolve() != run.folder.resolve():
@@ -130,7 +131,7 @@ def _read_run(folder: Path) -> Run:
         if rows:
             _check_order(rows[-1], row, where)
         rows.append(row)
-    return Run(rows[0]["method"], rows[0]["seed"], tuple(rows), folder)
+    return Run(one_line(rows[0]["method"]), rows[0]["seed"], tuple(rows), folder)
 
 
 def _parse(line: str, where: str, *, last: bool) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _check(row: Mapping[str, Any], where: str) -> None:
         raise RecordError(f"{where}: lacks {', '.join(missing)}. Was it written by another version? Run it again.")
     bad = [key for key in (*KEYS, STEPS) if key in row and not _valid(key, row[key])]
     if bad:
-        found = ", ".join(f"{key} = {row[key]!r}" for key in bad)
+        found = ", ".join(f"{key} = {shown(row[key])}" for key in bad)
         raise RecordError(
             f"{where}: {found}. Counts and seconds are numbers from 0, accuracies lie in [0, 1]. Run it again."
         )
@@ -180,7 +181,7 @@ def _check_order(previous: Mapping[str, Any], row: Mapping[str, Any], where: str
     for key in ("method", "seed"):
         if row[key] != previous[key]:
             raise RecordError(
-                f"{where}: {key} is {row[key]!r}, but {previous[key]!r} in the line before. "
+                f"{where}: {key} is {shown(row[key])}, but {shown(previous[key])} in the line before. "
                 "A file holds one run: give each run a folder of its own."
             )
     if row["round"] <= previous["round"]:

@@ -30,6 +30,7 @@ from fedmerge.simulation.grid import SimulationGrid, make_workers
 from fedmerge.simulation.recorder import Recorder, Row
 from fedmerge.simulation.snapshot import cannot_restore, restore
 from fedmerge.simulation.unfinished import begin, end, finished_runs, is_finished, run_folder
+from fedmerge.simulation.workers import Workers
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.wire import to_arrays
@@ -137,9 +138,13 @@ def compare(
         for method in config.methods:
             experiment.strategy(method)
     with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):
-        if not resume:
-            begin(config, out, grow=grow)
-        outcome = _run_all(config, experiments, out, on_row, resume=resume, grow=grow)
+        workers = make_workers(config.workers, config.engine, config.round_timeout)
+        try:
+            if not resume:
+                begin(config, out, grow=grow)
+            outcome = _run_all(config, experiments, workers, out, on_row, resume=resume, grow=grow)
+        finally:
+            workers.close()
         end(config, out)
     return outcome
 
@@ -147,31 +152,28 @@ def compare(
 def _run_all(
     config: Config,
     experiments: Sequence[Experiment],
+    workers: Workers,
     out: Path,
     on_row: Callable[[Row], None],
     *,
     resume: bool,
     grow: bool,
 ) -> Outcome:
-    """Run what is not finished yet, on one set of workers."""
+    """Run what is not finished yet."""
     outcome = Outcome([], [])
-    workers = make_workers(config.workers, config.engine, config.round_timeout)
-    try:
-        for experiment in experiments:
-            for method in config.methods:
-                if (resume or grow) and is_finished(config, method, experiment.seed, out):
-                    outcome.runs.append(run_folder(out, method, experiment.seed))
-                    continue
-                grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
-                try:
-                    outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
-                except WriteError as error:
-                    remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
-                    raise WriteError(error.path, error.reason, remedy) from error
-                except FedMergeError as error:
-                    outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
-    finally:
-        workers.close()
+    for experiment in experiments:
+        for method in config.methods:
+            if (resume or grow) and is_finished(config, method, experiment.seed, out):
+                outcome.runs.append(run_folder(out, method, experiment.seed))
+                continue
+            grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
+            try:
+                outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
+            except WriteError as error:
+                remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
+                raise WriteError(error.path, error.reason, remedy) from error
+            except FedMergeError as error:
+                outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
     return outcome
 
 

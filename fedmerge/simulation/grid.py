@@ -11,8 +11,9 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedmerge.errors import ConfigError
+from fedmerge.errors import ConfigError, WorkersUnavailable
 from fedmerge.keywords_told import check_function, tell_keywords
+from fedmerge.simulation.causes import in_words
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
 from fedmerge.simulation.waiting import Waiting
@@ -22,6 +23,8 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.wire import PARTITION_KEY
 
 __all__ = ["SimulationGrid", "make_workers", "parse_workers"]
+
+_NO_RAY = "install it again, or train in this process with --workers 1"
 
 
 @tell_keywords({"clients": "num_clients", "num_supernodes": "num_clients", "app": "client_app"})
@@ -238,7 +241,11 @@ def make_workers(workers: int | str, engine: Engine = "auto", client_timeout: fl
     try:
         from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:
-        raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "ray":
+            raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
+        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
+    except (OSError, RuntimeError, SyntaxError, AttributeError, TypeError, ValueError) as error:  # it is damaged
+        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
     return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine, client_timeout=client_timeout)
 
 

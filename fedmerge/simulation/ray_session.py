@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from fedmerge.simulation.ray_start import check_address, start_within
 from fedmerge.simulation.ray_tensors import share_tensors, stop_sharing
 
 __all__ = ["join", "leave", "search_path"]
@@ -45,13 +46,21 @@ def join(processors: int | None) -> int:
     -------
     int
         What :func:`leave` wants to know.
+
+    Raises
+    ------
+    WorkersUnavailable
+        It neither runs nor can be started, or the cluster cannot be reached.
     """
     with _SESSION.lock:
         if not ray.is_initialized():
             _SESSION.over.set()
             _SESSION.users, _SESSION.over = 0, threading.Event()
             _SESSION.number += 1
-            _lasting(lambda: _start(processors), _SESSION.over)
+            address = os.environ.get("RAY_ADDRESS")
+            if address:
+                check_address(address)
+            start_within(lambda: _start(processors), _SESSION.over)
             _SESSION.ours = True
         if not _SESSION.users:
             share_tensors()
@@ -91,31 +100,6 @@ def _start(processors: int | None) -> None:
     )
     with _python_path(search_path()):  # workers must find fedmerge itself before they can be told anything
         ray.init(log_to_driver=False, configure_logging=False, **here)
-
-
-def _lasting(start: Callable[[], None], over: threading.Event) -> None:
-    """Call `start` in a thread that lives until `over`: Linux ends Ray's processes with the thread that started them,
-    and one that simulates may be done before others are.
-    """
-    if threading.current_thread() is threading.main_thread():
-        start()
-        return
-    problems: list[BaseException] = []
-    started = threading.Event()
-
-    def keep() -> None:
-        try:
-            start()
-        except BaseException as problem:
-            problems.append(problem)
-            over.set()
-        started.set()
-        over.wait()
-
-    threading.Thread(target=keep, name="fedmerge-ray", daemon=True).start()
-    started.wait()
-    if problems:
-        raise problems[0]
 
 
 @contextmanager

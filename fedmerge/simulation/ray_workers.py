@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedmerge.errors import WorkersUnavailable
 from fedmerge.simulation.cohort_work import TRIED, Engine
 from fedmerge.simulation.flower_task import error_reply
 from fedmerge.simulation.pieces import divided
@@ -23,6 +24,8 @@ from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.training import EngineChoice
 
 __all__ = ["RayWorkers"]
+
+_PATIENCE = 300.0  # seconds for the first worker, which has to import torch, perhaps from a slow disk
 
 
 class RayWorkers(Workers):
@@ -53,6 +56,7 @@ class RayWorkers(Workers):
             self._places = Places(count)
             self._actors = [self._make_worker(number) for number in range(self._places.count)]
             self._pool: Pool = Pool(self._actors)
+            self._await_first()
             self._leaders: Pool | None = self._make_leaders()
             self._limit = client_timeout
             if client_timeout is not None:  # the clock is for clients, not for processes that start
@@ -120,6 +124,20 @@ class RayWorkers(Workers):
     @staticmethod
     def _told(reference: Any) -> Reference:
         return [reference, search_path()]
+
+    def _await_first(self) -> None:
+        """Wait until one of the actors has begun, or could not: Ray itself tries for ever.
+
+        Raises
+        ------
+        WorkersUnavailable
+            None of them has within five minutes.
+        """
+        if not ray.wait([actor.ping.remote() for actor in self._actors], timeout=_PATIENCE)[0]:
+            raise WorkersUnavailable(
+                f"Ray runs, and none of {len(self._actors)} workers has started within {_PATIENCE:g} s: see its logs, "
+                "take fewer workers, or train in this process with --workers 1"
+            )
 
     def _make_worker(self, number: int) -> Any:
         assert self._places is not None

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import ClientFailed, NothingMerged, NoUsableUpdates
+from fedmerge.plain_text import cut_within
 from fedmerge.records import RunRecord
 from fedmerge.simulation.exchanges import Exchange, Failure, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
@@ -78,11 +79,12 @@ class Recorder:
         loss, accuracy = self._experiment.test(arrays)
         success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
-        row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
+        row: Row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
         if self._experiment.hostile is not None:
             row |= {"attackers": sorted(self._experiment.hostile.attackers), "attack_success": success}
         if self._faulty is not None:
             row["waited_for"] = self._faulty.take_waited_for()
+        row = cut_within(row)  # reasons are as long as clients want
         self._record.append(row)
         self._count(row)
         memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}

@@ -42,8 +42,8 @@ def run_folder(out: Path, method: str, seed: int) -> Path:
 def begin(config: Config, out: Path, *, grow: bool = False) -> None:
     """Leave word of what a comparison is to run.
 
-    What an earlier one began of the same runs, or was to run besides, is dropped. With `grow` it is kept where it can go
-    on, and finished runs with fewer rounds are opened again.
+    What an earlier one began of the same runs, or was to run besides, is dropped. With `grow` it is kept where it can
+    go on, and finished runs with fewer rounds are opened again.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from flwr.app import Message
 
 from fedmerge.errors import ClientFailed, NoUsableUpdates
+from fedmerge.plain_text import both_ends, one_line
 from fedmerge.strategies.heard import Heard
 
 __all__ = ["NO_REPLY", "Name", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
@@ -26,7 +27,7 @@ _LONGEST = 1000  # characters of what a client says
 _WRAPPED = re.compile(r"<class '(.+?)'>:<'(.*)'>", re.DOTALL)
 """How Flower writes an exception of a ClientApp."""
 _NEXT = re.compile(r"The above exception was the direct cause|During handling of the above exception")
-_NAMED = re.compile(r"client (\d+|on node -?\d+): ")
+_NAMED = re.compile(r"client (\d{1,18}|on node -?\d{1,20}): ", re.ASCII)
 
 
 def failed_client(node: int | None, reason: str, round: int, name: Name) -> ClientFailed:
@@ -47,6 +48,7 @@ def failed_client(node: int | None, reason: str, round: int, name: Name) -> Clie
     >>> failed_client(5, "Traceback (most recent call last):\\n  ...\\nKeyError: 'x'", 1, name).reason
     "KeyError: 'x'"
     """
+    reason = both_ends(reason)
     first = (reason.strip() or "no reason given").splitlines()[0][:_LONGEST]
     named = _NAMED.match(first)
     claimed = int(named[1]) if named and named[1].isdecimal() and len(named[1]) < _DIGITS else None
@@ -116,7 +118,7 @@ def check_mods(replies: Iterable[Message]) -> None:
     known = list(replies)
     refused = [m for m in known if m.has_error() and m.error.code == _MOD_FAILED_PRECONDITION]
     if 2 * len(refused) > len(known) and all(m.has_error() for m in known):
-        reason = (refused[0].error.reason or f"error code {refused[0].error.code}").partition("\n")[0][:_LONGEST]
+        reason = one_line((refused[0].error.reason or f"error code {refused[0].error.code}").partition("\n")[0])
         raise NoUsableUpdates(
             "no client could reply, for a mod of its ClientApp refuses what the method exchanges: "
             f"{reason} Take a method that merges models alone, such as fedavg, or leave out the mod."
