@@ -69,7 +69,8 @@ def main() -> None:
         except KeyboardInterrupt:
             sys.exit(128 + (asked or [signal.SIGINT])[0])
         except SystemExit as done:
-            if asked and done.code in (1, None):  # what click makes of it
+            # What click makes of it; Ray makes it a plain Ctrl-C where it waits.
+            if asked and done.code in (None, 1, 128 + signal.SIGINT):
                 sys.exit(128 + asked[0])
             raise
 

@@ -61,8 +61,8 @@ class Holder:
         try:
             told = json.loads(text)
             texts = (one_line(str(told[name])) for name in ("host", "machine", "started", "since", "command"))
-            return cls(int(told["pid"]), *texts)
-        except (ValueError, TypeError, LookupError, RecursionError):
+            return cls(int(told["pid"]) % 2**31, *texts)
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             return None
 
     @property

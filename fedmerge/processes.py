@@ -12,6 +12,8 @@ from pathlib import Path
 __all__ = ["children_of", "end_processes", "machine", "start_of"]
 
 _PROCESSES = Path("/proc")
+_ENDED = "ZX"
+"""States of a process that has ended, and whose parent has not asked yet how."""
 
 
 def machine() -> str:
@@ -33,7 +35,7 @@ def start_of(pid: int) -> str | None:
         return None
     if (_PROCESSES / "self/stat").exists():
         facts = _facts(pid)
-        return None if facts is None or facts[0] in "ZX" else facts[19]  # one that has ended, and nobody has asked
+        return None if facts is None or facts[0] in _ENDED else facts[19]
     if os.name == "nt":  # there, the signal 0 is Ctrl-C
         return ""
     try:
@@ -59,7 +61,7 @@ def children_of(pid: int) -> dict[int, str]:
     if _PROCESSES.exists():
         for entry in _PROCESSES.iterdir():
             facts = _facts(int(entry.name)) if entry.name.isdecimal() else None
-            if facts is not None:
+            if facts is not None and facts[0] not in _ENDED:
                 parents.setdefault(int(facts[1]), []).append((int(entry.name), facts[19]))
     found: dict[int, str] = {}
     waiting = [pid]

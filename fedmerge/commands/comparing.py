@@ -106,6 +106,9 @@ def resume(
     from fedmerge.simulation.compare import Outcome, compare
     from fedmerge.simulation.unfinished import find_unfinished, finished_runs
 
+    if (folder / LOCK).exists():  # one that has just begun has left nothing yet that could be found
+        with held(folder / LOCK, folder):
+            pass
     out, outcome = find_unfinished(folder).out, Outcome([], [])
     with interruptible(folder), held(out / LOCK, out):
         found = find_unfinished(folder)  # as it is, now that nobody else writes to it

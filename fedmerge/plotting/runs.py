@@ -17,6 +17,7 @@ __all__ = ["Run", "by_method", "read_runs"]
 ROWS = "rounds.jsonl"
 CONFIG = "config.toml"
 IN_PROGRESS = ".partial"
+LONGEST_NAME = 160  # characters: pictures and tables have no room for more
 
 COUNTS = ("seed", "round", "clients_ok", "clients_failed", "bytes_down", "bytes_up", "parameters")
 SECONDS = ("seconds_train", "seconds_merge", "seconds_evaluate")
@@ -75,7 +76,7 @@ def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> l
     for i, folder in enumerate(folders):
         found = [_read_run(path) for path in _run_folders(Path(folder))]
         if labels is not None:
-            found = [replace(run, method=f"{run.method} ({one_line(labels[i])})") for run in found]
+            found = [replace(run, method=f"{run.method} ({one_line(labels[i], LONGEST_NAME)})") for run in found]
         for run in sorted(found, key=lambda run: (run.method, run.seed)):
             first = runs.setdefault((run.method, run.seed), run)
             if first.folder.resolve() != run.folder.resolve():
@@ -131,7 +132,7 @@ def _read_run(folder: Path) -> Run:
         if rows:
             _check_order(rows[-1], row, where)
         rows.append(row)
-    return Run(one_line(rows[0]["method"]), rows[0]["seed"], tuple(rows), folder)
+    return Run(one_line(rows[0]["method"], LONGEST_NAME), rows[0]["seed"], tuple(rows), folder)
 
 
 def _parse(line: str, where: str, *, last: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedmerge.plotting.canvas import blank, page_width, picture_path, save
 from fedmerge.plotting.curves import Curve, Floats, curves, uploads
-from fedmerge.plotting.labels import LABEL_SIZE
+from fedmerge.plotting.labels import LABEL_SIZE, wrapped
 from fedmerge.plotting.references import references
 from fedmerge.plotting.runs import Run, by_method, read_runs
 from fedmerge.plotting.style import styles
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["plot_traffic"]
+
+_WIDE = 60  # characters of a name in one line of the legend
 
 
 def plot_traffic(
@@ -120,7 +122,7 @@ def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, Floats], ends:
             marker=look.marker,
             markersize=5.5,
             markerfacecolor=look.colour if look.filled else "white",
-            label=curve.method,
+            label=curve.method if len(curve.method) <= _WIDE else wrapped(curve.method),
             zorder=3,
         )
         if len(ends[curve.method]) > 1:

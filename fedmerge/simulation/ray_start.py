@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fedmerge.simulation.causes import in_words
 __all__ = ["check_address", "start_within"]
 
 _LIMIT = 45.0  # seconds for Ray to start; that takes a few where it can at all
+_LOOK = 0.1  # seconds between looks at whether it has
 _REACH = 5.0  # seconds for a connection to the head of a cluster
 _ANSWER = 25.0  # seconds for its answer, the start of a process that asks included
 
@@ -88,7 +90,10 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
     try:
         with _silent():
             threading.Thread(target=keep, name="fedmerge-ray", daemon=True).start()
-            in_time = started.wait(limit)
+            until = time.monotonic() + limit
+            while not (in_time := started.wait(_LOOK)) and time.monotonic() < until:
+                _keep_sigterm()
+        _keep_sigterm()
         if problems:
             problem = problems[0]
             raise WorkersUnavailable(f"Ray cannot be started: {in_words(problem).rstrip('.')}: {_REMEDY}") from problem
@@ -98,6 +103,16 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
         over.set()
         _end_what_began(before)
         raise
+
+
+def _keep_sigterm() -> None:
+    """Ray's core takes SIGTERM for a crash, which it reports, and aborts the process soon after: have it end in Python
+    as was agreed before.
+    """
+    if threading.current_thread() is threading.main_thread():  # nobody else may
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _end_what_began(before: dict[int, str]) -> None:

@@ -353,11 +353,62 @@ def test_a_growing_comparison_that_was_killed_keeps_what_it_had(monkeypatch, cap
     config = load_config(tmp_path / "g" / "fedavg-seed0" / "config.toml")
     begin(make_config(config, {"rounds": 3}), tmp_path / "g", grow=True)  # and killed right here
     assert not (tmp_path / "g" / "fedavg-seed0").exists()
-    for again in ([*command, "--rounds", 3], ["resume", "g"]):
-        if again[0] == "resume":
-            begin(make_config(config, {"rounds": 4}), tmp_path / "g", grow=True)
-        assert fedmerge(monkeypatch, capsys, *again)[0] == 0
-        assert (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes().startswith(first)
+    code, _, err = fedmerge(monkeypatch, capsys, *command, "--rounds", 3)
+    assert code == 2
+    assert "`fedmerge resume g` goes on with it" in err
+    assert fedmerge(monkeypatch, capsys, "resume", "g")[0] == 0
+    assert (tmp_path / "g" / "fedavg-seed0" / "rounds.jsonl").read_bytes().startswith(first)
+
+
+@pytest.mark.parametrize("command", ["compare", "run"])
+@pytest.mark.parametrize("left", ["plan and run", "plan", "run"])
+def test_what_was_interrupted_is_neither_begun_anew_nor_added_to_in_silence(
+    left, command, monkeypatch, capsys, tmp_path
+):
+    from fedmerge.simulation.unfinished import PLAN
+
+    given = ["compare", *SMALL, "--out", "g"]
+    fedmerge(monkeypatch, capsys, *given)
+    (tmp_path / "again.toml").write_bytes((tmp_path / "g" / "fedavg-seed0" / "config.toml").read_bytes())
+    if "plan" in left:
+        (tmp_path / "g" / PLAN).write_bytes((tmp_path / "again.toml").read_bytes())
+    if "run" in left:
+        (tmp_path / "g" / "fedavg-seed0").rename(tmp_path / "g" / "fedavg-seed0.partial")
+    given = given if command == "compare" else ["run", "again.toml", "--out", "g"]
+    before = {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()}
+    code, _, err = fedmerge(monkeypatch, capsys, *given)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "`fedmerge resume g` goes on with it; or pass --overwrite" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()} == before
+    given = [*given, "--overwrite"] if left == "plan" else ["resume", "g"]
+    assert fedmerge(monkeypatch, capsys, *given)[0] == 0
+    assert {path.name for path in (tmp_path / "g").iterdir() if path.is_dir()} == {"fedavg-seed0"}
+    assert not (tmp_path / "g" / PLAN).exists()
+
+
+def test_a_folder_in_use_is_refused_by_every_command_that_writes_to_it(monkeypatch, capsys, tmp_path):
+    from fedmerge.locks import LOCK, held
+
+    given = ["compare", *SMALL, "--out", "g"]
+    with held(tmp_path / "g" / LOCK, "g"):  # one that has just begun
+        assert "g is in use by process" in fedmerge(monkeypatch, capsys, "resume", "g")[2]
+    assert fedmerge(monkeypatch, capsys, *given)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()}
+    with held(tmp_path / "g" / LOCK, "g"):
+        for command in (
+            [*given, "--rounds", 2],
+            [*given, "--overwrite"],
+            ["run", "g/fedavg-seed0/config.toml", "--out", "g"],
+            ["resume", "g"],
+            ["resume", "g/fedavg-seed0"],
+        ):
+            code, out, err = fedmerge(monkeypatch, capsys, *command)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert "g is in use by process" in err
+            assert "wait until it has ended, or end it first" in err
+        assert fedmerge(monkeypatch, capsys, "plot", "g", "--out", "p.png")[0] == 0  # it only reads
+    assert {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()} == before
 
 
 def test_records_tell_what_they_ran_on(monkeypatch, capsys, tmp_path):
