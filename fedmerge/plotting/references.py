@@ -20,5 +20,5 @@ def references(runs: Sequence[Run]) -> dict[str, list[float]]:
     for run in runs:
         for row in run.rows:
             for name, accuracy in (row.get("references") or {}).items():
-                found.setdefault(one_line(name), {}).setdefault(run.seed, float(accuracy))
+                found.setdefault(one_line(name, 40), {}).setdefault(run.seed, float(accuracy))
     return {name: list(by_seed.values()) for name, by_seed in found.items()}

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmerge import cli
 from fedmerge.checkpoints import newest_checkpoint
+from fedmerge.commands.ending import heeding_signals
 from fedmerge.errors import WriteError
 from fedmerge.files import append_line, write_atomically
+from fedmerge.locks import LOCK, held
 from fedmerge.simulation import SimulationGrid, cohort_work, compare, make_config
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.unfinished import PLAN, find_unfinished
@@ -176,37 +179,139 @@ def heeding_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_ctrl_c_gives_up_the_round_says_how_to_go_on_and_leaves_no_process(workers, tmp_path, heeding_ctrl_c):
-    out = tmp_path / "out"
+def begun(out: Path, workers: str, **keywords) -> subprocess.Popen[str]:
+    """A comparison in a process of its own, that never ends by itself."""
     command = [sys.executable, "-m", "fedmerge.cli"]
     options = ["--rounds", "100000", "--clients", "4", "--model", "logistic", "--methods", "fedavg", "--seeds", "1"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*command, "compare", *options, "--workers", workers, "--out", str(out)],
         env={**os.environ, "FEDMERGE_TEST_OUT": str(out)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        **keywords,
     )
+
+
+def wait_for(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def rounds_in(rows: Path) -> int:
+    return rows.read_bytes().count(b"\n") if rows.exists() else 0
+
+
+RAY = pytest.param("2", marks=pytest.mark.slow)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("workers", ["1", RAY])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_signals_give_up_the_round_say_how_to_go_on_and_leave_no_process(number, workers, tmp_path, heeding_ctrl_c):
+    out = tmp_path / "out"
+    process = begun(out, workers)
     try:
-        rows, deadline = out / "fedavg-seed0.partial" / "rounds.jsonl", time.monotonic() + 120
-        while not (rows.exists() and rows.read_bytes().count(b"\n") > 3) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        rows = out / "fedavg-seed0.partial" / "rounds.jsonl"
+        wait_for(lambda: rounds_in(rows) > 3)
         assert len(marked(out)) > (1 if workers == "2" else 0)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group, Ray's processes too
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: to all of the group, Ray's processes too
+        else:
+            process.send_signal(number)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert f"fedmerge resume {out}" in told
-    assert "Traceback" not in told
-    deadline = time.monotonic() + 20
-    while marked(out) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert marked(out) == []
-    done = rows.read_bytes().count(b"\n")
+    assert process.returncode == 128 + number
+    assert told.splitlines() == [
+        f"interrupted: the round under way is given up, all before it is kept: `fedmerge resume {out}` goes on"
+    ]
+    wait_for(lambda: marked(out) == [], 20)
+    done = rounds_in(rows)
     assert rows.read_bytes().endswith(b"\n")
     assert find_unfinished(out).whole
     assert newest_checkpoint(out / "fedavg-seed0.partial" / "checkpoint").round in (done - 1, done - 2)
+    assert not list(out.glob("*.lock"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("how", ["killed", "told twice"])
+def test_a_command_that_is_killed_or_told_twice_is_gone_at_once_and_its_folder_is_free(how, workers, tmp_path):
+    out = tmp_path / "out"
+    process = begun(out, workers)
+    try:
+        wait_for(lambda: rounds_in(out / "fedavg-seed0.partial" / "rounds.jsonl") > 3)
+        for number in [signal.SIGKILL] if how == "killed" else [signal.SIGTERM, signal.SIGTERM]:
+            process.send_signal(number)
+            time.sleep(0.01)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in ((-signal.SIGKILL,) if how == "killed" else (-signal.SIGTERM, 128 + signal.SIGTERM))
+    with held(out / LOCK, out):
+        assert find_unfinished(out).whole
+    wait_for(lambda: marked(out) == [], 30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_sigterm_while_ray_starts_begins_nothing_and_leaves_no_process(tmp_path):
+    out = tmp_path / "out"
+    process = begun(out, "2")
+    try:
+        wait_for(lambda: len(marked(out)) > 1)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert told.splitlines() == ["interrupted: nothing was begun"]
+    assert not out.exists()
+    wait_for(lambda: marked(out) == [], 30)
+
+
+def test_signals_that_are_ignored_stay_ignored_and_all_are_put_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with heeding_signals() as asked:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends the process
+        assert asked == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class AsRay(KeyboardInterrupt):
+    """What is raised where Ray waits, whatever signal came."""
+
+
+@pytest.mark.parametrize("raised", [None, AsRay])
+def test_a_signal_decides_the_exit_code_whatever_was_made_of_it(raised, monkeypatch):
+    def command(**_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            if raised is not None:
+                raise raised from None
+            sys.exit(1)  # as click does
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda app: command)
+    monkeypatch.setattr(cli, "_add_verbosity", lambda command: None)
+    try:
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.value.code == 143
