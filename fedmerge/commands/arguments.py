@@ -11,6 +11,7 @@ import typer
 from fedmerge.commands.verbosity import quiet
 from fedmerge.errors import ConfigError
 from fedmerge.own_code import check_no_code, named_code
+from fedmerge.plain_text import one_line
 
 __all__ = [
     "Alpha",
@@ -54,7 +55,7 @@ def tell_code(where: str, models: Iterable[str], methods: Iterable[str] = (), *,
     if refused:
         check_no_code(where, code)
     if code and not quiet():
-        typer.echo(f"{where} runs code: {', '.join(code)}", err=True)
+        typer.echo(one_line(f"{where} runs code: {', '.join(code)}", 4000), err=True)
 
 
 def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
