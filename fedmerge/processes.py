@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["children_of", "end_processes", "machine", "start_of"]
+__all__ = ["children_of", "end_processes", "ended_children", "machine", "start_of"]
 
 _PROCESSES = Path("/proc")
 _ENDED = "ZX"
@@ -71,6 +71,15 @@ def children_of(pid: int) -> dict[int, str]:
                 found[child] = began
                 waiting.append(child)
     return found
+
+
+def ended_children(pid: int) -> set[tuple[int, str]]:
+    """Processes that one has started, which have ended, and of which it has not asked yet how: number and beginning."""
+    if not _PROCESSES.exists():
+        return set()
+    entries = [entry.name for entry in _PROCESSES.iterdir() if entry.name.isdecimal()]
+    found = ((int(name), _facts(int(name))) for name in entries)
+    return {(one, facts[19]) for one, facts in found if facts and facts[0] in _ENDED and int(facts[1]) == pid}
 
 
 def end_processes(processes: Iterable[tuple[int, str]], patience: float = 2.0) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 from fedmerge.errors import WorkersUnavailable
-from fedmerge.processes import children_of, end_processes
+from fedmerge.processes import children_of, end_processes, ended_children
 from fedmerge.simulation.causes import in_words
 
 __all__ = ["check_address", "start_within"]
@@ -27,6 +27,9 @@ _LOOK = 0.1  # seconds between looks at whether it has
 _REACH = 5.0  # seconds for a connection to the head of a cluster
 _ANSWER = 25.0  # seconds for its answer, the start of a process that asks included
 
+_DEAD = 3.0  # seconds that a process has been dead without Ray's asking for it: what Ray asks for it asks for at once
+
+_LOGS = "the logs under session_latest in Ray's temporary folder, /tmp/ray or RAY_TMPDIR,"
 _REMEDY = "mend that, or train in this process with --workers 1"
 
 
@@ -77,7 +80,7 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
     """
     problems: list[BaseException] = []
     started = threading.Event()
-    before = children_of(os.getpid())
+    before, ended = children_of(os.getpid()), ended_children(os.getpid())
 
     def keep() -> None:
         try:
@@ -90,15 +93,20 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
     try:
         with _silent():
             threading.Thread(target=keep, name="fedmerge-ray", daemon=True).start()
-            until = time.monotonic() + limit
+            until, dead = time.monotonic() + limit, dict[tuple[int, str], float]()
             while not (in_time := started.wait(_LOOK)) and time.monotonic() < until:
                 _keep_sigterm()
+                dead = {one: dead.get(one, time.monotonic()) for one in ended_children(os.getpid()) - ended}
+                if any(time.monotonic() - since > _DEAD for since in dead.values()):
+                    raise WorkersUnavailable(
+                        f"Ray cannot be started: a process of it ended at once, {_LOGS} may say why: {_REMEDY}"
+                    )
         _keep_sigterm()
         if problems:
             problem = problems[0]
             raise WorkersUnavailable(f"Ray cannot be started: {in_words(problem).rstrip('.')}: {_REMEDY}") from problem
         if not in_time:
-            raise WorkersUnavailable(f"Ray has not started within {limit:g} s, see its logs: {_REMEDY}")
+            raise WorkersUnavailable(f"Ray has not started within {limit:g} s, {_LOGS} may say why: {_REMEDY}")
     except BaseException:  # Ctrl-C as well
         over.set()
         _end_what_began(before)

@@ -48,7 +48,7 @@ def test_a_cluster_where_nobody_listens_is_an_error_at_once_and_nothing_is_begun
         compare(make_config(CONFIG), tmp_path / "out", lambda row: None)
     assert "unset RAY_ADDRESS" in str(error.value)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not (tmp_path / "out").exists()
 
 
@@ -81,27 +81,35 @@ def begin(start, limit):
         assert over.is_set() or sys.exc_info()[0] is None
 
 
-@pytest.mark.parametrize("how", ["hangs", "raises", "exits", "dies with many lines"])
-def test_ray_that_does_not_start_is_ended_with_all_that_it_started(how):
-    before = children_of(os.getpid())
+@pytest.mark.parametrize("how", ["hangs", "raises", "exits", "dies with many lines", "its process dies"])
+def test_ray_that_does_not_start_is_ended_with_all_that_it_started(how, monkeypatch):
+    monkeypatch.setattr(ray_start, "_DEAD", 0.2)
+    before, ended = children_of(os.getpid()), []
 
     def start():
         sleeper()
-        if how == "hangs":
+        if how == "its process dies":
+            ended.append(subprocess.Popen([sys.executable, "-c", ""]))
+        if how in ("hangs", "its process dies"):
             time.sleep(60)
         if how == "exits":
             sys.exit(1)
         raise RuntimeError("no room in /dev/shm\n  at line 3\n\x1b[31m" if "lines" in how else "no room in /dev/shm")
 
-    told = {"hangs": "has not started within 0.5 s", "exits": "cannot be started: SystemExit"}
+    told = {
+        "hangs": "has not started within 0.5 s",
+        "its process dies": "a process of it ended at once",
+        "exits": "cannot be started: SystemExit",
+    }
     began = time.monotonic()
     with pytest.raises(
         WorkersUnavailable, match=told.get(how, "cannot be started: RuntimeError: no room in /dev/shm")
     ) as e:
-        begin(start, 0.5)
+        begin(start, 0.5 if how == "hangs" else 30)
     assert "--workers 1" in str(e.value)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     assert children_of(os.getpid()) == before
+    assert [process.wait() for process in ended] == [0] * len(ended)
 
 
 def test_ctrl_c_while_ray_starts_ends_what_it_started():
