@@ -46,6 +46,11 @@ HOSTILE = {
 }
 
 
+def by_node(node, claimed):
+    """Nobody is believed."""
+    return f"on node {node}", False
+
+
 def harmless(text: str, longest: int = 5000) -> bool:
     return plain(text) == text and len(text) <= longest
 
@@ -61,7 +66,7 @@ def test_what_is_left_of_any_text_is_seen_moves_nothing_and_stays(text):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_reasons_of_clients_are_one_short_line_in_errors_and_the_log(kind, caplog):
     text = HOSTILE[kind]
-    for error in (BadUpdate(3, text, "Mend it."), ClientFailed(3, 1, text), failed_client(3, text, 1)):
+    for error in (BadUpdate(3, text, "Mend it."), ClientFailed(3, 1, text), failed_client(3, text, 1, by_node)):
         assert harmless(error.reason, 600)
         assert harmless(str(error), 800)
     with caplog.at_level(logging.WARNING, "fedmerge"):
@@ -102,12 +107,12 @@ class _Grid:
 
 @pytest.mark.parametrize("reason", ["client " + "9" * 6000 + ": x", "<class 'x'>:<'" + "'>:<'" * 1_000_000 + "x"])
 def test_reasons_made_to_take_time_or_to_be_no_number_do_neither(reason):
-    assert harmless(failed_client(3, reason, 1).reason, 600)
+    assert harmless(failed_client(3, reason, 1, by_node).reason, 600)
 
 
 def test_a_long_traceback_still_tells_what_was_raised():
     text = "Traceback (most recent call last):\n" + '  File "x.py", line 1\n' * 100_000 + "KeyError: 'x'"
-    assert failed_client(5, text, 1).reason == "KeyError: 'x'"
+    assert failed_client(5, text, 1, by_node).reason == "KeyError: 'x'"
     assert len(both_ends(text)) < 30_000
 
 

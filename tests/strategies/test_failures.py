@@ -46,7 +46,7 @@ REASONS = {
     "a word": ("late", "on node 9", "late"),
     "another's": ("client 4: OSError: no disk\n" + TRACE, "on node 9", "it says that it is client 4: OSError: no disk"),
     "another node's": ("client on node 8: late", "on node 9", "it says that it is client on node 8: late"),
-    "a huge number": (f"client {'9' * 5000}: late", "on node 9", f"client {'9' * 993}"),
+    "a huge number": (f"client {'9' * 5000}: late", "on node 9", f"client {'9' * 493}... (500 more characters)"),
     "a cause without an error": ('The above exception was the direct cause File "', "on node 9", 'File "'),
     "nothing": ("", "on node 9", "no reason given"),
     "blank": (" \n ", "on node 9", "no reason given"),
@@ -66,8 +66,8 @@ def test_the_cause_is_told_in_a_line(reason):
 
 
 def test_a_reason_without_end_is_cut():
-    assert len(failed_client(9, "x" * 10**6, 1, name).reason) == 1000
-    assert len(failed_client(9, "client 3: " + "x" * 10**6, 1, name).reason) < 1001
+    assert len(failed_client(9, "x" * 10**6, 1, name).reason) < 600
+    assert len(failed_client(9, "client 3: " + "x" * 10**6, 1, name).reason) < 600
 
 
 def test_only_some_are_quoted():
