@@ -10,7 +10,7 @@ from torch import Tensor
 from fedmerge.errors import FedMergeError
 from fedmerge.state import LARGEST, State, extent
 
-__all__ = ["bounded", "bounded_state"]
+__all__ = ["bounded", "bounded_state", "check_step"]
 
 log = logging.getLogger("fedmerge")
 
@@ -54,3 +54,23 @@ def bounded_state(merged: State, method: str, like: State | None = None) -> dict
     if cut:
         log.warning("%s: %s left the range of the model's numbers and was cut", method, ", ".join(map(repr, cut[:3])))
     return found
+
+
+_STEPS_LEAP = 1e3
+"""How many times as far as its inputs a sensible server step goes at most, momentum over many rounds included."""
+
+
+def check_step(stepped: State, inputs: tuple[State, State], step: str) -> None:
+    """Make sure that a server step, from a model to the merged one, is not what leaves the range of numbers.
+
+    Where the inputs are near the end of the range already it is no fault of the step, and :func:`bounded_state` cuts.
+
+    Raises
+    ------
+    FedMergeError
+        It is: its options are out of all proportion.
+    """
+    known = max((extent(tensor) for state in inputs for tensor in state.values()), default=0.0)
+    for name, tensor in stepped.items():
+        if known <= LARGEST / _STEPS_LEAP and not extent(tensor) <= LARGEST:
+            raise FedMergeError(f"{step} left the range of numbers in {name!r}: lower its learning rate")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator, Fold
-from fedmerge.bounds import bounded_state
+from fedmerge.bounds import bounded_state, check_step
 from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.complex_pairs import as_pairs, from_pairs
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
@@ -274,7 +274,9 @@ class Pipeline:
         for i, step in enumerate(self.server_steps):
             if base is None:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
-            merged, own = step.step(base, bounded_state(merged, method), prefixed(f"step{i}", memory))
+            before = base, bounded_state(merged, method)
+            merged, own = step.step(*before, prefixed(f"step{i}", memory))
+            check_step(merged, before, type(step).__name__)
             next_memory |= with_prefix(f"step{i}", own)
         frozen, merged = intake.unmoved.tensors, from_pairs(merged, reference)
         merged = bounded_state(merged, method, reference)

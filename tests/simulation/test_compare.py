@@ -223,6 +223,7 @@ def test_a_method_that_fails_does_not_stop_the_others(tmp_path):
     runs, failed = compare(config, tmp_path, ignore)
     assert [folder.name for folder in runs] == ["fedavg-seed0"]
     assert [run.folder.name for run in failed] == ["fedavg+server_momentum-seed0"]
+    assert "ServerMomentum left the range" in str(failed[0].error)
 
 
 def test_global_generators_are_left_alone(tmp_path):
