@@ -85,9 +85,12 @@ class Vote:
     value: State | None
 
     @classmethod
-    def of(cls, statistic: Statistic, client: int, weight: float, sent: Mapping[str, Any], state: State) -> Vote | None:
+    def of(cls, statistic: Statistic, client: int, weight: Any, sent: Any, state: State) -> Vote | None:
         """Read one, as it travelled; None where it is none: the client is told why when its update is read."""
         try:
+            weight = float(weight)
+            if not isfinite(weight):
+                return None
             shapes = shapes_of(sent)
             statistic.check_shapes(shapes, state)
             value = statistic.received(statistic.parse(decode(sent)), state) if statistic.among_metrics else None

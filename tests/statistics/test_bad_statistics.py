@@ -405,3 +405,11 @@ def test_flags_and_complex_numbers_count_nothing(method):
         updates = list(honest(method))
         updates[3] = spoilt(updates[3], name, every(lambda t, dtype=dtype: t.to(dtype)))
         assert [bad.client for bad in merged(method, updates).dropped] == [3]
+
+
+@pytest.mark.parametrize("weight", ["many", None, 10**400, float("nan"), float("inf"), -3.0, 0.0])
+def test_a_number_of_examples_that_is_none_spoils_no_comparison(weight):
+    for method in ("fednova", "maecho"):
+        updates = list(honest(method))
+        updates[0] = replace(updates[0], weight=weight)
+        assert [bad.client for bad in merged(method, updates).dropped] == [0]
