@@ -22,8 +22,8 @@ def bounded(tensor: Tensor, like: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> bounded(torch.tensor([7e4, -1.0]), torch.zeros(2, dtype=torch.float16))
-    tensor([ 65504.,     -1.])
+    >>> bounded(torch.tensor([7e4, -1.0]), torch.zeros(2, dtype=torch.float16)).tolist()
+    [65504.0, -1.0]
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor

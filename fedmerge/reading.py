@@ -13,6 +13,7 @@ from fedmerge.statistics.agreement import UNREADABLE, Agreement, Vote, agree
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.validation import weight_of
 
 __all__ = ["StatisticsReader"]
 
@@ -44,9 +45,13 @@ class StatisticsReader:
         for update in updates if needs else ():
             if isinstance(update, BadUpdate):
                 continue
+            try:
+                weight = weight_of(update.client, update.weight)
+            except BadUpdate:  # who will be left out has no vote
+                continue
             for kind in needs:
                 sent = update.statistics.get(kind.name)
-                vote = None if sent is None else Vote.of(kind, update.client, update.weight, sent, reference)
+                vote = None if sent is None else Vote.of(kind, update.client, weight, sent, reference)
                 if vote is not None:
                     votes[kind.name].append(vote)
         model = None

@@ -20,7 +20,7 @@ from fedmerge.state import LARGEST, State, extent, is_finite, is_norm_statistic,
 from fedmerge.unmoved import same
 from fedmerge.update import ClientUpdate
 
-__all__ = ["LEAST_WEIGHT", "MOST_EXAMPLES", "check_update", "checked_update", "common_form", "not_finite"]
+__all__ = ["LEAST_WEIGHT", "MOST_EXAMPLES", "check_update", "checked_update", "common_form", "not_finite", "weight_of"]
 
 MOST_EXAMPLES = 2.0**53
 """Largest weight of a client: beyond it a float does not count on, and products with it may overflow."""
