@@ -66,6 +66,8 @@ class Intake:
         self.outliers = Outliers(start, comparing)
         self.unmoved = Unmoved(context.frozen)
         self.accepted: list[int] = []
+        self.told: dict[int, float] = {}
+        """By client, how many examples it says that it trained on."""
         self.dropped: list[BadUpdate] = []
         self.moved: dict[int, State] | None = {} if keeping else None
         """By client, all of its model once its neurons are in the common order, where they are moved and it is kept."""
