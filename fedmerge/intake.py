@@ -92,6 +92,7 @@ class Intake:
             if isinstance(update, BadUpdate):
                 self._leave_out([update], at_least)
                 continue
+            self.told[update.client] = update.weight
             if self.moved is not None and update.state is not given.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:

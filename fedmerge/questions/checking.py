@@ -14,6 +14,7 @@ from fedmerge.state import State
 from fedmerge.statistics import Statistic
 from fedmerge.statistics.compression import decode
 from fedmerge.statistics.forms import bounded_bytes, check_forms
+from fedmerge.statistics.noise import Bounded
 
 __all__ = ["checked"]
 
@@ -87,7 +88,10 @@ def _statistics(question: Question, answer: Answer) -> dict[str, State]:
     # The sum of several clients' is in the form that sums have.
     if answer.clients == 1:
         _check_size(question, kinds, answer)
-    return {kind.name: _read(kind, answer.statistics[kind.name], question) for kind in kinds}
+    found = {kind.name: _read(kind, answer.statistics[kind.name], question) for kind in kinds}
+    if question.noise is not None and answer.clients == 1:
+        question.noise.check([kind for kind in kinds if isinstance(kind, Bounded)], found, answer.examples)
+    return found
 
 
 def _check_size(question: Question, kinds: Sequence[Statistic], answer: Answer) -> None:
