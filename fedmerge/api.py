@@ -20,7 +20,7 @@ from fedmerge.method_names import parse_method
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
-from fedmerge.questions import Answer, Ask, Question, respond
+from fedmerge.questions import Answer, Ask, Question, Trust, respond
 from fedmerge.raw_errors import named
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import Entry, build, entries
@@ -105,6 +105,7 @@ def merge(
     loss: TaskLike | None = None,
     repair: Literal["auto", "rescale", "none"] = "auto",
     privacy: Privacy | None = None,
+    trust: Trust | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -141,6 +142,8 @@ def merge(
         What follows a method that re-orders neurons, see :class:`~fedmerge.pipeline.Pipeline`.
     privacy
         Masks and noise for what clients answer to refinements, see :class:`~fedmerge.refine.privacy.Privacy`.
+    trust
+        How far single `clients` are believed in them, see :class:`~fedmerge.refine.Trust`.
     seed
         Root of the method's random streams, where it has any.
     options
@@ -173,7 +176,7 @@ def merge(
     with named(f"merge by {method}"):
         check_keywords(method, options, inspect.signature(merge).parameters)
         hand = AtHand.of(plain_modules(models), base)
-        check_policies(repair, privacy)
+        check_policies(repair, privacy, trust)
         (privacy or Privacy()).check_clients(len(hand.models))
         given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
         # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
@@ -183,6 +186,7 @@ def merge(
             on_bad_update="raise",
             repair=repair,
             privacy=privacy or Privacy(),
+            trust=trust or Trust(),
         )
         if pipeline.aggregator.local_rule:
             raise InvalidOption(
@@ -219,6 +223,7 @@ def merge(
             task=told,
             frozen=hand.frozen,
             tied=hand.tied,
+            told={},  # weights may be any, and loaders at hand tell their own length
         )
         result = pipeline.merge(updates, context, buffers=hand.buffers)
         return resize(models[0], {**models[0].state_dict(), **result.state})

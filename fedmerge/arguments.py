@@ -16,6 +16,7 @@ from fedmerge.errors import InvalidOption, UnknownName, shown
 from fedmerge.inputs import tensors_of
 from fedmerge.loaders import Inputs, first_inputs, read_inputs_of, read_pairs
 from fedmerge.method_names import parse_method
+from fedmerge.questions import Trust
 from fedmerge.refine.privacy import Privacy
 from fedmerge.registry import entries
 from fedmerge.statistics.base import Batches
@@ -88,8 +89,8 @@ def check_method(method: Any) -> None:
         raise InvalidOption(f'method must be a name such as "fedavg" (see fedmerge.methods()), got {shown(method)}')
 
 
-def check_policies(repair: Any, privacy: Any) -> None:
-    """Make sure that a repair is named by text, and privacy described by what describes it.
+def check_policies(repair: Any, privacy: Any, trust: Any) -> None:
+    """Make sure that a repair is named by text, and privacy and trust described by what describes them.
 
     Raises
     ------
@@ -100,6 +101,8 @@ def check_policies(repair: Any, privacy: Any) -> None:
         raise InvalidOption(f'repair must be "auto", "rescale" or "none", got {shown(repair)}')
     if privacy is not None and not isinstance(privacy, Privacy):
         raise InvalidOption(f"privacy must be a fedmerge.refine.Privacy(...), got {shown(privacy)}")
+    if trust is not None and not isinstance(trust, Trust):
+        raise InvalidOption(f"trust must be a fedmerge.refine.Trust(...), got {shown(trust)}")
 
 
 def check_keywords(method: str, options: Mapping[str, Any], own: Iterable[str]) -> None:

@@ -66,6 +66,8 @@ class Intake:
         self.outliers = Outliers(start, comparing)
         self.unmoved = Unmoved(context.frozen)
         self.accepted: list[int] = []
+        self.told: dict[int, float] = {}
+        """By client, how many examples it says that it trained on."""
         self.dropped: list[BadUpdate] = []
         self.moved: dict[int, State] | None = {} if keeping else None
         """By client, all of its model once its neurons are in the common order, where they are moved and it is kept."""
@@ -90,6 +92,7 @@ class Intake:
             if isinstance(update, BadUpdate):
                 self._leave_out([update], at_least)
                 continue
+            self.told[update.client] = update.weight
             if self.moved is not None and update.state is not given.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:

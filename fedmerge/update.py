@@ -134,6 +134,8 @@ class MergeContext:
         By further names of shared parameters, the one name under which they are merged.
     left_out
         How many clients replied with an update that could not be used, once all others have been read.
+    told
+        How many examples each client told of in training: it answers for no more. The updates' weights where not given.
     """
 
     base: State | None = None
@@ -148,6 +150,7 @@ class MergeContext:
     frozen: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     left_out: Callable[[], int] = int
+    told: Mapping[int, float] | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

@@ -19,7 +19,7 @@ from fedmerge.intake import Intake, Partial
 from fedmerge.pipeline.complex_check import check_complex
 from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
-from fedmerge.questions import bringing
+from fedmerge.questions import Trust, bringing
 from fedmerge.reading import StatisticsReader
 from fedmerge.refine.base import Refinement
 from fedmerge.refine.bill import Billed
@@ -64,6 +64,8 @@ class Pipeline:
         Taken last, with further exchanges: clients send sums at the merged model, and judge what comes of them.
     privacy
         How those answers are protected, see :class:`~fedmerge.refine.privacy.Privacy`.
+    trust
+        How far single clients are believed in them, see :class:`~fedmerge.questions.Trust`.
     """
 
     aggregator: Aggregator
@@ -75,6 +77,7 @@ class Pipeline:
     repair: Literal["auto", "rescale", "none"] = "auto"
     refinements: tuple[Refinement, ...] = ()
     privacy: Privacy = field(default_factory=Privacy)
+    trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -86,6 +89,8 @@ class Pipeline:
         if isinstance(least, bool) or not isinstance(least, int) or least < 1:
             raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r} (min_clients)")
         self.privacy.check(self.aggregator, self.refinements, self.batch_norm)
+        if self.privacy.masks and self.trust not in (Trust(), Trust("mean", "mean")):
+            raise InvalidOption(f"{self.trust} cannot look at single answers under masks: leave out one of the two")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -237,6 +242,12 @@ class Pipeline:
             return None
         return self._extra * model_bytes(model) * (1 - FIRST_SHARE if self.needs else 1)
 
+    def _knowing(self, context: MergeContext) -> Trust:
+        """What clients are believed, with what is known of the losses of the task."""
+        if self.trust.lowest_loss is not None or context.task is None:
+            return self.trust
+        return replace(self.trust, lowest_loss=context.task.lowest_loss)
+
     def _refuse(self, bad: BadUpdate) -> None:
         if self.on_bad_update == "raise":
             raise bad
@@ -292,8 +303,20 @@ class Pipeline:
             others = [] if passed is None else [cast_like({**state, **one, **frozen}, state) for one in passed.models()]
             billed = Billed(context.ask)
             ask = bringing(self.privacy.protected(billed, context.round), intake.moved or {})
-            noise, left = self.privacy.noise, self._left(reference)
-            found = refine(state, others, self.refinements, ask, intake.accepted, self.statistics, noise, left, frozen)
+            told = intake.told if context.told is None else context.told
+            found = refine(
+                state,
+                others,
+                self.refinements,
+                ask,
+                intake.accepted,
+                self.statistics,
+                self.privacy.noise,
+                self._left(reference),
+                frozen,
+                self._knowing(context),
+                told,
+            )
             state, exchanges, answers = found.state, tuple(found.exchanges), billed.questions
             _tie(state, context)
         return MergeResult(

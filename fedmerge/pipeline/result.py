@@ -25,3 +25,8 @@ class MergeResult:
     answers: int = 0
     """How many questions a client was asked at most, those included that were asked again because another client
     failed, or whose answers were of no use: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
+
+    @property
+    def refused(self) -> tuple[tuple[int, str], ...]:
+        """Clients whose answers to these questions do not count, and why."""
+        return tuple(one for exchange in self.exchanges for one in exchange.refused)

@@ -1,5 +1,6 @@
 """Refinements: stages after a merge in which clients send sums and the server improves the merged model."""
 
+from fedmerge.questions import Trust
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.guard import Refined, refine
 from fedmerge.refine.logistic_head import LogisticHead
@@ -20,6 +21,7 @@ __all__ = [
     "RidgeHead",
     "SequentialRefit",
     "Step",
+    "Trust",
     "epsilon",
     "refine",
 ]

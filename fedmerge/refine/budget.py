@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fedmerge.errors import InvalidOption
 from fedmerge.questions import Answer
@@ -25,9 +25,19 @@ _LOSS, _POINTS = 8, 24
 
 @dataclass
 class Budget:
-    """Bytes that are left; None for any number."""
+    """Bytes that each client has left; None for any number.
+
+    Parameters
+    ----------
+    left
+        Of the client that has sent most of those whose answers count: all of them are asked for as much.
+    """
 
     left: float | None = None
+    _spent: dict[int, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._most = self.left
 
     def allowed(self, step: Step, state: State, to_come: Sequence[Step], questions: int, points: int) -> float | None:
         """Bytes for the statistics of one step, per question, or None for any number.
@@ -55,12 +65,17 @@ class Budget:
             raise InvalidOption(f"the budget leaves {max(0, int(left))} bytes of the {least} that it takes at least")
         return min(max(share, least) / questions, step.most(state))
 
-    def spend(self, answers: Sequence[tuple[int, Sequence[Answer]]]) -> int:
-        """Note the bytes of the client that sent most, and tell them."""
-        most = max((sum(map(_sent, given)) for _, given in answers), default=0)
-        if self.left is not None:
-            self.left -= most
-        return most
+    def spend(self, answers: Sequence[tuple[int, Sequence[Answer]]], refused: Collection[int] = ()) -> int:
+        """Note each client's bytes, and tell those of the client that sent most.
+
+        What a client sent that is `refused` takes nothing from the others: it is asked no more.
+        """
+        sent = {client: sum(map(_sent, given)) for client, given in answers if client not in refused}
+        for client, size in sent.items():
+            self._spent[client] = self._spent.get(client, 0) + size
+        if self._most is not None:
+            self.left = self._most - max((n for c, n in self._spent.items() if c not in refused), default=0)
+        return max(sent.values(), default=0)
 
 
 def _even(total: float, most: Sequence[float]) -> float:

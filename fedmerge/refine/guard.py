@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption, NoAnswer, TaskError
-from fedmerge.questions import Answer, Ask, Question, pooled
+from fedmerge.questions import Answer, Ask, Question, Trust
+from fedmerge.questions.pooling import added_up, rivals, sifted
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.budget import Budget, model_bytes
 from fedmerge.state import State
@@ -25,6 +26,7 @@ log = logging.getLogger("fedmerge")
 _NEARLY, _CLOSE = 0.95, 1.02
 """A point nearly as good as the best has this share of its gain in held-out loss, and at most this times its loss."""
 _STAY = Proposal((), ((),), 0)
+_TRUST = Trust()
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Exchanged:
     answers
         How many questions it put; those asked again count in ``MergeResult.answers``.
     bytes_up
-        Tensors that the client that sent most sent in it.
+        Tensors that the client that sent most sent in it, of those whose answers count.
+    refused
+        Clients whose answers do not count, and why; they are asked no more in the same merge.
     """
 
     judged: str
@@ -56,6 +60,7 @@ class Exchanged:
     state: State = field(repr=False)
     answers: int = 1
     bytes_up: int = 0
+    refused: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass
@@ -76,6 +81,8 @@ def refine(
     noise: NoisySums | None = None,
     budget: float | None = None,
     frozen: Collection[str] = (),
+    trust: Trust = _TRUST,
+    told: Mapping[int, float] | None = None,
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
@@ -100,8 +107,12 @@ def refine(
         Bytes that a client may send in all exchanges.
     frozen
         Names of tensors that no step may change.
+    trust
+        How far single clients are believed.
+    told
+        How many examples each client told of in training, where that is known.
     """
-    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise, Budget(budget), frozen)
+    walk = _Walk(Refined(dict(state)), ask, clients, settings, noise, Budget(budget), frozen, trust, told)
     try:
         walk.through([step for refinement in refinements for step in refinement.steps(state)], alternatives)
     except NoAnswer as error:
@@ -136,6 +147,9 @@ class _Walk:
     noise: NoisySums | None = None
     budget: Budget = field(default_factory=Budget)
     frozen: Collection[str] = ()
+    trust: Trust = _TRUST
+    told: Mapping[int, float] | None = None
+    heard: tuple[Sequence[Question], Sequence[Sequence[Answer]]] = ((), ())
     to_come: list[Step] = field(default_factory=list)
     proposal: Proposal | None = None
     proposed_by: str = ""
@@ -164,7 +178,7 @@ class _Walk:
             try:
                 sums = self.measured(step, memory)
                 if sums is not None:
-                    self.proposal, memory = self.proposed(step, self.refined.state, sums, memory)
+                    self.proposal, memory = self.proposed(step, self.refined.state, sums, memory, 0)
                     self.proposed_by = _name(step)
                     if self.proposal is None:
                         self.losses = torch.zeros(0)
@@ -176,9 +190,15 @@ class _Walk:
                     self.settle()
         self.judge()
 
-    def proposed(self, step: Step, state: State, sums: Answer, memory: State) -> tuple[Proposal | None, State]:
-        """What a step proposes, but for tensors that are frozen."""
+    def proposed(
+        self, step: Step, state: State, sums: Answer, memory: State, number: int
+    ) -> tuple[Proposal | None, State]:
+        """What a step proposes, but for tensors that are frozen; `sums` answer that question of the last exchange."""
         proposal, kept = step.propose(state, sums.statistics, memory)
+        if proposal is not None and len(proposal.points) > 1 and not step.prepares and self.budget.left is None:
+            for others in rivals(*self.heard, self.trust):
+                rival = step.propose(state, others[number].statistics, memory)[0]
+                proposal = proposal if rival is None else proposal.beside(rival)
         if proposal is None or not self.frozen:
             return proposal, kept
         free = [{n: t for n, t in one.items() if n not in self.frozen} for one in proposal.directions]
@@ -196,7 +216,7 @@ class _Walk:
             try:
                 found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
-                    proposal, memories[i] = self.proposed(step, branch, sums, memories[i])
+                    proposal, memories[i] = self.proposed(step, branch, sums, memories[i], i)
                     proposals[i] = proposal or proposals[i]
             except TaskError:  # no step can be judged or measured
                 raise
@@ -261,10 +281,13 @@ class _Walk:
             share = allowed / model_bytes(state)
             asked = [replace(question, compression="auto", budget=share) for question in asked]
         given = self.ask(asked, self.clients)
-        sent = self.budget.spend(given)
-        found = pooled(asked, given)
-        names = tuple(kind.name for kind in kinds)
-        self.refined.exchanges.append(Exchanged("", float("nan"), (), names, self.refined.state, len(asked), sent))
+        good, refused = sifted(asked, given, self.trust, self.told, self.clients)
+        sent = self.budget.spend(given, refused)
+        found, self.heard = added_up(asked, good, self.trust), (asked, good)
+        self.clients = [client for client in self.clients if client not in refused]
+        names, left_out = tuple(kind.name for kind in kinds), tuple(sorted(refused.items()))
+        exchanged = Exchanged("", float("nan"), (), names, self.refined.state, len(asked), sent, left_out)
+        self.refined.exchanges.append(exchanged)
         return found
 
 

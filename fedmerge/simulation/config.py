@@ -17,6 +17,7 @@ from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
 from fedmerge.method_names import own_strategy, parse_value
 from fedmerge.models import model_options
 from fedmerge.pipeline import build_pipeline, method_parts
+from fedmerge.questions import Trust
 from fedmerge.records import read_toml
 from fedmerge.refine import Privacy
 from fedmerge.registry import build, entries, usual_names
@@ -88,7 +89,8 @@ class Config(_Section):
     a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
     and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
     data there; the rest is the test set then. ``statistics`` says how clients measure what methods need; ``privacy``
-    masks and noise for what they answer to refinements (they then keep training losses and evaluations to themselves).
+    masks and noise for what they answer to refinements (they then keep training losses and evaluations to themselves),
+    ``trust`` how far single clients are believed there.
     With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
 
     ``on_client_error``, ``on_too_few``, ``min_clients`` and ``round_timeout`` say what becomes of a round then, see
@@ -116,6 +118,7 @@ class Config(_Section):
     evaluate_clients: bool = True
     statistics: StatisticsSettings = StatisticsSettings()
     privacy: Privacy = Privacy()
+    trust: Trust = Trust()
     attack: AttackSettings | None = None
     faults: Faults | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -274,7 +277,8 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(f"{kind} names {twice!r} twice: name each once")
     for method in config.methods:
         if own_strategy(method) is None:
-            build_pipeline(method, config.options, privacy=config.privacy, batch_norm=config.batch_norm)
+            settings: dict[str, Any] = {"privacy": config.privacy, "batch_norm": config.batch_norm}
+            build_pipeline(method, config.options, trust=config.trust, **settings)
     known = {name: (kind, name) for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
     known |= {usual: ("server step", name) for usual, name in usual_names().items()}
     for part, options in config.options.items():

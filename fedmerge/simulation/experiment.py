@@ -232,7 +232,7 @@ class Experiment:
         if named is not None:
             options = {**self.config.options.get(named.name, {}), **named.options}
             return make_strategy(named.name, {**flower, **options}, self.run_settings)
-        pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy)
+        pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy, trust=self.config.trust)
         strategy = MergeStrategy(pipeline, **flower)
         strategy.adopt(self.run_settings)
         return strategy
@@ -249,6 +249,7 @@ class Experiment:
             min_clients=config.min_clients,
             statistics=config.statistics,
             privacy=config.privacy,
+            trust=config.trust,
             model_fn=self.model_fn,
             # The test set's first inputs show the model's shapes; their values tell nothing.
             example=torch.zeros_like(self.dataset.test_x[:2]),

@@ -150,6 +150,7 @@ class Recorder:
             "statistics_error": _metric(self._train_metrics, ERROR_KEY),
             "failures": [{"client": f.client, "node": f.node, "reason": f.reason} for f in failures],
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
+            "refused": [] if report is None else [{"client": c, "reason": reason} for c, reason in report.refused],
             "skipped": self._skipped if report is None else report.skipped,
             # What an accountant of noise on them wants to know, for each client.
             "answers": 0 if report is None else report.answers,

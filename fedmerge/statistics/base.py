@@ -41,6 +41,8 @@ class Statistic(ABC):
     """Whether clients have to agree on what it consists of, so that all have to be heard before any is merged."""
     of_labels: ClassVar[bool] = False
     """Whether the value depends on targets, and so on the model's task."""
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
+    """Of which dtypes values are, where not of the model's, at least float32."""
 
     @abstractmethod
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

@@ -100,6 +100,7 @@ class BatchNormSums(Statistic):
     """
 
     name: ClassVar[str] = "batch_norm_sums"
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64,)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

@@ -36,6 +36,7 @@ class ClassCounts(LayerStatistic):
     """
 
     name: ClassVar[str] = "class_counts"
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int64,)
     among_metrics: ClassVar[bool] = True
     of_labels: ClassVar[bool] = True
 

@@ -15,6 +15,7 @@ class MergeReport:
 
     ``dropped`` are updates that cannot be merged, ``failed`` clients that raised or did not reply, in training or
     whenever they were asked again.
+    ``refused`` are clients whose answers about the merged model do not count, with the reason.
     ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions a
     client was asked at most, also where what it answered was thrown away or nothing was merged in the end. Over the
     rounds they add up, and :func:`fedmerge.refine.epsilon` says what the sum has cost where clients add noise.
@@ -26,3 +27,4 @@ class MergeReport:
     skipped: str | None = None
     answers: int = 0
     failed: tuple[ClientFailed, ...] = ()
+    refused: tuple[tuple[int, str], ...] = ()

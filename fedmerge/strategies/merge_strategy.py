@@ -19,6 +19,7 @@ from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpda
 from fedmerge.keywords_told import check_function
 from fedmerge.method_names import parse_method
 from fedmerge.pipeline import Pipeline, build_pipeline
+from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.refine.bill import Billed
 from fedmerge.state import State
@@ -69,7 +70,7 @@ class MergeStrategy(EvaluatedByClients):
         Makes the model; only methods that have to know the architecture need it.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
-    batch_norm, on_bad_update, repair, statistics, privacy
+    batch_norm, on_bad_update, repair, statistics, privacy, trust
         See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``. Noise
         is added by the clients themselves; masks are simulated, and hide nothing from the server of a deployment. With
         either, clients neither tell their training loss nor judge the model, see :class:`~fedmerge.refine.Privacy`.
@@ -116,6 +117,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         round_timeout: float | None = None,
         statistics: StatisticsSettings | Mapping[str, Any] | None = None,
         privacy: Privacy | None = None,
+        trust: Trust | None = None,
         data: Iterable[Any] | None = None,
         example: Any = None,
         repair: str = "auto",
@@ -147,7 +149,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         )
         check_participation({**vars(self), "seed": seed})
         if isinstance(method, Pipeline):
-            given = [*sorted(options), *(["privacy"] if privacy is not None else [])]
+            own = {"privacy": privacy, "trust": trust}
+            given = [*sorted(options), *(name for name, value in own.items() if value is not None)]
             if given:
                 raise InvalidOption(f"options {given} go into the pipeline that was passed as method")
             self.pipeline = method
@@ -161,6 +164,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
                 min_updates=min_clients,
                 statistics=statistics_settings(statistics),
                 privacy=privacy or Privacy(),
+                trust=trust or Trust(),
                 repair=repair,
             )
         self.seed, self.policies = seed, RoundPolicies(on_client_error, on_too_few, round_timeout)  # type: ignore[arg-type]
@@ -325,7 +329,12 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             recalibrate(reach, result.state, result.accepted)
         self.memory = result.memory
         self.last_report = MergeReport(
-            server_round, result.accepted, result.dropped, answers=asked.questions, failed=tuple(failures.clients)
+            server_round,
+            result.accepted,
+            result.dropped,
+            answers=asked.questions,
+            failed=tuple(failures.clients),
+            refused=result.refused,
         )
         metrics = received.metrics(taken)
         if metrics is None:

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import get_args
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.errors import ConfigError
+from fedmerge.errors import ConfigError, shown
 from fedmerge.questions import Answer, Question
 from fedmerge.statistics import NoisySums, statistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import to_settings
 from fedmerge.strategies.measure import strings
-from fedmerge.strategies.wire import from_arrays, statistics_records, to_arrays, view_arrays
+from fedmerge.strategies.wire import (
+    CLIENT_KEY,
+    PARTITION_KEY,
+    from_arrays,
+    statistics_key,
+    statistics_records,
+    to_arrays,
+    view_arrays,
+)
 
-__all__ = ["read_answer", "read_question", "write_answer", "write_question"]
+__all__ = [
+    "EXAMPLES_KEY",
+    "METRICS",
+    "OCCASION",
+    "OF",
+    "read_answers",
+    "read_question",
+    "write_answer",
+    "write_question",
+]
+
+METRICS, EXAMPLES_KEY = "metrics", "num-examples"
+"""What a reply tells besides its answers."""
+OF, OCCASION = "occasion", ("server-round", "exchange")
+"""A record in which a reply repeats which exchange of which round it is to."""
 
 _BASE = -1  # where nothing is measured at a point
-_LOSSES = "losses"
+_LOSSES, _COUNTS = "losses", "counts"
 _MOST_POINTS = 1000
 
 
@@ -109,28 +131,39 @@ def _read_noise(told: ConfigRecord) -> NoisySums | None:
 def write_answer(reply: RecordDict, number: int, answer: Answer) -> None:
     """Add the answer to the question of that number to a reply."""
     reply[f"{number}.{_LOSSES}"] = to_arrays({_LOSSES: answer.losses})
-    reply[f"{number}.counts"] = ConfigRecord(
+    reply[f"{number}.{_COUNTS}"] = ConfigRecord(
         {"judged": answer.judged, "examples": answer.examples, "noise": _noise_text(answer.noise)}
     )
     for key, record in statistics_records(answer.statistics).items():
         reply[f"{number}.{key}"] = record
 
 
-def read_answer(content: RecordDict, number: int) -> Answer:
-    """The answer to the question of that number, as a client gave it.
+def read_answers(content: RecordDict, questions: Sequence[Question]) -> list[Answer]:
+    """The answers to all questions of an exchange, as a client gave them, which has to be all of them and nothing more.
 
     Raises
     ------
     FedMergeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError
         What comes from a client may be anything.
     """
+    wanted: dict[str, set[str] | None] = {METRICS: {EXAMPLES_KEY}, CLIENT_KEY: {PARTITION_KEY}, OF: set(OCCASION)}
+    for number, question in enumerate(questions):
+        wanted |= {f"{number}.{_LOSSES}": {_LOSSES}, f"{number}.{_COUNTS}": {"judged", "examples", "noise"}}
+        wanted |= dict.fromkeys(f"{number}.{statistics_key(kind.name)}" for kind in question.needs)
+    for key, record in content.items():
+        if key not in wanted:
+            raise ConfigError(f"it brings {shown(key)}, for which nobody asked")
+        more = set(record) - (wanted[key] or set(record))
+        if more or (isinstance(record, MetricRecord) and not isinstance(record[EXAMPLES_KEY], int | float)):
+            raise ConfigError(f"its {key!r} brings {shown(sorted(more)[:5])}, for which nobody asked")
+    return [_read_answer(content, number, question) for number, question in enumerate(questions)]
+
+
+def _read_answer(content: RecordDict, number: int, question: Question) -> Answer:
     losses: Tensor = view_arrays(content.array_records[f"{number}.{_LOSSES}"])[_LOSSES]
-    counts = content.config_records[f"{number}.counts"]
-    prefix = f"{number}.statistics."
-    statistics = {
-        key[len(prefix) :]: view_arrays(record)
-        for key, record in content.array_records.items()
-        if key.startswith(prefix)
-    }
-    judged, examples = _whole(counts, "judged"), _whole(counts, "examples")
-    return Answer(losses.to(torch.float64), judged, examples, statistics, noise=_read_noise(counts))
+    counts, arrays = content.config_records[f"{number}.{_COUNTS}"], content.array_records
+    keys = {kind.name: f"{number}.{statistics_key(kind.name)}" for kind in question.needs}
+    statistics = {name: view_arrays(arrays[key]) for name, key in keys.items() if key in arrays}
+    judged, examples, noise = _whole(counts, "judged"), _whole(counts, "examples"), counts.get("noise", "")
+    known = question.noise is not None and noise == _noise_text(question.noise)
+    return Answer(losses, judged, examples, statistics, noise=question.noise if known else _read_noise(counts))

@@ -9,12 +9,21 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
-from fedmerge.errors import ConfigError, FedMergeError, ModelError
+from fedmerge.errors import ConfigError, FedMergeError, ModelError, shown
 from fedmerge.models.resize import resize
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.state import State
 from fedmerge.statistics import Batches
-from fedmerge.strategies.question_records import read_answer, read_question, write_answer, write_question
+from fedmerge.strategies.question_records import (
+    EXAMPLES_KEY,
+    METRICS,
+    OCCASION,
+    OF,
+    read_answers,
+    read_question,
+    write_answer,
+    write_question,
+)
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.stages import own_model
 from fedmerge.strategies.wire import from_arrays, to_arrays
@@ -27,8 +36,6 @@ log = logging.getLogger("fedmerge")
 ACTION = "questions"
 """Of the query messages."""
 _OWN = "own"
-_OF, _OCCASION = "occasion", ("server-round", "exchange")
-"""A record in which a reply repeats which exchange of which round it is to."""
 
 
 def ask(
@@ -61,16 +68,16 @@ def ask(
             log.warning("client %d: an answer to another exchange came late, and is not opened", client)
             continue
         try:
-            found[client] = [read_answer(reply.content, number) for number in range(len(questions))]
+            found[client] = read_answers(reply.content, questions)
         except (FedMergeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            log.warning("client %d: its answer cannot be read and is left out (%s)", client, error)
+            log.warning("client %d: its answer cannot be read and is left out (%s)", client, shown(error, 500))
     return sorted(found.items())
 
 
 def _answers(reply: RecordDict, content: RecordDict) -> bool:
     """Whether a reply says that it is to these questions: one to an attempt before may bring the same records."""
-    told, asked = reply.config_records.get(_OF, ConfigRecord()), content.config_records["config"]
-    return all(told.get(key) == asked.get(key) for key in _OCCASION)
+    told, asked = reply.config_records.get(OF, ConfigRecord()), content.config_records["config"]
+    return all(told.get(key) == asked.get(key) for key in OCCASION)
 
 
 def _brought(content: RecordDict, questions: Sequence[Question], client: int) -> RecordDict:
@@ -124,8 +131,8 @@ def answer_questions(
             raise ModelError(f"question {number} is about another model than the client's: {error}") from error
         write_answer(reply, number, found)
         examples = found.judged + found.examples
-    reply["metrics"] = MetricRecord({"num-examples": examples})
-    reply[_OF] = ConfigRecord({key: told[key] for key in _OCCASION if key in told})
+    reply[METRICS] = MetricRecord({EXAMPLES_KEY: examples})
+    reply[OF] = ConfigRecord({key: told[key] for key in OCCASION if key in told})
     return reply
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from flwr.app import Message, MetricRecord, RecordDict
 
@@ -77,6 +78,7 @@ class ReceivedCohort(Received):
         self, pipeline: Pipeline, context: MergeContext, memory: State, buffers: Collection[str] | None
     ) -> MergeResult:
         """Finish the sum, or merge the models."""
+        context = replace(context, told={one.client: one.examples for one in self._answer.trained})
         if self._answer.partial is not None:
             return pipeline.finish(self._answer.partial, context, memory, buffers)
         return pipeline.merge(self._answer.updates, context, memory, buffers=buffers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import InvalidOption
 from fedmerge.pipeline import Pipeline
+from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.policies import RoundPolicies
@@ -30,7 +31,7 @@ class RunSettings:
         Root of all that the server draws.
     policies
         What becomes of clients that fail, are late, or are too few.
-    batch_norm, on_bad_update, min_clients, statistics, privacy
+    batch_norm, on_bad_update, min_clients, statistics, privacy, trust
         As for :class:`~fedmerge.strategies.MergeStrategy`.
     model_fn, example, data
         What the server knows; what a strategy has already stays.
@@ -48,6 +49,7 @@ class RunSettings:
     min_clients: int = 1
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     privacy: Privacy = field(default_factory=Privacy)
+    trust: Trust = field(default_factory=Trust)
     model_fn: Callable[[], nn.Module] | None = None
     example: Tensor | None = None
     data: Iterable[Any] | None = None
@@ -95,12 +97,13 @@ class RunSettings:
             min_updates=_agreed("min_clients", own.min_updates, self.min_clients, usual.min_clients),
             statistics=_agreed("statistics", own.statistics, self.statistics, usual.statistics),
             privacy=_agreed("privacy", own.privacy, self.privacy, usual.privacy),
+            trust=_agreed("trust", own.trust, self.trust, usual.trust),
         )
 
     def beyond_flower(self) -> list[str]:
         """Names of settings that no strategy of Flower's own can honour, and that are not as usual."""
         usual = RunSettings()
-        names = ("batch_norm", "on_bad_update", "privacy")
+        names = ("batch_norm", "on_bad_update", "privacy", "trust")
         return [name for name in names if getattr(self, name) != getattr(usual, name)]
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "partition_of",
     "sender_of",
     "statistics_from_reply",
+    "statistics_key",
     "statistics_records",
     "to_arrays",
     "told_in",
@@ -87,9 +88,14 @@ def _from_array(array: Array) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
 
 
+def statistics_key(name: str) -> str:
+    """The name of a statistic's record in a client's reply."""
+    return f"{_STATISTIC}{name}"
+
+
 def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
     """One extra record per statistic, for a client's reply."""
-    return {f"{_STATISTIC}{name}": to_arrays(value) for name, value in statistics.items()}
+    return {statistics_key(name): to_arrays(value) for name, value in statistics.items()}
 
 
 def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> dict[str, State]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class AnyLoss(Task):
     >>> AnyLoss(torch.nn.functional.l1_loss).losses(torch.tensor([[3.0], [1.0]]), torch.ones(2, 1)).tolist()
     [2.0, 0.0]
     """
+
+    lowest_loss: ClassVar[float] = float("-inf")
 
     loss: Loss
     each: Loss | None = None

@@ -128,6 +128,7 @@ ARGUMENTS = [
     "example",
     "repair",
     "privacy",
+    "trust",
     "seed",
 ]
 

@@ -1,0 +1,112 @@
+"""Means over clients in which no few of them decide alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from fedmerge.questions.trust import Judgement
+from fedmerge.state import State
+
+__all__ = ["judged_losses", "shares"]
+
+_FAR = 4.0
+"""Sums of honest clients with unlike data are seldom further apart: most of them are left as they are."""
+_CONTESTED = 0.05
+"""Where the choice of the mean is so much worse than another for the others, it is not theirs."""
+
+
+def judged_losses(losses: Tensor, weights: Tensor, judgement: Judgement, suspects: int) -> Tensor:
+    """Mean losses of models, [points], where no `suspects` of the clients decide alone which is least.
+
+    Parameters
+    ----------
+    losses
+        [clients, points], each client's mean losses, float64. The others are compared to the first point.
+    weights
+        [clients], how many examples judged, above 0.
+    judgement
+        See :class:`~fedmerge.questions.Trust`.
+    suspects
+        How many clients may lie, a minority.
+
+    Examples
+    --------
+    >>> losses = torch.tensor([[1.0, 4.0], [1.0, 4.0], [1e9, 0.0]])
+    >>> judged_losses(losses, torch.ones(3), "guarded", 1).round(decimals=2)
+    tensor([1.0000, 2.6700])
+    """
+    weights = weights[:, None].to(losses)
+    # Clients that lose much everywhere are no reason to leave out what they say of one model against another.
+    start = losses[:, :1]
+    changes = losses - start
+    if judgement == "guarded":
+        plain = (losses * weights).sum(0) / weights.sum()
+        heard = _clipped(start, suspects) + _clipped(changes, suspects)
+        floor = losses.amin().clamp(max=0)  # only losses of one's own are ever below 0
+        bounded = (heard.clamp_min(floor) * weights).sum(0) / weights.sum()
+        return bounded if _contested(plain, bounded) else plain
+    choose, cut = {"mean": (_trimmed, 0), "trimmed": (_trimmed, suspects), "median": (_median, suspects)}[judgement]
+    return choose(start, weights, cut) + choose(changes, weights, cut)
+
+
+def _contested(plain: Tensor, bounded: Tensor) -> bool:
+    """Whether the mean's choice, or its losses, are those of single clients that count for far more than the others."""
+    loud = bool((plain[0] - bounded[0]).abs() > bounded[0].abs())
+    return loud or bool(bounded[plain.argmin()] - bounded.min() > _CONTESTED * bounded.min().abs())
+
+
+def _clipped(values: Tensor, suspects: int) -> Tensor:
+    """No number larger than the largest in its column that is left without those of the suspects."""
+    most = values.abs().topk(suspects + 1, dim=0).values[-1]
+    return values.clamp(-most, most)
+
+
+def _trimmed(values: Tensor, weights: Tensor, cut: int) -> Tensor:
+    ordered, order = values.sort(0)
+    kept = slice(cut, len(values) - cut)
+    shares = weights.expand_as(values).gather(0, order)[kept]
+    return (ordered[kept] * shares).sum(0) / shares.sum(0)
+
+
+def _median(values: Tensor, weights: Tensor, _cut: int) -> Tensor:
+    ordered, order = values.sort(0)
+    below = weights.expand_as(values).gather(0, order).cumsum(0) / weights.sum()
+    last = torch.full_like(below[:1], len(values) - 1, dtype=torch.long)
+    ends = [torch.minimum((below < 0.5 + slack).sum(0, keepdim=True), last) for slack in (-1e-9, 1e-9)]
+    return sum((ordered.gather(0, end)[0] for end in ends), torch.zeros_like(ordered[0])) / 2
+
+
+def shares(values: Sequence[State], suspects: int, parameters: Collection[str] = ()) -> list[float]:
+    """What each client's sums of one statistic count for, from 0 to 1: less where a tensor stands far from the others'.
+
+    A tensor may have four times the norm of the largest without those of the suspects, or else it counts as that one.
+    All of a client's tensors count for as little as the one that is furthest off, for they go together: moments of
+    which one is shrunk are no moments.
+
+    Parameters
+    ----------
+    values
+        Each client's means, with the same names.
+    suspects
+        How many clients may lie, a minority.
+    parameters
+        Names of the model's: those of one layer, its weight and its bias, count as one tensor.
+
+    Examples
+    --------
+    >>> shares([{"w": torch.ones(1)}, {"w": -torch.ones(1)}, {"w": torch.full((1,), 1e6)}], 1)
+    [1.0, 1.0, 1e-06]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in values[0]:
+        groups.setdefault(name.rpartition(".")[0] if name in parameters else name, []).append(name)
+    found = [1.0] * len(values)
+    for names in groups.values():
+        norms = [math.hypot(*(float(value[name].double().norm()) for name in names)) for value in values]
+        most = sorted(norms)[-1 - suspects]
+        found = [min(s, most / norm) if norm > _FAR * most else s for s, norm in zip(found, norms, strict=True)]
+    return found
