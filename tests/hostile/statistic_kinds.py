@@ -69,6 +69,11 @@ def _some(change: Change, names: Callable[[State], list[str]] = _floats, one: bo
     return make
 
 
+def _of_layers(change: Change):
+    """All tensors, but where they are a few numbers."""
+    return lambda rng, value, name: None if name in ("local_steps", "class_counts") else _all(change)(rng, value, name)
+
+
 def _entry(number: float, dtype: torch.dtype | None = None) -> Change:
     def change(tensor: Tensor) -> Tensor:
         tensor = tensor.to(dtype or tensor.dtype)
@@ -229,7 +234,7 @@ STATISTICS = table(
     _kind("a layer that there is not", _extra(lambda: {"99.weight.A": torch.eye(3)}), must_drop=False),
     _kind("a million bytes of padding", _extra(lambda: {"padding": torch.zeros(250_000)}), must_drop=False),
     _kind("two thousand tensors of padding", _extra(lambda: {f"p{i}": torch.zeros(0) for i in range(2000)}), False),
-    *(_kind(f"all {d}".replace("torch.", ""), _all(lambda t, d=d: t.to(d)), bad) for d, bad in
+    *(_kind(f"all {d}".replace("torch.", ""), _of_layers(lambda t, d=d: t.to(d)), bad) for d, bad in
       [*((d, False) for d in _FINE), *((d, True) for d in _BAD)]),
     _kind("whole numbers", _ints, must_drop=False),
     *(_kind(f"{x} in one entry", _some(_entry(x))) for x in (math.nan, math.inf, -math.inf)),
