@@ -99,8 +99,8 @@ def test_no_kind_of_a_measured_statistic_ends_a_merge_or_is_obeyed(kind):
 
 @cache
 def question(kind):
-    steps = tuple({n: 0.1 * t for n, t in tiny_model().named_parameters()} for _ in range(2))
-    return Question(tiny_model().state_dict(), steps, ((0.0, 0.0), (1.0, 1.0)), at=None, needs=(kind,))
+    steps = {n: 0.1 * t.detach() for n, t in tiny_model().named_parameters()}
+    return Question(tiny_model().state_dict(), (steps, steps), ((0.0, 0.0), (1.0, 1.0)), at=None, needs=(kind,))
 
 
 @cache

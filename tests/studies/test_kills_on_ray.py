@@ -1,0 +1,144 @@
+"""Comparisons on Ray killed with SIGKILL forty times, most of them while rounds run: what resumes is the same run.
+
+Run with ``make study`` (half an hour: every start of Ray takes its time).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fedmerge.simulation import compare, make_config
+from fedmerge.simulation.unfinished import PLAN, find_unfinished
+from tests.outcomes import outcomes
+
+KILLS = 40
+PER_RUN = 5
+ROUNDS = 15
+LONGEST = 600
+"""Seconds that one start may take before it hangs."""
+BASE = {"rounds": ROUNDS, "seeds": [0], "partition": {"clients": 4, "alpha": 0.5}, "workers": "ray"}
+RUNS = {
+    "personal buffers and server_adam": {
+        "methods": ["fedavg+server_adam"],
+        "batch_norm": "local",
+        "model": {"name": "resnet8", "options": {"width": 2}},
+    },
+    "fedkfac": {"methods": ["fedkfac"], "model": {"name": "mlp", "options": {"hidden": [8]}}},
+}
+
+
+def ignore(_row):
+    pass
+
+
+def work(out: Path, settings: dict) -> None:
+    """What a person does: start the comparison, or resume it if it left word that it was begun."""
+    if not (out / PLAN).exists():
+        assert not compare(make_config(BASE, settings), out, ignore).failed
+        return
+    for config in find_unfinished(out).configs:
+        assert not compare(config, out, ignore, resume=True).failed
+
+
+def rows(out: Path) -> int:
+    """How many rounds have been written."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("*/rounds.jsonl"))
+
+
+def below(number: int) -> set[int]:
+    """Processes that a process has started, and they in turn."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue  # gone meanwhile
+    found, fresh = set(), {number}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def lives(number: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def left_behind(numbers: set[int], seconds: float = 60.0) -> int:
+    """How many of these outlive their driver by so long; they are ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(lives, numbers)):
+        time.sleep(0.2)
+    staying = [number for number in numbers if lives(number)]
+    for number in staying:
+        os.kill(number, signal.SIGKILL)
+    return len(staying)
+
+
+def killed(process, out: Path, draw: random.Random) -> set[int] | None:
+    """Kill a run at a random moment: one in five while Ray starts, the others while rounds run.
+
+    Its processes as they were, or None where it was done before.
+    """
+    if draw.random() < 0.2:
+        process.join(draw.uniform(0, 10))
+    else:
+        before, deadline = rows(out), time.monotonic() + LONGEST
+        while process.exitcode is None and rows(out) <= before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.join(draw.uniform(0, 3))
+    if process.exitcode is not None:
+        assert process.exitcode == 0
+        return None
+    found = below(process.pid)
+    process.kill()
+    process.join()
+    return found
+
+
+def finished(process) -> None:
+    """Let a run come to its end."""
+    process.join(LONGEST)
+    assert process.exitcode == 0
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_runs_on_ray_that_are_killed_again_and_again_equal_the_undisturbed_run(settings, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedmerge.simulation", "tests.outcomes", "sklearn.datasets", "ray"])
+
+    def started(out):
+        process = context.Process(target=work, args=(out, settings))
+        process.start()
+        return process
+
+    finished(started(tmp_path / "undisturbed"))
+    expected = outcomes(tmp_path / "undisturbed")
+    kills, equal, staying, runs, wanted = 0, 0, 0, 0, KILLS // len(RUNS)
+    while kills < wanted:
+        out, draw = tmp_path / f"run-{runs}", random.Random(runs)
+        runs += 1
+        for _ in range(min(PER_RUN, wanted - kills)):
+            processes = killed(started(out), out, draw)
+            if processes is None:  # done before the blow fell
+                break
+            kills += 1
+            staying += left_behind(processes)
+            print(f"kill {kills}, of {len(processes)} processes, after {rows(out)} rows", flush=True)
+        if (out / PLAN).exists() or not rows(out):
+            finished(started(out))
+        equal += outcomes(out) == expected
+    print(f"{runs} runs killed {kills} times: {equal} equal the undisturbed run; {staying} processes left behind")
+    assert (equal, staying) == (runs, 0)
