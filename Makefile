@@ -39,8 +39,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-fuzz: $(STAMP) ## Try 100,000 damaged replies, files and settings (minutes)
-	$(BIN)/python -m pytest -q -s tests/fuzz -m study
+fuzz: $(STAMP) ## Try 100,000 damaged replies, files and settings, and 20,000 rounds with a hostile client (half an hour)
+	$(BIN)/python -m pytest -q -s tests/fuzz tests/hostile -m study
 
 study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)
 	$(BIN)/python -m pytest -m study

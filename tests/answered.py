@@ -52,10 +52,12 @@ def strategy_of(method: str, model_fn=OddModel, **keywords) -> MergeStrategy:
 class Asked:
     """A strategy that has sent out the model, the grid that it sent it by, and what came back."""
 
-    def __init__(self, method: str, clients: int = CLIENTS, model_fn=OddModel, wrapped=lambda grid: grid, **keywords):
+    def __init__(
+        self, method: str, clients: int = CLIENTS, model_fn=OddModel, wrapped=lambda grid: grid, app=None, **keywords
+    ) -> None:
         become_server_task()
         self.strategy = strategy_of(method, model_fn, fraction_evaluate=0.0, **keywords)
-        self.grid = wrapped(SimulationGrid(odd_app(model_fn), clients))
+        self.grid = wrapped(SimulationGrid(app or odd_app(model_fn), clients))
         self.arrays = odd_arrays(model_fn)
         messages = self.strategy.configure_train(1, self.arrays, ConfigRecord(), self.grid)
         self.contents = [m.content for m in self.grid.send_and_receive(list(messages))]

@@ -179,14 +179,16 @@ class Fate:
 class Federation:
     """A method's strategy with six clients that have trained, ready for any number of rounds."""
 
-    def __init__(self, row: Row, model_fn=OddModel) -> None:
-        options = dict(row.options)
+    def __init__(self, row: Row, model_fn=OddModel, **keywords: Any) -> None:
         self.row = row
         with heard(), quiet():
-            self.known = Asked(row.method, CLIENTS, model_fn, Turncoat, **options)
+            self.known = Asked(row.method, CLIENTS, model_fn, Turncoat, **{**row.options, **keywords})
         self.grid = self.known.grid
         self.model = from_arrays(self.known.arrays)
-        self.widths = self.known.strategy.pipeline.aggregator.may_change_width
+        pipeline = self.known.strategy.pipeline
+        self.widths, self.exchanges = pipeline.aggregator.may_change_width, row in REFINED or bool(pipeline.refinements)
+        self.last: ArrayRecord | None = None
+        """What the last round gave."""
         self._without: dict[int, Any] = {}
 
     def merged(self, sent: list[Message]):
@@ -214,7 +216,8 @@ class Federation:
             return Fate("none")
         left = self.without(place) if kind.place in ("state", "weight", "statistic", "metrics") else None
         self.grid.node, self.grid.rng, self.grid.lies = nodes[place], rng, 0
-        self.grid.kind = kind if kind.place == "answer" or self.row in REFINED else None
+        self.last = None
+        self.grid.kind = kind if self.exchanges else None
         try:
             with limited(SECONDS), heard() as told:
                 arrays, report = self.merged(sent)
@@ -224,6 +227,7 @@ class Federation:
             return Fate("ended", f"untyped {type(error).__name__}: {str(error)[:160]} at {_place(error)}")
         finally:
             self.grid.kind = None
+        self.last = arrays
         if arrays is None:
             return Fate("ended", f"ended: {report.skipped}")
         if kind.place == "answer":
