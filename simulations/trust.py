@@ -2,9 +2,9 @@
 
 Run it in the repository's folder, for the kinds of hostile clients are those of the tests (``tests/hostile``). Six
 clients with Dirichlet(1.0) parts of scikit-learn's digits train a small MLP from one start; each method merges once,
-with all of them honest, without the third, and with the third lying in every way. OUT (runs/trust) gets ``trust.json`` with
-every accuracy, and ``trust.md``, the tables. A quarter of an hour on one core; names of methods behind OUT run these
-alone.
+with all of them honest, without the third, and with the third lying in every way. OUT (runs/trust) gets
+``trust.json`` with every accuracy, and ``trust.md``, the tables. A quarter of an hour on one core; names of methods
+behind OUT run these alone.
 """
 
 from __future__ import annotations
