@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from fedmerge import FedMergeError
-from fedmerge.strategies.question_records import read_answer, read_question, write_answer
+from fedmerge.strategies.question_records import read_answers, read_question, write_answer
 from fedmerge.strategies.wire import from_arrays
 from tests.answered import Asked, OddModel, answer, shallow
 from tests.contract.table import ROWS, Row
@@ -99,13 +99,14 @@ class Turncoat:
         if not reply.has_content() or self.kind is None or self.node is None:
             return reply
         content = shallow(reply.content)
-        numbers = sorted(int(key.partition(".")[0]) for key in content.config_records if key.endswith(".counts"))
+        asked_again = asked[self.node]
+        numbers = [n for n in range(1000) if f"{n}.question" in asked_again.config_records]
         if numbers and self.kind.place == "answer":
-            changed = [self._answered(content, asked[self.node], number) for number in numbers]
-            if not any(changed):
+            changed = self._answered(content, [read_question(asked_again, n) for n in numbers])
+            if not changed:
                 return reply
         else:
-            model = self._model(asked[self.node], content)
+            model = self._model(asked_again, content)
             spoilt = None if model is None else hostile_reply(self.kind, self.rng, content, model)
             if spoilt is None:
                 return reply
@@ -113,15 +114,18 @@ class Turncoat:
         self.lies += 1
         return answer(self.node, content, reply.metadata.message_type)
 
-    def _answered(self, content: RecordDict, asked: RecordDict, number: int) -> bool:
-        honest = read_answer(content, number)
-        found = self.kind(self.rng, honest, read_question(asked, number))
-        if found is None:
-            return False
-        for key in [key for key in content if key.startswith(f"{number}.")]:
-            del content[key]
-        write_answer(content, number, found)
-        return True
+    def _answered(self, content: RecordDict, questions: list[Any]) -> bool:
+        """Whether the kind has anything to say of any of the answers; then it is in their place."""
+        found = [
+            (number, self.kind(self.rng, honest, question))
+            for number, (honest, question) in enumerate(zip(read_answers(content, questions), questions, strict=True))
+        ]
+        for number, answered in found:
+            if answered is not None:
+                for key in [key for key in content if key.startswith(f"{number}.")]:
+                    del content[key]
+                write_answer(content, number, answered)
+        return any(answered is not None for _, answered in found)
 
     def _model(self, asked: RecordDict, content: RecordDict):
         """What a reply with a model is about; None where it has none."""
