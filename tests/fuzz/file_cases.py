@@ -28,30 +28,39 @@ from fedmerge.simulation.snapshot import restore
 from tests.answered import asked
 from tests.fuzz import mutate
 from tests.fuzz.cases import Case
+from tests.hostile.state_kinds import STATES
 
 
 def files(seed: int, number: int, folder: Path) -> Iterator[Case]:
-    """Files of tensors: damaged bytes, and headers that tell other sizes than there are."""
+    """Files of tensors: damaged bytes, headers that tell other sizes than there are, tensors that no client sends."""
     rng = random.Random(seed)
     model = build_model("mlp", (1, 8, 8), 10, seed=0)
     whole = {"model": save(model.state_dict()), "inputs": save({"inputs": torch.zeros(3, 1, 8, 8)})}
     good, path = folder / "good.safetensors", folder / "damaged.safetensors"
     good.write_bytes(whole["model"])
     for i in range(number):
-        kind = rng.choice(("model", "model", "inputs", "merge"))
+        kind = rng.choice(("model", "model", "model", "inputs", "inputs", "merge", "merge", "hostile"))
         content = whole["inputs" if kind == "inputs" else "model"]
         damaged = mutate.flipped(rng, content) if rng.random() < 0.4 else _retold(rng, content)
+        if kind == "hostile":
+            damaged = _hostile(rng, model.state_dict())
 
         def case(kind=kind, damaged=damaged):
             path.write_bytes(damaged)
             if kind == "inputs":
                 read_inputs(path)
-            elif kind == "model" or rng.random() < 0.7:
+            elif kind == "model" or (kind == "merge" and rng.random() < 0.7):
                 read_state(path)
             else:
                 merge_files([good, path], folder / "out.safetensors", model="mlp", input_shape=(1, 8, 8))
 
         yield f"file {seed}/{i} {kind}", case
+
+
+def _hostile(rng: random.Random, state: dict[str, torch.Tensor]) -> bytes:
+    """A whole file with the model of a hostile client."""
+    found = rng.choice(list(STATES.values()))(rng, state, state)
+    return save({name: tensor.contiguous() for name, tensor in (found or state).items()})
 
 
 def _retold(rng: random.Random, content: bytes) -> bytes:
