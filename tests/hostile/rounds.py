@@ -112,7 +112,8 @@ class Turncoat:
                 return reply
             content = spoilt
         self.lies += 1
-        return answer(self.node, content, reply.metadata.message_type)
+        reply.content = content
+        return reply
 
     def _answered(self, content: RecordDict, questions: list[Any]) -> bool:
         """Whether the kind has anything to say of any of the answers; then it is in their place."""
