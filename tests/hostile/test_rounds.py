@@ -42,21 +42,14 @@ def test_no_kind_of_client_ends_a_round_or_is_obeyed(row):
     tried(row, 1 if is_slow(METHODS[row]) else 6)()
 
 
-def listens(row, kind):
-    """Whether a round of it takes little time, and is told such things."""
-    return (
-        row.method in ("fedavg+ridge_head", "fedavg+natural_gradient") if kind.place == "answer" else not is_slow(row)
-    )
-
-
-# Statistics in answers are those of test_statistics.py.
-KINDS = [kind for table in TABLES.values() for kind in table.values() if not kind.name.startswith("statistic ")]
+# Answers go with questions, which take their time: by methods, above, and in test_statistics.py.
+KINDS = [kind for place, table in TABLES.items() for kind in table.values() if place != "answer"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_kind_has_its_fate_in_a_round_of_a_method_that_listens(kind):
     first = sum(map(ord, str(kind)))
-    rows = [row for row, one in enumerate(METHODS) if kind.place in tables_of(one) and listens(one, kind)]
+    rows = [row for row, one in enumerate(METHODS) if kind.place in tables_of(one) and not is_slow(one)]
     rows = rows[first % len(rows) :] + rows[: first % len(rows)]
     fates = (federation(row, kind.name.startswith("tied")).round(kind, PLACES[first % 3], 7) for row in rows)
     fate = next((fate for fate in fates if fate.how != "none"), None)
