@@ -37,10 +37,10 @@ MARGIN = 3.0
 """Points of accuracy by which a liar may pull a method below leaving it out."""
 REFINED = ("natural_gradient", "ridge_head", "logistic_head", "sequential_refit", "recalibrate")
 METHODS = (*fedmerge.methods(), "fedavg+server_momentum", *(f"fedavg+{name}" for name in REFINED))
-SLOW = ("rebasin", "otfusion", "gamf", "c2m3", "zipit", "cca", "pfnm", "fedma", "mats", "fedkfac", "geometric_median",
-        *(f"fedavg+{name}" for name in REFINED))  # fmt: skip
-EVERY = 6
-"""Slow methods meet every lie that nothing can tell, half of the others that may be taken, and one of so many more."""
+SLOW = ("rebasin", "otfusion", "gamf", "c2m3", "zipit", "cca", "pfnm", "fedma", "mats", "geometric_median")
+ASKING = ("fedkfac", *(f"fedavg+{name}" for name in REFINED))
+EVERY = {**dict.fromkeys(SLOW, 4), **dict.fromkeys(ASKING, 12)}
+"""Methods that take their time meet every lie that nothing can tell, and one of so many other kinds."""
 
 
 class Problem:
@@ -77,9 +77,7 @@ class Problem:
 def kinds_for(method: str) -> list[Kind]:
     """What is tried on a method."""
     found = [kind for name in dict.fromkeys(tables_of(Row(method))) for kind in TABLES[name].values()]
-    if method not in SLOW:
-        return found
-    return [kind for i, kind in enumerate(found) if kind.lie or (not kind.must_drop and i % 2 == 0) or i % EVERY == 0]
+    return [kind for i, kind in enumerate(found) if kind.lie or i % EVERY.get(method, 1) == 0]
 
 
 def study(problem: Problem, method: str) -> dict[str, Any]:
