@@ -111,7 +111,7 @@ def _askew(tensor: Tensor) -> Tensor:
 
 def _without(number: Callable[[int], int]):
     def make(rng: random.Random, value: State, name: str):
-        if len(value) < 2:
+        if len(value) < 2 or name == "local_steps":  # of which all but the steps may be left out
             return None
         gone = rng.sample(sorted(value), max(1, min(len(value) - 1, number(len(value)))))
         return {name: {n: t for n, t in value.items() if n not in gone}}
@@ -122,7 +122,7 @@ def _without(number: Callable[[int], int]):
 def _layer_missing(rng: random.Random, value: State, name: str):
     """A layer whole: nothing that is left tells that it was there."""
     layers = sorted({n.split(".")[0] for n in value})
-    if len(layers) < 2:
+    if len(layers) < 2 or name == "local_steps":
         return None
     gone = rng.choice(layers)
     return {name: {n: t for n, t in value.items() if n.split(".")[0] != gone}}
@@ -130,6 +130,8 @@ def _layer_missing(rng: random.Random, value: State, name: str):
 
 def _renamed(how: Callable[[str], str]):
     def make(rng: random.Random, value: State, name: str):
+        if name == "local_steps":
+            return None
         old = rng.choice(sorted(value))
         return {name: {how(n) if n == old else n: t for n, t in value.items()}}
 
