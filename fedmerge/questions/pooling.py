@@ -118,12 +118,16 @@ def added_up(questions: Sequence[Question], good: Sequence[Sequence[Answer]], tr
     return [_placed(total, question) for total, question in zip(steadied, questions, strict=True)]
 
 
-def rivals(questions: Sequence[Question], good: Sequence[Sequence[Answer]], trust: Trust) -> Iterator[list[Answer]]:
-    """The answers of all clients as one, without one sixth of the clients after the other, where that is wanted."""
+def rivals(
+    questions: Sequence[Question], good: Sequence[Sequence[Answer]], trust: Trust
+) -> Iterator[tuple[list[int], list[Answer]]]:
+    """Where that is wanted, for one sixth of the clients after the other: their places in `good`, and the answers of
+    all others as one."""
     parts = min(_PARTS, len(good))
     if trust.sums == "cross_checked" and trust.suspects(len(good)):
         for part in range(parts):
-            yield added_up(questions, [given for i, given in enumerate(good) if i % parts != part], trust)
+            out = list(range(part, len(good), parts))
+            yield out, added_up(questions, [given for i, given in enumerate(good) if i not in out], trust)
 
 
 def _sum(answers: Sequence[Answer], trust: Trust, base: State) -> Answer:

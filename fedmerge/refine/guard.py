@@ -14,6 +14,7 @@ from fedmerge.questions import Answer, Ask, Question, Trust
 from fedmerge.questions.pooling import added_up, rivals, sifted
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.budget import Budget, model_bytes
+from fedmerge.refine.parting import parted, preferring
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
@@ -196,9 +197,11 @@ class _Walk:
         """What a step proposes, but for tensors that are frozen; `sums` answer that question of the last exchange."""
         proposal, kept = step.propose(state, sums.statistics, memory)
         if proposal is not None and len(proposal.points) > 1 and not step.prepares and self.budget.left is None:
-            for others in rivals(*self.heard, self.trust):
+            for places, others in rivals(*self.heard, self.trust):
                 rival = step.propose(state, others[number].statistics, memory)[0]
-                proposal = proposal if rival is None else proposal.beside(rival)
+                if rival is not None:
+                    out = tuple(self.clients[place] for place in places)  # refused ones are no longer among them
+                    proposal = proposal.beside(replace(rival, without=(out,) * len(rival.points)))
         if proposal is None or not self.frozen:
             return proposal, kept
         free = [{n: t for n, t in one.items() if n not in self.frozen} for one in proposal.directions]
@@ -228,7 +231,8 @@ class _Walk:
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
         self.proposed_by = _name(steps[-1]) if steps else "merge"
-        self._move(questions[best], answers[best])
+        self._move(questions[best], answers[best], without=proposals[best].without)
+        self._part_from(proposals[best], losses[best])
         return memories[best]
 
     def measured(self, step: Step, memory: State) -> Answer | None:
@@ -243,12 +247,28 @@ class _Walk:
     def judge(self, step: Step | None = None) -> None:
         """Move to the best point of the proposal; what the step needs is measured where that is likely to be."""
         if self.proposal is not None:
-            question = self.proposal.around(self.refined.state)
+            proposal = self.proposal
+            question = proposal.around(self.refined.state)
             (found,) = self._asked([question], step)
-            self._move(question, found, step)
+            self._move(question, found, step, proposal.without)
+            self._part_from(proposal, found.loss)
 
-    def _move(self, question: Question, answer: Answer, then: Step | None = None) -> None:
-        losses = answer.loss
+    def _part_from(self, proposal: Proposal, losses: Tensor) -> None:
+        """Ask clients no more without which the others are clearly better off."""
+        reason = "the others are better off without its sums"
+        gone = parted(losses, proposal.without, self.trust.suspects(len(self.clients)))
+        for client in gone:
+            log.warning("client %d: its answers are left out from here on: %s", client, reason)
+        if gone:
+            self.clients = [client for client in self.clients if client not in gone]
+            last = self.refined.exchanges[-1]
+            left_out = (*last.refused, *((client, reason) for client in gone))
+            self.refined.exchanges[-1] = replace(last, refused=tuple(sorted(left_out)))
+
+    def _move(
+        self, question: Question, answer: Answer, then: Step | None = None, without: Sequence[tuple[int, ...]] = ()
+    ) -> None:
+        losses = preferring(answer.loss, without)
         chosen = int(torch.argmin(losses))
         if then is not None and question.at is not None:
             # A point nearly as good, where the next step's statistics are there already, saves an exchange.

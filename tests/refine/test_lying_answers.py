@@ -186,6 +186,13 @@ def test_rivals_without_some_of_the_clients_win_over_sums_that_spoil_the_head():
     assert lost["cross_checked"] < lost["clipped"] - 0.05
     without = refined(clients=[c for c in range(CLIENTS) if c != LIAR], stages=[RidgeHead()])
     assert accuracy(found["cross_checked"].state) >= accuracy(without.state) - 0.05
+    refused = {sums: [client for one in known.exchanges for client, _ in one.refused] for sums, known in found.items()}
+    assert refused == {"clipped": [], "cross_checked": [LIAR]}  # it is asked no more
+
+
+def test_honest_clients_are_not_parted_from():
+    found = refined(trust=Trust(sums="cross_checked"))
+    assert [one.refused for one in found.exchanges if one.refused] == []
 
 
 @pytest.mark.parametrize("kind", ["nan losses", "negative losses", "nan sums", "fewer than no examples"])
