@@ -78,6 +78,7 @@ def test_twenty_thousand_rounds():
             done += 1
             fates.setdefault(str(kind), Counter())[fate.how] += 1
             if fate.fault:
+                print(f"{METHODS[row]}: {kind}: {fate.fault}", flush=True)
                 faults[f"{METHODS[row]}: {kind}: {fate.fault}"] += 1
                 ended[fate.fault.partition(" ")[0] if fate.how == "ended" else "taken over"] += 1
             if done % 2000 == 0:

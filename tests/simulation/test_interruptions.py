@@ -205,12 +205,27 @@ def rounds_in(rows: Path) -> int:
     return rows.read_bytes().count(b"\n") if rows.exists() else 0
 
 
-RAY = pytest.param("2", marks=pytest.mark.slow)
+# A command that starts Ray takes many seconds: one of each kind in every run of the tests, the others in the study.
+SIGNALS = [
+    (signal.SIGINT, "1"),
+    (signal.SIGTERM, "1"),
+    pytest.param(signal.SIGTERM, "2", marks=pytest.mark.slow),
+    *(
+        pytest.param(*one, marks=pytest.mark.study)
+        for one in [(signal.SIGHUP, "1"), (signal.SIGINT, "2"), (signal.SIGHUP, "2")]
+    ),
+]
+TWICE = [
+    ("told twice", "1"),
+    *(
+        pytest.param(how, n, marks=pytest.mark.study)
+        for how, n in [("killed", "1"), ("killed", "2"), ("told twice", "2")]
+    ),
+]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("workers", ["1", RAY])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("number", "workers"), SIGNALS)
 def test_signals_give_up_the_round_say_how_to_go_on_and_leave_no_process(number, workers, tmp_path, heeding_ctrl_c):
     out = tmp_path / "out"
     process = begun(out, workers)
@@ -239,8 +254,7 @@ def test_signals_give_up_the_round_say_how_to_go_on_and_leave_no_process(number,
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize("how", ["killed", "told twice"])
+@pytest.mark.parametrize(("how", "workers"), TWICE)
 def test_a_command_that_is_killed_or_told_twice_is_gone_at_once_and_its_folder_is_free(how, workers, tmp_path):
     out = tmp_path / "out"
     process = begun(out, workers)
@@ -258,7 +272,7 @@ def test_a_command_that_is_killed_or_told_twice_is_gone_at_once_and_its_folder_i
     wait_for(lambda: marked(out) == [], 120)  # nobody can end Ray's agents then: they see to it after half a minute
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_sigterm_while_ray_starts_begins_nothing_and_leaves_no_process(tmp_path):
     out = tmp_path / "out"
