@@ -163,6 +163,21 @@ def test_links_between_documents_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def promises() -> list[str]:
+    """The list under "Promises" of SECURITY.md."""
+    section = (ROOT / "SECURITY.md").read_text().split("\n## Promises\n")[1].split("\n## ")[0]
+    return [item.replace("\n", " ") for item in re.split(r"\n(?=- )", section) if item.lstrip().startswith("- ")]
+
+
+@pytest.mark.parametrize("number", range(len(promises())))
+def test_a_promise_of_the_security_page_names_a_test_that_exists(number):
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promises()[number])
+    assert named, promises()[number]
+    for file, function in named:
+        source = (ROOT / file).read_text()
+        assert f"def {function or 'test_'}" in source, (file, function)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1300
 
