@@ -27,7 +27,7 @@ class EvaluatedByClients(FlowerFedAvg):
     pipeline: Pipeline
     policies: RoundPolicies
     identities: Identities
-    _asked_to_judge: Sent | None = None
+    _asked_to_judge: Sent | None
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
         return sample_nodes(

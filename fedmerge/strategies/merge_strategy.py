@@ -190,6 +190,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """What is known of clients and their nodes: part of a checkpoint, for nodes of a deployment outlive a run."""
         self._asked: Sent | None = None
         self._awaited: int | None = None
+        self._asked_to_judge = None
         self._run = RunOutcome()
 
     def adopt(self, run: RunSettings) -> None:

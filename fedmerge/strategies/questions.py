@@ -63,10 +63,7 @@ def ask(
         for client in clients
     }
     found: dict[int, list[Answer]] = {}
-    for client, reply in reach.send(messages, "questions").items():
-        if not _answers(reply.content, content):
-            log.warning("client %d: an answer to another exchange came late, and is not opened", client)
-            continue
+    for client, reply in reach.send(messages, "questions", lambda one: not _answers(one, content)).items():
         try:
             found[client] = read_answers(reply.content, questions)
         except (FedMergeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -74,9 +71,12 @@ def ask(
     return sorted(found.items())
 
 
-def _answers(reply: RecordDict, content: RecordDict) -> bool:
-    """Whether a reply says that it is to these questions: one to an attempt before may bring the same records."""
-    told, asked = reply.config_records.get(OF, ConfigRecord()), content.config_records["config"]
+def _answers(reply: Message, content: RecordDict) -> bool:
+    """Whether a reply, where it is no error, says that it is to these questions: one to an attempt before may bring the
+    same records."""
+    if not reply.has_content():
+        return True
+    told, asked = reply.content.config_records.get(OF, ConfigRecord()), content.config_records["config"]
     return all(told.get(key) == asked.get(key) for key in OCCASION)
 
 

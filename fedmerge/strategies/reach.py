@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -14,6 +15,8 @@ from fedmerge.strategies.failures import check_mods, failures_in
 from fedmerge.strategies.heard import Sent, heard
 
 __all__ = ["Reach"]
+
+log = logging.getLogger("fedmerge")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,13 @@ class Reach:
     round: int = 0
     on_failure: Callable[[Sequence[ClientFailed], str], None] | None = None
 
-    def send(self, messages: Mapping[int, Message], about: str) -> dict[int, Message]:
+    def send(
+        self, messages: Mapping[int, Message], about: str, late: Callable[[Message], bool] = lambda reply: False
+    ) -> dict[int, Message]:
         """Send a message to each of these clients: their replies that are no errors, in order of clients.
 
         Who replied is told by the node and not by what the reply says; see :func:`~fedmerge.strategies.heard.heard`.
+        What `late` says is a reply to another exchange is not looked at, and contradicts nothing that a node says now.
 
         Raises
         ------
@@ -65,7 +71,11 @@ class Reach:
         # Read before they are sent: a grid within may number nodes otherwise.
         asked = {message.metadata.dst_node_id: client for client, message in messages.items()}
         sent = list(messages.values())
-        found = heard(self.grid.send_and_receive(sent, timeout=self.timeout), Sent(list(asked), sent))
+        replies = list(self.grid.send_and_receive(sent, timeout=self.timeout))
+        for reply in filter(late, replies):
+            client = asked.get(reply.metadata.src_node_id, f"on node {reply.metadata.src_node_id}")
+            log.warning("client %s: an answer to another exchange came late, and is not opened", client)
+        found = heard((reply for reply in replies if not late(reply)), Sent(list(asked), sent))
 
         def name(node: int | None, claimed: int | None) -> tuple[int | str, bool]:
             called = "on an unnamed node" if node is None else asked.get(node, f"on node {node}")

@@ -112,7 +112,7 @@ def test_a_server_that_raises_fails_the_script_with_the_reason(tmp_path, scratch
     (tmp_path / "file").touch()
     done = run_script(scratch, tmp_path / "small.toml", "--out", tmp_path / "file")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "NotADirectoryError" in done.stdout
+    assert "WriteError" in done.stdout
     assert "the run ended as 'finished:failed'" in done.stderr
     assert_nothing_left(scratch)
 

@@ -16,7 +16,7 @@ from fedmerge.simulation import SimulationGrid, compare, make_config
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.statistics import NoisySums
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, questions
-from fedmerge.strategies.question_records import read_answer
+from fedmerge.strategies.question_records import read_answers
 from fedmerge.strategies.questions import ACTION
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
 
@@ -177,9 +177,9 @@ def test_a_late_answer_is_not_opened_and_does_not_stand_in_the_place_of_its_clie
 def test_an_answer_of_the_round_before_is_not_opened(monkeypatch):
     opened = []
 
-    def noted(content, number):
+    def noted(content, questions):
         opened.append(content)
-        return read_answer(content, number)
+        return read_answers(content, questions)
 
     class Repeated(Watched):
         first = None
@@ -193,7 +193,7 @@ def test_an_answer_of_the_round_before_is_not_opened(monkeypatch):
             late = [self.first] if messages[0].content["config"]["server-round"] == 2 else []
             return [*late, *replies]
 
-    monkeypatch.setattr(questions, "read_answer", noted)
+    monkeypatch.setattr(questions, "read_answers", noted)
     _, grid = run(ours(), Repeated, rounds=2)
     assert len(opened) == 4 * CLIENTS  # two exchanges a round
     assert sum(content is grid.first.content for content in opened) == 1
