@@ -37,8 +37,8 @@ class Trust:
         as large as that.
         ``"cross_checked"`` does that too, and where there are enough clients proposes what comes of the sums also
         without each sixth of them, for the clients to judge: it takes more judgements, and no more sums. Such a model
-        is taken only where it is a tenth better, and clients without whose sums it is better by a quarter, if they
-        are no more than may lie, are asked no more in this merge.
+        is taken only where it is a fifth better, and then the clients left out, if they are no more than may lie, are
+        asked no more in this merge.
     liars
         Share of the clients that may lie, from 0 to below 0.5. Of fewer than five clients 0.2 is nobody, and
         ``"guarded"`` judgements are means; all else reckons with one of three, unless this is 0.

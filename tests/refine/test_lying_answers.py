@@ -433,6 +433,14 @@ def test_a_minority_moves_no_judgement_that_the_others_agree_on(judgement, liars
         assert int(found.argmin()) == 2
 
 
+def test_good_models_are_compared_to_each_other_and_not_to_the_bad_one_before():
+    """Next to what all gain by leaving the first model a client could add 5 to one of two good ones, and so choose."""
+    losses = torch.tensor([[5.0, 0.3, 1.0]] * 4 + [[5.0, 5.0, 0.0]], dtype=torch.float64)
+    assert int(judged_losses(losses, torch.ones(5), "mean", 1).argmin()) == 2
+    for judgement in ("guarded", "trimmed", "median"):
+        assert int(judged_losses(losses, torch.ones(5), judgement, 1).argmin()) == 1
+
+
 def test_weighted_medians_and_trimmed_means_are_those_of_the_textbook():
     losses = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0], [0.0, 8.0]], dtype=torch.float64)
     weights = torch.tensor([1.0, 1.0, 1.0, 1.0])
