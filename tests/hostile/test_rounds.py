@@ -39,7 +39,7 @@ def tried(row, examples):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_no_kind_of_client_ends_a_round_or_is_obeyed(row):
-    tried(row, 1 if is_slow(METHODS[row]) else 6)()
+    tried(row, 1 if is_slow(METHODS[row]) else 4)()
 
 
 # Answers go with questions, which take their time: by methods, above, and in test_statistics.py.
