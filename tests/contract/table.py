@@ -159,7 +159,12 @@ ROWS = (
     Row("otfusion", {"combine": "trimmed_mean(trim=0.4)"}, excused=ONE_MODEL, traces=True),
     Row("rebasin", {"ground": "activations"}, excused=ONE_MODEL, traces=True, hears=True),
     Row("otfusion", excused=ONE_MODEL, traces=True),
-    Row("otfusion", {"solver": "sinkhorn", "importance": "l1"}, excused=ONE_MODEL | MIXES, traces=True),
+    Row(
+        "otfusion",
+        {"solver": "sinkhorn", "importance": "l1", "regularization": 0.1},
+        excused=ONE_MODEL | MIXES,
+        traces=True,
+    ),
     Row("otfusion", {"fusion": "barycentre"}, excused=ONE_MODEL, traces=True),
     Row("gamf", excused=ONE_MODEL, traces=True),
     Row("fedkfac", {"head": "none", "steps": 0}, factors, OWN_ROWS | ONE_MODEL, traces=True),
