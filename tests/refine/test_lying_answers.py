@@ -191,8 +191,10 @@ def test_rivals_without_some_of_the_clients_win_over_sums_that_spoil_the_head():
 
 
 def test_honest_clients_are_not_parted_from():
-    found = refined(trust=Trust(sums="cross_checked"))
+    found, plain = refined(trust=Trust(sums="cross_checked")), refined(trust=Trust())
     assert [one.refused for one in found.exchanges if one.refused] == []
+    for name, tensor in plain.state.items():  # nor is a model taken that is a little better without some of them
+        torch.testing.assert_close(found.state[name], tensor)
 
 
 @pytest.mark.parametrize("kind", ["nan losses", "negative losses", "nan sums", "fewer than no examples"])

@@ -170,7 +170,7 @@ def test_a_process_of_another_machine_is_believed_and_how_to_go_on_is_told(tmp_p
 def test_a_lock_that_says_nothing_is_taken_over(content, tmp_path):
     (tmp_path / LOCK).write_bytes(content)
     with held(tmp_path / LOCK, tmp_path):
-        pass
+        assert f'"pid": {os.getpid()}' in (tmp_path / LOCK).read_text()
 
 
 def test_what_a_lock_says_cannot_move_the_cursor(tmp_path):

@@ -64,7 +64,9 @@ def test_what_honest_clients_measure_passes_and_stays_what_it_was(case):
 @pytest.mark.parametrize("case", [c for c in HONEST if HONEST[c].itemsize > 2 and c != "not quite symmetric"])
 def test_however_it_was_compressed(case, level):
     sent = encode({"w": HONEST[case]}, level, 400).state
-    semidefinite("gram", "w", decode(sent)["w"])
+    found = semidefinite("gram", "w", decode(sent)["w"])
+    assert found.shape == HONEST[case].shape
+    assert bool(found.isfinite().all())
 
 
 def test_what_rounding_made_indefinite_is_projected():
