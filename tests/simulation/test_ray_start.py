@@ -62,11 +62,12 @@ def test_a_port_out_of_range_and_an_address_that_is_none_are_errors(monkeypatch)
 @pytest.mark.slow
 def test_what_listens_and_is_no_ray_is_an_error_in_time(monkeypatch):
     monkeypatch.setattr(ray_start, "_ANSWER", 8.0)
+    before = children_of(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(WorkersUnavailable, match="does not answer as Ray does"):
             SimulationGrid(tiny_app(), 3, workers=2)
-    assert not children_of(os.getpid())
+    assert children_of(os.getpid()) == before
 
 
 def sleeper():
