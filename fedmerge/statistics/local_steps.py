@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InvalidOption
-from fedmerge.state import State
+from fedmerge.state import LARGEST, State
 from fedmerge.statistics.base import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 
@@ -75,8 +75,8 @@ class LocalSteps(Statistic):
         if not 0 <= numbers["momentum"] < 1:
             raise InvalidOption(f"local_steps: momentum must lie in [0, 1), got {numbers['momentum']}")
         for name in ("learning_rate", "proximal_mu"):
-            if not 0 <= numbers[name] < math.inf:
-                raise InvalidOption(f"local_steps: {name} must be finite and not negative, got {numbers[name]}")
+            if not 0 <= numbers[name] <= LARGEST:  # NaN is not either
+                raise InvalidOption(f"local_steps: {name} must lie in [0, {LARGEST:g}], got {numbers[name]}")
         check_proximal(numbers)
         return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
 

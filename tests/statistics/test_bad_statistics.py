@@ -340,6 +340,7 @@ STEPS = {
     "momentum next to 1": {"local_steps": 1e5, "momentum": 1 - 1e-12},
     "momentum beyond 1": {"local_steps": 5.0, "momentum": 1.5},
     "an infinite rate": {"local_steps": 5.0, "learning_rate": float("inf")},
+    "a rate of 1e300, with or without a proximal term": {"local_steps": 5.0, "learning_rate": 1e300},
     "a proximal term that overshoots": {"local_steps": 5.0, "learning_rate": 1.0, "proximal_mu": 2.0},
     "a proximal term alone": {"local_steps": 5.0, "proximal_mu": 2.0},
 }
