@@ -29,21 +29,24 @@ log = logging.getLogger("fedmerge")
 @register("fedma", paper="arXiv:2002.06440")
 @dataclass(frozen=True)
 class FedMA(Layerwise):
-    """Layers matched from the input on; after each, clients train the layers above it while it stays as merged.
+    """Match and merge layer after layer from the input on; after each, clients train the layers above it.
 
-    Wang et al. 2020, algorithm 1. A neuron is what goes into it. Where clients can be reached (in a federation, or
-    with ``clients=``), there is one exchange for each layer but the output: clients keep their model, and a layer goes
-    up when it is to be matched and down when it is merged, so that all exchanges together cost about one more round.
-    Where not, it is the one-shot variant. The output layer is averaged with each class weighed by who has seen it.
-    Rounds after the first, in which all clients start from the merged model, keep its order of neurons.
+    Wang et al. 2020, algorithm 1. Neurons are compared by their incoming weights. Merged layers stay frozen while the
+    clients train the rest. This takes one exchange for each layer but the output. Clients keep their models between
+    exchanges. A layer travels up once, when it is about to be matched, and down once, when it is merged, so that all
+    exchanges together cost about one more round. Where clients cannot be reached (neither a federation nor
+    ``clients=``), the one-shot variant runs instead: no training in between. In the output layer each class is averaged
+    with the clients' counts of that class as weights. From the second round on all clients start from the merged model,
+    so their neurons are in one order already and nothing is matched.
 
     Parameters
     ----------
     sigma, sigma0, gamma, sweeps, class_aware
         As in :class:`~fedmerge.aggregators.pfnm.PFNM`; gamma is 7 as the authors have it, None is by class counts.
     max_width
-        Widest a layer may grow unless a client is wider; none by default. 1 keeps all at the widest client's, so that
-        later rounds cost what those of ``fedavg`` do; with retraining, LeNets gained more per byte so than by growth.
+        Most neurons that a layer may grow to, unless a client is wider; unbounded by default. 1 keeps every layer as
+        wide as at the widest client, so that later rounds cost no more than those of ``fedavg``. With retraining,
+        LeNets gained more accuracy per byte without growth.
     retrain_epochs
         Passes over a client's examples between layers, at least 0; 0 is the one-shot variant.
     """
@@ -56,7 +59,7 @@ class FedMA(Layerwise):
         check_range(self, "retrain_epochs", 0, float("inf"), open_high=True)
 
     def outgoing(self, state: State, unit: Unit, heads: Sequence[str]) -> list[Tensor]:
-        """Nothing: what a neuron is used for changes when the layers above are trained."""
+        """Nothing: outgoing weights change when the layers above are trained, so they say little about a neuron."""
         return []
 
     @property
@@ -65,52 +68,55 @@ class FedMA(Layerwise):
         return self.retrain_epochs > 0
 
     def between(self, clients: Clients, upcoming: Unit | None, context: MergeContext) -> Clients:
-        """Merge what is matched, and have the clients train the rest.
+        """Merge the layers that are matched by now, send them down, and let the clients train the rest.
 
-        Clients keep their model, so that a layer travels up once, when it is to be matched, and down once, when it is
-        merged; of layers in between the server knows only the shapes.
+        Each client sends back only what is needed to match the upcoming layer. Of the layers behind it the server knows
+        no more than the shapes.
         """
         if context.exchange is None or not self.several_exchanges:
             return clients
         aliases = clients.specs[0].aliases
-        fresh = _settled(clients.specs[0], clients.trained[0], clients.done) - clients.settled
-        fresh |= {alias for alias, name in aliases.items() if name in fresh}  # one tensor travels under all its names
-        frozen = clients.settled | fresh | context.frozen
-        asked = None if upcoming is None else _asked(clients, upcoming) - frozen
+        newly_settled = _settled(clients.specs[0], clients.trained[0], clients.done) - clients.settled
+        # A tied tensor travels under all its names.
+        newly_settled |= {alias for alias, name in aliases.items() if name in newly_settled}
+        frozen = clients.settled | newly_settled | context.frozen
+        # After the last layer was matched, clients send back everything that they trained.
+        wanted_back = None if upcoming is None else _wanted_for(clients, upcoming) - frozen
         order = list(clients.updates[0].state)
-        merged = self._merged(clients, [n for n in order if n in fresh], context)
+        merged = self._merged(clients, [n for n in order if n in newly_settled], context)
         stage = Stage(
             number=len(clients.done),
             frozen=tuple(n for n in order if n in frozen),
             epochs=self.retrain_epochs,
-            send=tuple(n for n in order if (n not in frozen if asked is None else n in asked)),
+            send=tuple(n for n in order if (n not in frozen if wanted_back is None else n in wanted_back)),
             last=upcoming is None,
         )
         news = {
             u.client: News(merged, reordering(spec, u.state, order, plan, frozen))
             for u, spec, order, plan in zip(clients.updates, clients.specs, clients.orders, clients.plans, strict=True)
         }
-        caught = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
-        reached = {client: told for client, told in news.items() if client not in clients.silent}
-        for answer in context.exchange(dict(reached), stage):
-            if answer.client not in reached:
+        # What each client has after the news, before it trains: the state of those that do not answer.
+        states = {u.client: catch_up(u.state, news[u.client]) for u in clients.updates}
+        unanswered = {client: sent for client, sent in news.items() if client not in clients.silent}
+        for answer in context.exchange(dict(unanswered), stage):
+            if answer.client not in unanswered:
                 continue
-            wanted = {name: caught[answer.client][name] for name in stage.send}
+            expected = {name: states[answer.client][name] for name in stage.send}
             try:
-                caught[answer.client] |= check_update(answer, wanted).state
+                states[answer.client] |= check_update(answer, expected).state
             except BadUpdate as bad:
                 log.warning("stage %d: %s", stage.number, bad)
                 continue
-            caught[answer.client] |= {alias: caught[answer.client][name] for alias, name in aliases.items()}
-            del reached[answer.client]
-        for client in reached:
+            states[answer.client] |= {alias: states[answer.client][name] for alias, name in aliases.items()}
+            del unanswered[answer.client]
+        for client in unanswered:
             log.warning("stage %d: client %d stays at what it sent last, and is not asked again", stage.number, client)
-        after = self._start([replace(u, state=caught[u.client]) for u in clients.updates], context)
-        after.done, after.settled, after.silent = clients.done, frozen, clients.silent | set(reached)
+        after = self._start([replace(u, state=states[u.client]) for u in clients.updates], context)
+        after.done, after.settled, after.silent = clients.done, frozen, clients.silent | set(unanswered)
         return after
 
     def _merged(self, clients: Clients, names: Collection[str], context: MergeContext) -> dict[str, Tensor]:
-        """Every tensor of these combined over the clients that have its neurons, in global coordinates."""
+        """These tensors in global coordinates, each combined over the clients that have its neurons."""
         carried = clients.carried()
         if not isinstance(self.combiner, FedAvg):
             parts = [
@@ -127,22 +133,22 @@ class FedMA(Layerwise):
 
 
 def _settled(spec: PermutationSpec, trained: State, done: Collection[int]) -> set[str]:
-    """Names of parameters that neurons come out of and all of whose groups are matched."""
+    """Names of parameters that are final: they produce neurons, and every group that they touch is matched."""
     groups: dict[str, set[int]] = {}
     produced = set()
-    for (name, _), standing in spec.touching.items():
-        groups.setdefault(name, set()).update(i for i, _ in standing)
-        if any(site.role == "out" for _, site in standing):
+    for (name, _), touching in spec.touching.items():
+        groups.setdefault(name, set()).update(i for i, _ in touching)
+        if any(site.role == "out" for _, site in touching):
             produced.add(name)
     return {name for name in trained if name in produced and groups[name] <= set(done)}
 
 
-def _asked(clients: Clients, upcoming: Unit) -> set[str]:
-    """Names of parameters that a layer is matched by, or that are settled once it is."""
+def _wanted_for(clients: Clients, upcoming: Unit) -> set[str]:
+    """Names of parameters by which the upcoming layer is matched, and of those that are final once it is."""
     spec, known = clients.specs[0], clients.done | set(upcoming.members)
     groups: dict[str, set[int]] = {}
-    for (name, _), standing in spec.touching.items():
-        others = {i for i, site in standing if site.role != "out" or i in known}
+    for (name, _), touching in spec.touching.items():
+        others = {i for i, site in touching if site.role != "out" or i in known}
         groups.setdefault(name, set()).update(others)
     into = {s.parameter for g in upcoming.members for s in spec.groups[g].sites if s.role == "out"}
     described = {name for name in into if name in clients.trained[0] and groups[name] <= known}

@@ -1,4 +1,8 @@
-"""What PFNM and FedMA share: layers matched from the input on, each in the coordinates of those before."""
+"""What PFNM and FedMA share: layers are matched one after the other from the input on.
+
+Once a layer is matched, the next one is described in global coordinates: its incoming weights are re-ordered as the
+neurons of the matched layer were.
+"""
 
 from __future__ import annotations
 
@@ -37,28 +41,29 @@ log = logging.getLogger("fedmerge")
 
 @dataclass
 class Clients:
-    """Where a merge stands: every client's tensors and how they go into global coordinates.
+    """How far a merge has come: every client's tensors, and how they map to global coordinates.
 
     Parameters
     ----------
     updates
-        As they came, or as they came back from a stage of retraining.
+        The clients' updates as they were sent, at first or after the last stage of retraining.
     specs, trained
-        Symmetries and parameters of each, blocks being in the order of the first client's already.
+        Each client's symmetries and trained parameters. Blocks (such as attention heads) that are matched already are
+        in the order of the first client's.
     orders
         For each client, the permutations that bring its blocks into that order.
     plans
-        For each client, by group, the plan into global coordinates.
+        For each client, by group of neurons: the plan that maps its neurons to global ones.
     done
         Groups that are matched.
     heads
-        Tensors with a row for each class, where class counts tell how many there are.
+        Names of tensors with one row per class; empty where class counts are not known.
     counts
-        [clients, classes], or None.
+        [clients, classes], examples of each class at each client, or None.
     settled
-        Names of the tensors that are merged, and the same at all clients.
+        Names of the tensors that are merged already: all clients have the same values.
     silent
-        Clients that have not answered and are not asked any more.
+        Clients that failed to answer once; they are not asked again.
     """
 
     updates: list[ClientUpdate]
@@ -74,23 +79,23 @@ class Clients:
 
     @property
     def weights(self) -> list[float]:
-        """Of the clients, summing to 1."""
+        """The clients' weights, summing to 1."""
         return normalised([u.weight for u in self.updates])
 
     @property
     def say(self) -> list[float]:
-        """How much each counts in what is matched with what."""
+        """The clients' weights in matching, bounded so that none decides alone; see :func:`shares_of`."""
         return shares_of([u.weight for u in self.updates])
 
     def carried(self) -> list[dict[str, Tensor]]:
-        """All tensors in global coordinates, see :func:`~fedmerge.matching.growing.filled`."""
+        """Every client's tensors in global coordinates, see :func:`~fedmerge.matching.growing.filled`."""
         states = [s.apply(u.state, o) for s, u, o in zip(self.specs, self.updates, self.orders, strict=True)]
         return filled(self.specs, states, self.weights, self.plans)
 
 
 @dataclass(frozen=True)
 class Layerwise(Aligning):
-    """Matches layer after layer; subclasses say what describes a neuron and what happens between layers."""
+    """Match layer after layer; subclasses say what describes a neuron, and what happens between two layers."""
 
     may_change_width: ClassVar[bool] = True
 
@@ -119,11 +124,11 @@ class Layerwise(Aligning):
         """Output weights [n, positions * classes] that describe a neuron besides what goes into it."""
 
     def between(self, clients: Clients, upcoming: Unit | None, context: MergeContext) -> Clients:
-        """What happens when a layer is matched, before the `upcoming` one; None after the last."""
+        """Called after each layer is matched; `upcoming` is the next one, None after the last."""
         return clients
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
-        """Carry every client into the coordinates of the grown model."""
+        """Bring every client's parameters into the coordinates of the merged model, which may be wider."""
         if len(updates) == 1:
             yield from updates
             return
@@ -151,9 +156,9 @@ class Layerwise(Aligning):
         check_forms(specs, updates)
         counts = None
         if self.class_aware:
-            found = [u.statistic("class_counts")["class_counts"] for u in updates]
-            if len({len(c) for c in found}) == 1:
-                counts = torch.stack(found).cpu()  # they meet weights, which are numbers on the CPU
+            counts_sent = [u.statistic("class_counts")["class_counts"] for u in updates]
+            if len({len(c) for c in counts_sent}) == 1:
+                counts = torch.stack(counts_sent).cpu()  # weights, with which they are combined, are on the CPU
             else:
                 log.warning("%s: clients count different numbers of classes: the output layer is averaged", name)
         heads = [] if counts is None else outputs(specs[0], trained[0], counts.shape[1])
@@ -163,8 +168,10 @@ class Layerwise(Aligning):
     def _match(self, clients: Clients, position: int, generator: torch.Generator, context: MergeContext) -> None:
         """Match one layer.
 
-        A layer grows only where a grown model computes what it did: directions of an LSTM, say, have one width, and a
-        norm over all neurons counts those that a client lacks.
+        A layer is allowed to grow only if a client's model, widened by neurons that nothing uses, still computes the
+        same function. That fails, for instance, for the two directions of an LSTM, which share one width, and for a
+        norm over all neurons, which would count the added ones. Then the layer is matched again at the widest client's
+        width.
         """
         described = []
         for spec, state, plan in zip(clients.specs, clients.trained, clients.plans, strict=True):
@@ -191,34 +198,36 @@ class Layerwise(Aligning):
         clients.done |= set(unit.members)
 
     def _bears_growth(self, clients: Clients, context: MergeContext) -> bool:
+        """Whether the first client's model computes the same function in global coordinates as before."""
         own = clients.updates[0].state
         try:
-            # With the others' neurons in it, which nothing takes in: a tied tensor, or a norm of weights, does.
+            # The added neurons have no outgoing weights, yet a tied tensor or a norm of weights may still read them.
             grown = clients.carried()[0]
         except ModelError:
             return False
         return context.computes_alike(own, grown, type(self).__name__)
 
     def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
-        """``1 / sigma``, times how many examples a client has or, in output weights, how many of the class."""
+        """``1 / sigma`` times a client's share of all examples or, for output weights, of the examples of a class."""
         weights = torch.tensor(clients.say, dtype=torch.float64)
         shares = weights * len(weights) / weights.sum()
-        found = []
+        precisions = []
         for j, (own, *outgoing) in enumerate(described):
             vectors = [torch.full((own.shape[1],), float(shares[j]) / self.sigma, dtype=torch.float64)]
             for part in outgoing:
                 seen = clients.counts.double() if clients.counts is not None else weights[:, None]
                 frequency = seen[j] / seen.sum(0).clamp_min(1) / self.sigma
                 vectors.append(frequency.repeat(part.shape[1] // len(frequency)).clamp_min(1e-9))
-            found.append(torch.cat(vectors))
-        return found
+            precisions.append(torch.cat(vectors))
+        return precisions
 
 
 def _match_blocks(clients: Clients, position: int) -> None:
-    """Bring the blocks of a layer, and what is within them, into the order of the first client's, without growth.
+    """Bring a layer's blocks, and the neurons within them, into the order of the first client's; no growth.
 
-    Each client's are matched to the weighted mean of those before it by what goes into them; where members of two
-    kinds cross, to the first client's.
+    Blocks are compared by their incoming weights. Each client's blocks are matched to the weighted mean of the clients
+    before it. Where a neuron belongs to two kinds of blocks at once, a mean is not defined, and they are matched to the
+    first client's.
 
     Raises
     ------
@@ -256,12 +265,12 @@ def _match_blocks(clients: Clients, position: int) -> None:
 
 
 def _described(spec: PermutationSpec, state: State, unit: Unit, done: set[int], plan: Plans) -> list[Tensor]:
-    """What goes into the blocks, and into the members of each kind."""
+    """Incoming weights of the blocks, then those of the neurons within them, one tensor for each kind."""
     return [incoming(spec, state, sites, done, plan) for sites in (unit.sites, *unit.kind_sites)]
 
 
 def _in_step(updates: Sequence[ClientUpdate], context: MergeContext) -> bool:
-    """Whether all clients started from a merged model, whose order of neurons they share since."""
+    """Whether all clients started from a merged model: then their neurons are in one order already."""
     base = context.base
     if base is None or context.round < 2:
         return False
