@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.errors import DataError
 
-__all__ = ["IGNORED", "checked_examples"]
+__all__ = ["IGNORED", "as_tensor", "checked_examples"]
 
 IGNORED = -100
 """The label that does not count: that of padding, as in ``torch.nn.functional.cross_entropy``."""
@@ -19,7 +21,7 @@ IGNORED = -100
 _MOST_AXES_OF_SEQUENCES = 3
 
 
-def checked_examples(x: Any, y: Any, what: str = "") -> tuple[Tensor, Tensor]:
+def checked_examples(x: Any, y: Any, what: str = "", rows: NDArray[np.int64] | None = None) -> tuple[Any, Tensor]:
     """Inputs and labels as training takes them.
 
     NumPy arrays become tensors (of float64 the default dtype), whole numbers and booleans as labels become int64, and
@@ -28,11 +30,13 @@ def checked_examples(x: Any, y: Any, what: str = "") -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     x
-        Inputs [n, ...].
+        Inputs [n, ...], or a tuple or mapping of such tensors, as the model is called with them.
     y
         Labels [n, ...].
     what
         Whose they are, in front of an error.
+    rows
+        Their numbers in a larger data set, where they are a batch of it.
 
     Raises
     ------
@@ -46,14 +50,9 @@ def checked_examples(x: Any, y: Any, what: str = "") -> tuple[Tensor, Tensor]:
     (torch.float32, tensor([0, 1]))
     """
     what = f"{what}: " if what else ""
-    inputs, labels = _tensor(x, f"{what}inputs"), _tensor(y, f"{what}labels")
-    if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
-        raise DataError(
-            f"{what}inputs have shape {list(inputs.shape)}, labels {list(labels.shape)}: give each example a label, "
-            "both with examples on the first axis"
-        )
-    _check_finite(inputs, f"{what}inputs")
-    _check_finite(labels, f"{what}labels")
+    labels = as_tensor(y, f"{what}labels")
+    inputs = _inputs(x, labels, f"{what}inputs", rows)
+    _check_finite(labels, f"{what}labels", rows)
     if labels.is_complex():
         raise DataError(f"{what}labels are complex numbers: pass class numbers, int64")
     if not labels.is_floating_point():
@@ -63,12 +62,37 @@ def checked_examples(x: Any, y: Any, what: str = "") -> tuple[Tensor, Tensor]:
     return inputs, labels
 
 
-def _one_position(inputs: Tensor) -> bool:
+def _inputs(x: Any, labels: Tensor, what: str, rows: NDArray[np.int64] | None) -> Any:
+    """Inputs in the form that they have, each tensor of them checked."""
+    if isinstance(x, Mapping) and len(x):
+        return {key: _inputs(part, labels, f"{what} {key!r}", rows) for key, part in x.items()}
+    if isinstance(x, tuple) and len(x):
+        return tuple(_inputs(part, labels, f"{what}[{i}]", rows) for i, part in enumerate(x))
+    inputs = as_tensor(x, what)
+    if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
+        raise DataError(
+            f"{what} have shape {list(inputs.shape)}, labels {list(labels.shape)}: give each example a label, "
+            "both with examples on the first axis"
+        )
+    _check_finite(inputs, what, rows)
+    return inputs
+
+
+def _one_position(inputs: Any) -> bool:
     """Whether inputs may be sequences of length 1, whose labels [n, 1] are what they should be."""
+    if not isinstance(inputs, Tensor):
+        return True  # who hands over several tensors knows what the model makes of each
     return 1 < inputs.ndim <= _MOST_AXES_OF_SEQUENCES and inputs.shape[1] == 1
 
 
-def _tensor(value: Any, what: str) -> Tensor:
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A tensor as it is, a NumPy array as one.
+
+    Raises
+    ------
+    DataError
+        It is something else.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise DataError(f"{what} are a sparse tensor: pass tensor.to_dense()")
@@ -87,14 +111,15 @@ def _tensor(value: Any, what: str) -> Tensor:
     return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 
-def _check_finite(tensor: Tensor, what: str) -> None:
+def _check_finite(tensor: Tensor, what: str, numbers: NDArray[np.int64] | None) -> None:
     if not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.sum().isfinite()):
         return  # a finite sum has finite terms
     bad = ~torch.isfinite(tensor)
     if bool(bad.any()):
         rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()
         kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+        first = int(rows[0]) if numbers is None else int(numbers[int(rows[0])])
         raise DataError(
-            f"{what} hold {kind}, in {len(rows)} of {len(bad)} examples, first in example {int(rows[0])}: leave these "
+            f"{what} hold {kind}, in {len(rows)} of {len(bad)} examples, first in example {first}: leave these "
             "out, or fill them in (torch.nan_to_num)"
         )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.aggregators.base import check_range
 from fedmerge.data import ClientData
+from fedmerge.data.example_sets import ChangedExamples, TensorExamples
 from fedmerge.data.examples import IGNORED
 from fedmerge.errors import ConfigError
 from fedmerge.registry import register
@@ -54,7 +56,14 @@ class LabelFlip(Attack):
 
     def poisoned(self, data: ClientData, classes: int, generator: np.random.Generator) -> ClientData:
         """All labels mirrored."""
-        return replace(data, train_y=torch.where(data.train_y == IGNORED, IGNORED, classes - 1 - data.train_y))
+
+        def flipped(x: Any, y: Tensor, rows: object = None) -> tuple[Any, Tensor]:
+            return x, torch.where(y == IGNORED, IGNORED, classes - 1 - y)
+
+        whole = data.train.tensors
+        return data.trained_on(
+            ChangedExamples(data.train, flipped) if whole is None else TensorExamples(*flipped(*whole))
+        )
 
 
 @register("sign_flip", paper="arXiv:1811.03761")
@@ -196,11 +205,18 @@ class Backdoor(Attack):
         """A share of the examples, drawn at random, with patch and target."""
         if self.target >= classes:
             raise ConfigError(f"the backdoor's target is class {self.target}, the data set has 0 to {classes - 1}")
-        drawn = generator.permutation(len(data))[: math.ceil(self.share * len(data))]
-        chosen = torch.from_numpy(drawn)
-        x, y = data.train_x.clone(), data.train_y.clone()
-        x[chosen], y[chosen] = self.stamped(x[chosen]), self.target
-        return replace(data, train_x=x, train_y=y)
+        chosen = np.zeros(len(data), dtype=bool)
+        chosen[generator.permutation(len(data))[: math.ceil(self.share * len(data))]] = True
+
+        def patched(x: Tensor, y: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+            here = torch.from_numpy(chosen[rows])
+            x, y = x.clone(), y.clone()
+            x[here], y[here] = self.stamped(x[here]), self.target
+            return x, y
+
+        if data.train.tensors is None:
+            return data.trained_on(ChangedExamples(data.train, patched))
+        return data.trained_on(TensorExamples(*patched(*data.train.tensors, np.arange(len(data)))))
 
     def sent(self, state: State, base: State, generator: torch.Generator) -> State:
         """The update, longer where a scale asks for it."""

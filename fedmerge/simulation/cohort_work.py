@@ -21,8 +21,9 @@ from fedmerge.strategies.client_side import ClientSide
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
 from fedmerge.strategies.measure import measured
 from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays
-from fedmerge.training import EngineChoice, Participant, TrainingReport, batches, choose_engine, train_cohort
+from fedmerge.training import EngineChoice, Participant, TrainingReport, choose_engine, train_cohort
 from fedmerge.training.engine import has_stacked_loss
+from fedmerge.training.local import batches_to_measure
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.update import StackedUpdates
 
@@ -122,12 +123,12 @@ class _Work:
                 if self._side.mishaps is not None:
                     self._side.mishaps.begin(client, self.round)
                 data = client_data(self._side.data_fn, client, self._total)
-                participant = Participant(client, data.train_x, data.train_y)
+                participant = Participant(client, data.train)
             except FAILURES as problem:
                 self._fail(node, problem)
                 continue
             if not checked:
-                self._side.check_outputs(self.module, participant.x)
+                self._side.check_outputs(self.module, participant.data)
                 checked = True
             yield node, participant
 
@@ -165,7 +166,7 @@ class _Work:
         named = {"seed": self.seed, "client": one.client, "round": self.round}
         try:
             model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
-            report = self._side.fit(model, one.x, one.y, self.settings, **named)
+            report = self._side.fit(model, one.data, self.settings, **named)
             sent, error = self._statistics(model, one, report)
         except FAILURES as problem:
             self._fail(node, problem)
@@ -219,7 +220,7 @@ class _Work:
     ) -> tuple[dict[str, State], float | None]:
         if not self._order.pipeline.needs:
             return {}, None
-        loader = list(batches(one.x, one.y, device=next(model.parameters()).device))
+        loader = batches_to_measure(one.data, next(model.parameters()).device)
         sent, error = measured(self._order.config, model, loader, report, self._side.task)
         return dict(sent), error
 
@@ -257,7 +258,7 @@ class _Work:
         sent: list[dict[str, State]],
         errors: list[float | None],
     ) -> StackedUpdates:
-        examples = [len(one.x) for _, one in block]
+        examples = [len(one.data) for _, one in block]
         each = state_bytes({name: tensor[0] for name, tensor in states.items()})
         withheld = bool(self._order.config.get(WITHHOLD_KEY))
         for (node, one), n, report, error in zip(block, examples, reports, errors, strict=True):

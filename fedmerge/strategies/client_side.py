@@ -10,9 +10,10 @@ from typing import Protocol
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.data.client_data import ClientData, client_data
+from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
@@ -35,7 +36,7 @@ from fedmerge.strategies.wire import (
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
-from fedmerge.training.local import LocalTraining, batches, train
+from fedmerge.training.local import LocalTraining, batches_to_measure, train
 from fedmerge.training.model_snapshot import ModelSnapshot
 from fedmerge.training.report import TrainingReport
 
@@ -102,9 +103,9 @@ class ClientSide:
         for name, parameter in model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
-        self.check_outputs(model, data.train_x)
+        self.check_outputs(model, data.train)
         with self._told(model):
-            report = self.fit(model, data.train_x, data.train_y, settings, seed=seed, client=partition, round=round)
+            report = self.fit(model, data.train, settings, seed=seed, client=partition, round=round)
         if config.get("batch-norm") == "local":
             buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
             context.state[_LOCAL_BUFFERS] = to_arrays(buffers)
@@ -115,17 +116,17 @@ class ClientSide:
             sent = dict(mishaps.sent(sent, partition, round))
         reply = RecordDict({"arrays": to_arrays(sent)})
         loss = {} if config.get(WITHHOLD_KEY) else {"train_loss": report.loss}
-        reply["metrics"] = MetricRecord({"num-examples": len(data.train_x), **loss, STEPS_KEY: report.steps})
+        reply["metrics"] = MetricRecord({"num-examples": len(data), **loss, STEPS_KEY: report.steps})
         self._measure(reply, message, model, data, report)
         return self._send(message, partition, reply)
 
     def fit(
-        self, model: nn.Module, x: Tensor, y: Tensor, settings: LocalTraining, *, seed: int, client: int, round: int
+        self, model: nn.Module, data: Examples, settings: LocalTraining, *, seed: int, client: int, round: int
     ) -> TrainingReport:
         """Train one client's model in place, and leave in it what the client sends."""
         parameters = {name: p.detach() for name, p in model.named_parameters()}
         base = {} if self.tamper is None else {name: p.clone() for name, p in parameters.items()}
-        report = train(model, x, y, settings, seed=seed, client=client, round=round, task=self.task)
+        report = train(model, data, None, settings, seed=seed, client=client, round=round, task=self.task)
         if self.tamper is not None:
             for name, tensor in self.tamper(parameters, base, client, round).items():
                 parameters[name].copy_(tensor)
@@ -153,9 +154,9 @@ class ClientSide:
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
         found = Judged()
-        if len(data.held_out_x):
+        if len(data.held_out):
             with self._told(model):
-                found = judge(model, data.held_out_x, data.held_out_y, what=f"client {partition}", task=self.task)
+                found = judge(model, data.held_out, what=f"client {partition}", task=self.task)
         # Of several labels each counts, so that means over clients are means over all labels.
         metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss})
         if found.hits is not None:  # numbers are not right or wrong
@@ -166,7 +167,7 @@ class ClientSide:
         """Measure the model sent."""
         model, _ = self._receive(message, context)
         partition, data = self._data(context)
-        reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data.train_x)})})
+        reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data)})})
         with self._told(model):
             self._measure(reply, message, model, data, None)
         return self._send(message, partition, reply)
@@ -175,7 +176,7 @@ class ClientSide:
         """Judge models, and measure sums at them, that a merge goes through."""
         partition, data = self._data(context)
         device = next(self.template.parameters()).device
-        loader = list(batches(data.train_x, data.train_y, device=device))
+        loader = batches_to_measure(data.train, device)
         generator = self._noise(message, partition)
         reply = answer_questions(message, context, self.template, loader, generator, self.task)
         return self._send(message, partition, reply)
@@ -230,9 +231,9 @@ class ClientSide:
         except (ModelError, RuntimeError) as error:
             raise self._misfit(error) from error
 
-    def check_outputs(self, model: nn.Module, inputs: Tensor) -> None:
+    def check_outputs(self, model: nn.Module, data: Examples) -> None:
         """Make sure that the model sent goes with this client's own, see :func:`check_outputs`."""
-        check_outputs(model, self.template, inputs)
+        check_outputs(model, self.template, data)
 
     def _fitted(self, state: State) -> nn.Module:
         """A model with these tensors; at its usual widths always the same one, which no message keeps."""
@@ -272,8 +273,7 @@ class ClientSide:
     def _measure(
         self, reply: RecordDict, message: Message, model: nn.Module, data: ClientData, report: TrainingReport | None
     ) -> None:
-        # A list, for every statistic reads it from the start; its tensors are views of the client's own.
-        loader = list(batches(data.train_x, data.train_y, device=next(model.parameters()).device))
+        loader = batches_to_measure(data.train, next(model.parameters()).device)
         add_statistics(reply, message, model, loader, report, task=self.task)
 
     @staticmethod

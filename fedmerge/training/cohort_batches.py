@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmerge.data.examples import IGNORED, checked_examples
+from fedmerge.data.client_data import examples_of
+from fedmerge.data.example_sets import Examples
+from fedmerge.data.examples import IGNORED
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.tasks import Classification
 from fedmerge.tasks.class_axis import check_classes
@@ -31,7 +34,13 @@ class Participant:
     client
         Names the client's random streams, as in `fedmerge.training.train`.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T].
+        Inputs [n, ...] and labels [n] or [n, T]; or, without `y`, examples in another form, see
+        :class:`~fedmerge.data.ClientData`, which train one client after the other.
+
+    Attributes
+    ----------
+    data : Examples
+        The same in any form; where they are not in memory, `x` and `y` are None.
 
     Raises
     ------
@@ -45,13 +54,20 @@ class Participant:
     """
 
     client: int
-    x: Tensor
-    y: Tensor
+    x: Any
+    y: Any = None
+    data: Examples = field(init=False)
 
     def __post_init__(self) -> None:
-        x, y = checked_examples(self.x, self.y, f"client {self.client}")
-        object.__setattr__(self, "x", x)
-        object.__setattr__(self, "y", y)
+        data = examples_of(self.x, self.y, f"client {self.client}")
+        x, y = data.tensors or (None, None)
+        for name, value in (("data", data), ("x", x), ("y", y)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def together(self) -> bool:
+        """Whether they may train stacked with those of others: a tensor of inputs, a tensor of labels."""
+        return isinstance(self.x, Tensor)
 
 
 def count_steps(examples: int, settings: LocalTraining) -> int:
@@ -78,6 +94,10 @@ def check_participants(participants: Sequence[Participant]) -> None:
     """
     if not participants:
         raise InvalidOption("there are no participants to train")
+    for one in participants:
+        if not one.together:
+            how = "read batch by batch" if one.x is None else "several tensors"
+            raise CannotStack(f"the examples of client {one.client} are {how}")
     first = participants[0]
     shapes = first.x.shape[1:], first.y.shape[1:]
     for one in participants:

@@ -58,7 +58,7 @@ def has_stacked_loss(task: Task | None, participants: Sequence[Participant]) -> 
     (True, False)
     """
     # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
-    torchs = task == Classification(where_unclear=1) and all(one.y.ndim == 1 for one in participants)
+    torchs = task == Classification(where_unclear=1) and all(one.together and one.y.ndim == 1 for one in participants)
     return torchs or task in (None, Classification())
 
 
@@ -91,7 +91,7 @@ def choose_engine(
     device = next(model.parameters()).device
     measure = measure or (lambda call: _seconds(call, device))
     few = participants[:_CLIENTS]
-    steps = min(_STEPS, max(count_steps(len(one.x), settings) for one in few))
+    steps = min(_STEPS, max(count_steps(len(one.data), settings) for one in few))
     trial = replace(settings, epochs=None, steps=steps)
 
     def serial() -> object:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
+from fedmerge.inputs import call
 
-__all__ = ["device_of", "told_of_types"]
+__all__ = ["device_of", "outputs_of", "told_of_types"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -30,6 +32,25 @@ def device_of(model: nn.Module) -> torch.device:
     if parameter is None:
         raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to train")
     return parameter.device
+
+
+def outputs_of(model: nn.Module, inputs: Any, what: str = "") -> Any:
+    """What the model makes of a batch's inputs: a tensor, or several, see :func:`fedmerge.inputs.arguments_of`.
+
+    Raises
+    ------
+    ModelError
+        The inputs are of another type than its parameters.
+
+    Examples
+    --------
+    >>> outputs_of(nn.Bilinear(2, 3, 1), (torch.zeros(4, 2), torch.zeros(4, 3))).shape
+    torch.Size([4, 1])
+    """
+    if isinstance(inputs, Tensor):
+        with told_of_types(model, inputs, what):
+            return model(inputs)
+    return call(model, inputs)
 
 
 @contextmanager

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.data.examples import checked_examples
+from fedmerge.data.client_data import examples_of
 from fedmerge.tasks import Task
 from fedmerge.tasks.class_axis import check_classes, classification_of
-from fedmerge.training.inputs import told_of_types
+from fedmerge.training.inputs import outputs_of
 from fedmerge.training.local import batches
 
 __all__ = ["Judged", "evaluate", "judge"]
@@ -52,7 +53,13 @@ class Judged:
 
 @torch.no_grad()
 def judge(
-    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512, what: str = "", task: Task | None = None
+    model: nn.Module,
+    x: Any,
+    y: Tensor | None = None,
+    *,
+    batch_size: int = 512,
+    what: str = "",
+    task: Task | None = None,
 ) -> Judged:
     """Sums of cross-entropy and hits of `model`, left in evaluation mode, over all labels of ``y`` that count.
 
@@ -61,7 +68,8 @@ def judge(
     model
         The model.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count.
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other form
+        that :class:`~fedmerge.data.ClientData` takes.
     batch_size
         Examples at a time.
     what
@@ -80,28 +88,36 @@ def judge(
     >>> judge(nn.Identity(), logits, labels).accuracy
     1.0
     """
-    x, y = checked_examples(x, y, what)
+    data = examples_of(x, y, what)
+    known = None if data.tensors is None else data.tensors[1]
     parameter = next(model.parameters(), None)
-    device = x.device if parameter is None else parameter.device
+    device = None if parameter is None else parameter.device
     model.eval()
     sums: dict[str, Tensor] = {}
-    for inputs, labels in batches(x, y, batch_size, device):
-        with told_of_types(model, inputs, what):
-            outputs = model(inputs)
-        if task is None:
-            task = classification_of(model, inputs, outputs, labels, what)
-            check_classes(y, outputs.shape[task.class_axis or 0], task, what)
-        elif not sums:
+    read = task is None
+    for inputs, labels in batches(data, None, batch_size, device):
+        outputs = outputs_of(model, inputs, what)
+        if read and (task is None or known is None):
+            task = found = classification_of(model, inputs, outputs, labels, what)
+            check_classes(labels if known is None else known, outputs.shape[found.class_axis or 0], found, what)
+        elif not read and task is not None and (not sums or known is None):
             task.check(outputs, labels)
+        assert task is not None
         for name, value in task.sums(outputs, labels).items():
             sums[name] = sums[name] + value if name in sums else value
-    found = {name: float(value) for name, value in sums.items()}
-    hits = int(found["hits"]) if "hits" in found else None if found else 0
-    return Judged(found.get("loss", 0.0), int(found.get("labels", 0)), hits)
+    total = {name: float(value) for name, value in sums.items()}
+    hits = int(total["hits"]) if "hits" in total else None if total else 0
+    return Judged(total.get("loss", 0.0), int(total.get("labels", 0)), hits)
 
 
 def evaluate(
-    model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512, what: str = "", task: Task | None = None
+    model: nn.Module,
+    x: Any,
+    y: Tensor | None = None,
+    *,
+    batch_size: int = 512,
+    what: str = "",
+    task: Task | None = None,
 ) -> tuple[float, float]:
     """Mean loss and accuracy of `model` over the labels of ``y`` that count; as :func:`judge`.
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.data.batches import batch_indices
-from fedmerge.data.examples import checked_examples
+from fedmerge.data.client_data import examples_of
+from fedmerge.data.example_sets import Examples
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import changed
 from fedmerge.keywords_told import tell_keywords
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
 from fedmerge.training.cross_entropy import CrossEntropy
-from fedmerge.training.inputs import device_of, told_of_types
+from fedmerge.training.inputs import device_of, outputs_of
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.usual_names import USUAL_NAMES
 
-__all__ = ["LocalTraining", "batches", "train"]
+__all__ = ["LocalTraining", "batches", "batches_to_measure", "moved", "train"]
 
 
 _USUAL_EPOCHS = 2
@@ -108,8 +109,8 @@ class LocalTraining:
 
 def train(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Tensor | None,
     settings: LocalTraining,
     *,
     seed: int,
@@ -124,7 +125,8 @@ def train(
     model
         The model sent out this round; its parameters on entry are theta_0 of the proximal term.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count.
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other form
+        that :class:`~fedmerge.data.ClientData` takes.
     seed, client, round
         Name the random stream of batches and dropout: the same three give the same result anywhere.
     task
@@ -146,8 +148,8 @@ def train(
     >>> train(model, x, y, LocalTraining(epochs=1, batch_size=4), seed=0, client=0, round=1).steps
     3
     """
-    x, y = checked_examples(x, y, f"client {client}")
-    if len(x) == 0:
+    data = examples_of(x, y, f"client {client}")
+    if len(data) == 0:
         raise InvalidOption(f"client {client} has no examples to train on")
     device = device_of(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -155,22 +157,23 @@ def train(
     optimizer = settings.make_optimizer(parameters)
     epochs, number = settings.length
     draws = generator(seed, "batches", client, round)
-    order = batch_indices(len(x), settings.batch_size, epochs=epochs, steps=number, generator=draws)
+    order = data.drawn(settings.batch_size, epochs=epochs, steps=number, generator=draws)
+    known = None if data.tensors is None else data.tensors[1]
     loss_of: Callable[[Tensor, Tensor], Tensor] | None = None if task is None else task.mean_loss
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed_global(integer_seed(seed, "dropout", client, round), device)
-        for rows in order:
-            index = torch.from_numpy(rows)
+        for batch in order:
             optimizer.zero_grad(set_to_none=True)
-            inputs, labels = x[index].to(device), y[index].to(device)
-            with told_of_types(model, inputs, f"client {client}"):
-                outputs = model(inputs)
-            if task is not None and steps == 0:
+            inputs, labels = moved(batch, device)
+            outputs = outputs_of(model, inputs, f"client {client}")
+            if task is not None and (steps == 0 or known is None):
                 task.check(outputs, labels)
-            if loss_of is None:
-                loss_of = CrossEntropy.of(model, inputs, outputs, labels, y, f"client {client}")
+            if task is None and (loss_of is None or known is None):
+                seen = labels if known is None else known
+                loss_of = CrossEntropy.of(model, inputs, outputs, labels, seen, f"client {client}")
+            assert loss_of is not None
             loss = loss_of(outputs, labels)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, origin in zip(parameters, start, strict=False):
@@ -179,8 +182,8 @@ def train(
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
-            total += loss.detach() * len(rows)
-            steps, examples = steps + 1, examples + len(rows)
+            total += loss.detach() * len(labels)
+            steps, examples = steps + 1, examples + len(labels)
     return settings.report(steps, float(total) / examples)
 
 
@@ -192,9 +195,37 @@ def _seed_global(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
+def moved(batch: tuple[Any, Tensor], device: torch.device | None) -> tuple[Any, Tensor]:
+    """Inputs of any form, and targets, on a device."""
+    inputs, targets = batch
+    return changed(inputs, lambda tensor: tensor.to(device)), targets.to(device)
+
+
 def batches(
-    x: Tensor, y: Tensor, batch_size: int = 512, device: torch.device | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All examples in order, `batch_size` at a time, on `device`."""
-    for inputs, labels in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-        yield inputs.to(device), labels.to(device)
+    x: Any, y: Tensor | None = None, batch_size: int = 512, device: torch.device | None = None
+) -> Iterator[tuple[Any, Tensor]]:
+    """All examples in order, `batch_size` at a time, on `device`; `x` and `y` as for :func:`train`."""
+    for batch in examples_of(x, y).in_order(batch_size):
+        yield moved(batch, device)
+
+
+def batches_to_measure(examples: Examples, device: torch.device | None = None) -> Iterable[tuple[Any, Tensor]]:
+    """All examples in order, to be read as often as it takes: views of tensors, else read anew each time.
+
+    Examples
+    --------
+    >>> from fedmerge.data.client_data import examples_of
+    >>> found = batches_to_measure(examples_of([(torch.zeros(2), 0), (torch.ones(2), 1)]))
+    >>> [len(y) for x, y in found], [len(y) for x, y in found]
+    ([2], [2])
+    """
+    return list(batches(examples, device=device)) if examples.tensors is not None else _Rereadable(examples, device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rereadable:
+    examples: Examples
+    device: torch.device | None
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        return batches(self.examples, device=self.device)

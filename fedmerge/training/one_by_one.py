@@ -35,7 +35,7 @@ def train_one_by_one(
     reports = []
     with _borrowed(model) as fresh:
         for index, one in enumerate(participants):
-            reports.append(train(model, one.x, one.y, settings, seed=seed, client=one.client, round=round))
+            reports.append(train(model, one.data, None, settings, seed=seed, client=one.client, round=round))
             for name, tensor in model.state_dict().items():
                 if index == 0:
                     states[name] = tensor.new_empty(len(participants), *tensor.shape)

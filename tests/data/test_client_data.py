@@ -92,7 +92,7 @@ BAD = {
     "nan in an array": (with_hole(torch.nan).numpy(), Y, "NaN"),
     "nan labels": (X, with_hole(torch.nan), "labels hold NaN"),
     "list": (X.tolist(), Y, "inputs are a list: pass a tensor"),
-    "dict": ({"x": X}, Y, "inputs are a dict"),
+    "lists in a dict": ({"x": X.tolist()}, Y, "inputs 'x' are a list"),
     "text": (X, np.array(["a", "b", "a", "b"]), "array of <U1: pass numbers"),
     "objects": (X, np.array([1, None, 2, 3], dtype=object), "array of object"),
     "complex": (X, Y * 1j, "complex"),

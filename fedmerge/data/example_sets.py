@@ -1,0 +1,318 @@
+"""Examples in any form behind one small interface: how many there are, batches to train on, batches to measure on.
+
+Everything that trains, judges or measures asks for batches here and never for tensors, so that examples that do not fit
+into memory are read when their batch is due and forgotten after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmerge.data.batches import batch_indices
+from fedmerge.data.collating import Batch, as_batch_of, collated, read_rows
+from fedmerge.data.examples import checked_examples
+from fedmerge.errors import DataError, FedMergeError
+from fedmerge.inputs import changed
+
+__all__ = ["BatchFunction", "BatchMaker", "ChangedExamples", "DatasetExamples", "Examples", "TensorExamples"]
+
+Rows = NDArray[np.int64]
+
+BatchMaker = Callable[[int, np.random.Generator | None], Iterable[Any]]
+"""``batches(batch_size, generator)``: one pass over the examples; in an order of its own choice where there is no
+generator, the same every time."""
+
+_USUAL_BATCH = 512
+
+
+class Examples(ABC):
+    """Examples that can be read in batches; ``len()`` is how many there are.
+
+    Subclasses say how rows are read (:meth:`take`); which rows make up a batch is decided here, by the same draws for
+    all of them.
+    """
+
+    what: str = ""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, rows: Rows) -> Batch:
+        """Inputs and targets of these rows, numbered from 0."""
+
+    @property
+    def tensors(self) -> tuple[Any, Tensor] | None:
+        """Inputs and targets of all examples where they are in memory, None where they are read batch by batch."""
+        return None
+
+    def drawn(
+        self,
+        batch_size: int,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        generator: np.random.Generator,
+    ) -> Iterator[Batch]:
+        """Batches for training, see :func:`~fedmerge.data.batches.batch_indices`."""
+        for rows in batch_indices(len(self), batch_size, epochs=epochs, steps=steps, generator=generator):
+            yield self.take(rows)
+
+    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
+        """All examples, always in the same order, for measuring and judging."""
+        for start in range(0, len(self), batch_size):
+            yield self.take(np.arange(start, min(start + batch_size, len(self))))
+
+    def first(self, number: int = 2) -> Batch | None:
+        """The first examples, to show what they look like; None where there are none."""
+        return self.take(np.arange(min(number, len(self)))) if len(self) else None
+
+    def of(self, owner: str) -> Examples:
+        """The same examples, with whose they are in front of errors."""
+        twin = copy.copy(self)
+        twin.what = f"{owner}: {self.what}"
+        return twin
+
+
+class TensorExamples(Examples):
+    """Examples in memory.
+
+    Parameters
+    ----------
+    x, y
+        Inputs [n, ...], or a tuple or mapping of such tensors, and targets [n, ...], as
+        :func:`~fedmerge.data.examples.checked_examples` takes them.
+    what
+        Whose they are, in front of an error.
+
+    Examples
+    --------
+    >>> mine = TensorExamples(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
+    >>> [len(targets) for inputs, targets in mine.in_order(2)]
+    [2, 1]
+    """
+
+    def __init__(self, x: Any, y: Any, what: str = "") -> None:
+        self.x, self.y = checked_examples(x, y, what)
+        self.what = what
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: Rows) -> Batch:
+        """Copies of these rows."""
+        return self._at(torch.from_numpy(rows))
+
+    @property
+    def tensors(self) -> tuple[Any, Tensor]:
+        """All of them."""
+        return self.x, self.y
+
+    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
+        """Views of the tensors."""
+        for start in range(0, len(self), batch_size):
+            yield self._at(slice(start, start + batch_size))
+
+    def first(self, number: int = 2) -> Batch | None:
+        """Views of the first rows; of none too, which tell shapes and types."""
+        return self._at(slice(number))
+
+    def _at(self, index: slice | Tensor) -> Batch:
+        if isinstance(self.x, Tensor):
+            return self.x[index], self.y[index]
+        return changed(self.x, lambda tensor: tensor[index]), self.y[index]
+
+
+class DatasetExamples(Examples):
+    """Examples that a map-style data set reads one by one, each time that a batch of them is due.
+
+    Parameters
+    ----------
+    dataset
+        Has ``len()`` and gives example i as ``dataset[i]``, or several as ``dataset.__getitems__(rows)``.
+    collate_fn
+        Makes ``(inputs, targets)`` of a list of examples. Where not given, see
+        :func:`~fedmerge.data.collating.collated`.
+    what
+        Whose they are, in front of an error.
+
+    Examples
+    --------
+    >>> pairs = torch.utils.data.TensorDataset(torch.arange(3.0)[:, None], torch.tensor([0, 1, 0]))
+    >>> DatasetExamples(pairs).take(np.array([2, 1]))[1]
+    tensor([0, 1])
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = None, what: str = "") -> None:
+        self.dataset, self.collate_fn, self.what = dataset, collate_fn, what
+        self._length = _length(dataset, what)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, rows: Rows) -> Batch:
+        """These rows, read now.
+
+        Raises
+        ------
+        DataError
+            One cannot be read, they do not make a batch, or one holds NaN or infinite values.
+        """
+        found = read_rows(self.dataset, rows.tolist(), self.what)
+        try:
+            batch = collated(found) if self.collate_fn is None else self.collate_fn(found)
+        except FedMergeError:
+            raise
+        except Exception as error:  # a person's own function may raise anything
+            own = "the default collation" if self.collate_fn is None else "collate_fn"
+            raise DataError(
+                f"{_front(self.what)}{own} makes no batch of {len(rows)} examples ({type(error).__name__}: {error}). "
+                "Give all examples the same shape, or pass a collate_fn that makes (inputs, targets) of a list"
+            ) from error
+        return as_batch_of(batch, self.what, rows)
+
+
+class BatchFunction(Examples):
+    """Examples that a function gives as batches.
+
+    Parameters
+    ----------
+    function
+        ``batches(batch_size, generator)`` gives ``(inputs, targets)`` for one pass over the examples: in an order drawn
+        from the :class:`numpy.random.Generator`, or in a fixed one where it is None. Where it has a ``len()``, that is
+        the number of examples; else a first pass counts them.
+    what
+        Whose they are, in front of an error.
+
+    Examples
+    --------
+    >>> def numbers(batch_size, generator):
+    ...     order = np.arange(5) if generator is None else generator.permutation(5)
+    ...     for start in range(0, 5, batch_size):
+    ...         rows = torch.from_numpy(order[start : start + batch_size])
+    ...         yield rows[:, None].float(), rows % 2
+    >>> mine = BatchFunction(numbers)
+    >>> len(mine), [y.tolist() for x, y in mine.in_order(3)]
+    (5, [[0, 1, 0], [1, 0]])
+    """
+
+    def __init__(self, function: BatchMaker, what: str = "") -> None:
+        self.function, self.what = function, what
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        if hasattr(self.function, "__len__"):
+            return _length(self.function, self.what)
+        return sum(len(targets) for _, targets in self.in_order())
+
+    def take(self, rows: Rows) -> Batch:
+        """Not to be had.
+
+        Raises
+        ------
+        DataError
+            Always.
+        """
+        raise DataError(
+            f"{_front(self.what)}a function gives batches in its own order, single examples cannot be asked for: pass "
+            "a map-style data set"
+        )
+
+    def drawn(
+        self,
+        batch_size: int,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        generator: np.random.Generator,
+    ) -> Iterator[Batch]:
+        """As many passes as that takes, each drawn anew from `generator`."""
+        taken = passes = 0
+        while (epochs is None or passes < epochs) and (steps is None or taken < steps):
+            before = taken
+            for batch in self._pass(batch_size, generator):
+                yield batch
+                taken += 1
+                if taken == steps:
+                    return
+            passes += 1
+            if taken == before:
+                raise DataError(f"{_front(self.what)}the function of batches gave none in pass {passes} of training")
+
+    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
+        """One pass without a generator."""
+        return self._pass(batch_size, None)
+
+    def first(self, number: int = 2) -> Batch | None:
+        """The first batch of one pass of batches of this size."""
+        return next(self.in_order(number), None)
+
+    def _pass(self, batch_size: int, generator: np.random.Generator | None) -> Iterator[Batch]:
+        try:
+            for batch in self.function(batch_size, generator):
+                yield as_batch_of(batch, self.what)
+        except FedMergeError:
+            raise
+        except Exception as error:  # a person's own function may raise anything
+            raise DataError(
+                f"{_front(self.what)}the function of batches fails ({type(error).__name__}: {error}); it is called as "
+                "batches(batch_size, generator) and gives pairs (inputs, targets)"
+            ) from error
+
+
+class ChangedExamples(Examples):
+    """Other examples, each batch changed as it is read: how attacks poison what does not fit into memory.
+
+    Parameters
+    ----------
+    examples
+        The examples.
+    change
+        ``change(inputs, targets, rows)`` makes the batch that is seen instead; `rows` says which examples these are.
+
+    Examples
+    --------
+    >>> honest = TensorExamples(torch.zeros(3, 1), torch.tensor([0, 1, 0]))
+    >>> ChangedExamples(honest, lambda x, y, rows: (x, 1 - y)).take(np.array([0, 1]))[1]
+    tensor([1, 0])
+    """
+
+    def __init__(self, examples: Examples, change: Callable[[Any, Tensor, Rows], Batch]) -> None:
+        self.examples, self.change, self.what = examples, change, examples.what
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, rows: Rows) -> Batch:
+        """These rows, changed."""
+        return self.change(*self.examples.take(rows), rows)
+
+    def of(self, owner: str) -> Examples:
+        """The same examples, with whose they are in front of errors."""
+        return ChangedExamples(self.examples.of(owner), self.change)
+
+
+def _length(dataset: Any, what: str) -> int:
+    try:
+        return len(dataset)
+    except Exception as error:  # a person's own data set may raise anything
+        raise DataError(
+            f"{_front(what)}the number of examples of a {type(dataset).__name__} cannot be had "
+            f"({type(error).__name__}: {error}): give it a __len__ that returns a whole number"
+        ) from error
+
+
+def _front(what: str) -> str:
+    return f"{what}: " if what else ""
