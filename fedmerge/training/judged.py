@@ -68,8 +68,8 @@ def judge(
     model
         The model.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other form
-        that :class:`~fedmerge.data.ClientData` takes.
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other
+        form that :class:`~fedmerge.data.ClientData` takes.
     batch_size
         Examples at a time.
     what

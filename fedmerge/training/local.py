@@ -125,8 +125,8 @@ def train(
     model
         The model sent out this round; its parameters on entry are theta_0 of the proximal term.
     x, y
-        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other form
-        that :class:`~fedmerge.data.ClientData` takes.
+        Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other
+        form that :class:`~fedmerge.data.ClientData` takes.
     seed, client, round
         Name the random stream of batches and dropout: the same three give the same result anywhere.
     task
