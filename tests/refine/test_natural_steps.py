@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
-from fedmerge.questions import respond
+from fedmerge.questions import Question, respond
 from fedmerge.refine import NaturalGradient, Proposal, Refinement, RidgeHead, Step, refine
 from fedmerge.refine.budget import Budget
+from fedmerge.refine.natural_direction import natural_direction
 from fedmerge.refine.natural_gradient import GradientStep, NaturalStep, SecantStep
 from fedmerge.refine.subspace import blocks, coefficients
 from fedmerge.statistics import FisherKfac, LossGradient, Secants, StatisticsSettings
+from fedmerge.statistics.compression import state_bytes
 
 
 def net(seed=0, norm=False):
@@ -214,6 +217,51 @@ def test_the_budget_goes_to_factors_where_gradients_have_enough():
     assert two == pytest.approx(1.1 * least, rel=0.05)
     with pytest.raises(InvalidOption, match="budget leaves"):
         Budget(100.0).allowed(full, state, [], 1, 1)
+
+
+@pytest.mark.parametrize("damping", [0.04, 0.25])
+def test_each_factor_is_damped_by_the_root_of_the_damping_times_its_mean_diagonal(damping):
+    a, g = np.array([[4.0, 1.0], [1.0, 2.0]]), np.array([[1.0, 0.0, 0.5], [0.0, 3.0, 0.0], [0.5, 0.0, 2.0]])
+    gradient = np.array([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0]])
+    inner = a + np.sqrt(damping) * 3.0 * np.eye(2)  # (4 + 2) / 2
+    outer = g + np.sqrt(damping) * 2.0 * np.eye(3)  # (1 + 3 + 2) / 3
+    fisher = {"w.A": torch.from_numpy(a), "w.G": torch.from_numpy(g)}
+    found = natural_direction({"w": torch.zeros(3, 2)}, {"w": torch.from_numpy(gradient)}, fisher, damping)
+    np.testing.assert_allclose(found["w"], -np.linalg.inv(outer) @ gradient @ np.linalg.inv(inner))
+
+
+def test_a_diagonal_is_damped_by_the_damping_times_its_mean():
+    fisher, gradient = {"b.diag": torch.tensor([1.0, 5.0])}, {"b": torch.tensor([2.0, 3.0])}
+    found = natural_direction({"b": torch.zeros(2)}, gradient, fisher, 0.25)
+    np.testing.assert_allclose(found["b"], [-2 / (1 + 0.25 * 3), -3 / (5 + 0.25 * 3)])
+
+
+@dataclass(frozen=True)
+class CheapStep(RuinousStep):
+    """One that could do with any number of bytes."""
+
+
+def test_judgements_of_this_exchange_and_of_the_next_are_paid_before_anything_is_measured():
+    loss = torch.zeros(1, dtype=torch.float64).nbytes
+    for points, questions in ((10, 1), (0, 2), (7, 3)):
+        judged = loss * (points + 24 * questions)  # each question's proposal has about 24 points
+        found = Budget(9000.0).allowed(CheapStep(), {}, [], questions, points)
+        assert found == pytest.approx(0.18 * (9000 - judged) / questions)
+    with pytest.raises(InvalidOption, match="leaves 0 bytes"):
+        Budget(loss * (5 + 24.0)).allowed(CheapStep(), {}, [], 1, 5)
+    assert Budget(loss * (5 + 24.0) + 1).allowed(CheapStep(), {}, [], 1, 5) > 0
+
+
+def test_what_clients_have_sent_is_what_their_statistics_and_their_losses_weigh():
+    module, budget = net(), Budget(10_000.0)
+    directions = ({"0.bias": torch.ones(8)},)
+    question = Question(module.state_dict(), directions, tuple((float(i),) for i in range(6)), needs=(LossGradient(),))
+    answers = {client: respond(question, module, CLIENTS[client]) for client in (0, 1)}
+    size = state_bytes(answers[0].statistics["loss_gradient"]) + 6 * 8
+    # Client 0 sends twice, client 1 once; a client that is refused costs the others nothing.
+    assert budget.spend([(0, [answers[0]]), (1, [answers[1]])]) == size
+    assert budget.spend([(0, [answers[0]]), (2, [answers[1]] * 9)], refused=[2]) == size
+    assert budget.left == 10_000 - 2 * size
 
 
 def test_answers_about_another_number_of_directions_are_left_out(caplog):

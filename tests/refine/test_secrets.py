@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -294,3 +295,24 @@ def test_the_seed_of_masks_is_nobodys_to_know(net, clients, sent, caplog):
         masked(asked_at_hand(net, clients))([asked], range(4))
     assert (sent[0][1].values != sent[4][1].values).all()
     assert not any(str(value) in caplog.text for value in sent[0][1].values)
+
+
+@pytest.mark.parametrize("clients", [2, 3, 5])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_sums_fit_under_masks_up_to_a_bound_and_are_refused_beyond(clients, sign):
+    """Sums are multiples of 2**-32 modulo 2**64, half of it negative: with a bit to spare all may add up to 2**30."""
+    bound = 2.0**30 / clients
+    asked, everybody = [Question({}, points=((0.0,), (1.0,)))], range(clients)
+
+    def answered(number, losses=(0.0, 0.0)):
+        value = torch.tensor([number], dtype=torch.float64)
+        return [Answer(torch.tensor(losses, dtype=torch.float64), 1, 1, {"own": {"sum": value}})]
+
+    most = np.nextafter(bound, 0) // 1  # whole, so that fixed point rounds nothing
+    sent = [mask(asked, answered(sign * most), i, everybody, 5) for i in everybody]
+    assert float(unmask(sent, asked)[0].statistics["own"]["sum"]) == sign * most  # a mean over as many examples
+    with pytest.raises(InvalidOption, match=re.escape(f"sums beyond {bound:g}")):
+        mask(asked, answered(sign * 1.001 * bound), 0, everybody, 5)
+    # A point that diverged at every client is not chosen: its sum is the largest that there is, and still positive.
+    sent = [mask(asked, answered(0.0, (1.5, float("inf"))), i, everybody, 5) for i in everybody]
+    assert unmask(sent, asked)[0].losses.tolist() == pytest.approx([1.5 * clients, 2.0**30])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from flwr.app import ArrayRecord
@@ -33,6 +35,10 @@ def apart(partition):
 
 def unequal(partition):
     return model(WIDTHS[partition], seed=10 + partition)
+
+
+def apart_noting(partition):
+    return Noting(*apart(partition))
 
 
 class Heard(SimulationGrid):
@@ -78,6 +84,42 @@ def test_a_stage_is_a_message_round_in_which_each_layer_travels_once():
     told = [from_arrays(content["sources"]) for content in grid.sent[1]]
     assert any(told)
     assert all(index.shape == (6,) for sources in told for key, index in sources.items() if key == "1 2.weight")
+
+
+class Noting(nn.Sequential):
+    """Notes which examples it is trained on, in their order."""
+
+    batches: ClassVar[list[tuple[float, ...]]] = []
+
+    def __init__(self, *layers):
+        super().__init__(*(layers or model()))
+
+    def forward(self, x):
+        if self.training:
+            self.batches.append(tuple(x[:, 0].tolist()))
+        return super().forward(x)
+
+
+def test_stages_draw_batches_that_no_other_stage_nor_any_later_round_draws_again():
+    Noting.batches.clear()
+    exchanges = []
+
+    class Split(SimulationGrid):
+        def send_and_receive(self, messages, **keywords):
+            replies = list(super().send_and_receive(messages, **keywords))
+            exchanges.append(list(Noting.batches))
+            Noting.batches.clear()
+            return replies
+
+    app = client_app(Noting, tiny_data, training=LocalTraining(epochs=1, batch_size=16), own_model_fn=apart_noting)
+    strategy = FedMA(model_fn=model, example=EXAMPLE, fraction_evaluate=0.0, gamma=1e-3, retrain_epochs=2)
+    with Split(app, CLIENTS) as grid:
+        strategy.start(grid, ArrayRecord(model().state_dict()), num_rounds=6)
+    orders = [one for exchange in exchanges for one in exchange]
+    rounds = 6 * CLIENTS
+    assert len(orders) >= rounds + 2 * 2 * CLIENTS  # two stages of two epochs in the first round, at least
+    assert {len(one) for one in orders} == {8, 12, 16}  # an epoch is one batch, so its order is all that is drawn
+    assert len(set(orders)) == len(orders)
 
 
 def test_without_retraining_there_is_one_exchange():
