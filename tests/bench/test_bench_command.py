@@ -125,7 +125,7 @@ def test_usage_counts_processes_below_this_one():
     assert time.process_time() - started < 5
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_ray_workers_are_measured_with_all_their_processes():
     loop, one, two = rows(measure(Task(TINY, 2), ["loop", "fedmerge", "fedmerge-ray"]))
     assert (one["system"], one["workers"]) == ("fedmerge", 1)

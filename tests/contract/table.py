@@ -112,9 +112,7 @@ MIXES = dict.fromkeys(("copies", "still"), "it mixes neurons, even those of equa
 CLASSES_APART = dict.fromkeys(("ratios",), "the output layer goes by class counts and not by weights")
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 CLIPPED = {"one client": "an update beyond the bound is shortened by design"}
-TRAINED_ALREADY = dict.fromkeys(
-    ("modules", "bad models"), "it is refused where training is over, for it is a way to train"
-)
+TRAINED_ALREADY = dict.fromkeys(("modules",), "it is refused where training is over, for it is a way to train")
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",

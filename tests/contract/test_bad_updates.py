@@ -6,11 +6,37 @@ import pytest
 from torch import nn
 
 import fedmerge
-from fedmerge import BadUpdate, ClientUpdate, NoUsableUpdates
+from fedmerge import BadUpdate, ClientUpdate, NoUsableUpdates, intake
+from fedmerge.pipeline import Pipeline
 from tests.contract.laws import BAD_WEIGHTS, FAULTS, base, law, merged, modules, same, spoilt, updates
+from tests.contract.table import ROWS
+
+TWO = [row for row in ROWS if not row.options and row.method in ("fedavg", "rebasin")]
+"""One that adds updates up as they come, and one that collects them and knows the model: see the first test."""
+BOTH = pytest.mark.parametrize("row", TWO, ids=str)
 
 
 @law("bad updates")
+def test_every_method_gets_its_updates_through_the_same_check(row, monkeypatch, caplog):
+    """What that check does is then tested with two methods alone."""
+    checked, plain = [], intake.checked_update
+    monkeypatch.setattr(
+        intake, "checked_update", lambda sent, *a, **k: checked.append(sent.client) or plain(sent, *a, **k)
+    )
+    good = updates(row)
+    bad = [good[0], spoilt(good[1], "nan"), good[2]]
+    result = merged(row, bad)
+    assert type(row.pipeline()) is Pipeline
+    assert checked == [0, 1, 2]
+    without = merged(row, [good[0], good[2]])
+    assert same(result.state, without.state)
+    assert same(result.memory, without.memory)
+    assert result.accepted == (0, 2)
+    assert [dropped.client for dropped in result.dropped] == [1]
+    assert "client 1" in caplog.text
+
+
+@BOTH
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_update_is_dropped_and_listed_or_raised(row, fault, caplog):
     good = updates(row)
@@ -29,15 +55,21 @@ def test_a_bad_update_is_dropped_and_listed_or_raised(row, fault, caplog):
 
 
 @law("bad first")
-@pytest.mark.parametrize(("place", "fault"), [(0, "missing"), (2, "nan")])
-def test_a_bad_update_does_no_harm_wherever_it_stands(row, place, fault):
+def test_a_bad_first_update_does_no_harm(row):
+    """Nor does one of another form than the model: what methods make of a first update is never made of it."""
     sent = updates(row)
-    sent[place] = spoilt(sent[place], fault)
-    good = [update for update in sent if update.client != place]
-    assert same(merged(row, sent).state, merged(row, good).state)
+    result = merged(row, [spoilt(sent[0], "missing"), *sent[1:]])
+    assert same(result.state, merged(row, sent[1:]).state)
+    assert [dropped.client for dropped in result.dropped] == [0]
 
 
-@law("bad models")
+@BOTH
+def test_nor_does_a_bad_last_one(row):
+    sent = updates(row)
+    assert same(merged(row, [*sent[:2], spoilt(sent[2], "nan")]).state, merged(row, sent[:2]).state)
+
+
+@BOTH
 @pytest.mark.parametrize("fault", ["nan", "missing", "unknown", "shape", *BAD_WEIGHTS])
 def test_a_bad_model_at_hand_is_an_error_that_names_it(row, fault):
     place, (models, keywords) = 1, modules(row)
@@ -60,7 +92,7 @@ def test_a_bad_model_at_hand_is_an_error_that_names_it(row, fault):
     assert tensor.get(fault, "number of examples") in caught.value.reason
 
 
-@law("nothing usable")
+@BOTH
 def test_nothing_usable_is_an_error_that_says_why(row):
     bad = [spoilt(update, "nan") for update in updates(row)]
     with pytest.raises(NoUsableUpdates, match=r"0 usable updates.*0\.weight.*NaN"):

@@ -72,7 +72,7 @@ def test_two_to_five_copies_merge_to_the_function_that_they_have(method, options
     calibrate(model, images)
     spec = trace(model, images[:2])
     orders = [spec.identity(), *(spec.random(torch.Generator().manual_seed(i)) for i in range(4))]
-    for count in (2, 3, 4, 5):
+    for count in (2, 5):
         same = [copy.deepcopy(model) for _ in range(count)]
         other = [permuted(model, spec, orders[i]) for i in range(count)]
         assert difference(model, merged(same, method, options, images), images) < 1e-4, f"{count} identical"

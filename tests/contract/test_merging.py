@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedmerge import ClientUpdate
 from fedmerge.records import RunRecord, read_checkpoint
-from tests.contract.laws import DRAWN, WEIGHTS, base, copied, law, merged, same, updates
+from tests.contract.laws import DRAWN, WEIGHTS, base, copied, drawn, law, merged, same, updates
 from tests.federation import CLIENTS
 
 
@@ -38,25 +38,32 @@ def test_clients_that_did_not_move_leave_the_model_as_it_is(row):
         torch.testing.assert_close(result[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+ORDERS = ((1, 0, 2), (1, 2, 0), (2, 1, 0), (0, 2, 1), (2, 0, 1))
+"""All but that of the clients' numbers. The first two make all others, one after the other."""
+
+
 @law("order")
-@DRAWN
-@given(order=st.permutations(range(CLIENTS)))
-def test_order_of_arrival_changes_no_bit(row, order):
+def test_order_of_arrival_changes_no_bit(row):
     sent = updates(row)
-    assert same(merged(row, sent).state, merged(row, [sent[i] for i in order]).state)
+    straight = merged(row, sent).state
+    for order in ORDERS[:2] if row.traces else ORDERS:
+        assert same(straight, merged(row, [sent[i] for i in order]).state), order
 
 
 @law("ratios")
-@DRAWN
-@given(
-    scale=st.floats(1e-3, 1e5),
-    weights=st.lists(st.integers(1, 10_000), min_size=CLIENTS, max_size=CLIENTS),
-)
-def test_only_ratios_of_weights_matter(row, scale, weights):
-    one = merged(row, updates(row, weights=[float(w) for w in weights])).state
-    two = merged(row, updates(row, weights=[scale * w for w in weights])).state
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
+def test_only_ratios_of_weights_matter(row):
+    @drawn(row)
+    @given(
+        scale=st.floats(1e-3, 1e5),
+        weights=st.lists(st.integers(1, 10_000), min_size=CLIENTS, max_size=CLIENTS),
+    )
+    def holds(scale, weights):
+        one = merged(row, updates(row, weights=[float(w) for w in weights])).state
+        two = merged(row, updates(row, weights=[scale * w for w in weights])).state
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+    holds()
 
 
 SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=3)

@@ -276,7 +276,7 @@ def test_any_number_of_workers_gives_the_same_bits(method, batch_norm):
     assert len({tuple(one.client for one in a.trained) for a in answers}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_a_node_lost_in_mid_round_changes_nothing(ray_away, monkeypatch):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

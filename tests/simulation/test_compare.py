@@ -258,7 +258,7 @@ def test_checkpoints_are_whole_or_refused(tmp_path):
         read_checkpoint(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_two_ray_workers_give_the_same_record(tmp_path):
     one = compare(make_config(BASE), tmp_path / "here", ignore).runs
     two = compare(make_config(BASE, {"workers": 2}), tmp_path / "ray", ignore).runs

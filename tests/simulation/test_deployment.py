@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import ssl
 import stat
@@ -74,7 +75,7 @@ def assert_agrees(done, folder, methods):
     assert_nothing_left(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_with_tls_and_authentication_it_ends_with_the_simulations_model(tmp_path):
     """With one method in one round, for every message takes seconds; `make deploy` runs three."""
     config = CONFIG.replace("rounds = 2", "rounds = 1")
@@ -134,10 +135,15 @@ def test_given_up_or_ended_from_outside_it_ends_its_servers(tmp_path):
         ('[data]\nname = "digits"\n[partition]\nclient = 2', [], "Did you mean 'partition.clients'"),
     ],
 )
-def test_mistakes_end_before_anything_starts(tmp_path, text, arguments, words):
-    done = deploy(tmp_path, text, *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_mistakes_end_before_anything_starts(tmp_path, text, arguments, words, monkeypatch, capsys):
+    (tmp_path / "config.toml").write_text(text)
+    command = [SCRIPT, tmp_path / "config.toml", "--out", tmp_path / "out", *arguments]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert done.value.code == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

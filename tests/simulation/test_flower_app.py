@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -99,13 +100,13 @@ def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp
     assert_nothing_left(scratch)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_questions_about_the_merged_model_are_answered_there_as_well(tmp_path, scratch):
     assert_same_model(*ran(tmp_path, scratch, QUESTIONED, "fedkfac"), 1e-4)
     assert_nothing_left(scratch)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_a_server_that_raises_fails_the_script_with_the_reason(tmp_path, scratch):
     """`flwr run` itself exits with 0 then."""
     (tmp_path / "small.toml").write_text(CONFIG)
@@ -138,9 +139,13 @@ def test_ended_from_outside_it_ends_its_daemons(tmp_path, scratch):
         ("rounds = = 1", [], "not valid TOML"),
     ],
 )
-def test_mistakes_end_before_anything_starts(tmp_path, text, arguments, words):
+def test_mistakes_end_before_anything_starts(tmp_path, text, arguments, words, monkeypatch, capsys):
     (tmp_path / "bad.toml").write_text(text)
-    done = run_script(tmp_path, tmp_path / "bad.toml", *arguments, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert words in done.stderr
+    command = [SCRIPT, tmp_path / "bad.toml", *arguments, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert done.value.code == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

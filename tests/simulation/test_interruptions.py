@@ -137,7 +137,7 @@ def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [MergeStrategy, Messages])
+@pytest.mark.parametrize("kind", [MergeStrategy, pytest.param(Messages, marks=pytest.mark.study)])
 def test_clients_that_hang_or_kill_their_worker_are_left_out_and_no_others(kind, ray_here):
     app = client_app(tiny_model, hanging_data, training=TRAINING)
     with SimulationGrid(app, 6, workers=2, engine="serial", client_timeout=12.0) as grid:

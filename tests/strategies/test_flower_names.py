@@ -102,7 +102,7 @@ def largest_difference(name, seed):
     return worst
 
 
-@pytest.mark.parametrize("federations", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("federations", [10, pytest.param(60, marks=pytest.mark.study)])
 @pytest.mark.parametrize(
     "name", ["FedAvg", "FedMedian", "FedTrimmedAvg", "FedAvgM", "Krum", "MultiKrum", "FedProx", *ADAPTIVE]
 )

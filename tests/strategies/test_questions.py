@@ -95,7 +95,9 @@ def test_further_rounds_go_on_from_the_refined_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fedkfac", "otfusion+sequential_refit(head=true)"])
+@pytest.mark.parametrize(
+    "method", ["fedkfac", pytest.param("otfusion+sequential_refit(head=true)", marks=pytest.mark.study)]
+)
 def test_on_ray_it_is_the_same(method):
     here, _ = started(method)
     there, _ = started(method, workers=2)
