@@ -25,11 +25,13 @@ if TYPE_CHECKING:
         FolderInUse,
         InjectedFault,
         InvalidOption,
+        MissingExtra,
         MissingStatistic,
         ModelError,
         NoAnswer,
         NothingMerged,
         NoUsableUpdates,
+        ObserverFailed,
         PartitionError,
         RecordError,
         TaskError,
@@ -56,11 +58,13 @@ __all__ = [
     "InvalidOption",
     "MergeContext",
     "MethodInfo",
+    "MissingExtra",
     "MissingStatistic",
     "ModelError",
     "NoAnswer",
     "NoUsableUpdates",
     "NothingMerged",
+    "ObserverFailed",
     "PartitionError",
     "RecordError",
     "TaskError",
@@ -84,7 +88,7 @@ _HOMES = {
     "MergeContext": "update",
 }
 _MODULES = (
-    *("data", "errors", "models", "permutations", "pipeline", "plotting"),
+    *("data", "errors", "models", "observers", "permutations", "pipeline", "plotting"),
     *("simulation", "statistics", "strategies", "tasks", "training"),
 )
 

@@ -20,11 +20,13 @@ __all__ = [
     "FolderInUse",
     "InjectedFault",
     "InvalidOption",
+    "MissingExtra",
     "MissingStatistic",
     "ModelError",
     "NoAnswer",
     "NoUsableUpdates",
     "NothingMerged",
+    "ObserverFailed",
     "PartitionError",
     "RecordError",
     "TaskError",
@@ -125,6 +127,17 @@ class ConfigError(FedMergeError):
     """A configuration file or command line cannot be used."""
 
 
+class MissingExtra(ConfigError):
+    """A library that only some parts need is not installed: an extra of fedmerge brings it."""
+
+    def __init__(self, who: str, extra: str, reason: str) -> None:
+        super().__init__(f'{who} cannot be used ({one_line(reason)}). Install it: pip install "fedmerge[{extra}]".')
+        self.who, self.extra, self.reason = who, extra, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.who, self.extra, self.reason)
+
+
 class WorkersUnavailable(ConfigError):
     """Ray cannot be reached or started, so there is nobody who could run the clients."""
 
@@ -158,6 +171,20 @@ class CannotStack(ModelError):
 
 class NoAnswer(FedMergeError):
     """No client answered a question about the merged model with anything that can be used."""
+
+
+class ObserverFailed(FedMergeError):
+    """An observer has raised, which ends the run that it watches: what is recorded stays whole."""
+
+    def __init__(self, observer: str, when: str, reason: str) -> None:
+        super().__init__(
+            f"observer {observer} failed {when}: {one_line(reason)}. All rounds so far are kept: mend the observer, or "
+            "leave it out, and go on"
+        )
+        self.observer, self.when, self.reason = observer, when, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.observer, self.when, self.reason)
 
 
 class RecordError(FedMergeError):

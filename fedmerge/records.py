@@ -48,7 +48,7 @@ PARTIAL = ".partial"
 """Ending of the folder of a run that has not finished."""
 
 # These change how a run is done, or whether it goes on, not what comes out, so a record may differ in them.
-_HOW = ("workers", "threads", "engine", "keep_checkpoints", "on_client_error", "on_too_few", "target")
+_HOW = ("workers", "threads", "engine", "keep_checkpoints", "on_client_error", "on_too_few", "target", "observers")
 
 # Runs of one comparison differ in these.
 _RUN = ("methods", "options", "seeds", "rounds")

@@ -1,11 +1,10 @@
-"""Names of methods: one decorator registers a class, and the whole folder is found by itself."""
+"""Names of parts: one decorator registers a class or function, and whole folders are found by themselves."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -14,24 +13,38 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedmerge.errors import FedMergeError, InvalidOption, UnknownName
+from fedmerge.entry_points import load_entry_points
+from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
+from fedmerge.kinds import KINDS, Kind
+from fedmerge.loading import load_named
 
-__all__ = ["ENTRY_POINTS", "Entry", "build", "entries", "entry", "find", "register", "usual_names"]
+__all__ = [
+    "ENTRY_POINTS",
+    "Entry",
+    "build",
+    "checked_options",
+    "entries",
+    "entry",
+    "find",
+    "register",
+    "registered",
+    "usual_names",
+]
 
-ENTRY_POINTS = "fedmerge.aggregators"
-"""Entry-point group under which other packages offer modules that register methods."""
+ENTRY_POINTS = KINDS["aggregator"].group
+"""Entry-point group under which other packages offer aggregators; other kinds have their own, see :class:`Kind`."""
 
-Registered = TypeVar("Registered", bound=type)
+Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered class: its name, its paper, and what its docstring and fields say."""
+    """A registered class or function: its name, its paper, and what its docstring and parameters say."""
 
     name: str
     kind: str
     paper: str
-    cls: type
+    cls: Any
     alone: str = ""
     """What people call plain averaging that is followed by it, as ``fedadam`` is ``fedavg+server_adam``."""
 
@@ -42,65 +55,114 @@ class Entry:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Hyper-parameters with their defaults."""
-        return {field.name: field.default for field in dataclasses.fields(self.cls)}
+        """Options with their defaults; one that has to be given has ``inspect.Parameter.empty``."""
+        if dataclasses.is_dataclass(self.cls):
+            return {field.name: _default(field) for field in dataclasses.fields(self.cls) if field.init}
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(self.cls).parameters.values()
+        given = KINDS[self.kind].given
+        return {one.name: one.default for one in parameters if one.kind in named and one.name not in given}
 
 
-_ENTRIES: dict[str, Entry] = {}
+_ENTRIES: dict[tuple[str, str], Entry] = {}
 
 
-def register(name: str, *, paper: str = "", alone: str = "") -> Callable[[Registered], Registered]:
-    """Register a frozen dataclass, an aggregator, a refinement or a server step, under `name`.
+def register(name: str, *, kind: str = "", paper: str = "", alone: str = "") -> Callable[[Registered], Registered]:
+    """Register a class or function under `name`.
 
     Parameters
     ----------
     name
         Lower case, as people will type it.
+    kind
+        A name of :data:`~fedmerge.kinds.KINDS`; by default the ``kind`` that the class has from its base class.
     paper
-        Where the method comes from, such as ``"arXiv:1602.05629"``.
+        Where it comes from, such as ``"arXiv:1602.05629"``.
     alone
         For a server step, the usual name of plain averaging that is followed by it, such as ``"fedadam"``.
 
     Raises
     ------
     FedMergeError
-        The class is no frozen dataclass, or the name is taken.
+        It is no frozen dataclass, where the kind wants one; its kind is not known; or the name is taken.
     """
 
-    def decorate(cls: Registered) -> Registered:
-        params = getattr(cls, "__dataclass_params__", None)
-        if params is None or not params.frozen:
-            raise FedMergeError(f"{cls.__qualname__}: put @dataclass(frozen=True) below @register({name!r})")
-        known = _ENTRIES.get(name)
-        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise FedMergeError(f"method name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
-        _ENTRIES[name] = Entry(name, cls.kind, paper, cls, alone)  # type: ignore[attr-defined]
-        return cls
+    def decorate(made: Registered) -> Registered:
+        called = getattr(made, "__qualname__", repr(made))
+        own = getattr(made, "kind", "")
+        known = KINDS.get(kind or own)
+        if not callable(made) or known is None or own not in ("", known.name):
+            wanted = f"a class or function of kind {kind!r}" if kind in KINDS else f"a kind of {', '.join(KINDS)}"
+            raise FedMergeError(f"{called}: to register {name!r} takes {wanted}")
+        params = getattr(made, "__dataclass_params__", None)
+        if known.frozen and (params is None or not params.frozen):
+            raise FedMergeError(f"{called}: put @dataclass(frozen=True) below @register({name!r})")
+        for other in known.named_with:
+            taken = _ENTRIES.get((other, name))
+            if taken is not None and _home(taken.cls) != _home(made):
+                word = "method" if known.named_with[1:] else known.name
+                raise FedMergeError(f"{word} name {name!r} is taken by {'.'.join(_home(taken.cls))}")
+        _ENTRIES[known.name, name] = Entry(name, known.name, paper, made, alone)
+        return made
 
     return decorate
 
 
+def _home(made: Any) -> tuple[str, str]:
+    return made.__module__, getattr(made, "__qualname__", "")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+
+
 @functools.cache
-def _discover() -> None:
-    """Import what registers: aggregators, refinements, and what other installed packages announce."""
-    for folder in ("fedmerge.aggregators", "fedmerge.refine"):
-        package = importlib.import_module(folder)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            point.load()
-        except Exception as error:
-            raise FedMergeError(
-                f"entry point {point.name!r} ({point.value}) of group {ENTRY_POINTS!r} fails to load: {error!r}; "
-                "mend or uninstall the package that brings it"
-            ) from error
+def _discover(kind: str) -> None:
+    """Import what registers parts of one kind: its own folder, then what other installed packages announce."""
+    for other in KINDS[kind].named_with:  # whose names are taken before anybody else may ask for them
+        for home in KINDS[other].homes:
+            package = importlib.import_module(home)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                importlib.import_module(f"{home}.{module.name}")
+    load_entry_points(KINDS[kind], _announced, _ENTRIES, _forget)
+
+
+def _announced(kind: Kind, name: str, made: Any) -> None:
+    """Register what an entry point names, unless a decorator has done so while it was imported."""
+    known = (entry.cls for (other, _), entry in _ENTRIES.items() if other == kind.name)
+    if not inspect.ismodule(made) and not any(one is made for one in known):
+        register(name, kind=kind.name)(made)
+
+
+def _forget(before: Mapping[Any, Any]) -> None:
+    """Drop what is registered since, but for fedmerge's own, which is not imported a second time."""
+    for key, found in list(_ENTRIES.items()):
+        if key not in before and _home(found.cls)[0].partition(".")[0] != "fedmerge":
+            del _ENTRIES[key]
 
 
 def entries(kind: str) -> Mapping[str, Entry]:
-    """Everything registered of one kind, by name: ``"aggregator"``, ``"refinement"`` or ``"server step"``."""
-    _discover()
-    return {name: found for name, found in sorted(_ENTRIES.items()) if found.kind == kind}
+    """Everything registered of one kind, by name: ``"aggregator"``, ``"model"``, ``"observer"`` ...; see
+    :data:`~fedmerge.kinds.KINDS`.
+    """
+    for other in KINDS[kind].named_with:
+        _discover(other)
+    return {name: found for (other, name), found in sorted(_ENTRIES.items()) if other == kind}
+
+
+def registered(kind: str, name: str) -> Entry | None:
+    """What is registered under a name, or None: nothing that the name alone asks for is imported.
+
+    Examples
+    --------
+    >>> registered("statistic", "os:getcwd") is None
+    True
+    """
+    for other in KINDS[kind].named_with:
+        _discover(other)
+    return _ENTRIES.get((kind, name))
 
 
 def usual_names() -> Mapping[str, str]:
@@ -115,20 +177,29 @@ def usual_names() -> Mapping[str, str]:
 
 
 def entry(kind: str, name: str) -> Entry:
-    """One registered class.
+    """One registered class or function, or one of the user's own, ``module:name``, which is imported.
 
     Raises
     ------
     UnknownName
         Nothing of that name and kind is registered.
+    ConfigError
+        ``module:name`` cannot be imported, or is nothing that can be called.
     """
+    if ":" in name:
+        made = load_named(name, kind, "name", f"my_module:my_{kind.replace(' ', '_')}", ConfigError)
+        if not callable(made):
+            raise ConfigError(f"{kind} {name!r} is a {type(made).__name__}: name a class or a function")
+        return Entry(name, kind, "", made)
+    found = registered(kind, name)
+    if found is not None:
+        return found
     known = entries(kind)
-    if name not in known:
-        if kind == "aggregator":
-            remedy = _how_to_write(name)
-            raise UnknownName("method", name, () if remedy else [*known, *usual_names()], remedy)
-        raise UnknownName(kind, name, known)
-    return known[name]
+    if kind == "aggregator":
+        remedy = _how_to_write(name)
+        raise UnknownName("method", name, () if remedy else [*known, *usual_names()], remedy)
+    module, _, last = name.rpartition(".")
+    raise UnknownName(kind, name, known, f"Your own goes by 'module:name'{f', {module}:{last}' if module else ''}.")
 
 
 def find(name: str) -> Entry:
@@ -146,8 +217,9 @@ def find(name: str) -> Entry:
     """
     plain = usual_names().get(name, name.removeprefix("+"))
     for kind in ("server step", "refinement"):
-        if plain in entries(kind):
-            return entries(kind)[plain]
+        found = registered(kind, plain)
+        if found is not None:
+            return found
     return entry("aggregator", plain)
 
 
@@ -167,7 +239,7 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     Raises
     ------
     UnknownName
-        No such method, or no such option of it.
+        Nothing of that name, or no such option of it.
     InvalidOption
         An option of the wrong type or outside its range.
 
@@ -177,15 +249,40 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     1.0
     """
     found = entry(kind, name)
-    hints = get_type_hints(found.cls)
+    return found.cls(**checked_options(found, options))
+
+
+def checked_options(found: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the parameters' types want them.
+
+    Raises
+    ------
+    UnknownName
+        It has no such option.
+    InvalidOption
+        One of the wrong type, or one that is needed and not given.
+    """
+    known, hints = found.options, _hints(found.cls)
     checked = {}
     for key, value in options.items():
-        if key not in found.options:
-            raise UnknownName(f"option of {name}", key, found.options)
+        if key not in known:
+            raise UnknownName(f"option of {found.name}", key, known, "" if known else "It takes none.")
         try:
-            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
+            adapter = TypeAdapter(hints.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True))
             checked[key] = adapter.validate_python(value)
         except ValidationError as error:
             reasons = "; ".join(sorted({detail["msg"] for detail in error.errors()}))
-            raise InvalidOption(f"{name}: option {key} = {value!r} is not valid: {reasons}") from error
-    return found.cls(**checked)
+            raise InvalidOption(f"{found.name}: option {key} = {value!r} is not valid: {reasons}") from error
+    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in options]
+    if missing:
+        raise InvalidOption(f"{found.name} wants its option {missing[0]}: write {found.name}({missing[0]}=VALUE)")
+    return checked
+
+
+def _hints(made: Any) -> dict[str, Any]:
+    """Types of the parameters, where they can be read."""
+    plain_class = isinstance(made, type) and not dataclasses.is_dataclass(made)
+    try:
+        return get_type_hints(made.__init__ if plain_class else made)
+    except Exception:  # of somebody else's code, whose annotations may name anything
+        return {}

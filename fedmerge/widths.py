@@ -40,7 +40,7 @@ def check_equal_widths(states: Sequence[State], reference: State, method: str) -
     for i, state in enumerate(states):
         for name, tensor in state.items():
             if name in reference and tensor.shape != reference[name].shape:
-                able = ", ".join(n for n, found in entries("aggregator").items() if found.cls.may_change_width)  # type: ignore[attr-defined]
+                able = ", ".join(n for n, found in entries("aggregator").items() if found.cls.may_change_width)
                 raise BadUpdate(
                     i,
                     f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(reference[name].shape)}",

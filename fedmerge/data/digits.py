@@ -8,6 +8,7 @@ import torch
 
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
+from fedmerge.registry import register
 
 __all__ = ["load_digits"]
 
@@ -15,6 +16,7 @@ _MEAN, _STD = 0.3053, 0.3760  # of all pixels, once divided by 16
 _SPLIT_SEED = 0
 
 
+@register("digits", kind="data set")
 def load_digits(data_dir: Path) -> Dataset:
     """Load 8 x 8 digits `[n, 1, 8, 8]`: 1,437 to train and 360 to test, split by class with a fixed seed.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
 from fedmerge.errors import DataError
+from fedmerge.registry import register
 
 __all__ = ["load_heart_disease"]
 
@@ -30,6 +31,7 @@ _FEWEST_PATIENTS = 6  # any fewer cannot be split in three
 Table = NDArray[np.float64]
 
 
+@register("heart_disease", kind="data set")
 def load_heart_disease(data_dir: Path) -> Dataset:
     """Load 740 patients `[n, 13]`, of whom `train_client` names the hospital; class 1 has the disease.
 

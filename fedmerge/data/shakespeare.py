@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.speeches import read_roles
 from fedmerge.errors import DataError, InvalidOption
+from fedmerge.registry import register
 
 __all__ = ["VOCABULARY", "encode", "load_shakespeare"]
 
@@ -21,6 +22,7 @@ _IDS = np.zeros(128, dtype=np.int64)
 _IDS[[ord(character) for character in VOCABULARY[1:]]] = np.arange(1, len(VOCABULARY))
 
 
+@register("shakespeare", kind="data set")
 def load_shakespeare(
     data_dir: Path,
     sequence_length: int = 80,

@@ -9,22 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.data.dataset import Dataset
-from fedmerge.data.digits import load_digits
-from fedmerge.data.heart_disease import load_heart_disease
-from fedmerge.data.shakespeare import load_shakespeare
-from fedmerge.data.vision import load_cifar10, load_fashion_mnist, load_mnist
 from fedmerge.errors import DataError, UnknownName
+from fedmerge.registry import entries, registered
 
 __all__ = ["WITH_NATURAL_CLIENTS", "dataset_names", "load_dataset", "suggested_settings"]
 
-_LOADERS: dict[str, Callable[..., Dataset]] = {
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "fashion_mnist": load_fashion_mnist,
-    "cifar10": load_cifar10,
-    "shakespeare": load_shakespeare,
-    "heart_disease": load_heart_disease,
-}
+_KNOWN = ("digits", "mnist", "fashion_mnist", "cifar10", "shakespeare", "heart_disease")
 WITH_NATURAL_CLIENTS = ("heart_disease", "shakespeare")
 
 
@@ -47,14 +37,14 @@ def suggested_settings(name: str) -> dict[str, dict[str, Any]]:
 
 
 def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows.
+    """Names that `load_dataset` knows, those that other packages register last.
 
     Examples
     --------
     >>> "digits" in dataset_names()
     True
     """
-    return list(_LOADERS)
+    return [*_KNOWN, *(name for name in entries("data set") if name not in _KNOWN)]
 
 
 def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dataset:
@@ -84,9 +74,10 @@ def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dat
     >>> load_dataset("digits")
     Dataset('digits', train=1437, test=360, input_shape=(1, 8, 8), num_classes=10, natural_clients=0)
     """
-    if name not in _LOADERS:
-        raise UnknownName("data set", name, _LOADERS)
-    loader = _LOADERS[name]
+    found = registered("data set", name)
+    if found is None:
+        raise UnknownName("data set", name, dataset_names())
+    loader: Callable[..., Dataset] = found.cls
     _, *known = inspect.signature(loader).parameters
     for option in options:
         if option not in known:

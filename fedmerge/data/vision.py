@@ -21,6 +21,7 @@ from fedmerge.data.extras import need
 from fedmerge.data.idx import read_idx
 from fedmerge.data.unpack import has_packed, unpack
 from fedmerge.errors import DataError
+from fedmerge.registry import register
 
 __all__ = ["load_cifar10", "load_fashion_mnist", "load_mnist"]
 
@@ -84,6 +85,7 @@ _CIFAR10 = _Source(
 )
 
 
+@register("mnist", kind="data set")
 def load_mnist(data_dir: Path) -> Dataset:
     """Load MNIST: 60,000 + 10,000 digits `[n, 1, 28, 28]`, 10 classes.
 
@@ -106,6 +108,7 @@ def load_mnist(data_dir: Path) -> Dataset:
     return _load(_MNIST, data_dir)
 
 
+@register("fashion_mnist", kind="data set")
 def load_fashion_mnist(data_dir: Path) -> Dataset:
     """Load Fashion-MNIST: as `load_mnist`, with the folder `FashionMNIST/raw/` and pieces of clothing.
 
@@ -117,6 +120,7 @@ def load_fashion_mnist(data_dir: Path) -> Dataset:
     return _load(_FASHION, data_dir)
 
 
+@register("cifar10", kind="data set")
 def load_cifar10(data_dir: Path) -> Dataset:
     """Load CIFAR-10: 50,000 + 10,000 images `[n, 3, 32, 32]`, 10 classes; 0.7 GB as float32.
 

@@ -8,38 +8,24 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InvalidOption, ModelError, UnknownName
-from fedmerge.models.char_lstm import CharLSTM
 from fedmerge.models.factory import Factory, check_options, factory_options, load_factory, wanted
-from fedmerge.models.lenet import LeNet
-from fedmerge.models.logistic import Logistic
-from fedmerge.models.mlp import MLP
-from fedmerge.models.resnet import resnet8, resnet20
-from fedmerge.models.vgg import VGG9
-from fedmerge.models.vit import ViT
+from fedmerge.registry import entries, registered
 
 __all__ = ["build_model", "model_names", "model_options"]
 
-_FACTORIES: dict[str, Factory] = {
-    "logistic": Logistic,
-    "mlp": MLP,
-    "lenet": LeNet,
-    "vgg9": VGG9,
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "char_lstm": CharLSTM,
-    "vit": ViT,
-}
+_SMALL_FIRST = ("logistic", "mlp", "lenet", "vgg9", "resnet8", "resnet20", "char_lstm", "vit")
 
 
 def model_names() -> list[str]:
-    """Names that `build_model` knows, small models first.
+    """Names that `build_model` knows: small models first, then what other packages register.
 
     Examples
     --------
     >>> model_names()
     ['logistic', 'mlp', 'lenet', 'vgg9', 'resnet8', 'resnet20', 'char_lstm', 'vit']
     """
-    return list(_FACTORIES)
+    known = entries("model")
+    return [*_SMALL_FIRST, *(name for name in known if name not in _SMALL_FIRST)]
 
 
 def model_options(name: str) -> dict[str, object]:
@@ -132,11 +118,13 @@ def build_model(
 def _find(name: str) -> Factory:
     if ":" in name:
         return load_factory(name)
-    if name not in _FACTORIES:
-        module, _, factory = name.rpartition(".")
-        yours = f", such as '{module}:{factory}'" if module else ""
-        raise UnknownName("model", name, _FACTORIES, f"Your own model goes by 'module:factory'{yours}.")
-    return _FACTORIES[name]
+    found = registered("model", name)
+    if found is None:
+        module, _, last = name.rpartition(".")
+        yours = f", such as '{module}:{last}'" if module else ""
+        raise UnknownName("model", name, model_names(), f"Your own model goes by 'module:factory'{yours}.")
+    factory: Factory = found.cls
+    return factory
 
 
 def _shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:

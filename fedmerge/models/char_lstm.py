@@ -6,10 +6,12 @@ from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
 from fedmerge.models.checks import whole
+from fedmerge.registry import register
 
 __all__ = ["CharLSTM"]
 
 
+@register("char_lstm", kind="model")
 class CharLSTM(nn.Module):
     """Embedding, stacked LSTM, and one linear layer that predicts the next character at every position.
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from fedmerge.errors import FedMergeError, ModelError, UnknownName, nearest
+from fedmerge.errors import ModelError, UnknownName
+from fedmerge.loading import load_named
 
-__all__ = ["Factory", "check_options", "factory_options", "load_factory", "load_named", "wanted"]
+__all__ = ["Factory", "check_options", "factory_options", "load_factory", "wanted"]
 
 # Anything that makes a model when called: a function or a module class.
 Factory = Callable[..., nn.Module]
@@ -54,49 +50,6 @@ def load_factory(name: str) -> Factory:
         ) from error
     result: Factory = factory
     return result
-
-
-def load_named(name: str, kind: str, part: str, example: str, error: type[FedMergeError]) -> Any:
-    """What ``module:part`` names; the current directory is made importable, as :func:`load_factory` does.
-
-    Parameters
-    ----------
-    name
-        Module and name in it, with a colon between them.
-    kind, part, example
-        What it is to be, for messages: a ``"model"``, made by a ``"factory"``, such as ``"my_models:small_cnn"``.
-    error
-        The error to raise.
-    """
-    module_name, _, own_name = name.partition(":")
-    if not module_name or not own_name:
-        raise error(f"{kind} {name!r} lacks a part. Write 'module:{part}', such as '{example}'.")
-    written = f"{module_name.removesuffix('.py').removeprefix('./').replace('/', '.')}:{own_name.removesuffix('()')}"
-    if written != name:
-        raise error(f"{kind} {name!r}: a module goes without .py and slashes, a {part} without (). Write '{written}'.")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        # A module that draws weights while it is imported must not move the program's generator.
-        with torch.random.fork_rng(devices=[]):
-            module = importlib.import_module(module_name)
-    except Exception as cause:  # a module may raise anything while it is imported
-        missing = isinstance(cause, ModuleNotFoundError) and f"{module_name}.".startswith(f"{cause.name}.")
-        remedy = "Run from the directory that holds the module, or install it" if missing else "Mend the module"
-        raise error(
-            f"{kind} {name!r}: cannot import module {module_name!r} ({type(cause).__name__}: {cause}) "
-            f"to get {part} {own_name!r}. {remedy}, and see that 'python -c \"import {module_name}\"' works."
-        ) from cause
-    try:
-        return getattr(module, own_name)
-    except AttributeError as cause:
-        guess = nearest(own_name, [known for known in vars(module) if not known.startswith("_")])
-        raise error(
-            f"{kind} {name!r}: module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no "
-            f"{part} {own_name!r}.{f' Did you mean {guess!r}?' if guess else ''} "
-            "Define it there, or correct the name after the colon."
-        ) from cause
 
 
 def factory_options(factory: Factory) -> dict[str, object]:

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from fedmerge.models.checks import Widths, flag, image, whole, widths
 from fedmerge.models.initial import he_normal
+from fedmerge.registry import register
 
 __all__ = ["LeNet"]
 
 
+@register("lenet", kind="model")
 class LeNet(nn.Module):
     """Twice convolution, ReLU and 2x2 max pooling, then linear layers with ReLU between them.
 

@@ -7,10 +7,12 @@ from math import prod
 from torch import Tensor, nn
 
 from fedmerge.models.checks import flag
+from fedmerge.registry import register
 
 __all__ = ["Logistic"]
 
 
+@register("logistic", kind="model")
 class Logistic(nn.Module):
     """One linear layer on the flattened input; the softmax belongs to the loss.
 

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from fedmerge.models.checks import Widths, flag, widths
 from fedmerge.models.initial import he_normal
+from fedmerge.registry import register
 
 __all__ = ["MLP"]
 
 
+@register("mlp", kind="model")
 class MLP(nn.Module):
     """Linear layers with ReLU between them, on the flattened input.
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from fedmerge.errors import InvalidOption
 from fedmerge.models.checks import choice, image, whole
 from fedmerge.models.initial import he_normal
+from fedmerge.registry import register
 
 __all__ = ["ResNet", "resnet8", "resnet20"]
 
@@ -127,6 +128,7 @@ def _norm(channels: int, groups: int) -> nn.Module:
     return nn.GroupNorm(groups, channels) if groups else nn.BatchNorm2d(channels)
 
 
+@register("resnet8", kind="model")
 def resnet8(
     input_shape: tuple[int, ...],
     num_classes: int,
@@ -145,6 +147,7 @@ def resnet8(
     return ResNet(input_shape, num_classes, blocks=1, width=width, norm=norm, groups=groups, name="resnet8")
 
 
+@register("resnet20", kind="model")
 def resnet20(
     input_shape: tuple[int, ...],
     num_classes: int,

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from fedmerge.models.checks import Widths, flag, fraction, image, widths
 from fedmerge.models.initial import he_normal
+from fedmerge.registry import register
 
 __all__ = ["VGG9"]
 
 
+@register("vgg9", kind="model")
 class VGG9(nn.Module):
     """Six 3x3 convolutions, 2x2 max pooling after every second, then three linear layers; ReLU between all.
 

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.models.checks import image, whole
+from fedmerge.registry import register
 
 __all__ = ["ViT"]
 
 
+@register("vit", kind="model")
 class ViT(nn.Module):
     """Patches, learned positions, pre-norm transformer blocks, the mean over patches, one linear layer.
 

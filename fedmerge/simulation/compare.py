@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from flwr.app import ConfigRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
-from fedmerge.checkpoints import Checkpoint
-from fedmerge.environment import describe_environment
-from fedmerge.errors import FedMergeError, NothingMerged, RecordError, WriteError
+from fedmerge.errors import FedMergeError, RecordError, WriteError
 from fedmerge.files import read_toml
 from fedmerge.locks import LOCK, held
-from fedmerge.records import RunRecord, continuing, differing, differing_federation, lock_of
-from fedmerge.seeding import integer_seed
+from fedmerge.observers import Observer, ObserverLike, make_observers
+from fedmerge.records import continuing, differing, differing_federation
 from fedmerge.simulation.config import Config
-from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
-from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.grid import SimulationGrid, make_workers
-from fedmerge.simulation.recorder import Recorder, Row
-from fedmerge.simulation.snapshot import cannot_restore, restore
+from fedmerge.simulation.recorder import Row
+from fedmerge.simulation.running import run_on_grid
 from fedmerge.simulation.unfinished import begin, end, finished_runs, is_finished, run_folder
 from fedmerge.simulation.workers import Workers
-from fedmerge.strategies import MergeStrategy
-from fedmerge.strategies.numbering import start_after
-from fedmerge.strategies.wire import to_arrays
 from fedmerge.training.device import choose_device
 
 __all__ = ["FailedRun", "Outcome", "check_output", "compare", "run_folder", "run_on_grid"]
@@ -93,8 +82,9 @@ class Outcome(NamedTuple):
 def compare(
     config: Config,
     out: Path,
-    on_row: Callable[[Row], None],
+    on_row: Callable[[Row], None] | None = None,
     *,
+    observers: Sequence[ObserverLike] = (),
     resume: bool = False,
     grow: bool = False,
     locked: bool = False,
@@ -108,7 +98,10 @@ def compare(
     out
         Folder for the records, one folder per run.
     on_row
-        Called after every round with its row.
+        Called with the row of every round, once it is written.
+    observers
+        Who watches the runs besides those that the configuration names, one after the other; see
+        :class:`fedmerge.observers.Observer`. Those that are named are made anew for each run.
     resume
         Go on with what an interrupted call left in `out`: runs that are finished stay, those that were begun
         continue after their last checkpoint.
@@ -137,12 +130,14 @@ def compare(
         experiment.check_model()
         for method in config.methods:
             experiment.strategy(method)
+    watching = make_observers(observers)
+    make_observers(config.observers)
     with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):
         workers = make_workers(config.workers, config.engine, config.round_timeout)
         try:
             if not resume:
                 begin(config, out, grow=grow)
-            outcome = _run_all(config, experiments, workers, out, on_row, resume=resume, grow=grow)
+            outcome = _run_all(config, experiments, workers, out, on_row, watching, resume=resume, grow=grow)
         finally:
             workers.close()
         end(config, out)
@@ -154,7 +149,8 @@ def _run_all(
     experiments: Sequence[Experiment],
     workers: Workers,
     out: Path,
-    on_row: Callable[[Row], None],
+    on_row: Callable[[Row], None] | None,
+    observers: Sequence[Observer],
     *,
     resume: bool,
     grow: bool,
@@ -168,121 +164,14 @@ def _run_all(
                 continue
             grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
             try:
-                outcome.runs.append(run_on_grid(experiment, method, grid, out, on_row, resume=resume or grow))
+                run = run_on_grid(experiment, method, grid, out, on_row, observers=observers, resume=resume or grow)
+                outcome.runs.append(run)
             except WriteError as error:
                 remedy = f"{error.remedy}; then `fedmerge resume {out}` goes on after the last whole checkpoint"
                 raise WriteError(error.path, error.reason, remedy) from error
             except FedMergeError as error:
                 outcome.failed.append(FailedRun(run_folder(out, method, experiment.seed), error))
     return outcome
-
-
-def run_on_grid(
-    experiment: Experiment,
-    method: str,
-    grid: Grid,
-    out: Path,
-    on_row: Callable[[Row], None],
-    *,
-    resume: bool = False,
-) -> Path:
-    """Run one method on any grid, Flower's own included, and return the folder of its record.
-
-    With `resume` it goes on after the last checkpoint of an interrupted run, where there is one.
-
-    Raises
-    ------
-    FedMergeError
-        The run cannot go on, it merged nothing, or its checkpoints cannot be used.
-    FolderInUse
-        Another process writes the record.
-    """
-    folder = run_folder(out, method, experiment.seed)
-    with held(lock_of(folder), folder):
-        return _run_locked(experiment, method, grid, out, on_row, resume=resume)
-
-
-def _run_locked(
-    experiment: Experiment, method: str, grid: Grid, out: Path, on_row: Callable[[Row], None], *, resume: bool
-) -> Path:
-    strategy = experiment.strategy(method)
-    record, checkpoint = _record(experiment, method, out, resume)
-    # References are those of round 1: where that is over, nobody needs its messages.
-    first = checkpoint is None or checkpoint.round == 0
-    config, mishaps = experiment.config, experiment.mishaps
-    faulty = None if mishaps is None else FaultyGrid(grid, mishaps, config.round_timeout)
-    measured = MeasuredGrid(faulty or grid, keep_trained=config.references and first)
-    recorder = Recorder(
-        method, experiment, strategy=strategy, grid=measured, record=record, on_row=on_row, faulty=faulty
-    )
-    keywords: dict[str, Any] = {
-        "grid": measured,
-        "initial_arrays": experiment.initial_arrays(),
-        "num_rounds": config.rounds,
-        # Strategies that are not ours do not know our seed, and clients must.
-        "train_config": ConfigRecord({"seed": experiment.seed}),
-        "evaluate_fn": recorder,
-    }
-    if config.round_timeout is not None:
-        keywords["timeout"] = config.round_timeout
-    # Of rounds that were run before an interruption a strategy knows nothing; the record does.
-    with _seeded_random(experiment.seed), _typed_errors(method, strategy), suppress(NothingMerged):
-        if checkpoint is None:
-            strategy.start(**keywords)
-        else:
-            restore(checkpoint, strategy, grid)
-            keywords["initial_arrays"] = to_arrays(checkpoint.section("state"))
-            start_after(checkpoint.round, strategy, strategy.start, **keywords)
-    recorder.check_merged()
-    return record.finish()
-
-
-def _record(experiment: Experiment, method: str, out: Path, resume: bool) -> tuple[RunRecord, Checkpoint | None]:
-    """The record to write, and what to go on from, if anything."""
-    seed, keep = experiment.seed, experiment.config.keep_checkpoints
-    folder, settings = run_folder(out, method, seed), experiment.config.resolved(method, seed)
-    partition = experiment.partition.to_tensors()
-    if resume:
-        record, checkpoint = RunRecord.reopen(folder, settings, keep_checkpoints=keep)
-        problem = None if checkpoint is None else cannot_restore(checkpoint)
-        if checkpoint is not None and problem is None:
-            if not record.has_partition(partition):
-                raise RecordError(
-                    f"{record.partial}: the data divide among clients otherwise than when it was begun: "
-                    "restore the data, or delete the folder to start again"
-                )
-            record.note_environment(describe_environment() | {"after_round": checkpoint.round})
-            return record, checkpoint
-        if problem is not None:
-            log.warning("%s starts again from the first round: %s", folder.name, problem)
-    record = RunRecord(folder, settings, keep_checkpoints=keep)
-    record.write_partition(partition)
-    record.note_environment(describe_environment())
-    return record, None
-
-
-@contextmanager
-def _seeded_random(seed: int) -> Iterator[None]:
-    """Flower's own strategies sample clients from Python's global generator: make that repeatable."""
-    before = random.getstate()
-    random.seed(integer_seed(seed, "global sampling"))
-    try:
-        yield
-    finally:
-        random.setstate(before)
-
-
-@contextmanager
-def _typed_errors(method: str, strategy: Strategy) -> Iterator[None]:
-    """What somebody else's strategy raises, say at an update that it cannot average, ends its run and no other."""
-    try:
-        yield
-    except FedMergeError:
-        raise
-    except Exception as error:
-        if isinstance(strategy, MergeStrategy):
-            raise
-        raise FedMergeError(f"{method} cannot go on: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
 from fedmerge.method_names import own_strategy, parse_value
 from fedmerge.models import model_options
+from fedmerge.observers.watch import check_names
 from fedmerge.pipeline import build_pipeline, method_parts
 from fedmerge.questions import Trust
 from fedmerge.records import read_toml
@@ -97,7 +98,8 @@ class Config(_Section):
     :class:`~fedmerge.strategies.MergeStrategy`. Virtual clients share a machine, so each may compute by itself for
     ``round_timeout`` seconds: on Ray one that takes longer is cut off.
     ``workers``, ``threads`` and ``engine`` change how fast it runs, not what comes out. ``keep_checkpoints`` is how
-    many of the last checkpoints of a run stay, for ``fedmerge resume``.
+    many of the last checkpoints of a run stay, for ``fedmerge resume``. ``observers`` are names, with options in
+    parentheses, or ``module:Observer``; see :mod:`fedmerge.observers`.
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
@@ -129,6 +131,7 @@ class Config(_Section):
     threads: Annotated[int, Field(ge=1)] = 1
     engine: Literal["auto", "serial", "stacked"] = "auto"
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
+    observers: tuple[str, ...] = ()
 
     def resolved(self, method: str, seed: int) -> dict[str, Any]:
         """The configuration of one run, every default written out; loading it gives that run again."""
@@ -207,6 +210,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise ConfigError("configuration: " + "; ".join(map(_fault, error.errors()))) from error
     _check_methods(config)
+    check_names(config.observers)
     if config.attack is not None:
         _ = config.attack.attack
     return config

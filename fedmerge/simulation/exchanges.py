@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmerge.simulation.faults import no_reply
 from fedmerge.simulation.flower_task import FIRST_NODE
+from fedmerge.simulation.told_metrics import mean_metrics
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
@@ -39,7 +40,8 @@ class Failure:
 class Exchange:
     """One round of messages: ``kind`` is train, evaluate or query; ``engine`` is how clients trained.
 
-    ``local_steps`` is how many optimiser steps all clients took, None where one of them does not tell.
+    ``local_steps`` is how many optimiser steps all clients took, None where one of them does not tell; ``began`` and
+    ``ended`` are readings of ``time.perf_counter``; ``metrics`` are means of what clients told, where messages do.
     """
 
     kind: str
@@ -47,21 +49,28 @@ class Exchange:
     failures: tuple[Failure, ...]
     bytes_down: int
     bytes_up: int
-    seconds: float
+    began: float
+    ended: float
     engine: str = "messages"
     local_steps: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
 
 
 class MeasuredGrid(WrappedGrid):
     """Passes everything on to another grid and keeps account; works on Flower's own grids too.
 
     With `keep_trained` the replies of the first training exchange stay in ``trained``: those of later ones hold
-    models that the server has had a hand in, or parts of models.
+    models that the server has had a hand in, or parts of models. With `average` the clients' metrics are averaged.
     """
 
-    def __init__(self, grid: Grid, *, keep_trained: bool = False) -> None:
+    def __init__(self, grid: Grid, *, keep_trained: bool = False, average: bool = False) -> None:
         super().__init__(grid)
-        self._keep_trained = keep_trained
+        self._keep_trained, self._averages = keep_trained, average
         self.exchanges: list[Exchange] = []
         self.trained: list[Message] = []
 
@@ -78,9 +87,11 @@ class MeasuredGrid(WrappedGrid):
         asked = [message.metadata.dst_node_id for message in sent]  # a grid within may number nodes otherwise
         started = time.perf_counter()
         replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        return self._noted(Sent(asked, sent), replies, time.perf_counter() - started, timeout)
+        return self._noted(Sent(asked, sent), replies, (started, time.perf_counter()), timeout)
 
-    def _noted(self, asked: Sent, replies: list[Message], seconds: float, timeout: float | None) -> list[Message]:
+    def _noted(
+        self, asked: Sent, replies: list[Message], times: tuple[float, float], timeout: float | None
+    ) -> list[Message]:
         sent = list(asked.messages)
         kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
         if self._keep_trained and kind == "train" and not self.trained:
@@ -99,8 +110,10 @@ class MeasuredGrid(WrappedGrid):
                     failures=tuple(sorted(failures, key=lambda failure: failure.node)),
                     bytes_down=_total_bytes(message.content for message in sent),
                     bytes_up=_total_bytes(m.content for m in replies if m.has_content()),
-                    seconds=seconds,
+                    began=times[0],
+                    ended=times[1],
                     local_steps=_total_steps(m.content for m in replies if m.has_content()),
+                    metrics=mean_metrics(replies) if self._averages and kind != "query" else {},
                 )
             )
         return replies
@@ -109,11 +122,11 @@ class MeasuredGrid(WrappedGrid):
         started = time.perf_counter()
         answer = self._grid.send_and_receive(order, timeout=timeout)
         if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
-            replies, seconds = list(answer), time.perf_counter() - started
-            return self._noted(Sent(order.nodes, list(order)), replies, seconds, timeout)
+            replies, ended = list(answer), time.perf_counter()
+            return self._noted(Sent(order.nodes, list(order)), replies, (started, ended), timeout)
         down = content_bytes(order.content) * len(order.nodes)
         failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
         self.exchanges.append(
             Exchange(
                 kind="train",
@@ -121,7 +134,8 @@ class MeasuredGrid(WrappedGrid):
                 failures=failures,
                 bytes_down=down,
                 bytes_up=answer.bytes_up,
-                seconds=seconds,
+                began=started,
+                ended=ended,
                 engine=answer.engine.name if answer.engine else "",
                 local_steps=sum(one.steps for one in answer.trained),
             )

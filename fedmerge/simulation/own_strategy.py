@@ -8,7 +8,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import ConfigError, FedMergeError
-from fedmerge.models.factory import load_named
+from fedmerge.loading import load_named
 from fedmerge.registry import entries
 from fedmerge.strategies import MergeStrategy, RunSettings
 

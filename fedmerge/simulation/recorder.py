@@ -1,26 +1,25 @@
-"""Turns each round of any Flower strategy into one row of the run record."""
+"""Turns each round of any Flower strategy into one row, and hands it to the observers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedmerge.errors import ClientFailed, NothingMerged, NoUsableUpdates
+from fedmerge.errors import NothingMerged
+from fedmerge.observers import Watch
 from fedmerge.plain_text import cut_within
-from fedmerge.records import RunRecord
-from fedmerge.simulation.exchanges import Exchange, Failure, MeasuredGrid
+from fedmerge.simulation.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.experiment import Experiment
 from fedmerge.simulation.faulty_grid import FaultyGrid
+from fedmerge.simulation.policed_grid import PolicedGrid, client_of
 from fedmerge.simulation.references import reference_accuracies
-from fedmerge.simulation.snapshot import snapshot
 from fedmerge.strategies import MergeStrategy
-from fedmerge.strategies.failures import failed_client, quoted, tell
 from fedmerge.strategies.measure import ERROR_KEY
-from fedmerge.strategies.policies import RoundPolicies
+from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.wire import view_arrays
 
 __all__ = ["Recorder"]
@@ -29,20 +28,22 @@ Row = dict[str, Any]
 
 
 class Recorder:
-    """Serves as ``evaluate_fn`` of ``Strategy.start``: tests the model, writes the row, saves a checkpoint.
+    """Serves as ``evaluate_fn`` of ``Strategy.start``: tests the model, makes the row, tells the observers.
 
     Parameters
     ----------
-    method, experiment
+    method, experiment, strategy
         What runs.
-    strategy
-        Any Flower strategy; its aggregation is timed.
     grid
         Keeps account of exchanges.
-    record
-        Where rows go.
-    on_row
-        Called with every row, to show progress.
+    policed
+        The grid around it, which the strategy is given.
+    watch
+        Who is told.
+    before
+        Rows of rounds that were done before.
+    model
+        The global model that the run begins or goes on with.
     faulty
         The grid that loses replies, where there is one.
     """
@@ -51,46 +52,55 @@ class Recorder:
         self,
         method: str,
         experiment: Experiment,
-        *,
         strategy: Strategy,
+        *,
         grid: MeasuredGrid,
-        record: RunRecord,
-        on_row: Callable[[Row], None],
+        policed: PolicedGrid,
+        watch: Watch,
+        before: Iterable[Mapping[str, Any]],
+        model: ArrayRecord,
         faulty: FaultyGrid | None = None,
     ) -> None:
         self._method, self._experiment, self._strategy = method, experiment, strategy
-        self._grid, self._record, self._on_row = grid, record, on_row
-        self._faulty, config = faulty, experiment.config
-        self._policies = RoundPolicies(config.on_client_error, config.on_too_few)
-        self._merge_seconds = 0.0
-        self._skipped: str | None = None
-        self._merged, self._last_skipped = False, ""
-        for row in record.rows():  # what was merged before an interruption counts
+        self._grid, self._policed, self._faulty, self._watch = grid, policed, faulty, watch
+        self._merged, self._last_skipped, self._model = False, "", model
+        for row in before:  # what was merged before an interruption counts
             self._count(row)
-        self._train_metrics: MetricRecord | None = None
-        self._client_metrics: MetricRecord | None = None
-        self._ours = isinstance(strategy, MergeStrategy)  # one of ours tells of failures itself, and knows the policies
-        setattr(strategy, "aggregate_train", self._timed(strategy.aggregate_train))  # noqa: B010 - a method
-        setattr(strategy, "aggregate_evaluate", self._noted(strategy.aggregate_evaluate))  # noqa: B010
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Record round `server_round`, which ended with the global model `arrays`."""
+        """Tell of round `server_round`, which ended with the global model `arrays`.
+
+        Raises
+        ------
+        RunStopped, ObserverFailed, RecordError
+            As :meth:`~fedmerge.observers.Watch.round_done`.
+        """
         started = time.perf_counter()
         loss, accuracy = self._experiment.test(arrays)
         success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
-        row: Row = self._row(server_round, loss, accuracy, evaluating, _count(arrays))
+        exchanges = self._grid.take()
+        unchanged = server_round > 0 and arrays is self._model
+        row: Row = {
+            "method": self._method,
+            "seed": self._experiment.seed,
+            "round": server_round,
+            "test_loss": loss,
+            "test_accuracy": accuracy,
+            **self._clients(server_round, exchanges, unchanged),
+            **_costs(exchanges, started, evaluating),
+            "parameters": _count(arrays),
+            # In the first round all methods have the same client models.
+            "references": self._references() if server_round == 1 and self._experiment.config.references else {},
+        }
         if self._experiment.hostile is not None:
             row |= {"attackers": sorted(self._experiment.hostile.attackers), "attack_success": success}
         if self._faulty is not None:
             row["waited_for"] = self._faulty.take_waited_for()
-        row = cut_within(row)  # reasons are as long as clients want
-        self._record.append(row)
+        row, self._model = cut_within(row), arrays  # reasons are as long as clients want
         self._count(row)
-        memory = self._strategy.memory if isinstance(self._strategy, MergeStrategy) else {}
-        taken = snapshot(self._strategy, self._grid.innermost)
-        self._record.checkpoint(server_round, view_arrays(arrays), memory, sections=taken.sections, facts=taken.facts)
-        self._on_row(row)
+        self._policed.next_round()
+        self._watch.round_done(row, view_arrays(arrays))
         return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
 
     def _count(self, row: Mapping[str, Any]) -> None:
@@ -106,132 +116,85 @@ class Recorder:
         Raises
         ------
         NothingMerged
-            Every round was skipped.
+            Every round was skipped, or the run was stopped before there was one.
         """
-        if not self._merged and self._last_skipped:
-            raise NothingMerged(
-                f"{self._method}: no round merged anything, so there is no trained model; the last one: "
-                f"{self._last_skipped}"
-            )
+        if not self._merged and (self._last_skipped or self._watch.stopped):
+            told = self._last_skipped or f"it was stopped before the first round: {self._watch.stopped}"
+            last = "the last one: " if self._last_skipped else ""
+            raise NothingMerged(f"{self._method}: no round merged anything, so there is no trained model; {last}{told}")
 
-    def _row(self, round: int, loss: float, accuracy: float, evaluating: float, parameters: int) -> Row:
-        exchanges = self._grid.take()
-        training = [e for e in exchanges if e.kind != "evaluate"]
-        evaluation = [e for e in exchanges if e.kind == "evaluate"]
+    def _clients(self, round: int, exchanges: list[Exchange], unchanged: bool) -> Row:
+        """What the clients did and told."""
         report = self._strategy.last_report if isinstance(self._strategy, MergeStrategy) else None
         report = report if report is not None and report.round == round else None
+        training = [exchange for exchange in exchanges if exchange.kind == "train"]
+        failures = [failure for exchange in exchanges for failure in exchange.failures]
         dropped = () if report is None else report.dropped
-        trained = [e for e in training if e.kind == "train"]
-        failures = [failure for e in exchanges for failure in e.failures]
         # Of the first exchange: further stages are of the same clients.
-        ok = sum(e.ok for e in trained[:1]) - len(dropped)
-        row = {
-            "method": self._method,
-            "seed": self._experiment.seed,
-            "round": round,
-            "test_loss": loss,
-            "test_accuracy": accuracy,
-            "train_loss": _metric(self._train_metrics, "train_loss"),
-            "client_accuracy": _metric(self._client_metrics, "eval_acc"),
+        ok = sum(exchange.ok for exchange in training[:1]) - len(dropped)
+        skipped = self._policed.skipped if report is None else report.skipped
+        if skipped is None and training and unchanged and report is None:
+            skipped = "the strategy made no model of the replies"
+        if skipped is None and training and ok == 0:
+            told = [client_of(failure, round) for failure in failures]
+            skipped = "all clients failed; the first: " + (
+                f"client {told[0].client}: {told[0].reason}" if told else "none replied"
+            )
+        told_of_training, told_of_test = self._metrics(exchanges, report)
+        return {
+            "train_loss": _number(told_of_training, "train_loss"),
+            "client_accuracy": _number(told_of_test, "eval_acc"),
             "clients_ok": ok,
-            "clients_failed": sum(len(e.failures) for e in trained) + len(dropped),
-            # Evaluation can be switched off without changing the result, so its traffic stands apart.
-            "bytes_down": sum(e.bytes_down for e in training),
-            "bytes_up": sum(e.bytes_up for e in training),
-            "bytes_evaluate": sum(e.bytes_down + e.bytes_up for e in evaluation),
-            "local_steps": _steps(trained),
-            "seconds_train": _seconds(training),
-            "seconds_merge": self._merge_seconds - _seconds([e for e in training if e.kind == "query"]),
-            "seconds_evaluate": evaluating + _seconds(evaluation),
-            "parameters": parameters,
-            "engine": trained[0].engine if trained else None,
-            # In the first round all methods have the same client models.
-            "references": self._references() if round == 1 and self._experiment.config.references else {},
-            "statistics_error": _metric(self._train_metrics, ERROR_KEY),
+            "clients_failed": sum(len(exchange.failures) for exchange in training) + len(dropped),
+            "engine": training[0].engine if training else None,
+            "statistics_error": _number(told_of_training, ERROR_KEY),
             "failures": [{"client": f.client, "node": f.node, "reason": f.reason} for f in failures],
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
             "refused": [] if report is None else [{"client": c, "reason": reason} for c, reason in report.refused],
-            "skipped": self._skipped if report is None else report.skipped,
+            "skipped": skipped,
             # What an accountant of noise on them wants to know, for each client.
             "answers": 0 if report is None else report.answers,
         }
-        self._merge_seconds, self._train_metrics, self._client_metrics, self._skipped = 0.0, None, None, None
-        if trained and ok == 0:
-            told = [_failed(f, round) for f in failures]
-            reason = f"client {told[0].client}: {told[0].reason}" if told else "none replied"
-            if self._policies.on_too_few == "raise":
-                raise NoUsableUpdates(
-                    f"{self._method}: all clients failed in round {round}; the first: {reason}", failed=told
-                )
-            row["skipped"] = row["skipped"] or f"all clients failed; the first: {reason}"
-        return row
+
+    def _metrics(
+        self, exchanges: list[Exchange], report: MergeReport | None
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Means of what clients told of training and of evaluation; a strategy of ours says it itself."""
+        if isinstance(self._strategy, MergeStrategy):
+            evaluation = self._strategy.last_evaluation if any(e.kind == "evaluate" for e in exchanges) else None
+            return ({} if report is None else report.metrics), ({} if evaluation is None else evaluation)
+        by_kind = {exchange.kind: exchange.metrics for exchange in reversed(exchanges)}
+        return ({} if self._policed.skipped else by_kind.get("train", {})), by_kind.get("evaluate", {})
 
     def _references(self) -> dict[str, float]:
         return reference_accuracies(self._experiment, self._grid.trained)
 
-    def _timed(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
-        def aggregate_train(server_round: int, replies: Iterable[Message]) -> Any:
-            started = time.perf_counter()
-            if self._too_few(server_round):
-                if isinstance(self._strategy, MergeStrategy):
-                    self._strategy.pass_over()
-                return None, None
-            arrays, self._train_metrics = aggregate(server_round, replies)
-            if arrays is None and not self._ours:
-                self._skipped = self._skipped or "the strategy made no model of the replies"
-            self._merge_seconds = time.perf_counter() - started
-            return arrays, self._train_metrics
 
-        return aggregate_train
-
-    def _too_few(self, round: int) -> bool:
-        """Whether too few clients replied for somebody else's strategy, which knows nothing of our policies, or none
-        for any."""
-        trained = [exchange for exchange in self._grid.exchanges if exchange.kind == "train"]
-        least, ok = self._experiment.config.min_clients, sum(exchange.ok for exchange in trained)
-        ending = bool(trained) and not ok and self._policies.on_too_few == "raise"
-        if self._ours and not ending:
-            return False
-        failed = [_failed(f, round) for exchange in trained for f in exchange.failures]
-        tell(failed)  # Flower's log is not shown here
-        self._policies.check(((one.client, one.reason) for one in failed), round)
-        if not trained or ok >= least:
-            return False
-        self._skipped = f"{ok} clients replied, at least {least} wanted" + (f" ({quoted(failed)})" if failed else "")
-        if self._policies.on_too_few == "raise" and ok:
-            raise NoUsableUpdates(f"{self._method}: round {round}: {self._skipped}", failed=failed)
-        return True
-
-    def _noted(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
-        def aggregate_evaluate(server_round: int, replies: Iterable[Message]) -> Any:
-            if not self._ours:
-                failures = [f for e in self._grid.exchanges if e.kind == "evaluate" for f in e.failures]
-                tell((_failed(f, server_round) for f in failures), "evaluation")
-            self._client_metrics = aggregate(server_round, replies)
-            return self._client_metrics
-
-        return aggregate_evaluate
+def _costs(exchanges: list[Exchange], over: float, evaluating: float) -> Row:
+    """Bytes, steps and seconds of a round whose training and evaluation by clients were over at `over`."""
+    evaluation = [exchange for exchange in exchanges if exchange.kind == "evaluate"]
+    training = [exchange for exchange in exchanges if exchange.kind != "evaluate"]
+    merging = 0.0
+    if training:  # the strategy has merged between the first exchange and what came next, but for what it waited for
+        until = evaluation[0].began if evaluation else over
+        merging = until - training[0].ended - sum(exchange.seconds for exchange in training[1:])
+    counts = [exchange.local_steps for exchange in training if exchange.kind == "train"]
+    return {
+        # Evaluation can be switched off without changing the result, so its traffic stands apart.
+        "bytes_down": sum(exchange.bytes_down for exchange in training),
+        "bytes_up": sum(exchange.bytes_up for exchange in training),
+        "bytes_evaluate": sum(exchange.bytes_down + exchange.bytes_up for exchange in evaluation),
+        # Of all clients and stages; None where a client does not tell.
+        "local_steps": None if None in counts else sum(n for n in counts if n is not None),
+        "seconds_train": sum(exchange.seconds for exchange in training),
+        "seconds_merge": merging,
+        "seconds_evaluate": evaluating + sum(exchange.seconds for exchange in evaluation),
+    }
 
 
-def _failed(failure: Failure, round: int) -> ClientFailed:
-    """Under the client's number, which its node tells here."""
-    name = f"on node {failure.node}" if failure.client is None else failure.client
-    return failed_client(failure.node, failure.reason, round, lambda node, claimed: (name, claimed == name))
-
-
-def _metric(metrics: MetricRecord | None, name: str) -> float | None:
-    value = None if metrics is None else metrics.get(name)
+def _number(metrics: Mapping[str, Any], name: str) -> float | None:
+    value = metrics.get(name)
     return float(value) if isinstance(value, int | float) else None
-
-
-def _seconds(exchanges: Iterable[Exchange]) -> float:
-    return sum(exchange.seconds for exchange in exchanges)
-
-
-def _steps(exchanges: Iterable[Exchange]) -> int | None:
-    """Optimiser steps of all clients and stages; None where a client does not tell."""
-    counts = [exchange.local_steps for exchange in exchanges]
-    return None if None in counts else sum(n for n in counts if n is not None)
 
 
 def _count(arrays: ArrayRecord) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -125,12 +126,25 @@ def end(config: Config, out: Path) -> None:
 
 
 def is_finished(config: Config, method: str, seed: int, out: Path) -> bool:
-    """Whether the record of a run is complete, and nothing newer of it was begun."""
+    """Whether the record of a run is complete, and nothing newer of it was begun.
+
+    One that an observer has stopped is, unless other observers are asked for.
+    """
     folder = run_folder(out, method, seed)
     if _partial(folder).exists() or not (folder / "config.toml").exists():
         return False
+    done, wanted = read_toml(folder / "config.toml"), config.resolved(method, seed)
+    if list(done.get("observers", ())) != list(wanted["observers"]) and _stopped(folder):
+        return False
     # With --overwrite a comparison replaces records of other configurations, which may still stand there.
-    return not differing(read_toml(folder / "config.toml"), config.resolved(method, seed))
+    return not differing(done, wanted)
+
+
+def _stopped(folder: Path) -> bool:
+    """Whether an observer has ended the run in `folder` early."""
+    file = folder / "rounds.jsonl"
+    last = file.read_bytes().splitlines()[-1:] if file.exists() else []
+    return bool(last) and bool(json.loads(last[0]).get("stopped"))
 
 
 def _partial(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from fedmerge.inputs import OnDeviceOf
 from fedmerge.loaders import few, first_inputs, read_pairs
 from fedmerge.outputs import with_one_output
 from fedmerge.raw_errors import named
+from fedmerge.registry import entries, registered
 from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.base import Batches, ComparingStatistic, LayerStatistic, Statistic
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
@@ -54,25 +55,6 @@ __all__ = [
     "tellable",
 ]
 
-_KINDS: Mapping[str, type[Statistic]] = {
-    kind.name: kind
-    for kind in (
-        LocalSteps,
-        BatchNormMoments,
-        BatchNormSums,
-        ClassCounts,
-        FisherDiag,
-        FisherKfac,
-        Gram,
-        Activations,
-        HeadSums,
-        HeadGradient,
-        LossGradient,
-        RefitSums,
-        Secants,
-    )
-}
-
 
 def statistic(name: str, settings: str = "{}") -> Statistic:
     """The statistic called `name`, with the fields that `settings` (JSON) sets and defaults for the rest.
@@ -89,13 +71,15 @@ def statistic(name: str, settings: str = "{}") -> Statistic:
     >>> statistic("gram", '{"examples": 100}').examples
     100
     """
-    if name not in _KINDS:
-        raise UnknownName("statistic", name, _KINDS)
+    found = registered("statistic", name)  # what others send names no module to import
+    if found is None:
+        raise UnknownName("statistic", name, entries("statistic"))
     try:
         given = json.loads(settings)
         if "loss" in given or "task" in given:
             raise TypeError("a loss is a function, which cannot be written")
-        return _KINDS[name](**given)
+        made: Statistic = found.cls(**given)
+        return made
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
 
@@ -108,7 +92,8 @@ def tellable(name: str) -> bool:
     >>> tellable("local_steps"), tellable("gram"), tellable("train_loss")
     (True, False, False)
     """
-    return name in _KINDS and _KINDS[name].among_metrics
+    found = registered("statistic", name)
+    return found is not None and bool(found.cls.among_metrics)
 
 
 def compute_statistics(
@@ -173,7 +158,8 @@ def _chosen(names: Any) -> list[Statistic]:
     if isinstance(names, str | Statistic):
         names = [names]
     if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
-        raise InvalidOption(f"names must be a list of statistics, such as [{', '.join(map(repr, _KINDS))}]")
+        known = ", ".join(map(repr, entries("statistic")))
+        raise InvalidOption(f"names must be a list of statistics, such as [{known}]")
     kinds = [statistic(name) if isinstance(name, str) else name for name in names]
     for kind in kinds:
         if not isinstance(kind, Statistic):

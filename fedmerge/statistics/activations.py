@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer
@@ -22,6 +23,7 @@ __all__ = ["Activations"]
 _PARTS = ("mean", "var", "samples")
 
 
+@register("activations")
 @dataclass(frozen=True)
 class Activations(LayerStatistic):
     """Mean, variance and some samples of the outputs z of every matrix layer, before any nonlinearity.

@@ -34,6 +34,7 @@ class Statistic(ABC):
     A value is a :data:`~fedmerge.state.State`, so that it travels and is stored like any other tensors.
     """
 
+    kind: ClassVar[str] = "statistic"
     name: ClassVar[str]
     among_metrics: ClassVar[bool] = False
     """Whether a client may simply report it, as numbers among the metrics of its reply."""

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import call, examples_in
 from fedmerge.models.copies import copy_of
+from fedmerge.registry import register
 from fedmerge.state import State, is_norm_statistic
 from fedmerge.statistics.base import Batches, Shapes, Statistic
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape
@@ -22,6 +23,7 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["BatchNormMoments", "BatchNormSums"]
 
 
+@register("batch_norm")
 @dataclass(frozen=True)
 class BatchNormMoments(Statistic):
     """Running statistics of every batch norm, measured afresh: ``<layer>.running_mean`` and ``.running_var``.
@@ -83,6 +85,7 @@ class BatchNormMoments(Statistic):
                 squares(self.name, name, tensor)
 
 
+@register("batch_norm_sums")
 @dataclass(frozen=True)
 class BatchNormSums(Statistic):
     """First and second moments of what goes into every batch norm, whose means over clients are those of all data.

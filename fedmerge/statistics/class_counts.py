@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, shown
+from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.tasks import outputs_like, reading_of
@@ -22,6 +23,7 @@ _MOST = 2**53  # beyond it a float does not count on
 _ALIKE, _SPREAD = 1.5, 20.0  # some count labels that they leave out of training
 
 
+@register("class_counts")
 @dataclass(frozen=True)
 class ClassCounts(LayerStatistic):
     """Labels by class, [C] under ``class_counts``, C the model's number of outputs; ``8 C`` bytes.

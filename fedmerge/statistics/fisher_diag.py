@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches, Shapes
@@ -23,6 +24,7 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["FisherDiag"]
 
 
+@register("fisher_diag")
 @dataclass(frozen=True)
 class FisherDiag(FisherStatistic):
     """``F_j = E_x sum_c p(c|x) (d log p(c|x) / d theta_j)^2``, one number per parameter under its name.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Shapes
@@ -31,6 +32,7 @@ from fedmerge.weights import check_factor_shape, reordered_factor
 __all__ = ["FisherKfac"]
 
 
+@register("fisher_kfac")
 @dataclass(frozen=True)
 class FisherKfac(FisherStatistic):
     """Factors A and G of every matrix layer, with ``F ~ A (x) G`` for its weight with the bias as last column.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.layer_sums import LayerSums, factor
@@ -21,6 +22,7 @@ from fedmerge.weights import check_factor_shape, reordered_factor
 __all__ = ["Gram"]
 
 
+@register("gram")
 @dataclass(frozen=True)
 class Gram(LayerStatistic):
     """``mean a a^T`` over examples and positions, with rows a of inputs, under the weight's name.

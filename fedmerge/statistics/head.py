@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.models.copies import copy_of
+from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
 from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
@@ -163,6 +164,7 @@ def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
     return same is not None and bool(((same == outputs) | (same.isnan() & outputs.isnan())).all())
 
 
+@register("head_sums")
 @dataclass(frozen=True)
 class HeadSums(_HeadStatistic):
     """Second moments of the head's inputs h (a final 1 where it has a bias), and of labels against them.
@@ -199,6 +201,7 @@ class HeadSums(_HeadStatistic):
         return {"S": clip**2, "C": clip}
 
 
+@register("head_gradient")
 @dataclass(frozen=True)
 class HeadGradient(_HeadStatistic):
     """Mean gradient of the task's loss by the head's matrix, and the Fisher of its outputs.

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.registry import register
 from fedmerge.state import LARGEST, State
+from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 
@@ -24,6 +26,7 @@ _NO_NUMBERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
 _CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
 
 
+@register("local_steps")
 @dataclass(frozen=True)
 class LocalSteps(Statistic):
     """Local steps tau_i with momentum rho, learning rate eta and proximal mu: float64 scalars.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.models.copies import copy_of
+from fedmerge.registry import register
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
@@ -19,6 +20,7 @@ from fedmerge.training.report import TrainingReport
 __all__ = ["LossGradient"]
 
 
+@register("loss_gradient")
 @dataclass(frozen=True)
 class LossGradient(LayerStatistic):
     """Mean gradient of the task's loss over labels, in evaluation mode, under the parameters' names.

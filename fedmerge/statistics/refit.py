@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, ComparingStatistic, Shapes
 from fedmerge.statistics.layer_sums import factor
@@ -22,6 +23,7 @@ from fedmerge.weights import check_factor_shape
 __all__ = ["RefitSums"]
 
 
+@register("refit_sums")
 @dataclass(frozen=True)
 class RefitSums(ComparingStatistic):
     """Second moments of a merged model's inputs h to each layer, and the client's own pre-activations z against them.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.models.copies import copy_of
+from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
@@ -23,6 +24,7 @@ __all__ = ["Secants"]
 _ROWS = 1 << 24  # numbers held at once
 
 
+@register("secants")
 @dataclass(frozen=True)
 class Secants(LayerStatistic):
     """What the task's loss does along m directions: ``slope`` [m] and Gauss-Newton ``curvature`` [m, m].

@@ -27,6 +27,8 @@ class EvaluatedByClients(FlowerFedAvg):
     pipeline: Pipeline
     policies: RoundPolicies
     identities: Identities
+    last_evaluation: MetricRecord | None = None
+    """What clients found on their held-out examples in the last round; None where nobody looked."""
     _asked_to_judge: Sent | None
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
@@ -38,7 +40,7 @@ class EvaluatedByClients(FlowerFedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the merged model to those who judge it on their held-out examples."""
-        self.identities.grid, self._asked_to_judge = grid, Sent(())
+        self.identities.grid, self._asked_to_judge, self.last_evaluation = grid, Sent(()), None
         if self.fraction_evaluate == 0.0 or self.pipeline.privacy.withholds_metrics:
             return []
         config["server-round"] = server_round
@@ -66,4 +68,5 @@ class EvaluatedByClients(FlowerFedAvg):
         strays = [(known.holder(stray.node, server_round), stray.reason) for stray in found.strays]
         failures.note([*failed, *(ClientFailed(one, server_round, why) for one, why in strays)], "evaluation")
         counted = judged((message for _, message in found.replies), self.weighted_by_key)
-        return super().aggregate_evaluate(server_round, counted)
+        self.last_evaluation = super().aggregate_evaluate(server_round, counted)
+        return self.last_evaluation

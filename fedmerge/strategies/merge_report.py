@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedmerge.errors import BadUpdate, ClientFailed
 
@@ -19,6 +21,7 @@ class MergeReport:
     ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions a
     client was asked at most, also where what it answered was thrown away or nothing was merged in the end. Over the
     rounds they add up, and :func:`fedmerge.refine.epsilon` says what the sum has cost where clients add noise.
+    ``metrics`` are the means of what clients told of their training.
     """
 
     round: int
@@ -28,3 +31,4 @@ class MergeReport:
     answers: int = 0
     failed: tuple[ClientFailed, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -190,7 +190,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """What is known of clients and their nodes: part of a checkpoint, for nodes of a deployment outlive a run."""
         self._asked: Sent | None = None
         self._awaited: int | None = None
-        self._asked_to_judge = None
+        self._asked_to_judge = self.last_evaluation = None
         self._run = RunOutcome()
 
     def adopt(self, run: RunSettings) -> None:
@@ -329,6 +329,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self.pipeline.batch_norm == "recalibrate":
             recalibrate(reach, result.state, result.accepted)
         self.memory = result.memory
+        metrics = received.metrics(taken)
+        if metrics is None:
+            metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
         self.last_report = MergeReport(
             server_round,
             result.accepted,
@@ -336,10 +339,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             answers=asked.questions,
             failed=tuple(failures.clients),
             refused=result.refused,
+            metrics=dict(metrics or {}),
         )
-        metrics = received.metrics(taken)
-        if metrics is None:
-            metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
         arrays = to_arrays(result.state)
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
@@ -365,10 +366,6 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.answers += questions
         if self._checkpoints is not None:
             self._checkpoints.charge(round, questions)
-
-    def pass_over(self) -> None:
-        """Expect no replies to this round any more: whoever holds them has told why, and ends the run itself."""
-        self._awaited = None
 
     def _skipped(
         self,
