@@ -56,7 +56,9 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     seeds = max((row["seeds"] for row in rows), default=1)
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     title = f"Test accuracy in %, {over}" + (f"; {_counted(next(iter(lasts)), 'round')}" if len(lasts) == 1 else "")
-    caption = None if target is None else f"to {100 * target:g} %: rounds until that accuracy"
+    notes = [] if target is None else [f"to {100 * target:g} %: rounds until that accuracy"]
+    notes += [f"{row['method']} was stopped: {row['stopped']}" for row in rows if row["stopped"]]
+    caption = Text(one_line("; ".join(notes), 4000)) if notes else None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for name in columns:
         if name in hidden:

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedmerge.errors import InvalidOption
+from fedmerge.plain_text import one_line
 from fedmerge.plotting.files import replacing
 from fedmerge.plotting.references import references
 from fedmerge.plotting.runs import Run, by_method, read_runs
@@ -34,6 +35,7 @@ COLUMNS = (
     "clients_failed",
     "rounds",
     "diverged",
+    "stopped",
 )
 
 
@@ -63,6 +65,7 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
         - `seconds`: training + merging + evaluating; `seconds_merge`: merging alone; totals, mean over seeds
         - `parameters`: of the last model (a mean where methods grow a different width with each seed)
         - `clients_failed`: sum over rounds and seeds
+        - `stopped`: after which round an observer has ended which seed's run, and why; None where none did
 
     Raises
     ------
@@ -150,6 +153,7 @@ def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, An
         sum(row["clients_failed"] for run in runs for row in run.rows),
         _whole(fmean(run.rows[-1]["round"] for run in runs)),
         sum(diverged),
+        "; ".join(filter(None, map(_stopped, runs))) or None,
     )
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -163,6 +167,13 @@ def _diverged(run: Run) -> bool:
     """Whether the last model was evaluated, and its loss is no number."""
     last = run.rows[-1]
     return last["test_accuracy"] is not None and (last["test_loss"] is None or not math.isfinite(last["test_loss"]))
+
+
+def _stopped(run: Run) -> str | None:
+    """Why a run has no more rounds, where an observer wanted none."""
+    last = run.rows[-1]
+    reason = last.get("stopped")
+    return None if reason is None else one_line(f"seed {run.seed} after round {last['round']}: {reason}")
 
 
 def _rounds_to(target: float, evaluated: Sequence[Sequence[tuple[int, float]]]) -> list[int]:

@@ -14,7 +14,6 @@ from torch import nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import LARGEST, State
-from fedmerge.state import State
 from fedmerge.statistics.base import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 
