@@ -10,7 +10,7 @@ import click
 import typer
 
 import fedmerge
-from fedmerge.commands import benching, comparing, drawing, listing, merging
+from fedmerge.commands import benching, comparing, drawing, listing, merging, parts
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.commands.hints import HelpfulCommand, HelpfulGroup
 from fedmerge.commands.verbosity import log_to_terminal, set_verbosity, tell_error
@@ -32,10 +32,13 @@ for command in (
     drawing.plot,
     merging.merge,
     listing.methods,
+    parts.models,
+    parts.datasets,
     listing.partition,
     benching.bench,
 ):
     app.command(cls=HelpfulCommand)(command)
+app.command("list", cls=HelpfulCommand)(parts.list_parts)
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,6 +25,9 @@ class Kind:
         Parameters that fedmerge fills in itself, and which are no options therefore.
     shares
         Other kinds whose names must differ, for they are written in the same places.
+    own
+        Whether ``module:name`` brings one of the user's own. Statistics are asked for by messages, which must not
+        make anybody import anything.
 
     Examples
     --------
@@ -38,11 +41,23 @@ class Kind:
     frozen: bool = True
     given: frozenset[str] = frozenset()
     shares: tuple[str, ...] = ()
+    own: bool = True
 
     @property
     def group(self) -> str:
         """The group of entry points under which other packages announce theirs."""
         return f"fedmerge.{self.plural}"
+
+    @property
+    def title(self) -> str:
+        """As the heading of a list.
+
+        Examples
+        --------
+        >>> KINDS["server step"].title, KINDS["data set"].title
+        ('Server steps', 'Data sets')
+        """
+        return f"{self.name}s".capitalize()
 
     @property
     def named_with(self) -> tuple[str, ...]:
@@ -55,10 +70,10 @@ _FROM_DATA = frozenset({"input_shape", "num_classes"})
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=("server step", "refinement")),
-        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=("aggregator", "refinement")),
-        Kind("refinement", "refinements", ("fedmerge.refine",), shares=("aggregator", "server step")),
-        Kind("statistic", "statistics", ("fedmerge.statistics",)),
+        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=("server step", "refinement"), own=False),
+        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=("aggregator", "refinement"), own=False),
+        Kind("refinement", "refinements", ("fedmerge.refine",), shares=("aggregator", "server step"), own=False),
+        Kind("statistic", "statistics", ("fedmerge.statistics",), own=False),
         Kind("task", "tasks", ("fedmerge.tasks",)),
         Kind("metric", "metrics", ("fedmerge.tasks",)),
         Kind("data set", "datasets", ("fedmerge.data",), frozen=False, given=frozenset({"data_dir", "folder"})),

@@ -14,8 +14,8 @@ __all__ = ["check_no_code", "named_code"]
 _FLOWERS = re.compile(r"flwr\.serverapp\.strategy:[A-Z]\w*")
 
 
-def named_code(models: Iterable[str], methods: Iterable[str] = ()) -> list[str]:
-    """What would be imported and called, in words: ``module:factory`` as a model, ``module:function`` as a method.
+def named_code(models: Iterable[str], methods: Iterable[str] = (), **others: Iterable[str]) -> list[str]:
+    """What would be imported and called, in words: ``module:factory`` as a model, ``module:function`` as a method ...
 
     Flower's own strategies do not count. Methods that installed packages register are not seen here: they run once the
     package is installed.
@@ -26,6 +26,8 @@ def named_code(models: Iterable[str], methods: Iterable[str] = ()) -> list[str]:
         Names of models.
     methods
         Methods as they are written, options included.
+    others
+        Parts of other kinds as they are written, by the kind's name: ``observer=["mine:Watching"]``.
 
     Examples
     --------
@@ -34,7 +36,10 @@ def named_code(models: Iterable[str], methods: Iterable[str] = ()) -> list[str]:
     """
     found = [f"model {name}" for name in models if ":" in name]
     parts = [part.name for part in map(own_strategy, methods) if part is not None]
-    return list(dict.fromkeys(found + [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]))
+    found += [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]
+    for kind, names in others.items():
+        found += [f"{kind} {part.name}" for part in map(own_strategy, names) if part is not None]
+    return list(dict.fromkeys(found))
 
 
 def check_no_code(where: str, code: Iterable[str]) -> None:

@@ -179,6 +179,8 @@ def usual_names() -> Mapping[str, str]:
 def entry(kind: str, name: str) -> Entry:
     """One registered class or function, or one of the user's own, ``module:name``, which is imported.
 
+    Some kinds have none of the user's own, see :class:`~fedmerge.kinds.Kind`.
+
     Raises
     ------
     UnknownName
@@ -186,7 +188,7 @@ def entry(kind: str, name: str) -> Entry:
     ConfigError
         ``module:name`` cannot be imported, or is nothing that can be called.
     """
-    if ":" in name:
+    if ":" in name and KINDS[kind].own:
         made = load_named(name, kind, "name", f"my_module:my_{kind.replace(' ', '_')}", ConfigError)
         if not callable(made):
             raise ConfigError(f"{kind} {name!r} is a {type(made).__name__}: name a class or a function")
@@ -199,7 +201,8 @@ def entry(kind: str, name: str) -> Entry:
         remedy = _how_to_write(name)
         raise UnknownName("method", name, () if remedy else [*known, *usual_names()], remedy)
     module, _, last = name.rpartition(".")
-    raise UnknownName(kind, name, known, f"Your own goes by 'module:name'{f', {module}:{last}' if module else ''}.")
+    yours = f"Your own goes by 'module:name'{f', such as {module}:{last}' if module else ''}."
+    raise UnknownName(kind, name, known, yours if KINDS[kind].own else "")
 
 
 def find(name: str) -> Entry:

@@ -49,9 +49,11 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
-def tell_code(where: str, models: Iterable[str], methods: Iterable[str] = (), *, refused: bool) -> None:
+def tell_code(
+    where: str, models: Iterable[str], methods: Iterable[str] = (), *, refused: bool, **others: Iterable[str]
+) -> None:
     """Say which code will be imported and run, before it is; or end here, where it is `refused`."""
-    code = named_code(models, methods)
+    code = named_code(models, methods, **others)
     if refused:
         check_no_code(where, code)
     if code and not quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,10 @@ def compare(
     workers: Annotated[str | None, typer.Option(help="auto, a number of Ray actors, or ray.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     data_dir: DataDir = None,
+    observers: Annotated[
+        str | None,
+        typer.Option(help="Who watches, by comma: early_stopping(patience=3),tensorboard,mlflow,module:Observer."),
+    ] = None,
     out: Out = None,
     assignments: Set = None,
     overwrite: Overwrite = False,
@@ -66,10 +71,11 @@ def compare(
         "device": device,
         "data": given(name=dataset, dir=data_dir),
         "model": given(name=model),
+        "observers": None if observers is None else split_methods(observers),
         "partition": given(scheme=partition, clients=clients, alpha=alpha),
     }
     settings = read_config(config, given(**flags), assignments)
-    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code)
+    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code, **_others([settings]))
     _run(settings, out, overwrite=overwrite, grow=not overwrite)
 
 
@@ -88,7 +94,7 @@ def run(
             "`fedmerge run` takes one of each; use `fedmerge compare`, or narrow it down: "
             "--set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
         )
-    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code)
+    tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code, **_others([settings]))
     _run(settings, out, overwrite=overwrite, grow=False)
 
 
@@ -114,7 +120,7 @@ def resume(
         found = find_unfinished(folder)  # as it is, now that nobody else writes to it
         models = sorted({one.model.name for one in found.configs})
         methods = [name for one in found.configs for name in one.methods]
-        tell_code(str(folder), models, methods, refused=no_code)
+        tell_code(str(folder), models, methods, refused=no_code, **_others(found.configs))
         rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
         with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
             for config in found.configs:
@@ -129,6 +135,12 @@ def resume(
 
 def _named(config: Path | None) -> str:
     return "the command line" if config is None else str(config)
+
+
+def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
+    """Parts of the user's own besides models and methods, by kind."""
+    attacks = [one.attack.kind for one in configs if one.attack is not None]
+    return {"observer": [name for one in configs for name in one.observers], "attack": attacks}
 
 
 def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:

@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["HelpfulCommand", "HelpfulGroup"]
 
 # More than one value behind one of these is what people write for a list.
-_LISTS = ("--methods", "--labels", "--against", "--workloads", "--systems", "--weights")
+_LISTS = ("--methods", "--observers", "--labels", "--against", "--workloads", "--systems", "--weights")
 
 
 class HelpfulCommand(TyperCommand):

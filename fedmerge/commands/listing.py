@@ -40,9 +40,9 @@ def methods(
         if as_json:
             known = {found.name: known[found.name] for found in map(find, names) if found.name in known}
         else:
-            from fedmerge.commands.tables import method_text
+            from fedmerge.commands.tables import part_text
 
-            typer.echo("\n\n".join(method_text(find(name)) for name in names))
+            typer.echo("\n\n".join(part_text(find(name)) for name in names))
             return
     if as_json:
         typer.echo(json.dumps({name: dataclasses.asdict(info) for name, info in known.items()}, indent=2, default=str))

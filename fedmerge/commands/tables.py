@@ -14,11 +14,24 @@ from rich.text import Text
 from torch import Tensor
 
 from fedmerge.api import MethodInfo
+from fedmerge.kinds import KINDS, Kind
 from fedmerge.plain_text import one_line
 from fedmerge.registry import Entry
 
-__all__ = ["method_text", "methods_table", "partition_table", "show", "summary_table"]
+__all__ = [
+    "kinds_table",
+    "methods_table",
+    "part_facts",
+    "part_text",
+    "partition_table",
+    "parts_table",
+    "show",
+    "summary_table",
+]
 
+
+_SENDING = ("aggregator", "refinement")
+"""Kinds that have clients send statistics."""
 
 _WIDE = 100
 """Columns of a terminal from which every column of a table is shown."""
@@ -132,18 +145,57 @@ def methods_table(
     return table
 
 
-def method_text(found: Entry) -> str:
-    """Everything about one method: name, paper, defaults, and what its docstring says before the examples."""
+def kinds_table(kinds: Mapping[str, Kind]) -> Table:
+    """Kinds of parts by the word for them, and where other packages announce theirs."""
+    table = Table(title="`fedmerge list KIND` lists the parts of one kind", title_justify="left")
+    for column in ("kind", "entry points of other packages"):
+        table.add_column(column)
+    for word, kind in kinds.items():
+        table.add_row(word, kind.group)
+    return table
+
+
+def parts_table(kind: str, parts: Sequence[Entry]) -> Table:
+    """Parts of one kind: what they do, and their options."""
+    names = ["name", "what it does", *(["paper"] if any(one.paper for one in parts) else []), "options"]
+    names = names if _width() >= _WIDE else [name for name in names if name != "paper"]
+    own = "Your own goes by module:name." if KINDS[kind].own else None
+    table = Table(title=KINDS[kind].title, title_justify="left", caption=own, caption_justify="left")
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
+    for one in parts:
+        cells = {"name": one.name, "what it does": one.summary, "paper": one.paper, "options": _options(one.options)}
+        table.add_row(*(Text(one_line(cells[name], 4000)) for name in names))
+    return table
+
+
+def part_facts(found: Entry) -> dict[str, Any]:
+    """What ``--json`` tells of a part: options with their defaults, and which have to be given."""
+    needed = inspect.Parameter.empty
+    return {
+        "kind": found.kind,
+        "summary": found.summary,
+        "paper": found.paper,
+        "options": {name: default for name, default in found.options.items() if default is not needed},
+        "required": [name for name, default in found.options.items() if default is needed],
+        "home": f"{found.cls.__module__}:{found.cls.__qualname__}",
+    }
+
+
+def part_text(found: Entry) -> str:
+    """Everything about one part: name, paper, defaults, and what its docstring says before the examples."""
     text = (inspect.getdoc(found.cls) or "").partition("\n\nRaises\n")[0].partition("\n\nExamples\n")[0]
     text = text.replace("\nParameters\n----------", "\nOptions\n-------").replace("``", "")
-    needs = ", ".join(need.name for need in getattr(found.cls(), "needs", ()))
+    needs = ", ".join(need.name for need in found.cls().needs) if found.kind in _SENDING else ""
     facts = {"paper": found.paper, "clients send besides": needs, "defaults": _options(found.options)}
     lines = [f"{found.name} ({found.kind})", *(f"{name}: {fact}" for name, fact in facts.items() if fact), "", text]
     return "\n".join(lines)
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items()) or "none"
+    needed = inspect.Parameter.empty
+    told = (name if value is needed else f"{name}={value}" for name, value in options.items())
+    return ", ".join(told) or "none"
 
 
 def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:

@@ -67,8 +67,8 @@ class ModelSettings(_Section):
 class AttackSettings(_Section):
     """What a share of the clients, chosen by the seed, does to the others.
 
-    ``kind`` is ``label_flip``, ``sign_flip``, ``scaled_update``, ``gaussian_noise`` or ``backdoor``; ``options`` are
-    the fields of that class in :mod:`fedmerge.simulation.attacks`.
+    ``kind`` is ``label_flip``, ``sign_flip``, ``scaled_update``, ``gaussian_noise`` or ``backdoor``, or one's own,
+    ``module:Attack``; ``options`` are the fields of that class, see :mod:`fedmerge.simulation.attacks`.
     """
 
     kind: str
@@ -211,7 +211,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
         raise ConfigError("configuration: " + "; ".join(map(_fault, error.errors()))) from error
     _check_methods(config)
     check_names(config.observers)
-    if config.attack is not None:
+    if config.attack is not None and ":" not in config.attack.kind:  # one's own is imported when it runs
         _ = config.attack.attack
     return config
 

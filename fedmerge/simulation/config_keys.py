@@ -20,6 +20,7 @@ _USUAL = USUAL_NAMES | {
     "data_set": "data.name",
     "dataset": "data.name",
     "data_dir": "data.dir",
+    "callbacks": "observers",
     "gpu": "device",
     "method": "methods",
     "n_clients": "clients",

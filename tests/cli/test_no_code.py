@@ -14,7 +14,10 @@ from fedmerge.records import write_tensors
 CODE = """
 from pathlib import Path
 Path("ran").touch()
+from dataclasses import dataclass
 from torch import nn
+from fedmerge.observers import Observer
+from fedmerge.simulation.attacks import Attack
 from flwr.serverapp.strategy import FedAvg
 
 def model(num_classes):
@@ -22,6 +25,20 @@ def model(num_classes):
 
 def method():
     return FedAvg(min_train_nodes=2)
+
+class Noting(Observer):
+    def __init__(self, path: str = "notes"):
+        self.path = path
+
+    def round_done(self, row, state):
+        with open(self.path, "a") as file:
+            print(row['method'], row['round'], len(state), file=file)
+
+@dataclass(frozen=True)
+class Zeros(Attack):
+    "Send zeros."
+    def sent(self, state, base, generator):
+        return {name: 0 * tensor for name, tensor in state.items()}
 """
 RUN = """
 rounds = 1
@@ -94,6 +111,40 @@ def test_resume_refuses_the_code_of_what_was_begun(monkeypatch, capsys, tmp_path
     code, err = fedmerge(monkeypatch, capsys, "resume", "o", "--no-code")
     assert (code, "runs code: model theirs:model" in err) == (2, True)
     assert not (tmp_path / "ran").exists()
+
+
+OTHERS = {
+    "observer theirs:Noting": "observers=['theirs:Noting(path=here)']",
+    "attack theirs:Zeros": "attack.kind=theirs:Zeros",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_observers_and_attacks_of_ones_own_are_code_too(monkeypatch, capsys, tmp_path, what):
+    written(tmp_path)
+    command = ("run", "c.toml", "--out", "o", "--set", OTHERS[what])
+    code, err = fedmerge(monkeypatch, capsys, *command, "--no-code")
+    assert (code, f"runs code: {what}." in err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+    code, err = fedmerge(monkeypatch, capsys, *command)
+    assert code == 0, err
+    assert f"c.toml runs code: {what}" in err
+    (tmp_path / "ran").unlink()
+    sys.modules.pop("theirs")
+    code, err = fedmerge(monkeypatch, capsys, "resume", "o", "--no-code")
+    assert (code, f"runs code: {what}." in err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_observer_in_a_file_beside_the_configuration_watches(monkeypatch, capsys, tmp_path):
+    written(tmp_path, method='"fedavg", "fednova"')
+    code, err = fedmerge(
+        monkeypatch, capsys, "compare", "c.toml", "--out", "o", "--observers", "theirs:Noting(path=here),early_stopping"
+    )
+    assert code == 0, err
+    assert (tmp_path / "here").read_text().split("\n")[:-1] == [
+        f"{method} {round} 2" for method in ("fedavg", "fednova") for round in (0, 1)
+    ]
 
 
 def test_without_code_nothing_is_refused(monkeypatch, capsys, tmp_path):

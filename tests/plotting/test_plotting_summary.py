@@ -32,6 +32,7 @@ def test_every_number_by_hand(write_run, out):
         "clients_failed": 4,  # one in each of the four rows of seed 0
         "rounds": 3,
         "diverged": 0,
+        "stopped": None,
     }
 
 
