@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmerge import ClientUpdate
+from fedmerge import ClientUpdate, MergeContext
+from fedmerge.aggregators.base import Fold
 from fedmerge.records import RunRecord, read_checkpoint
 from tests.contract.laws import DRAWN, WEIGHTS, base, copied, drawn, law, merged, same, updates
+from tests.contract.table import ROWS
 from tests.federation import CLIENTS
 
 
@@ -67,6 +71,33 @@ def test_only_ratios_of_weights_matter(row):
 
 
 SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=3)
+
+
+FOLDS = [row for row in ROWS if isinstance(row.pipeline().aggregator, Fold)]
+
+
+@pytest.mark.parametrize("row", FOLDS, ids=str)
+def test_sums_over_parts_of_the_clients_join_to_that_over_all(row):
+    """As workers make them: a part is of the nearest clients in one, of the farthest in another."""
+
+    def trained(state):
+        return {name: tensor for name, tensor in state.items() if name.endswith(("weight", "bias"))}
+
+    aggregator, context = row.pipeline().aggregator, MergeContext(base=trained(base()), seed=1)
+    sent = [
+        replace(u, state=trained(u.state), statistics=row.statistics(u.client, trained(u.state))) for u in updates(row)
+    ]
+    start = trained(base())
+    sent[2] = replace(sent[2], state={n: start[n] + 30 * (t - start[n]) for n, t in sent[2].state.items()})
+    whole, _ = aggregator.merge(sent, context, {})
+    for first in ((0,), (2,), (0, 1), (1, 2)):
+        parts = [aggregator.zero(context), aggregator.zero(context)]
+        for update in sent:
+            part = 0 if update.client in first else 1
+            parts[part] = aggregator.add(parts[part], update, context)
+        joined, _ = aggregator.finish(aggregator.join(*parts), context, {})
+        for name, tensor in whole.items():
+            torch.testing.assert_close(joined[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @law("rows")

@@ -11,6 +11,7 @@ from fedmerge.pipeline import build_pipeline
 from tests.random_statistics import random_kfac
 
 WEIGHTS = (5.0, 1.0, 14.0)
+MATRICES = ("fc.weight", "conv.weight")
 PAPER = {"damping": 0.0, "normalize": 0.0, "tolerance": 1e-10}
 
 
@@ -71,6 +72,27 @@ def test_the_gradient_vanishes(damping):
             return np.linalg.norm(sum(pulls) + damping * unit * (x - matrix(mean, weight)))
 
         assert gradient(matrix(got, weight)) < 1e-6 * gradient(matrix(mean, weight))
+
+
+@pytest.mark.parametrize("normalize", [0.0, 0.5, 1.0])
+def test_what_has_a_diagonal_alone_counts_by_the_trace_of_the_whole_fisher_as_factors_do(normalize):
+    sent = states()
+    factors = [
+        {n: 10.0**i * t if n.endswith("G") else t for n, t in random_kfac(s, i).items()} for i, s in enumerate(sent)
+    ]
+    diagonals = [np.random.default_rng(i).uniform(0.1, 1.0, 5) for i in range(3)]
+    measured = [f | {"scale.diag": torch.from_numpy(d)} for f, d in zip(factors, diagonals, strict=True)]
+    traces = [
+        d.sum() + sum(np.trace(f[f"{weight}.A"].double()) * np.trace(f[f"{weight}.G"].double()) for weight in MATRICES)
+        for f, d in zip(factors, diagonals, strict=True)
+    ]
+    weighed = [w / sum(WEIGHTS) * t**-normalize * d for w, t, d in zip(WEIGHTS, traces, diagonals, strict=True)]
+    ridge = 0.3 * np.sum(weighed, 0).mean()
+    pulled = (
+        sum(d * s["scale"].numpy() for d, s in zip(weighed, sent, strict=True)) + ridge * average(sent)["scale"].numpy()
+    )
+    got = merged(sent, measured, damping=0.3, normalize=normalize)["scale"]
+    np.testing.assert_allclose(got, pulled / (np.sum(weighed, 0) + ridge), rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, PAPER, {"damping": 3.0, "normalize": 1.0}])

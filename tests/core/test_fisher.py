@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,36 @@ def test_the_formula(method, options):
         total = sum(w * f[name].double() for w, f in zip(WEIGHTS, fishers, strict=True))
         wanted = sum(w * f[name] * s[name].double() for w, f, s in zip(WEIGHTS, fishers, sent, strict=True)) / total
         torch.testing.assert_close(got[name].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("damping", [0.1, 2.0])
+@pytest.mark.parametrize(("method", "options"), [("fisher", {}), ("fedfisher", {"variant": "diag", "normalize": 0.0})])
+def test_damping_draws_to_the_average_in_units_of_each_tensors_mean_information(method, options, damping):
+    sent = states()
+    fishers = [random_diagonal(s, i) for i, s in enumerate(sent)]
+    got = merged(method, fishers, damping=damping, **options)
+    for name, mean in average(sent).items():
+        weighed = [w * f[name].double().numpy() for w, f in zip(WEIGHTS, fishers, strict=True)]
+        total = np.sum(weighed, 0)
+        ridge = damping * total.mean()
+        pulled = sum(f * s[name].double().numpy() for f, s in zip(weighed, sent, strict=True))
+        np.testing.assert_allclose(got[name], (pulled + ridge * mean.numpy()) / (total + ridge), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [0.5, 1.0])
+def test_information_is_divided_by_its_euclidean_norm_or_by_its_trace(normalize):
+    """By a power of them: the first as in the paper, the second so that traces of factors compare."""
+    sent = states()
+    fishers = [{n: 10.0**i * t for n, t in random_diagonal(s, i).items()} for i, s in enumerate(sent)]
+    rows = [np.concatenate([t.double().numpy().ravel() for t in f.values()]) for f in fishers]
+    sizes = {"fisher": [np.sqrt((r**2).sum()) for r in rows], "fedfisher": [r.sum() for r in rows]}
+    for method, variant in (("fisher", {}), ("fedfisher", {"variant": "diag"})):
+        weights = [w / size**normalize for w, size in zip(WEIGHTS, sizes[method], strict=True)]
+        got = merged(method, fishers, damping=0.0, normalize=normalize, **variant)
+        for name, tensor in got.items():
+            total = sum(w * f[name].double() for w, f in zip(weights, fishers, strict=True))
+            moved = sum(w * f[name].double() * s[name] for w, f, s in zip(weights, fishers, sent, strict=True))
+            torch.testing.assert_close(tensor.double(), moved / total, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": 1.0}, {"damping": 0.5}])

@@ -36,11 +36,11 @@ def fishers(sent):
 
 
 @pytest.mark.parametrize(("scale", "delta", "keep"), [(1.0, 0.0, 1.0), (0.5, 0.2, 0.3), (2.0, 1e-6, 0.0)])
-def test_two_rounds_by_the_formula(scale, delta, keep):
+def test_three_rounds_by_the_formula(scale, delta, keep):
     base, *sent = states()
     h = [f["w"] for f in fishers(sent)]
     h_0, memory, theta_0 = torch.zeros(4, 3, dtype=torch.float64), None, base["w"]
-    for _ in range(2):
+    for _ in range(3):  # what was kept of the first counts in the third
         tau = [s["w"] - theta_0 for s in sent]
         mean = sum(p * x for p, x in zip(SHARES, h, strict=True))
         prior = h_0 + delta * (scale * mean).mean()

@@ -68,6 +68,26 @@ def test_full_shrinkage_weighs_each_input_alone():
     torch.testing.assert_close(torch.cat([got["fc.weight"], got["fc.bias"][:, None]], 1), wanted)
 
 
+@pytest.mark.parametrize("normalize", ["none", "convolution", "all"])
+def test_convolutions_have_a_ridge_and_a_normalisation_of_their_own(normalize):
+    """``(sum c W G + ridge d M) (sum c G + ridge d)^-1``, d the mean diagonal of the sum."""
+    sent = states()
+    grams = [{n: 10.0**i * g for n, g in random_grams(s, i).items()} for i, s in enumerate(sent)]
+    got = merged(sent, grams, shrinkage=0.8, ridge=0.2, ridge_convolution=0.7, normalize=normalize)
+    for weight, ridge, divided in (("fc.weight", 0.2, ("all",)), ("conv.weight", 0.7, ("all", "convolution"))):
+        own = [s[weight].flatten(1).numpy() for s in sent]
+        if weight == "fc.weight":
+            own = [np.hstack([w, s["fc.bias"].numpy()[:, None]]) for w, s in zip(own, sent, strict=True)]
+        full = [g[weight].double().numpy() for g in grams]
+        full = [g / np.trace(g) if normalize in divided else g for g in full]
+        shares = [c * (0.8 * g + 0.2 * np.diag(np.diag(g))) for c, g in zip(WEIGHTS, full, strict=True)]
+        mean = sum(c * w for c, w in zip(WEIGHTS, own, strict=True)) / sum(WEIGHTS)
+        total = sum(shares)
+        drawn = ridge * np.diag(total).mean() * np.eye(len(total))
+        wanted = (sum(w @ g for w, g in zip(own, shares, strict=True)) + mean @ drawn) @ np.linalg.inv(total + drawn)
+        np.testing.assert_allclose(got[weight].flatten(1).numpy(), wanted[:, : got[weight][0].numel()], rtol=1e-6)
+
+
 @pytest.mark.parametrize("options", [PAPER, {}, {"ridge": 1e-12, "shrinkage": 1.0}])
 def test_inputs_that_no_client_has_stay_at_the_average(options):
     sent = [{"w": s["fc.weight"]} for s in states()]

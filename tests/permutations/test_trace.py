@@ -81,10 +81,12 @@ def test_a_forgotten_site_is_caught(name):
     spec = trace(model, batch)
     largest = max(g.size for g in spec.groups)
     candidates = [(i, k) for i, g in enumerate(spec.groups) if g.size == largest for k in range(len(g.sites))]
-    for i, k in candidates[:: max(1, len(candidates) // 3)][:3]:
-        with pytest.raises(ModelError, match="Remove them from the spec") as caught:
-            verify(without(spec, i, k), model, batch)
-        assert repr(spec.groups[i].name) in str(caught.value)
+    (i, k), *others = candidates[:: max(1, len(candidates) // 3)][:3]
+    with pytest.raises(ModelError, match="Remove them from the spec") as caught:
+        verify(without(spec, i, k), model, batch)
+    assert repr(spec.groups[i].name) in str(caught.value)
+    # What it would raise is not needed again, and to name the groups takes long.
+    assert all(verify(without(spec, *other), model, batch, tolerance=float("inf")) > 1e-5 for other in others)
 
 
 @pytest.mark.parametrize("name", ["resnet18_group_norm", "encoder", "swin", "language_model"])
