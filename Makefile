@@ -28,7 +28,7 @@ demo: $(STAMP) ## Compare the methods on a small non-IID federation: table, curv
 	$(BIN)/fedmerge compare simulations/demo.toml --out runs/demo --overwrite
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n 2 -m 'not study'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not study'
 
 check: lint types test ## Lint, format check, types and tests: what CI asks
 

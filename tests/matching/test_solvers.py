@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations, product
 
 import ot
@@ -113,6 +114,42 @@ def test_matching_many_keeps_the_clearly_better_start():
     perms = match_many(spec, [a, b, b], [2.0, 1.0, 1.0], generator=torch.Generator().manual_seed(0))
     first, *others = (spec.apply(state, perm) for state, perm in zip([a, b, b], perms, strict=True))
     assert all(torch.equal(t, first[name]) for other in others for name, t in other.items())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matching_many_brings_each_as_near_to_the_weighted_mean_of_the_others_as_any_order_does(seed):
+    spec, weights = layers([4]), [1.0, 2.0, 2.0]  # no client has more say than two usual ones
+    states = [{"0": normal(4, 3, seed=9 * seed + i), "1": normal(2, 4, seed=9 * seed + i + 4)} for i in range(3)]
+    perms = match_many(spec, states, weights, generator=torch.Generator().manual_seed(0))
+    moved = [spec.apply(state, perm) for state, perm in zip(states, perms, strict=True)]
+    for i in range(3):
+        mean = {n: sum(w * m[n] for j, (w, m) in enumerate(zip(weights, moved, strict=True)) if j != i) for n in "01"}
+
+        def product(order, i=i, mean=mean):
+            return sum(float((mean[n] * t).sum()) for n, t in spec.apply(states[i], [order]).items())
+
+        assert product(perms[i][0]) == pytest.approx(max(map(product, orders(4))))
+
+
+def test_another_start_has_to_shorten_the_squared_distance_by_a_twentieth():
+    spec, fates = layers([4, 4]), []
+    for seed in range(24):
+        a, b = (
+            {"0": normal(4, 3, seed=s), "1": normal(4, 4, seed=s + 1), "2": normal(2, 4, seed=s + 2)}
+            for s in (9 * seed, 9 * seed + 4)
+        )
+        usual, own = (torch.Generator().manual_seed(0) for _ in range(2))
+        first, value = match_weights(spec, a, b, generator=usual)
+        other, another = match_weights(spec, a, b, start=layer_by_layer(spec, a, b), generator=own)
+        squares = sum(float(state[n].square().sum()) for state in (a, b) for n in "012")
+        part = (squares - 2 * another) / (squares - 2 * value)
+        _, found = match_many(spec, [a, b], [3.0, 1.0], generator=torch.Generator().manual_seed(0))
+        wanted = other if part < 0.95 else first
+        assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True)), part
+        fates.append(round(part, 9))
+    assert any(part < 0.95 for part in fates)
+    assert any(0.95 < part < 1 for part in fates)
+    assert any(1 < part < 1.05 for part in fates)
 
 
 @pytest.mark.parametrize("clients", [2, 5])
@@ -262,6 +299,22 @@ def test_the_first_join_and_the_second_by_hand():
     for i, c in enumerate(wanted):
         got = int(found.assignments[1][i])
         assert got == places[c] if c < 3 else got >= 3
+
+
+@pytest.mark.parametrize("clients", [2, 3])
+def test_where_joining_tips_over_into_founding_by_hand(clients):
+    """The last of two or three clients with a neuron each joins what all before it share, or founds its own."""
+    s, prior, v = 0.7, 1 / 1.3, torch.tensor([[2.0, 1.0], [2.1, 0.9], [-0.6, 1.0]], dtype=torch.float64)
+    v = torch.cat([v[: clients - 1], v[2:]])
+    known, precision = s * v[:-1].sum(0), prior + s * (clients - 1)
+    joining = ((known + s * v[-1]) ** 2 / (precision + s) - known**2 / precision).sum()
+    joining += math.log((clients - 1) / 1)  # log m / (J - m), m = J - 1
+    founding = ((s * v[-1]) ** 2 / (prior + s)).sum()
+    even = clients * math.exp(float(joining - founding) / 2)  # joining = founding + 2 log(gamma / J)
+    for gamma, size in ((0.999 * even, 1), (1.001 * even, 2)):
+        found = bayes([one[None] for one in v], precision=s, sigma0=1.3, gamma=gamma, sweeps=0)
+        assert found.size == size, gamma
+        assert len({int(assigned) for assigned in found.assignments[:-1]}) == 1
 
 
 @pytest.mark.parametrize("models", [2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from flwr.serverapp.strategy import (
 from fedmerge.errors import ConfigError
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.grid import parse_workers
+from fedmerge.simulation.grid import make_workers, parse_workers
 from fedmerge.strategies import from_arrays
 from tests.federation import CLIENTS, initial, tiny_app
 
@@ -149,15 +150,16 @@ def test_a_federation_needs_a_client():
 @pytest.mark.slow
 def test_ray_gives_what_this_process_gives():
     results = []
-    for workers in (1, 2):
-        with SimulationGrid(tiny_app(), CLIENTS, workers=workers) as grid:
-            results.append(FedAvg().start(grid, initial(), num_rounds=3))
-        with SimulationGrid(failing_app(), CLIENTS, workers=workers) as grid:
-            measured = MeasuredGrid(grid)
-            counted = FedAvg(fraction_evaluate=0.0).start(measured, initial(), num_rounds=2)
-            assert measured.exchanges[1].ok == 2
-            assert measured.exchanges[1].failures[0].reason.startswith("client 1: RuntimeError: disk on fire")
-            assert counted.train_metrics_clientapp[2]["seen"] == 2  # contexts travel to and fro
+    with closing(make_workers(2, "auto")) as on_ray:  # Ray is started once for both apps
+        for workers in (1, on_ray):
+            with SimulationGrid(tiny_app(), CLIENTS, workers=workers) as grid:
+                results.append(FedAvg().start(grid, initial(), num_rounds=3))
+            with SimulationGrid(failing_app(), CLIENTS, workers=workers) as grid:
+                measured = MeasuredGrid(grid)
+                counted = FedAvg(fraction_evaluate=0.0).start(measured, initial(), num_rounds=2)
+                assert measured.exchanges[1].ok == 2
+                assert measured.exchanges[1].failures[0].reason.startswith("client 1: RuntimeError: disk on fire")
+                assert counted.train_metrics_clientapp[2]["seen"] == 2  # contexts travel to and fro
     here, ray = (from_arrays(result.arrays) for result in results)
     for name in here:
         np.testing.assert_allclose(here[name].numpy(), ray[name].numpy(), rtol=1e-5, atol=1e-7)
