@@ -22,7 +22,7 @@ from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.ray_actor import train_on
 from fedmerge.simulation.ray_workers import RayWorkers
 from fedmerge.strategies import client_app, to_arrays
-from fedmerge.strategies.cohort_order import CohortOrder
+from fedmerge.strategies.order import Order
 from fedmerge.training import LocalTraining
 from fedmerge.update import MergeContext
 
@@ -68,7 +68,7 @@ def _costs(workers: RayWorkers, megabytes: int, repeats: int) -> dict[str, float
     workers.use(client_app(model, data, training=LocalTraining(steps=1)))
     base = model().state_dict()
     content = RecordDict({"arrays": to_arrays(base), "config": ConfigRecord()})
-    order = CohortOrder(content, [FIRST_NODE], build_pipeline("fedavg"), MergeContext(base=base), None)
+    order = Order(content, [FIRST_NODE], build_pipeline("fedavg"), MergeContext(base=base), None)
 
     def put() -> list[object]:
         return [ray.put(order.without_model())]

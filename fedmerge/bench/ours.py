@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from fedmerge.bench.task import Pause, Task
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.strategies import FedAvg, client_app, from_arrays, to_arrays
-from fedmerge.strategies.cohort_order import CohortAnswer
+from fedmerge.strategies.order import Answer, Order
 from fedmerge.training import LocalTraining
 
 __all__ = ["run"]
@@ -33,11 +32,11 @@ class _Grid(SimulationGrid):
 
     engine = ""
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        replies = super().send_and_receive(messages, timeout=timeout)
-        if isinstance(replies, CohortAnswer) and replies.engine is not None:
-            self.engine = replies.engine.name
-        return replies
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        answer = super().train(order, timeout=timeout)
+        if answer.engine is not None:
+            self.engine = answer.engine.name
+        return answer
 
 
 def run(task: Task, pause: Pause, engine: Engine = "auto") -> None:

@@ -1,31 +1,28 @@
-"""What a worker does with its share of a cohort: train the clients, measure, fold."""
+"""What a worker does with its share of an order: send clients down the road, one by one or stacked, and fold."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Literal
 
 import torch
-from torch import nn
+from flwr.app import RecordDict
 
-from fedmerge.data.client_data import client_data
+from fedmerge.clients.client import Client
+from fedmerge.clients.group import Group
+from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, receive, run
 from fedmerge.errors import CannotStack, FedMergeError
 from fedmerge.simulation.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
 from fedmerge.statistics.compression import decode
-from fedmerge.strategies.client_side import ClientSide
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder, Trained
-from fedmerge.strategies.measure import measured
-from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays
-from fedmerge.training import EngineChoice, Participant, TrainingReport, choose_engine, train_cohort
+from fedmerge.strategies.order import ERROR_KEY, Answer, Order, Trained
+from fedmerge.strategies.wire import STEPS_KEY, to_arrays
+from fedmerge.training import EngineChoice, Participant, choose_engine
 from fedmerge.training.engine import has_stacked_loss
-from fedmerge.training.local import batches_to_measure
-from fedmerge.training.model_snapshot import ModelSnapshot
-from fedmerge.update import StackedUpdates
+from fedmerge.update import ClientUpdate, StackedUpdates
 
 __all__ = ["TRIED", "Engine", "answer", "choose"]
 
@@ -40,13 +37,18 @@ _BLOCK = 512  # clients: beyond, stacking saves nothing
 
 
 def answer(
-    side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int, engine: Literal["serial", "stacked"]
-) -> CohortAnswer:
+    client: Client,
+    order: Order,
+    nodes: Sequence[int],
+    total: int,
+    engine: Literal["serial", "stacked"],
+    kept: Mapping[int, RecordDict] | None = None,
+) -> Answer:
     """Train the clients on `nodes`, and fold them where the method is a sum.
 
     Parameters
     ----------
-    side
+    client
         The client side that would answer messages.
     order
         What to do.
@@ -56,11 +58,13 @@ def answer(
         Number of known clients.
     engine
         How to train.
+    kept
+        What clients remember, by node, where the order has them keep anything.
 
     Returns
     -------
-    CohortAnswer
-        One that fails is named in it and stops nobody else.
+    Answer
+        A client that fails is named in it and stops nobody else.
 
     Raises
     ------
@@ -68,48 +72,57 @@ def answer(
         No client could do what the order says.
     """
     try:
-        work = _Work(side, order, total)
+        share = _Share(client, order, total, kept or {})
     except FedMergeError:  # of the order, and so of all clients
         raise
     except FAILURES as problem:  # of code that every client runs
-        return CohortAnswer(failures=[(node, failure_reason(node - FIRST_NODE, problem)) for node in nodes])
-    blocks = work.stacked(nodes) if engine == "stacked" and not side.starts_apart(order.config) else work.serial(nodes)
+        return Answer(failures=[(node, failure_reason(node - FIRST_NODE, problem)) for node in nodes])
+    blocks = share.stacked(nodes) if engine == "stacked" and share.alike else share.serial(nodes)
     if order.folds:
-        work.result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
+        share.result.partial = order.pipeline.fold(blocks, order.context, order.buffers)
     else:
+        updates: list[ClientUpdate] = []
         for block in blocks:
-            work.result.updates += block
-    return work.result
+            updates += block
+        share.result.updates = updates
+    return share.result
 
 
-def choose(side: ClientSide, order: CohortOrder, nodes: Sequence[int], total: int) -> EngineChoice:
+def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> EngineChoice:
     """Measure on the first clients which engine is faster."""
     try:
-        work = _Work(side, order, total)
-        participants = [one for _, one in islice(work.participants(nodes), TRIED)]
-        if not participants:
+        share = _Share(client, order, total, {})
+        if not share.alike:
+            return EngineChoice("serial", "clients start from different models")
+        groups = list(islice(share.entered(nodes), TRIED))
+        if not groups:
             return EngineChoice("serial", "no client has data")
-        if not has_stacked_loss(side.task, participants):
-            return EngineChoice("serial", f"clients of {side.task} train one by one")
-        return choose_engine(work.module, participants, work.settings, seed=work.seed, round=work.round)
+        participants = _participants(Group.joined(groups))
+        if not has_stacked_loss(client.task, participants):
+            return EngineChoice("serial", f"clients of {client.task} train one by one")
+        told = share.received.told
+        return choose_engine(share.module, participants, told.training, seed=told.seed, round=told.round)
     except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")
 
 
-class _Work:
+class _Share:
     """One share of an order; `result` fills while blocks are read."""
 
-    def __init__(self, side: ClientSide, order: CohortOrder, total: int) -> None:
-        self.result = CohortAnswer()
-        self._side, self._order, self._total = side, order, total
-        self.settings, self.seed, self.round = side.settings(order.config)
-        self._base = order.context.required_base("a cohort")
-        self.module = side.resized(self._base)
-        self._fresh = ModelSnapshot(self.module)
+    def __init__(self, client: Client, order: Order, total: int, kept: Mapping[int, RecordDict]) -> None:
+        self.result = Answer(kept=dict(kept))
+        self._client, self._order, self._total, self._kept = client, order, total, kept
+        self.received = receive(client, order.content, order.context.required_base("a cohort"))
+        self.module = client.fitted(self.received.state)  # what does not fit is everybody's trouble
 
-    def participants(self, nodes: Sequence[int]) -> Iterator[tuple[int, Participant]]:
-        """The clients and their data; one whose data cannot be had has failed.
+    @property
+    def alike(self) -> bool:
+        """Whether all clients start from the same tensors."""
+        return not self._client.starts_apart(self.received.told)
+
+    def entered(self, nodes: Sequence[int]) -> Iterator[Group]:
+        """Clients that have taken up the order; one whose data cannot be had has failed.
 
         Raises
         ------
@@ -118,163 +131,109 @@ class _Work:
         """
         checked = False
         for node in nodes:
-            client = node - FIRST_NODE
             try:
-                if self._side.mishaps is not None:
-                    self._side.mishaps.begin(client, self.round)
-                data = client_data(self._side.data_fn, client, self._total)
-                participant = Participant(client, data.train)
+                group = enter(
+                    self._client, self.received, node - FIRST_NODE, self._total,
+                    self._kept.get(node, RecordDict()) if self._order.keeps else None,
+                )  # fmt: skip
             except FAILURES as problem:
                 self._fail(node, problem)
                 continue
             if not checked:
-                self._side.check_outputs(self.module, participant.data)
+                self._client.check_outputs(self.module, group.data[0].train)
                 checked = True
-            yield node, participant
+            yield group
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
         """One client after the other."""
-        for node, one in self.participants(nodes):
-            yield from self._alone(node, one)
+        for group in self.entered(nodes):
+            yield from self._alone(group)
 
     def stacked(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
         """Many clients in one call; one after the other where that fails, so that the culprit is named."""
-        size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sum(t.nbytes for t in self._base.values()))))
-        clients = self.participants(nodes)
-        while block := list(islice(clients, size)):
-            together = self._together(block)
+        each = sum(tensor.nbytes for tensor in self.received.state.values())
+        size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, each)))
+        groups = self.entered(nodes)
+        while block := list(islice(groups, size)):
+            together = self._together(Group.joined(block))
             if together is None:
-                for node, one in block:
-                    yield from self._alone(node, one)
-            else:
-                yield from self._measured(block, *together)
+                for group in block:
+                    yield from self._alone(group)
+                continue
+            for piece in self._apart(together):
+                yield from self._tried(piece, lambda group: run(self._client, group, AFTER_TRAINING))
 
-    def _together(self, block: list[tuple[int, Participant]]) -> tuple[State, list[TrainingReport]] | None:
-        """What a block that trains in one call sends, before statistics; None where that cannot be, or fails."""
-        participants = [one for _, one in block]
-        if not has_stacked_loss(self._side.task, participants):
+    def _together(self, group: Group) -> Group | None:
+        """A block that has trained in one call; None where that cannot be, or fails."""
+        if len(group) == 1 or not has_stacked_loss(self._client.task, _participants(group)):
             return None
         try:
-            done = train_cohort(self._loaded(self._base), participants, self.settings, seed=self.seed, round=self.round)
-            return self._tampered(block, done.states), done.reports
+            return run(self._client, group, TOGETHER)
         except FAILURES as problem:
-            if isinstance(problem, CannotStack) and self.round <= 1:  # once for a run; it has the same reason later
+            if isinstance(problem, CannotStack) and group.order.told.round <= 1:  # later it has the same reason
                 log.warning("%s", problem)
             return None
 
-    def _alone(self, node: int, one: Participant) -> Iterator[StackedUpdates]:
-        named = {"seed": self.seed, "client": one.client, "round": self.round}
+    def _alone(self, group: Group) -> Iterator[StackedUpdates]:
+        return self._tried(group, lambda one: run(self._client, one))
+
+    def _tried(self, group: Group, go: Callable[[Group], Group]) -> Iterator[StackedUpdates]:
+        """What a group sends that goes some way; nothing where it fails."""
         try:
-            model = self._side.own_model(self._order.config, one.client) or self._loaded(self._base)
-            report = self._side.fit(model, one.data, self.settings, **named)
-            sent, error = self._statistics(model, one, report)
+            gone = go(group)
         except FAILURES as problem:
-            self._fail(node, problem)
+            for number in group.clients:
+                self._fail(number + FIRST_NODE, problem)
             return
-        state = {name: tensor.detach().cpu()[None] for name, tensor in model.state_dict().items()}
-        if not self._order.folds:  # the next client trains in the same memory
-            state = {name: tensor.clone() for name, tensor in state.items()}
-        yield from self._sent([(node, one)], state, [report], [sent], [error])
+        yield self._sent(gone)
 
-    def _tampered(self, block: list[tuple[int, Participant]], states: State) -> State:
-        """What the clients of a block send of what they have trained."""
-        tamper = self._side.tamper
-        if tamper is None:
-            return states
-        names = [name for name, _ in self.module.named_parameters()]
-        base = {name: self._base[name].to(states[name]) for name in names}
-        sent = {name: states[name].clone() for name in names}
-        for k, (_, one) in enumerate(block):
-            trained = {name: states[name][k] for name in names}
-            for name, tensor in tamper(trained, base, one.client, self.round).items():
-                sent[name][k] = tensor
-        return {**states, **sent}
-
-    def _measured(
-        self, block: list[tuple[int, Participant]], states: State, reports: list[TrainingReport]
-    ) -> Iterator[StackedUpdates]:
-        states = {name: tensor.cpu() for name, tensor in states.items()}
-        if not self._order.pipeline.needs:
-            yield from self._sent(block, states, reports, [{}] * len(block), [None] * len(block))
-            return
-        for k, ((node, one), report) in enumerate(zip(block, reports, strict=True)):
-            state = {name: tensor[k : k + 1] for name, tensor in states.items()}
-            try:
-                model = self._loaded({name: tensor[0] for name, tensor in state.items()})
-                sent, error = self._statistics(model, one, report)
-            except FAILURES as problem:
-                self._fail(node, problem)
-                continue
-            yield from self._sent([(node, one)], state, [report], [sent], [error])
-
-    @torch.no_grad()
-    def _loaded(self, state: State) -> nn.Module:
-        """The module with the values of `state`, as good as new: nothing of one client is left for the next."""
-        self._fresh.restore(parameters=False)
-        for name, tensor in self.module.state_dict().items():
-            tensor.copy_(state[name])
-        return self.module
-
-    def _statistics(
-        self, model: nn.Module, one: Participant, report: TrainingReport
-    ) -> tuple[dict[str, State], float | None]:
-        if not self._order.pipeline.needs:
-            return {}, None
-        loader = batches_to_measure(one.data, next(model.parameters()).device)
-        sent, error = measured(self._order.config, model, loader, report, self._side.task)
-        return dict(sent), error
-
-    def _sent(
-        self,
-        block: list[tuple[int, Participant]],
-        states: State,
-        reports: list[TrainingReport],
-        sent: list[dict[str, State]],
-        errors: list[float | None],
-    ) -> Iterator[StackedUpdates]:
-        """The block, but for those whose update is damaged on the way: they come alone, as their shapes may differ."""
-        whole, mishaps = self._block(block, states, reports, sent, errors), self._side.mishaps
-        if mishaps is None:
-            yield whole
-            return
+    def _apart(self, group: Group) -> Iterator[Group]:
+        """Clients of a stack as they go on: each alone that measures, keeps or breaks something, others together."""
+        mishaps, told = self._client.mishaps, group.order.told
+        alone = told.measures or bool(group.kept)
         start = 0
-        for k, client in enumerate(whole.clients):
-            if mishaps.sends_well(client, self.round):
-                continue
-            if start < k:
-                yield whole[start:k]
-            one = whole[k : k + 1]
-            damaged = mishaps.sent({name: tensor[0] for name, tensor in one.states.items()}, client, self.round)
-            yield replace(one, states={name: tensor[None] for name, tensor in damaged.items()})
-            start = k + 1
-        if start < len(whole):
-            yield whole[start:] if start else whole
+        for row, number in enumerate(group.clients):
+            if alone or (mishaps is not None and not mishaps.sends_well(number, told.round)):
+                if start < row:
+                    yield group.rows(start, row)
+                yield group.rows(row, row + 1)
+                start = row + 1
+        if start < len(group):
+            yield group.rows(start, len(group))
 
-    def _block(
-        self,
-        block: list[tuple[int, Participant]],
-        states: State,
-        reports: list[TrainingReport],
-        sent: list[dict[str, State]],
-        errors: list[float | None],
-    ) -> StackedUpdates:
-        examples = [len(one.data) for _, one in block]
-        each = state_bytes({name: tensor[0] for name, tensor in states.items()})
-        withheld = bool(self._order.config.get(WITHHOLD_KEY))
-        for (node, one), n, report, error in zip(block, examples, reports, errors, strict=True):
-            loss = None if withheld else report.loss
-            self.result.trained.append(Trained(one.client, node, n, loss, report.steps, error))
-            self.result.bytes_up += each + 8 * (4 - withheld + (error is not None))
-        self.result.bytes_up += sum(state_bytes(value) for values in sent for value in values.values())
+    def _sent(self, group: Group) -> StackedUpdates:
+        """What a group sends, as it is merged; facts and bytes are noted."""
+        states = group.states or {}
+        if len(group) == 1 and not self._order.folds:  # the next client trains in the same memory
+            states = {name: tensor.clone() for name, tensor in states.items()}
+        each = state_bytes(group.state())
+        for row, number in enumerate(group.clients):
+            facts = metrics_of(group, row)
+            self.result.trained.append(
+                Trained(
+                    number,
+                    number + FIRST_NODE,
+                    facts["num-examples"],
+                    facts.get("train_loss"),
+                    int(facts[STEPS_KEY]),
+                    facts.get(ERROR_KEY),
+                )
+            )
+            self.result.bytes_up += each + 8 * (len(facts) + 1)  # and the client's number
+        self.result.bytes_up += sum(state_bytes(value) for sent in group.statistics for value in sent.values())
         return StackedUpdates(
-            tuple(one.client for _, one in block),
+            group.clients,
             states,
-            tuple(map(float, examples)),
-            tuple({name: decode(value) for name, value in values.items()} for values in sent),
+            tuple(float(len(data)) for data in group.data),
+            tuple({name: decode(value) for name, value in sent.items()} for sent in group.statistics),
         )
 
     def _fail(self, node: int, problem: BaseException) -> None:
         self.result.failures.append((node, failure_reason(node - FIRST_NODE, problem)))
+
+
+def _participants(group: Group) -> list[Participant]:
+    return [Participant(n, data.train) for n, data in zip(group.clients, group.data, strict=True)]
 
 
 def state_bytes(state: State) -> int:

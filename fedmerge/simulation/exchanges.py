@@ -14,8 +14,10 @@ from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.told_metrics import mean_metrics
 from fedmerge.simulation.workers import content_bytes
 from fedmerge.simulation.wrapped_grid import WrappedGrid
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.failures import NO_REPLY
 from fedmerge.strategies.heard import Sent, heard
+from fedmerge.strategies.order import Answer, Order
+from fedmerge.strategies.rounds import by_message, exchanged
 from fedmerge.strategies.wire import STEPS_KEY
 
 __all__ = ["Exchange", "Failure", "MeasuredGrid"]
@@ -81,8 +83,6 @@ class MeasuredGrid(WrappedGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait, and note what it took."""
-        if isinstance(messages, CohortOrder) and (self.trained or not self._keep_trained):
-            return self._cohort(messages, timeout)
         sent = list(messages)
         asked = [message.metadata.dst_node_id for message in sent]  # a grid within may number nodes otherwise
         started = time.perf_counter()
@@ -118,26 +118,33 @@ class MeasuredGrid(WrappedGrid):
             )
         return replies
 
-    def _cohort(self, order: CohortOrder, timeout: float | None) -> Iterable[Message]:
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        """Hand an order on, and note what it took."""
+        if self._keep_trained and not self.trained:
+            return by_message(self, order, timeout)
         started = time.perf_counter()
-        answer = self._grid.send_and_receive(order, timeout=timeout)
-        if not isinstance(answer, CohortAnswer):  # a grid that made messages of the order
-            replies, ended = list(answer), time.perf_counter()
-            return self._noted(Sent(order.nodes, list(order)), replies, (started, ended), timeout)
-        down = content_bytes(order.content) * len(order.nodes)
-        failures = tuple(Failure(node, reason) for node, reason in sorted(answer.failures))
+        answer = exchanged(self._grid, order, timeout)
         ended = time.perf_counter()
+        if not order.nodes:
+            return answer
+        told = [(-1 if node is None else node, reason) for node, reason in answer.failures]
+        replies = answer.replies
+        sent = [message.content for message in replies if message.has_content()]
+        by_messages = answer.engine is None
         self.exchanges.append(
             Exchange(
                 kind="train",
-                ok=len(answer.trained),
-                failures=failures,
-                bytes_down=down,
-                bytes_up=answer.bytes_up,
+                ok=sum(not reply.has_error() for reply in replies) if by_messages else len(answer.trained),
+                failures=tuple(
+                    Failure(node, no_reply(node - FIRST_NODE, timeout) if reason == NO_REPLY else reason)
+                    for node, reason in sorted(told, key=lambda failure: failure[0])
+                ),
+                bytes_down=content_bytes(order.content) * len(order.nodes),
+                bytes_up=_total_bytes(sent) if by_messages else answer.bytes_up,
                 began=started,
                 ended=ended,
-                engine=answer.engine.name if answer.engine else "",
-                local_steps=sum(one.steps for one in answer.trained),
+                engine="messages" if answer.engine is None else answer.engine.name,
+                local_steps=_total_steps(sent) if by_messages else sum(one.steps for one in answer.trained),
             )
         )
         return answer

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 from fedmerge.simulation.faults import Mishaps
 from fedmerge.simulation.flower_task import FIRST_NODE, stamp
 from fedmerge.simulation.wrapped_grid import WrappedGrid
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.order import Answer, Order
+from fedmerge.strategies.rounds import exchanged
 
 __all__ = ["FaultyGrid"]
 
@@ -45,8 +46,6 @@ class FaultyGrid(WrappedGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send to those who will reply."""
-        if isinstance(messages, CohortOrder):
-            return self._cohort(messages, timeout)
         sent, late = [], []
         for message in messages:
             config = next(iter(message.content.config_records.values()), ConfigRecord())
@@ -60,18 +59,13 @@ class FaultyGrid(WrappedGrid):
                 late.append(_too_late(message, lost[node]))
         return [*self._grid.send_and_receive(sent, timeout=timeout), *late]
 
-    def _cohort(self, order: CohortOrder, timeout: float | None) -> Iterable[Message]:
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        """Hand an order on for those who will reply."""
         lost = self._lost(order.nodes, order.config)
         left = [node for node in order.nodes if node not in lost]
-        if not left:
-            return CohortAnswer(failures=list(lost.items()))
-        answer = self._grid.send_and_receive(replace(order, nodes=left), timeout=timeout)
-        if isinstance(answer, CohortAnswer):
-            answer.failures += lost.items()
-            return answer
-        late = [node for node in lost if self._is_slow(node, order.config)]
-        messages = replace(order, nodes=late)
-        return [*answer, *(_too_late(message, lost[message.metadata.dst_node_id]) for message in messages)]
+        answer = exchanged(self._grid, replace(order, nodes=left), timeout) if left else Answer()
+        answer.failures += lost.items()
+        return answer
 
     def _is_slow(self, node: int, config: ConfigRecord) -> bool:
         return self._mishaps.fault(node - FIRST_NODE, _round(config)) == "slow"

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal, Self
 
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
-from fedmerge.errors import ConfigError, WorkersUnavailable
+from fedmerge.clients.app import FedmergeClientApp
+from fedmerge.errors import ConfigError, InvalidOption
 from fedmerge.keywords_told import check_function, tell_keywords
-from fedmerge.simulation.causes import in_words
 from fedmerge.simulation.cohort_work import Engine
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, new_run, stamp
-from fedmerge.simulation.waiting import Waiting
-from fedmerge.simulation.workers import InProcess, Job, Workers
-from fedmerge.strategies.client_app import FedmergeClientApp
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.simulation.workers import Job, Workers, make_workers, parse_workers
+from fedmerge.strategies.order import Answer, Order, TrainingGrid
+from fedmerge.strategies.participation import remedy, shortage
+from fedmerge.strategies.rounds import by_message
 from fedmerge.strategies.wire import PARTITION_KEY
 
-__all__ = ["SimulationGrid", "make_workers", "parse_workers"]
+__all__ = ["SimulationGrid", "Waiting", "make_workers", "parse_workers"]
 
-_NO_RAY = "install it again, or train in this process with --workers 1"
+log = logging.getLogger("fedmerge")
+
+_DEPTH = 8
+"""Frames between a strategy of Flower's and a grid: its function, and the grids around this one."""
+_PATIENCE = 5.0  # seconds of asking for nodes and nothing else, before it is told
+_TELL_EVERY = 30.0
 
 
 @tell_keywords({"clients": "num_clients", "num_supernodes": "num_clients", "app": "client_app"})
-class SimulationGrid(Grid):
+class SimulationGrid(TrainingGrid):
     """Virtual clients behind Flower's Grid interface, without SuperLink, sockets or sleeping.
 
     Node ``partition + 2`` is the client with ``partition-id`` `partition`. What a client keeps in its
@@ -86,7 +93,7 @@ class SimulationGrid(Grid):
         self._workers = workers if isinstance(workers, Workers) else make_workers(workers, engine, client_timeout)
         self._workers.use(client_app)
         # A mod wants to see messages.
-        self._has_side = isinstance(client_app, FedmergeClientApp) and not client_app.mods
+        self._is_ours = isinstance(client_app, FedmergeClientApp) and not client_app.mods
         self._run: Any = new_run()
         self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._run_config: UserConfig = run_config or {}
@@ -181,17 +188,22 @@ class SimulationGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Run the clients and return their replies, in the order of `messages`; `timeout` is not for virtual
-        clients, who share a machine: see ``client_timeout``.
-
-        A strategy of ours with clients of ours gets its answer without a message per client.
-        """
-        if isinstance(messages, CohortOrder) and self._has_side and not messages.keeps:
-            self._waiting.used()
-            if not messages.nodes:
-                return CohortAnswer()
-            self._check_node(messages.nodes[-1])
-            return self._workers.train(messages, self._num_clients)
+        clients, who share a machine: see ``client_timeout``."""
         return self.pull_messages(self.push_messages(messages))
+
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        """Run the clients of an order without a message for each; by message where their app is not ours, has mods
+        that want to see one, or somebody on the server does."""
+        if not self._is_ours or order.by_message:
+            return by_message(self, order, timeout)
+        self._waiting.used()
+        if not order.nodes:
+            return Answer()
+        self._check_node(order.nodes[-1])
+        kept = {node: self._context(node).state for node in order.nodes} if order.keeps else {}
+        answer = self._workers.train(order, self._num_clients, kept)
+        self.set_client_states(answer.kept)
+        return answer
 
     def _check_node(self, node: int) -> None:
         if node not in self._nodes:
@@ -205,48 +217,6 @@ class SimulationGrid(Grid):
                 run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config=dict(self._run_config)
             )
         return self._contexts[node]
-
-
-def parse_workers(workers: int | str) -> int | Literal["auto", "ray"]:
-    """Understand what a person wrote for workers.
-
-    Raises
-    ------
-    ConfigError
-        Neither a positive number nor ``auto`` or ``ray``.
-
-    Examples
-    --------
-    >>> parse_workers("2")
-    2
-    """
-    if workers == "auto":
-        return "auto"
-    if workers == "ray":
-        return "ray"
-    try:
-        number = int(workers)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ConfigError(f"workers must be a number of at least 1, auto or ray; got {workers!r}")
-    return number
-
-
-def make_workers(workers: int | str, engine: Engine = "auto", client_timeout: float | None = None) -> Workers:
-    """Start the workers that were asked for; see :class:`SimulationGrid`."""
-    wanted = parse_workers(workers)
-    if wanted in ("auto", 1):
-        return InProcess(engine)
-    try:
-        from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "ray":
-            raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
-        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
-    except (OSError, RuntimeError, SyntaxError, AttributeError, TypeError, ValueError) as error:  # it is damaged
-        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
-    return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine, client_timeout=client_timeout)
 
 
 def _check_app(app: Any) -> None:
@@ -263,3 +233,60 @@ def _check_app(app: Any) -> None:
             "client_app was made of client_fn, Flower's older interface (NumPyClient), which no strategy of "
             "flwr.serverapp speaks: write its training as a function under @app.train()"
         )
+
+
+class Waiting:
+    """Watches who asks a grid for its nodes, of which there are `nodes` for good.
+
+    Flower's own strategies ask in a loop that ends when there are enough, and do not say how many they want. That is
+    read from their loop, so that nobody who asks often for another reason is refused. Whoever waits in a way of his
+    own is only warned.
+    """
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+        self.used()
+
+    def used(self) -> None:
+        """Messages were sent: nobody waits."""
+        self._since: float | None = None
+        self._times = 0
+        self._told = -_TELL_EVERY
+
+    def asked(self) -> None:
+        """Somebody asks for the nodes.
+
+        Raises
+        ------
+        InvalidOption
+            A strategy of Flower's, which waits for more than there are.
+        """
+        missing = _missing(sys._getframe(1), self._nodes)
+        if missing is not None:
+            raise InvalidOption(remedy(self._nodes, missing))
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        self._times += 1
+        if self._times > 3 and now - self._since > _PATIENCE and now - self._told > _TELL_EVERY:
+            self._told = now
+            log.warning(
+                "the nodes were asked for %d times in %.0f s and nothing was sent to them: this federation has %d, and "
+                "no more will come, so whoever waits for more waits for ever", self._times, now - self._since,
+                self._nodes,
+            )  # fmt: skip
+
+
+def _missing(frame: FrameType | None, nodes: int) -> str | None:
+    """What a loop of Flower's waits for, if somewhere above `frame` there is one, and has not got."""
+    for _ in range(_DEPTH):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "sample_nodes" and str(frame.f_globals.get("__name__", "")).startswith("flwr."):
+            wanted = frame.f_locals.get("min_available_nodes", 0)
+            if not isinstance(wanted, int) or wanted <= nodes:
+                return None
+            strategy = None if frame.f_back is None else frame.f_back.f_locals.get("self")
+            named = None if strategy is None else shortage(nodes, getattr(strategy, "__dict__", {}))
+            return named or f"{wanted} nodes"
+        frame = frame.f_back
+    return None

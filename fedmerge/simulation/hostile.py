@@ -72,6 +72,6 @@ class HostileDataFn:
         return self.hostile.examples(self.honest(partition_id, num_partitions), partition_id)
 
     def loaded(self) -> HostileDataFn:
-        """The same with the data in it, see :meth:`~fedmerge.strategies.client_app.FedmergeClientApp.with_data`."""
+        """The same with the data in it, see :meth:`~fedmerge.clients.app.FedmergeClientApp.with_data`."""
         honest: Any = self.honest
         return replace(self, honest=honest.loaded())

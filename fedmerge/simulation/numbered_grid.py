@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation.flower_task import FIRST_NODE, from_node
-from fedmerge.simulation.waiting import Waiting
+from fedmerge.simulation.grid import Waiting
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.wire import partition_of, sender_of

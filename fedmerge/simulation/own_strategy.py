@@ -10,7 +10,8 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.loading import load_named
 from fedmerge.registry import entries
-from fedmerge.strategies import MergeStrategy, RunSettings
+from fedmerge.strategies import RunSettings
+from fedmerge.strategies.run_settings import AdoptsRun
 
 __all__ = ["make_strategy"]
 
@@ -25,7 +26,8 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
     keywords
         What it is called with.
     run
-        What a strategy that derives from :class:`~fedmerge.strategies.MergeStrategy`, or is wrapped around one, adopts.
+        What a strategy with a method ``adopt(run)`` takes over, as those that derive from
+        :class:`~fedmerge.strategies.MergeStrategy` have it; also where another is wrapped around it.
 
     Raises
     ------
@@ -50,14 +52,14 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
         ) from error
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {type(strategy).__name__}")
-    ours = list(_ours(strategy))
+    adopting = list(_adopting(strategy))
     beyond = run.beyond_flower()
-    if not ours and beyond:
+    if not adopting and beyond:
         raise ConfigError(
             f"method {name!r} is Flower's and knows nothing of {', '.join(beyond)}: leave it out of the configuration, "
             "or the method out of the comparison"
         )
-    for one in ours:
+    for one in adopting:
         try:
             one.adopt(run)
         except FedMergeError as error:
@@ -65,11 +67,11 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
     return strategy
 
 
-def _ours(strategy: Strategy) -> Iterator[MergeStrategy]:
-    """The strategies of ours in one: itself, or what it is wrapped around."""
-    if isinstance(strategy, MergeStrategy):
+def _adopting(strategy: Strategy) -> Iterator[AdoptsRun]:
+    """The strategies that adopt the run: this one, or those that it is wrapped around."""
+    if isinstance(strategy, AdoptsRun):
         yield strategy
         return
     for value in vars(strategy).values():
         if isinstance(value, Strategy):
-            yield from _ours(value)
+            yield from _adopting(value)

@@ -10,6 +10,7 @@ from fedmerge.errors import ClientFailed, NoUsableUpdates
 from fedmerge.simulation.exchanges import Failure, MeasuredGrid
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies.failures import failed_client, quoted, tell
+from fedmerge.strategies.order import Answer, Order
 from fedmerge.strategies.policies import RoundPolicies
 
 __all__ = ["PolicedGrid", "client_of"]
@@ -63,6 +64,13 @@ class PolicedGrid(WrappedGrid):
         if "train" in kinds and self._too_few():
             return [message for message in replies if message.has_error()]
         return replies
+
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        """Hand an order of a strategy of ours on, and look at who has failed; raises as :meth:`send_and_receive`."""
+        answer = self._measured.train(order, timeout=timeout)
+        if order.nodes:
+            self._too_few()
+        return answer
 
     def _failed(self, kinds: tuple[str, ...]) -> list[ClientFailed]:
         exchanges = (exchange for exchange in self._measured.exchanges if exchange.kind in kinds)

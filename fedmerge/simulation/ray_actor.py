@@ -6,7 +6,7 @@ import copy
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,13 @@ from ray.exceptions import RayError
 
 from fedmerge.simulation.cohort_work import answer, choose
 from fedmerge.simulation.flower_task import FIRST_NODE, become_server_task, failure_reason, rebuild
-from fedmerge.simulation.pieces import divided, serial_pieces
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_tensors import share_tensors
-from fedmerge.simulation.workers import Job, handle, warm_up
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.simulation.workers import Job, divided, handle, serial_pieces, warm_up
+from fedmerge.strategies.order import Answer, Order
 from fedmerge.training import EngineChoice
 
-__all__ = ["Leader", "Reference", "Worker", "train_on"]
+__all__ = ["Leader", "Reference", "Worker", "gathered", "remembered", "train_on"]
 
 EngineName = Literal["serial", "stacked"]
 
@@ -56,13 +55,19 @@ class Worker:
 
     def choose(self, app: Reference, order: Reference, nodes: Sequence[int], total: int) -> EngineChoice:
         """Measure which engine is faster."""
-        return choose(self._known("app", app).side, self._known("order", order), nodes, total)
+        return choose(self._known("app", app).client, self._known("order", order), nodes, total)
 
     def train(
-        self, app: Reference, order: Reference, nodes: Sequence[int], total: int, engine: EngineName
-    ) -> CohortAnswer:
+        self,
+        app: Reference,
+        order: Reference,
+        nodes: Sequence[int],
+        total: int,
+        engine: EngineName,
+        kept: Mapping[int, RecordDict],
+    ) -> Answer:
         """Train some clients of an order and fold them."""
-        return answer(self._known("app", app).side, self._known("order", order), nodes, total, engine)
+        return answer(self._known("app", app).client, self._known("order", order), nodes, total, engine, kept)
 
 
 class Leader:
@@ -87,28 +92,30 @@ class Leader:
         total: int,
         engine: EngineName,
         limit: float | None,
-    ) -> CohortAnswer:
+        kept: Mapping[int, RecordDict],
+    ) -> Answer:
         """Train some clients of an order on its workers."""
-        return train_on(self._pool, app, order, self._known("order", order), nodes, total, engine, limit)
+        return train_on(self._pool, app, order, self._known("order", order), nodes, total, engine, limit, kept)
 
 
 def train_on(
     pool: Pool,
     app: Reference,
     told: Reference,
-    order: CohortOrder,
+    order: Order,
     nodes: Sequence[int],
     total: int,
     engine: EngineName,
     limit: float | None = None,
-) -> CohortAnswer:
+    kept: Mapping[int, RecordDict] | None = None,
+) -> Answer:
     """Divide clients among workers and add up what comes back, in the order of the clients.
 
-    Each may take `limit` seconds.
+    Each may take `limit` seconds; `kept` is what they remember, by node.
     """
 
     def call(piece: Sequence[int]) -> Call:
-        return lambda worker: worker.train.remote(app, told, piece, total, engine)
+        return lambda worker: worker.train.remote(app, told, piece, total, engine, remembered(kept or {}, piece))
 
     # Stacked clients are cheap, and many: a piece for each worker.
     pieces = serial_pieces(nodes) if engine == "serial" else divided(nodes, len(pool))
@@ -119,11 +126,11 @@ def gathered(
     pool: Pool,
     pieces: Sequence[Sequence[int]],
     call: Callable[[Sequence[int]], Call],
-    order: CohortOrder,
+    order: Order,
     limit: float | None = None,
-) -> CohortAnswer:
+) -> Answer:
     """The answers of all `pieces` as one; where one failed for good, its clients are tried one by one."""
-    result = CohortAnswer()
+    result = Answer()
     limits = None if limit is None else [limit * len(piece) for piece in pieces]
     answers = list(zip(pieces, pool.run([call(piece) for piece in pieces], limits), strict=True))
     for piece, given in answers:
@@ -138,6 +145,11 @@ def gathered(
                 found.partial = copy.deepcopy(found.partial)
         result.extend(found, order.pipeline)
     return result
+
+
+def remembered(kept: Mapping[int, RecordDict], nodes: Sequence[int]) -> dict[int, RecordDict]:
+    """What these nodes remember, of all."""
+    return {node: kept[node] for node in nodes if node in kept}
 
 
 class _Known:

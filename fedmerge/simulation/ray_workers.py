@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import ray
+from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedmerge.clients.app import FedmergeClientApp
 from fedmerge.errors import WorkersUnavailable
 from fedmerge.simulation.cohort_work import TRIED, Engine
 from fedmerge.simulation.flower_task import error_reply
-from fedmerge.simulation.pieces import divided
-from fedmerge.simulation.ray_actor import Leader, Reference, Worker, gathered, train_on
+from fedmerge.simulation.ray_actor import Leader, Reference, Worker, gathered, remembered, train_on
 from fedmerge.simulation.ray_places import Places
 from fedmerge.simulation.ray_pool import Call, Pool
 from fedmerge.simulation.ray_session import join, leave, search_path
-from fedmerge.simulation.workers import Job, Outcome, Workers
-from fedmerge.strategies.client_app import FedmergeClientApp
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.simulation.workers import Job, Outcome, Workers, divided
+from fedmerge.strategies.order import Answer, Order
 from fedmerge.training import EngineChoice
 
 __all__ = ["RayWorkers"]
@@ -90,21 +90,25 @@ class RayWorkers(Workers):
             else:
                 yield Outcome(*given)
 
-    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+    def choose(self, order: Order, total: int) -> EngineChoice:
         """Measure on one of the workers."""
         app, told = self._told(self._app), self._told(ray.put(order.without_model()))
         limits = [None if self._limit is None else TRIED * self._limit]
         given = next(self._pool.run([lambda worker: worker.choose.remote(app, told, order.nodes[:64], total)], limits))
         return given if isinstance(given, EngineChoice) else EngineChoice("serial", f"the trial failed: {given}")
 
-    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
+    def train_by(
+        self, order: Order, total: int, engine: Literal["serial", "stacked"], kept: Mapping[int, RecordDict]
+    ) -> Answer:
         """Divide the clients among nodes, and there among workers; what comes back is one sum, or the models."""
         app, told = self._told(self._app), self._told(ray.put(order.without_model()))
         if self._leaders is None:
-            return train_on(self._pool, app, told, order, order.nodes, total, engine, self._limit)
+            return train_on(self._pool, app, told, order, order.nodes, total, engine, self._limit, kept)
 
         def call(piece: Sequence[int]) -> Call:
-            return lambda leader: leader.train.remote(app, told, piece, total, engine, self._limit)
+            return lambda leader: leader.train.remote(
+                app, told, piece, total, engine, self._limit, remembered(kept, piece)
+            )
 
         return gathered(self._leaders, divided(order.nodes, len(self._leaders)), call, order)
 

@@ -18,8 +18,8 @@ from fedmerge.simulation.faulty_grid import FaultyGrid
 from fedmerge.simulation.policed_grid import PolicedGrid, client_of
 from fedmerge.simulation.references import reference_accuracies
 from fedmerge.strategies import MergeStrategy
-from fedmerge.strategies.measure import ERROR_KEY
 from fedmerge.strategies.merge_report import MergeReport
+from fedmerge.strategies.order import ERROR_KEY
 from fedmerge.strategies.wire import view_arrays
 
 __all__ = ["Recorder"]

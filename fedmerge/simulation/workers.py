@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,16 +11,33 @@ from flwr.app import Array, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedmerge.clients.app import FedmergeClientApp
+from fedmerge.clients.client import Client
+from fedmerge.errors import ConfigError, WorkersUnavailable
+from fedmerge.simulation.causes import in_words
 from fedmerge.simulation.cohort_work import Engine, answer, choose
 from fedmerge.simulation.flower_task import FAILURES, error_reply, in_reply_to
-from fedmerge.simulation.pieces import serial_pieces
-from fedmerge.strategies.client_app import FedmergeClientApp
-from fedmerge.strategies.client_side import ClientSide
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
+from fedmerge.strategies.order import Answer, Order
 from fedmerge.training import EngineChoice
 from fedmerge.training.local import LocalTraining, train
 
-__all__ = ["InProcess", "Job", "Outcome", "Workers", "content_bytes", "handle", "warm_up"]
+__all__ = [
+    "InProcess",
+    "Job",
+    "Outcome",
+    "Workers",
+    "content_bytes",
+    "divided",
+    "handle",
+    "make_workers",
+    "parse_workers",
+    "serial_pieces",
+    "warm_up",
+]
+
+_NO_RAY = "install it again, or train in this process with --workers 1"
+_PIECES = 64
+"""Pieces of a round whose clients train one by one: whoever works at them, their sums are added in the same order."""
 
 
 class Job(NamedTuple):
@@ -68,23 +85,28 @@ class Workers(ABC):
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Outcomes in the order of `jobs`."""
 
-    def train(self, order: CohortOrder, total: int) -> CohortAnswer:
-        """Train a cohort of the `total` known clients, without messages; the app must be one of ours."""
+    def train(self, order: Order, total: int, kept: Mapping[int, RecordDict]) -> Answer:
+        """Train a cohort of the `total` known clients, without messages; the app must be one of ours.
+
+        `kept` is what the clients remember, by node, where the order has them keep anything.
+        """
         if self._engine != "auto":
             choice = EngineChoice(self._engine, "as asked for")
         else:
             # Once for a whole run and for all workers, so that what comes out does not depend on who was how busy.
             choice = self._choice = self._choice or self.choose(order, total)
-        answer = self.train_by(order, total, choice.name)
+        answer = self.train_by(order, total, choice.name, kept)
         answer.engine = choice
         return answer
 
     @abstractmethod
-    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+    def choose(self, order: Order, total: int) -> EngineChoice:
         """Measure which engine is faster."""
 
     @abstractmethod
-    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
+    def train_by(
+        self, order: Order, total: int, engine: Literal["serial", "stacked"], kept: Mapping[int, RecordDict]
+    ) -> Answer:
         """Train a cohort with one engine."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to free
@@ -108,22 +130,24 @@ class InProcess(Workers):
         for job in jobs:
             yield handle(self._app, job)
 
-    def choose(self, order: CohortOrder, total: int) -> EngineChoice:
+    def choose(self, order: Order, total: int) -> EngineChoice:
         """Measure here."""
-        return choose(self._side, order, order.nodes, total)
+        return choose(self._client, order, order.nodes, total)
 
-    def train_by(self, order: CohortOrder, total: int, engine: Literal["serial", "stacked"]) -> CohortAnswer:
+    def train_by(
+        self, order: Order, total: int, engine: Literal["serial", "stacked"], kept: Mapping[int, RecordDict]
+    ) -> Answer:
         """Train and fold here."""
         pieces = serial_pieces(order.nodes) if engine == "serial" and order.folds else [order.nodes]
-        result = CohortAnswer()
+        result = Answer()
         for piece in pieces:
-            result.extend(answer(self._side, order, piece, total, engine), order.pipeline)
+            result.extend(answer(self._client, order, piece, total, engine, kept), order.pipeline)
         return result
 
     @property
-    def _side(self) -> ClientSide:
+    def _client(self) -> Client:
         assert isinstance(self._app, FedmergeClientApp)
-        return self._app.side
+        return self._app.client
 
 
 def warm_up() -> None:
@@ -180,3 +204,67 @@ def _value_bytes(value: object) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return sum(map(_value_bytes, value)) if isinstance(value, list) else 8
+
+
+def parse_workers(workers: int | str) -> int | Literal["auto", "ray"]:
+    """Understand what a person wrote for workers.
+
+    Raises
+    ------
+    ConfigError
+        Neither a positive number nor ``auto`` or ``ray``.
+
+    Examples
+    --------
+    >>> parse_workers("2")
+    2
+    """
+    if workers == "auto":
+        return "auto"
+    if workers == "ray":
+        return "ray"
+    try:
+        number = int(workers)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"workers must be a number of at least 1, auto or ray; got {workers!r}")
+    return number
+
+
+def make_workers(workers: int | str, engine: Engine = "auto", client_timeout: float | None = None) -> Workers:
+    """Start the workers that were asked for; see :class:`SimulationGrid`."""
+    wanted = parse_workers(workers)
+    if wanted in ("auto", 1):
+        return InProcess(engine)
+    try:
+        from fedmerge.simulation.ray_workers import RayWorkers  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "ray":
+            raise ConfigError('workers on Ray need ray: pip install "fedmerge[sim]"') from error
+        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
+    except (OSError, RuntimeError, SyntaxError, AttributeError, TypeError, ValueError) as error:  # it is damaged
+        raise WorkersUnavailable(f"Ray cannot be imported: {in_words(error)}: {_NO_RAY}") from error
+    return RayWorkers(wanted if isinstance(wanted, int) else None, engine=engine, client_timeout=client_timeout)
+
+
+def serial_pieces(nodes: Sequence[int]) -> list[Sequence[int]]:
+    """What is folded apart where clients train one by one.
+
+    The pieces depend on the clients alone, so that any number of workers gives the same bits. Pieces of a single client
+    add up as the stream of a server's messages does.
+    """
+    return divided(nodes, _PIECES)
+
+
+def divided(nodes: Sequence[int], number: int) -> list[Sequence[int]]:
+    """`nodes` in `number` runs of about equal length, none empty.
+
+    Examples
+    --------
+    >>> divided([2, 3, 4], 2)
+    [[2], [3, 4]]
+    """
+    number = min(number, len(nodes))
+    ends = [len(nodes) * (i + 1) // number for i in range(number)]
+    return [nodes[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -8,11 +8,18 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmerge.strategies.order import Answer, Order, TrainingGrid
+from fedmerge.strategies.rounds import by_message
+
 __all__ = ["WrappedGrid"]
 
 
-class WrappedGrid(Grid):
-    """Passes everything on to the grid within; subclasses say what happens to an exchange."""
+class WrappedGrid(TrainingGrid):
+    """Passes everything on to the grid within; subclasses say what happens to an exchange.
+
+    An order is sent as messages, so that a subclass sees all of them in :meth:`send_and_receive`, unless it says what
+    becomes of an order itself.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -55,6 +62,10 @@ class WrappedGrid(Grid):
         """Which partition a node holds, where the grid within knows it."""
         ask = getattr(self._grid, "partition_of_node", None)
         return ask(node) if callable(ask) else None
+
+    def train(self, order: Order, *, timeout: float | None = None) -> Answer:
+        """Send an order as messages."""
+        return by_message(self, order, timeout)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on; subclasses see only :meth:`send_and_receive`."""

@@ -14,8 +14,8 @@ from fedmerge.strategies.client_metrics import judged
 from fedmerge.strategies.failures import failures_in
 from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.identity import Identities
+from fedmerge.strategies.participation import sample_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
-from fedmerge.strategies.sampling import sample_nodes
 
 __all__ = ["EvaluatedByClients"]
 

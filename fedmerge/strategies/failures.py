@@ -12,7 +12,7 @@ from fedmerge.errors import ClientFailed, NoUsableUpdates
 from fedmerge.plain_text import both_ends, one_line
 from fedmerge.strategies.heard import Heard
 
-__all__ = ["NO_REPLY", "Name", "check_mods", "failed_client", "failures_in", "quoted", "tell"]
+__all__ = ["NO_REPLY", "Name", "check_mods", "failed_client", "failed_nodes", "failures_in", "quoted", "tell"]
 
 log = logging.getLogger("fedmerge")
 
@@ -80,11 +80,16 @@ def failures_in(found: Heard, round: int, name: Name) -> list[ClientFailed]:
     A node counts once. Errors that do not name their node, as those of other grids need not, come first, each by
     itself.
     """
+    return [failed_client(node, reason, round, name) for node, reason in failed_nodes(found)]
+
+
+def failed_nodes(found: Heard) -> list[tuple[int | None, str]]:
+    """Nodes that :func:`failures_in` makes clients of, and what their errors say; None for errors that name no node."""
     broken = [(node, m.error.reason or f"error code {m.error.code}") for node, m in found.errors]
-    unnamed = [failed_client(None, reason, round, name) for node, reason in broken if node is None]
+    unnamed: list[tuple[int | None, str]] = [(None, reason) for node, reason in broken if node is None]
     known = {node: reason for node, reason in reversed(broken) if node is not None}
     known |= dict.fromkeys(found.silent, NO_REPLY)
-    return unnamed + [failed_client(node, reason, round, name) for node, reason in sorted(known.items())]
+    return [*unnamed, *sorted(known.items())]
 
 
 def tell(failed: Iterable[ClientFailed], about: str = "") -> None:

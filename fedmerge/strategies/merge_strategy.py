@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -22,30 +22,30 @@ from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.refine.bill import Billed
+from fedmerge.stages import News, Stage
 from fedmerge.state import State
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
 from fedmerge.strategies.evaluation import EvaluatedByClients
+from fedmerge.strategies.failures import check_mods, failed_client
 from fedmerge.strategies.heard import Sent
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
-from fedmerge.strategies.measure import fill_config
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.strategies.participation import check_participation
+from fedmerge.strategies.order import Answer, Order, fill_config
+from fedmerge.strategies.participation import check_nodes, check_participation
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.questions import ask
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.recalibration import recalibrate
-from fedmerge.strategies.received import Received, ReceivedCohort, ReceivedMessages
 from fedmerge.strategies.resume import StrategyCheckpoints
+from fedmerge.strategies.rounds import read_replies, run_rounds
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, too_few
 from fedmerge.strategies.run_settings import RunSettings
-from fedmerge.strategies.sampling import check_nodes
 from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays, view_arrays
-from fedmerge.update import MergeContext, facts_of
+from fedmerge.update import ClientUpdate, MergeContext, facts_of
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -102,6 +102,17 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     >>> MergeStrategy("fedatt", fraction_train=0.5, step_size=1.0).pipeline.aggregator
     FedAtt(step_size=1.0, norm='spectral', noise=0.0)
     """
+
+    reads_messages: ClassVar[bool] = False
+    """Whether a subclass makes messages or reads replies itself: then :meth:`start` has a message sent to each client.
+    True of those that define ``configure_train`` or ``aggregate_train``, unless they say otherwise."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Note whether a subclass makes or reads messages."""
+        super().__init_subclass__(**keywords)
+        own = vars(cls)
+        if "reads_messages" not in own and ("configure_train" in own or "aggregate_train" in own):
+            cls.reads_messages = True
 
     def __init__(
         self,
@@ -183,12 +194,13 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if model_fn is not None:
             check_function("model_fn", model_fn)
             self._buffers, self._facts = facts_of(model_fn())
-        self._plain_metrics, self._cohorts = train_metrics_aggr_fn is None, False
+        # Who averages metrics otherwise wants to see what each client reports.
+        self._wants_messages = train_metrics_aggr_fn is not None or weighted_by_key != "num-examples"
         self._base: State | None = None
         self._grid: Grid | None = None
         self.identities = Identities()
         """What is known of clients and their nodes: part of a checkpoint, for nodes of a deployment outlive a run."""
-        self._asked: Sent | None = None
+        self._order: Order | None = None
         self._awaited: int | None = None
         self._asked_to_judge = self.last_evaluation = None
         self._run = RunOutcome()
@@ -214,8 +226,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     def start(self, *arguments: Any, **keywords: Any) -> Result:
         """Run the rounds, as Flower's strategies do; on a grid of ours without a message per client.
 
-        Only here, for whoever calls the other methods wants to see messages: a strategy wrapped around this one,
-        a subclass that looks at replies, a metric function of one's own.
+        Only here, for whoever calls the other methods wants to see messages: a strategy wrapped around this one, or a
+        subclass that makes or reads messages itself (:attr:`reads_messages`).
 
         Raises
         ------
@@ -224,20 +236,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         NoUsableUpdates
             A round had too few updates, under ``on_too_few="raise"``, or no round merged anything.
         """
-        unchanged = all(
-            getattr(type(self), name) is getattr(MergeStrategy, name) for name in ("configure_train", "aggregate_train")
-        )
-        self._cohorts = unchanged and self._plain_metrics and self.weighted_by_key == "num-examples"
-        start, self._run, self.identities = self.policies.timed(super().start), RunOutcome(), Identities()
-        initial = check_start(super().start, arguments, keywords)
-        try:
-            if self._checkpoints is not None:
-                result = self._checkpoints.start(self, start, *arguments, **keywords)
-            else:
-                result = start(*arguments, **keywords)
-            return self._run.checked(result, initial)
-        finally:
-            self._cohorts = False
+        self._run, self.identities = RunOutcome(), Identities()
+        given = check_start(super().start, arguments, keywords)
+        if self.policies.round_timeout is not None:
+            given["timeout"] = self.policies.round_timeout
+        start = super().start if self.reads_messages else partial(run_rounds, self)
+        if self._checkpoints is None:
+            return self._run.checked(start(**given), given["initial_arrays"])
+        return self._run.checked(self._checkpoints.start(self, start, given), given["initial_arrays"])
 
     def summary(self) -> None:
         """Log what merges, then Flower's own settings."""
@@ -249,43 +255,59 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        """The messages of :meth:`order_train`.
+
+        Raises
+        ------
+        InvalidOption
+            As there; or the method sends what a wrapper for differential privacy does not cover.
+        """
+        check_private(self.pipeline, arrays)
+        return list(self.order_train(server_round, arrays, config, grid).messages())
+
+    def order_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Order:
         """Send the model, and ask for what the method needs.
 
         Raises
         ------
         InvalidOption
-            The method lacks something on the server, or sends what a wrapper for differential privacy does not cover,
-            or more nodes are wanted than a simulated federation has.
+            The method lacks something on the server, or more nodes are wanted than a simulated federation has.
         """
-        check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
-        check_private(self.pipeline, arrays)
+        if self._order is None:
+            check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         check_nodes(grid, vars(self))
-        before = () if self._asked is None or self._cohorts else tuple(self._asked.numbers)
-        self._base, self._grid, self._asked = view_arrays(arrays), grid, Sent(())
+        before = () if self._order is None else self._order.numbers
+        self._base, self._grid = view_arrays(arrays), grid
         if server_round <= 1:  # of a new run, also under a wrapper, whose start is not ours
             self.identities = Identities()
         self.identities.grid = grid
-        if self.fraction_train == 0.0:
-            return []
         config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
         fill_config(config, self.pipeline, self.seed, server_round)
-        nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
-        if self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
+        nodes: Sequence[int] = ()
+        if self.fraction_train:
+            nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
+            self._awaited = server_round
+        if nodes and self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        self._awaited = server_round
-        if self._cohorts:
-            context = MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts)
-            messages: Iterable[Message] = CohortOrder(record, nodes, self.pipeline, context, self._buffers)
-        else:
-            messages = list(self._construct_messages(record, nodes, "train"))
-        self._asked = Sent(nodes, messages, before)
-        return messages
+        self._order = Order(
+            record,
+            nodes,
+            self.pipeline,
+            MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts),
+            self._buffers,
+            arrays_key=self.arrayrecord_key,
+            weight_key=self.weighted_by_key,
+            by_message=self._wants_messages,
+            before=before,
+            identities=self.identities,
+        )
+        return self._order
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+        self, server_round: int, replies: Iterable[Message] | Answer
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Merge the replies into the next global model.
+        """Merge what clients sent into the next global model: their replies, or what a grid of ours made of an order.
 
         Raises
         ------
@@ -295,21 +317,28 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             One failed, under ``on_client_error="raise"``.
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
-        if isinstance(replies, CohortAnswer):
-            received: Received = ReceivedCohort(replies, server_round, self.identities)
-        else:
-            received = ReceivedMessages(replies, self._asked, arrays_key, weight_key, server_round, self.identities)
+        answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
         failures, told = RoundFailures(self.policies), {"server-round": server_round}
-        failures.note(received.failures)
-        received.check()
-        if received.empty:
+        if answer.failures:
+            name = self.identities.naming(server_round)
+            failures.note([failed_client(node, reason, server_round, name) for node, reason in answer.failures])
+            check_mods(answer.heard)
+        if answer.empty:
             reason = "no client replied with an update" if failures.clients else "no client was asked"
             return self._skipped(server_round, reason, (), failures.clients)
         keys, late = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
-        reach = Reach(self._grid, received.nodes, told, *keys, late, server_round, failures.note)
-        asked = Billed(partial(ask, reach, count()), partial(self._charge, server_round))
-        more = {"seed": self.seed, KEEP_KEY: self.pipeline.compares}
-        more |= {WITHHOLD_KEY: True} if self.pipeline.privacy.withholds_metrics else {}
+
+        def reach(**more: int) -> Reach:
+            """The clients, for a method that asks them again, told `more` in every message."""
+            return Reach(self._grid, answer.nodes, {**told, **more}, *keys, late, server_round, failures.note)
+
+        def stage(sent: Mapping[int, News], what: Stage) -> list[ClientUpdate]:
+            more = {"seed": self.seed, KEEP_KEY: self.pipeline.compares}
+            more |= {WITHHOLD_KEY: True} if self.pipeline.privacy.withholds_metrics else {}
+            return exchange(reach(**more), sent, what)
+
+        exchanges = count()
+        asked = Billed(lambda them, who: ask(reach(), exchanges, them, who), partial(self._charge, server_round))
         context = MergeContext(
             base=self._base,
             round=server_round,
@@ -317,21 +346,23 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             data=self._data,
             example=self._example,
             model_fn=self._model_fn,
-            exchange=partial(exchange, reach.telling(more)),
+            exchange=stage,
             ask=asked,
             **self._facts,
         )
         try:
-            result = received.merge(self.pipeline, context, self.memory, self._buffers)
+            result = answer.merge(self.pipeline, context, self.memory, self._buffers)
         except NoUsableUpdates as error:
             return self._skipped(server_round, str(error), error.dropped, failures.clients, asked.questions)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
-            recalibrate(reach, result.state, result.accepted)
+            recalibrate(reach(), result.state, result.accepted)
         self.memory = result.memory
-        metrics = received.metrics(taken)
-        if metrics is None:
-            metrics = self.train_metrics_aggr_fn(alike(received.contents(taken)), self.weighted_by_key)
+        if answer.contents:
+            contents = [content for client, content in answer.contents.items() if client in taken]
+            metrics = self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)
+        else:
+            metrics = answer.metrics(taken)
         self.last_report = MergeReport(
             server_round,
             result.accepted,
@@ -345,6 +376,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self._checkpoints is not None:
             self._checkpoints.save(self, server_round, arrays)
         return arrays, metrics
+
+    def _read(self, round: int, replies: Iterable[Message]) -> Answer:
+        order, keys = self._order, (self.arrayrecord_key, self.weighted_by_key)
+        sent = None if order is None else Sent(order.nodes, order.messages(), order.before)
+        return read_replies(replies, sent, keys, round, self.identities)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -382,7 +418,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._run.skip(error)
         told = str(error).removeprefix(f"round {round}: ")
         self.last_report = MergeReport(round, (), error.dropped, skipped=told, answers=answers, failed=error.failed)
-        asked = self._asked is not None and len(self._asked.nodes) > 0
+        asked = self._order is not None and len(self._order.nodes) > 0
         if self.policies.on_too_few == "raise" and (asked or failed or dropped):
             raise error
         log.warning("round %d: the model stays as it is: %s", round, reason)

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 __all__ = ["start_after"]
 
-_NUMBERED = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+_NUMBERED = ("order_train", "configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
 
 def start_after(
@@ -79,12 +79,13 @@ def start_after(
 def _shifted(strategy: Strategy, by: int) -> Iterator[None]:
     """Let the strategy see rounds `by` later than it is told."""
     own = {name: vars(strategy)[name] for name in _NUMBERED if name in vars(strategy)}
-    for name in _NUMBERED:
+    numbered = [name for name in _NUMBERED if hasattr(strategy, name)]
+    for name in numbered:
         setattr(strategy, name, _later(getattr(strategy, name), by))
     try:
         yield
     finally:
-        for name in _NUMBERED:
+        for name in numbered:
             delattr(strategy, name)
         for name, method in own.items():
             setattr(strategy, name, method)

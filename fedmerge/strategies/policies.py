@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
-from inspect import signature
-from typing import Any, Literal
-
-from flwr.serverapp.strategy import Result
+from typing import Literal
 
 from fedmerge.errors import ClientFailed, InvalidOption
 from fedmerge.strategies.failures import tell
@@ -57,10 +53,6 @@ on_client_error = "skip", which leaves it out of the round.
         if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0 and not math.isnan(timeout)):
             raise InvalidOption(f"round_timeout must be a positive number of seconds, got {timeout!r}")
 
-    def timed(self, start: Callable[..., Result]) -> Callable[..., Result]:
-        """`start`, a strategy's, with the timeout of these policies."""
-        return start if self.round_timeout is None else _with_timeout(start, self.round_timeout)
-
     def check(self, failures: Iterable[tuple[int | str, str]], round: int) -> None:
         """Look at the clients that failed in a round, and why.
 
@@ -93,13 +85,3 @@ class RoundFailures:
         self.clients += more
         for one in more:
             self.policies.check([(one.client, one.reason)], one.round)
-
-
-def _with_timeout(start: Callable[..., Result], seconds: float) -> Callable[..., Result]:
-    @wraps(start)
-    def timed(*arguments: Any, **keywords: Any) -> Result:
-        given = signature(start).bind(*arguments, **keywords)
-        given.arguments["timeout"] = seconds
-        return start(*given.args, **given.kwargs)
-
-    return timed

@@ -16,13 +16,13 @@ from fedmerge.questions import Answer, Question
 from fedmerge.statistics import NoisySums, statistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import to_settings
-from fedmerge.strategies.measure import strings
 from fedmerge.strategies.wire import (
     CLIENT_KEY,
     PARTITION_KEY,
     from_arrays,
     statistics_key,
     statistics_records,
+    strings,
     to_arrays,
     view_arrays,
 )

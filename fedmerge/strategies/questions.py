@@ -1,41 +1,26 @@
-"""Questions about a merged model as messages: put by the server, answered by clients."""
+"""Questions about a merged model as messages, put by the server; clients answer in :mod:`fedmerge.clients.answers`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 
-import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import nn
+from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedmerge.errors import ConfigError, FedMergeError, ModelError, shown
-from fedmerge.models.resize import resize
-from fedmerge.questions import Answer, Question, respond
-from fedmerge.state import State
-from fedmerge.statistics import Batches
-from fedmerge.strategies.question_records import (
-    EXAMPLES_KEY,
-    METRICS,
-    OCCASION,
-    OF,
-    read_answers,
-    read_question,
-    write_answer,
-    write_question,
-)
+from fedmerge.errors import FedMergeError, shown
+from fedmerge.questions import Answer, Question
+from fedmerge.strategies.question_records import OCCASION, OF, read_answers, write_question
 from fedmerge.strategies.reach import Reach
-from fedmerge.strategies.stages import own_model
-from fedmerge.strategies.wire import from_arrays, to_arrays
-from fedmerge.tasks import Task
+from fedmerge.strategies.wire import to_arrays
 
-__all__ = ["ACTION", "answer_questions", "ask"]
+__all__ = ["ACTION", "OWN", "ask"]
 
 log = logging.getLogger("fedmerge")
 
 ACTION = "questions"
 """Of the query messages."""
-_OWN = "own"
+OWN = "own"
+"""Record of a question: the client's own model, where its neurons were moved."""
 
 
 def ask(
@@ -83,60 +68,4 @@ def _answers(reply: Message, content: RecordDict) -> bool:
 def _brought(content: RecordDict, questions: Sequence[Question], client: int) -> RecordDict:
     """The message of one client: where its neurons were moved, its own model comes with it as it is now."""
     own = next((question.own[client] for question in questions if client in question.own), None)
-    return content if own is None else RecordDict({**content, _OWN: to_arrays(own)})
-
-
-def answer_questions(
-    message: Message,
-    context: Context,
-    template: nn.Module,
-    batches: Batches,
-    generator: torch.Generator | None = None,
-    task: Task | None = None,
-) -> RecordDict:
-    """A client's reply.
-
-    Parameters
-    ----------
-    message, context
-        What is asked, and what the client keeps.
-    template
-        A model of the architecture.
-    batches
-        Of the client's examples.
-    generator
-        Of noise, see :func:`~fedmerge.questions.respond`.
-    task
-        What models are to do; read from outputs and targets where not given.
-
-    Raises
-    ------
-    ModelError, ConfigError
-        The message cannot be read, or is about another model.
-    """
-    told = next(iter(message.content.config_records.values()), ConfigRecord())
-    count = told.get("questions")
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"the message brings {count!r} questions")
-    reply = RecordDict()
-    examples = 0
-    for number in range(count):
-        try:
-            question = read_question(message.content, number)
-            own = resize(template, _own(message, context)) if question.compares else None
-            found = respond(question, template, batches, generator, own, task)
-        except (KeyError, IndexError) as error:
-            raise ModelError(f"question {number} of the message is not complete: {error} is missing") from error
-        except RuntimeError as error:
-            raise ModelError(f"question {number} is about another model than the client's: {error}") from error
-        write_answer(reply, number, found)
-        examples = found.judged + found.examples
-    reply[METRICS] = MetricRecord({EXAMPLES_KEY: examples})
-    reply[OF] = ConfigRecord({key: told[key] for key in OCCASION if key in told})
-    return reply
-
-
-def _own(message: Message, context: Context) -> State:
-    """The model that the client trained: as the message brings it, or else as it was kept."""
-    brought = message.content.array_records.get(_OWN)
-    return own_model(context) if brought is None else from_arrays(brought)
+    return content if own is None else RecordDict({**content, OWN: to_arrays(own)})

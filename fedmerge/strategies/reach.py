@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 
 from flwr.app import Message
@@ -99,7 +99,3 @@ class Reach:
         if client not in self.nodes:
             raise NoAnswer(f"client {client} cannot be asked again: its reply does not say which node it is of")
         return self.nodes[client]
-
-    def telling(self, more: Mapping[str, int]) -> Reach:
-        """The same clients, told more in every message."""
-        return replace(self, config={**self.config, **more})

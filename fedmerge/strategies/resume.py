@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +72,8 @@ class StrategyCheckpoints:
     def _bill(self) -> Path:
         return self.folder / "answers.jsonl"
 
-    def start(self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
-        """Call `start`, from the newest checkpoint if there is one.
+    def start(self, strategy: MergeStrategy, start: Callable[..., Result], given: Mapping[str, Any]) -> Result:
+        """Call `start` with the keywords `given`, from the newest checkpoint if there is one.
 
         Raises
         ------
@@ -84,18 +83,14 @@ class StrategyCheckpoints:
             Another run, in this process or another, leaves its checkpoints there.
         """
         with held(self.folder / LOCK, self.folder):
-            return self._start_locked(strategy, start, *arguments, **keywords)
+            return self._start_locked(strategy, start, given)
 
-    def _start_locked(
-        self, strategy: MergeStrategy, start: Callable[..., Result], *arguments: Any, **keywords: Any
-    ) -> Result:
+    def _start_locked(self, strategy: MergeStrategy, start: Callable[..., Result], given: Mapping[str, Any]) -> Result:
         checkpoint, strategy.answers = newest_checkpoint(self.folder), self.charged()
         if checkpoint is None:
-            return start(*arguments, **keywords)
-        given = signature(start).bind(*arguments, **keywords)
-        given.apply_defaults()
-        self._check(checkpoint, _settings(strategy), given.arguments["initial_arrays"])
-        done, wanted = checkpoint.round, given.arguments["num_rounds"]
+            return start(**given)
+        self._check(checkpoint, _settings(strategy), given["initial_arrays"])
+        done, wanted = checkpoint.round, given["num_rounds"]
         if done >= wanted:
             log.warning(
                 "all %d rounds are in %s: nothing is left to run; for a new run choose another checkpoint_dir",
@@ -107,9 +102,9 @@ class StrategyCheckpoints:
             log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
         strategy.memory = dict(checkpoint.section("memory"))
         strategy.identities = Identities.of_facts(checkpoint.facts.get("nodes"))
-        given.arguments["initial_arrays"] = to_arrays(checkpoint.section("state"))
+        given = {**given, "initial_arrays": to_arrays(checkpoint.section("state"))}
         # The server may have died between the merge, which is saved, and the test of its model.
-        return start_after(done, strategy, start, evaluate_again=True, **given.arguments)
+        return start_after(done, strategy, start, evaluate_again=True, **given)
 
     def _check(self, checkpoint: Checkpoint, settings: Mapping[str, Any], initial: ArrayRecord) -> None:
         known = checkpoint.facts.get("strategy", {})

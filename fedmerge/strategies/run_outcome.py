@@ -70,8 +70,8 @@ def too_few(
     return NoUsableUpdates(f"round {round}: {reason}{told}", dropped, failed)
 
 
-def check_start(start: Callable[..., Result], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> ArrayRecord:
-    """The initial model among the arguments of a strategy's ``start``.
+def check_start(start: Callable[..., Result], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a strategy's ``start`` by their names, with those that were left out.
 
     Raises
     ------
@@ -93,4 +93,4 @@ def check_start(start: Callable[..., Result], arguments: Sequence[Any], keywords
         raise InvalidOption(
             f"initial_arrays must be an ArrayRecord, got a {type(initial).__name__}: pass fedmerge.strategies.{remedy}"
         )
-    return initial
+    return dict(given.arguments)

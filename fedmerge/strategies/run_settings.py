@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.policies import RoundPolicies
 
-__all__ = ["RunSettings"]
+__all__ = ["AdoptsRun", "RunSettings"]
 
 Value = TypeVar("Value")
 
@@ -105,6 +105,14 @@ class RunSettings:
         usual = RunSettings()
         names = ("batch_norm", "on_bad_update", "privacy", "trust")
         return [name for name in names if getattr(self, name) != getattr(usual, name)]
+
+
+@runtime_checkable
+class AdoptsRun(Protocol):
+    """A strategy that takes over the settings of a run, whatever it derives from."""
+
+    def adopt(self, run: RunSettings) -> None:
+        """Take over what the run asks for; raise an error of fedmerge's for what cannot be honoured."""
 
 
 def _agreed(name: str, own: Value, given: Value, usual: Value) -> Value:

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate, InvalidOption, shown
+from fedmerge.errors import BadUpdate, ConfigError, InvalidOption, shown
 from fedmerge.state import State
 from fedmerge.statistics import tellable
 from fedmerge.strategies.npy import BFLOAT16, read_array
@@ -28,11 +28,13 @@ __all__ = [
     "claimed_partition",
     "decode_update",
     "from_arrays",
+    "integer",
     "partition_of",
     "sender_of",
     "statistics_from_reply",
     "statistics_key",
     "statistics_records",
+    "strings",
     "to_arrays",
     "told_in",
     "view_arrays",
@@ -217,3 +219,31 @@ class Decoded:
                 yield decode_update(client, message.content, *self._keys)
             except BadUpdate as bad:
                 yield bad
+
+
+def integer(config: ConfigRecord, key: str) -> int:
+    """An entry that is an integer of at least 0; 0 where it is missing.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    value = config.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"the message's {key!r} must be an integer of at least 0, got {value!r}")
+    return value
+
+
+def strings(config: ConfigRecord, key: str) -> list[str]:
+    """An entry that is a list of strings; empty where it is missing.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    value = config.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
+    return [str(item) for item in value]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from ray.exceptions import RayError
 from torch import nn
@@ -21,11 +22,10 @@ from fedmerge.simulation.cohort_work import answer
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.flower_task import FIRST_NODE
 from fedmerge.simulation.grid import make_workers
-from fedmerge.simulation.pieces import serial_pieces
 from fedmerge.simulation.ray_actor import train_on
+from fedmerge.simulation.workers import serial_pieces
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
-from fedmerge.strategies.cohort_order import CohortAnswer, CohortOrder
-from fedmerge.strategies.measure import fill_config
+from fedmerge.strategies.order import Order, fill_config
 from fedmerge.training import LocalTraining
 from fedmerge.update import MergeContext
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
@@ -62,7 +62,7 @@ def test_without_messages_to_the_last_bit(method, batch_norm):
             outcomes.append((state, facts, metrics, strategy.last_report, [e.engine for e in exchanges]))
     (state, facts, metrics, report, engines), (other, *others, other_engines) = outcomes
     assert engines == ["messages"] * 2
-    assert other_engines == (engines if batch_norm == "local" else ["serial"] * 2)
+    assert other_engines == ["serial"] * 2
     for name, tensor in state.items():
         assert torch.equal(tensor, other[name]), name
     assert others == [facts, metrics, report]
@@ -143,14 +143,13 @@ def test_whoever_wants_messages_gets_them():
 
     class Spy(SimulationGrid):
         def send_and_receive(self, messages, *, timeout=None):
-            answer = super().send_and_receive(messages, timeout=timeout)
-            seen.append(isinstance(answer, CohortAnswer))
-            return answer
+            seen.extend(message.metadata.message_type for message in messages)
+            return super().send_and_receive(messages, timeout=timeout)
 
     def start(strategy, *mods):
         seen.clear()
         strategy.start(Spy(tiny_app(*mods, model_fn=plain_model), CLIENTS), initial(plain_model), num_rounds=1)
-        return seen[0]
+        return "train" not in seen
 
     def mod(message, context, call_next):
         return call_next(message, context)
@@ -167,34 +166,63 @@ def test_whoever_wants_messages_gets_them():
     assert not start(MergeStrategy("fedavg", train_metrics_aggr_fn=metrics))
 
 
-def test_an_order_is_its_messages_to_a_grid_that_does_not_know_it():
-    orders = []
+def test_a_subclass_may_say_that_it_reads_no_messages():
+    class Timed(MergeStrategy):
+        reads_messages = False
 
-    class Plain(SimulationGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            orders.append(isinstance(messages, CohortOrder))
-            return super().send_and_receive(list(messages), timeout=timeout)
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies)
 
+    class Below(Messages):
+        pass
+
+    assert [kind.reads_messages for kind in (MergeStrategy, Messages, Below, Timed)] == [False, True, True, False]
+    engines = []
+    for kind in (Timed, Below):
+        _, _, exchanges = run(kind("fedavg"), SimulationGrid(tiny_app(), CLIENTS, engine="serial"), rounds=1)
+        engines += [exchange.engine for exchange in exchanges]
+    assert engines == ["serial", "messages"]
+
+
+@pytest.mark.parametrize("method", ["fedma", "gamf"])
+def test_stages_after_a_cohort_find_the_model_that_clients_kept(method):
+    states = []
+    for kind in (Messages, MergeStrategy):
+        with SimulationGrid(tiny_app(model_fn=plain_model), CLIENTS, engine="serial") as grid:
+            strategy = kind(method, model_fn=plain_model, example=torch.zeros(2, 4), fraction_evaluate=0.0)
+            result = strategy.start(grid, initial(plain_model), num_rounds=1)
+            states.append(from_arrays(result.arrays))
+            assert strategy.last_report.accepted == (0, 1, 2)
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+class Foreign(Grid):
+    """A grid of somebody else's, which knows of messages only."""
+
+    def __init__(self, inner):
+        self.inner, self.sent = inner, []
+
+    set_run = run = create_message = push_messages = pull_messages = None
+
+    def get_node_ids(self):
+        return self.inner.get_node_ids()
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.sent.append(messages)
+        return self.inner.send_and_receive(messages, timeout=timeout)
+
+
+@pytest.mark.parametrize("within", [lambda grid: grid, MeasuredGrid])
+def test_a_grid_that_knows_no_orders_is_sent_their_messages(within):
     ours, _, _ = run(MergeStrategy("fedavg"), SimulationGrid(tiny_app(), CLIENTS, engine="serial"))
-    theirs, _, exchanges = run(MergeStrategy("fedavg"), Plain(tiny_app(), CLIENTS))
-    assert exchanges[0].engine == "messages"
-    assert any(orders)
+    foreign = Foreign(SimulationGrid(tiny_app(), CLIENTS))
+    result = MergeStrategy("fedavg").start(within(foreign), initial(), num_rounds=2)
+    theirs = from_arrays(result.arrays)
+    # Flower's grid of a deployment reads them twice: it numbers them, then it sends those that have numbers.
+    trained = [sent for sent in foreign.sent if sent[0].metadata.message_type == "train"]
+    assert [len(sent) for sent in trained] == [CLIENTS] * 2
+    assert all(message.metadata.message_id for sent in trained for message in sent)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_an_order_gives_the_same_messages_again():
-    """Flower's grid of a deployment reads them twice: it numbers them, then it sends those that have numbers."""
-    orders = []
-
-    class Grid(SimulationGrid):
-        def send_and_receive(self, messages, *, timeout=None):
-            orders.append(messages)
-            return super().send_and_receive(messages, timeout=timeout)
-
-    run(MergeStrategy("fedavg"), Grid(tiny_app(), CLIENTS))
-    (order, *_) = [given for given in orders if isinstance(given, CohortOrder)]
-    assert len(list(order)) == CLIENTS
-    assert all(one is again for one, again in zip(order, order, strict=True))
 
 
 def test_known_clients_cost_nothing():
@@ -254,22 +282,42 @@ class _Here:
             yield RayError("lost") if self._failing >= 0 else call(self)
 
 
-@pytest.mark.parametrize("batch_norm", ["mean", "pooled"])
-@pytest.mark.parametrize("method", ["fedavg", "fednova", "fisher", "norm_clipping"])
+@pytest.mark.parametrize(
+    ("method", "batch_norm"),
+    [
+        *((method, norm) for method in ("fedavg", "fednova", "fisher", "norm_clipping") for norm in ("mean", "pooled")),
+        ("fedavg", "local"),
+    ],
+)
 def test_any_number_of_workers_gives_the_same_bits(method, batch_norm):
     """More clients than there are pieces, so that sums of sums are taken."""
     clients = 2 * len(serial_pieces(range(1000))) + 7
-    side = client_app(tiny_model, lambda i, total: tiny_data(i % CLIENTS, total), training=TRAINING).side
+    side = client_app(tiny_model, lambda i, total: tiny_data(i % CLIENTS, total), training=TRAINING).client
     strategy = MergeStrategy(method, model_fn=tiny_model, batch_norm=batch_norm)
     nodes = range(FIRST_NODE, FIRST_NODE + clients)
     context = MergeContext(base=tiny_model().state_dict())
     config = ConfigRecord()
     fill_config(config, strategy.pipeline, 0, 1)
-    order = CohortOrder(RecordDict({"config": config}), nodes, strategy.pipeline, context, None)
+    order = Order(RecordDict({"config": config}), nodes, strategy.pipeline, context, None)
     answers = [
-        train_on(_Here(workers, side, order, failing), [], [], order, nodes, clients, "serial")
+        train_on(
+            _Here(workers, side, order, failing),
+            [],
+            [],
+            order,
+            nodes,
+            clients,
+            "serial",
+            kept={node: RecordDict() for node in nodes} if order.keeps else {},
+        )
         for workers, failing in ((1, 0), (2, 0), (5, 0), (3, 2))
     ]
+    assert all(set(a.kept) == (set(nodes) if order.keeps else set()) for a in answers)
+    for node, first in answers[0].kept.items():
+        for other in answers[1:]:
+            mine, theirs = (from_arrays(kept["fedmerge.buffers"]) for kept in (first, other.kept[node]))
+            assert mine
+            assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     merged = [strategy.pipeline.finish(a.partial, context, None, None).state for a in answers]
     for state in merged[1:]:
         assert all(torch.equal(tensor, merged[0][name]) for name, tensor in state.items())

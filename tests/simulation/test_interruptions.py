@@ -17,15 +17,15 @@ import torch
 
 from fedmerge import cli
 from fedmerge.checkpoints import newest_checkpoint
+from fedmerge.clients import road
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.errors import WriteError
 from fedmerge.files import append_line, write_atomically
 from fedmerge.locks import LOCK, held
-from fedmerge.simulation import SimulationGrid, cohort_work, compare, make_config
+from fedmerge.simulation import SimulationGrid, compare, make_config
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.unfinished import PLAN, find_unfinished
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
-from fedmerge.strategies.client_side import ClientSide
 from tests.federation import CLIENTS, TRAINING, hanging_data, initial, tiny_data, tiny_model
 from tests.outcomes import outcomes
 
@@ -115,18 +115,18 @@ class Messages(MergeStrategy):
     ("kind", "engine"), [(MergeStrategy, "serial"), (MergeStrategy, "stacked"), (Messages, "serial")]
 )
 def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, error, monkeypatch):
-    real = ClientSide.fit
+    real = road.train_one
 
-    def fit(self, *arguments, client, **keywords):
+    def train_one(*arguments, client, **keywords):
         if client == 1:
             raise error
-        return real(self, *arguments, client=client, **keywords)
+        return real(*arguments, client=client, **keywords)
 
     def no_room(*_arguments, **_keywords):
         raise error
 
-    monkeypatch.setattr(ClientSide, "fit", fit)
-    monkeypatch.setattr(cohort_work, "train_cohort", no_room)
+    monkeypatch.setattr(road, "train_one", train_one)
+    monkeypatch.setattr(road, "train_cohort", no_room)
     app = client_app(tiny_model, tiny_data, training=TRAINING)
     with SimulationGrid(app, CLIENTS, engine=engine) as grid:
         measured, strategy = MeasuredGrid(grid), kind(model_fn=tiny_model, fraction_evaluate=0.0)

@@ -14,6 +14,8 @@ from fedmerge.strategies import MergeStrategy
 from tests.simulation.test_compare import BASE, ignore, rows
 
 SOURCE = '''
+import flwr.serverapp.strategy
+import fedmerge.errors
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 from fedmerge.strategies import FedAvg, MergeStrategy
 
@@ -35,6 +37,14 @@ class Narrow(MergeStrategy):
 def private(**keywords):
     return DifferentialPrivacyServerSideFixedClipping(
         FedAvg(**keywords), noise_multiplier=0.0, clipping_norm=1e6, num_sampled_clients=2)
+
+class Foreign(flwr.serverapp.strategy.FedAvg):
+    """Flower's, and yet it takes the settings of a run."""
+
+    def adopt(self, run):
+        if run.privacy.masks:
+            raise fedmerge.errors.InvalidOption("it knows no masks")
+        self.run = run
 
 broken = 3
 '''
@@ -101,6 +111,13 @@ def test_the_settings_of_the_run_reach_a_strategy_that_derives_from_ours(name):
 def test_they_reach_one_that_a_wrapper_hides():
     assert made("private", {"batch_norm": "pooled"}).strategy.pipeline.batch_norm == "pooled"
     assert made("private").strategy.seed == 5
+
+
+def test_they_reach_one_that_is_none_of_ours_and_asks_for_them():
+    strategy = made("Foreign", {"batch_norm": "pooled", "on_too_few": "skip"})
+    assert (strategy.run.seed, strategy.run.batch_norm, strategy.run.policies.on_too_few) == (5, "pooled", "skip")
+    with pytest.raises(ConfigError, match="it knows no masks"):
+        made("Foreign", {"methods": ["fedavg"], "privacy": {"masks": True}})
 
 
 def test_what_the_strategy_says_itself_stays_and_contradictions_are_told():

@@ -118,7 +118,7 @@ def test_a_run_killed_after_any_round_and_resumed_is_the_undisturbed_run(kind, t
 
 def killed_at_event(monkeypatch, number):
     """Kill before the `number`-th call that changes something on disk, or trains."""
-    from fedmerge.strategies import client_side
+    from fedmerge.clients import answers
 
     left = [number]
 
@@ -135,7 +135,7 @@ def killed_at_event(monkeypatch, number):
     for name in ("replace", "rename", "unlink", "mkdir"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     monkeypatch.setattr(InProcess, "train_by", counted(InProcess.train_by))
-    monkeypatch.setattr(client_side, "judge", counted(client_side.judge))
+    monkeypatch.setattr(answers, "judge", counted(answers.judge))
 
 
 TWO = make_config(BASE, {"methods": ["fedavg", "fedavg+server_momentum"], "rounds": 2, "keep_checkpoints": 1})

@@ -11,12 +11,12 @@ from flwr.serverapp.strategy import Krum as FlowerKrum
 
 from fedmerge.errors import InvalidOption
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation import waiting as waiting_module
+from fedmerge.simulation import grid as waiting_module
 from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.simulation.numbered_grid import NumberedGrid
 from fedmerge.strategies import FedAvg, FedNova, MergeStrategy
-from fedmerge.strategies import sampling as sampling_module
-from fedmerge.strategies.sampling import sample_nodes
+from fedmerge.strategies import participation as sampling_module
+from fedmerge.strategies.participation import sample_nodes
 from tests.federation import CLIENTS, initial, tiny_app
 
 TOO_MUCH = [

@@ -15,7 +15,6 @@ from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.config import make_config
 from fedmerge.simulation.wrapped_grid import WrappedGrid
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
-from fedmerge.strategies.cohort_order import CohortAnswer
 from fedmerge.strategies.questions import ACTION
 from fedmerge.strategies.run_settings import RunSettings
 from tests.answered import answer
@@ -34,8 +33,6 @@ class Meddling(WrappedGrid):
 
     def send_and_receive(self, messages, *, timeout=None):
         found = self._grid.send_and_receive(messages, timeout=timeout)
-        if isinstance(found, CohortAnswer):
-            return found
         found = sorted(found, key=lambda reply: reply.metadata.src_node_id)
         if not found or found[0].metadata.message_type != f"query.{ACTION}":
             return found

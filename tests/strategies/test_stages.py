@@ -16,6 +16,7 @@ from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import GAMF, PFNM, FedMA, MergeStrategy, OTFusion, client_app, from_arrays
+from fedmerge.strategies.rounds import by_message
 from fedmerge.training import LocalTraining, evaluate
 from tests.federation import CLIENTS, tiny_data
 
@@ -47,6 +48,9 @@ class Heard(SimulationGrid):
     def __init__(self, own):
         super().__init__(client_app(model, tiny_data, training=LocalTraining(epochs=1), own_model_fn=own), CLIENTS)
         self.sent, self.replies = [], []
+
+    def train(self, order, *, timeout=None):
+        return by_message(self, order, timeout)
 
     def send_and_receive(self, messages, **keywords):
         messages = list(messages)

@@ -7,10 +7,10 @@ import torch
 from flwr.app import ConfigRecord
 from torch import nn
 
+from fedmerge.clients.instructions import told_training
 from fedmerge.errors import ConfigError, InvalidOption, ModelError, UnknownName
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, FedProx, MergeStrategy, from_arrays, to_arrays
-from fedmerge.strategies.told_training import told_training
 from fedmerge.training import LocalTraining
 from tests.federation import CLIENTS, initial, plain_model, tiny_app
 

@@ -11,23 +11,17 @@ from torch import nn
 
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import OnDeviceOf
-from fedmerge.pipeline import Pipeline
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
 from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
-from fedmerge.statistics.settings import StatisticsSettings, compressed, to_settings
-from fedmerge.strategies.stages import KEEP_KEY
-from fedmerge.strategies.wire import WITHHOLD_KEY, statistics_records, told_in
+from fedmerge.statistics.settings import compressed
+from fedmerge.strategies.order import ERROR_KEY
+from fedmerge.strategies.wire import statistics_records, strings, told_in
 from fedmerge.tasks import Reading, Task, TaskLike, either
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["ERROR_KEY", "add_statistics", "fill_config", "measured", "request_of", "strings"]
-
-_Entry = str | float | list[str]
-
-ERROR_KEY = "statistics-error"
-"""Metric of a reply: the largest relative error that compression made."""
+__all__ = ["add_statistics", "measured"]
 
 
 def add_statistics(
@@ -108,62 +102,3 @@ def measured(
     values = [(kind.name, kind.told(reading).measure(model, placed, report)) for kind in wanted]
     sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
     return sent, error if any(isinstance(kind, LayerStatistic) for kind in wanted) else None
-
-
-def request_of(pipeline: Pipeline) -> dict[str, _Entry]:
-    """Entries of a ConfigRecord that ask clients for what a pipeline needs; none where it needs nothing."""
-    if not pipeline.needs:
-        return {}
-    request: dict[str, _Entry] = {"needs": list(pipeline.needs)}
-    settings = [to_settings(kind) for kind in pipeline.measured]
-    if any(text != "{}" for text in settings):
-        request["needs-settings"] = settings
-    default = StatisticsSettings()
-    if pipeline.sent_as.compression != default.compression:
-        request["statistics-compression"] = pipeline.sent_as.compression
-    if pipeline.sent_as.budget != default.budget:
-        request["statistics-budget"] = pipeline.sent_as.budget
-    return request
-
-
-def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int) -> None:
-    """Write into the configuration of a round's messages all that clients have to know.
-
-    Raises
-    ------
-    ConfigError
-        It says otherwise about the clients' training than the method does.
-    """
-    config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
-    for name, number in pipeline.aggregator.local_rule.items():
-        key = name.replace("_", "-")
-        given = {known: config[known] for known in (name, key) if known in config}
-        if any(value != number for value in given.values()):
-            raise ConfigError(
-                f"the training configuration has {given}, the method {type(pipeline.aggregator).__name__} sets "
-                f"{key} = {number}: leave one of them out"
-            )
-        config[key] = number
-    config["server-round"] = round
-    for key, value in request_of(pipeline).items():
-        config[key] = value
-    if pipeline.batch_norm == "local":
-        config["batch-norm"] = "local"
-    if pipeline.privacy.withholds_metrics:
-        config[WITHHOLD_KEY] = True
-    if pipeline.aggregator.several_exchanges or pipeline.compares:
-        config[KEEP_KEY] = True
-
-
-def strings(config: ConfigRecord, key: str) -> list[str]:
-    """An entry that is a list of strings; empty where it is missing.
-
-    Raises
-    ------
-    ConfigError
-        It is something else.
-    """
-    value = config.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
-    return [str(item) for item in value]

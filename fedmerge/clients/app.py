@@ -9,10 +9,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedmerge.clients.answers import Answers
+from fedmerge.clients.client import Client, Mishaps, Tamper
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.keywords_told import check_function
-from fedmerge.strategies.client_side import ClientSide, Mishaps, Tamper
 from fedmerge.strategies.questions import ACTION
 from fedmerge.tasks import TaskLike, either
 from fedmerge.training.local import LocalTraining
@@ -104,25 +105,26 @@ def client_app(
     if not isinstance(settings, LocalTraining):
         raise InvalidOption(f"training must be a LocalTraining(...), got {shown(settings)}")
     told = either(task, loss)
-    side = ClientSide(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told)
-    return FedmergeClientApp(side, mods)
+    client = Client(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told)
+    return FedmergeClientApp(client, mods)
 
 
 class FedmergeClientApp(ClientApp):
     """A ClientApp that shows what answers its messages, to whoever can do without messages."""
 
-    def __init__(self, side: ClientSide, mods: Sequence[Mod] = ()) -> None:
+    def __init__(self, client: Client, mods: Sequence[Mod] = ()) -> None:
         super().__init__()
-        self.side, self.mods = side, tuple(mods)
-        self.train(mods=list(mods))(side.train)
-        self.evaluate()(side.evaluate)
-        self.query(mods=list(mods))(side.query)
-        self.query("statistics", mods=list(mods))(side.query)
-        self.query(ACTION, mods=list(mods))(side.questions)
-        self.query("partition")(side.partition)
+        self.client, self.mods = client, tuple(mods)
+        answers = Answers(client)
+        self.train(mods=list(mods))(answers.train)
+        self.evaluate()(answers.evaluate)
+        self.query(mods=list(mods))(answers.query)
+        self.query("statistics", mods=list(mods))(answers.query)
+        self.query(ACTION, mods=list(mods))(answers.questions)
+        self.query("partition")(answers.partition)
 
     def with_data(self) -> FedmergeClientApp:
         """The same app with its data in it, where ``data_fn`` can say which (``data_fn.loaded()``), for processes
         that share memory; as it stands it makes them from settings, wherever it runs."""
-        loaded = getattr(self.side.data_fn, "loaded", None)
-        return self if loaded is None else FedmergeClientApp(replace(self.side, data_fn=loaded()), self.mods)
+        loaded = getattr(self.client.data_fn, "loaded", None)
+        return self if loaded is None else FedmergeClientApp(replace(self.client, data_fn=loaded()), self.mods)

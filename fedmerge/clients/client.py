@@ -1,0 +1,168 @@
+"""What all clients of a process are made of: model, data, training, and whatever goes wrong on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from fedmerge.clients.instructions import Instructions
+from fedmerge.data.client_data import ClientData
+from fedmerge.data.example_sets import Examples
+from fedmerge.errors import ModelError
+from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import resize
+from fedmerge.state import State
+from fedmerge.strategies.sent_model import check_outputs
+from fedmerge.tasks import Task
+from fedmerge.training.device import choose_device
+from fedmerge.training.local import LocalTraining
+from fedmerge.training.model_snapshot import ModelSnapshot
+
+__all__ = ["Client", "Mishaps", "Tamper"]
+
+Tamper = Callable[[State, State, int, int], State]
+"""``tamper(state, base, client, round)``: the parameters that a client sends, having trained from `base` to `state`."""
+
+
+class Mishaps(Protocol):
+    """What befalls clients in a round: how simulations study faults."""
+
+    def begin(self, client: int, round: int) -> None:
+        """Called before a client trains; raises where that client crashes."""
+
+    def sends_well(self, client: int, round: int) -> bool:
+        """Whether :meth:`sent` leaves this client's update as it is."""
+
+    def sent(self, state: State, client: int, round: int) -> State:
+        """The tensors that arrive instead of `state`."""
+
+
+class _Working:
+    """A module in which one client after the other trains."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.checked = module, False
+        self.shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        self._fresh = ModelSnapshot(module)
+
+    @torch.no_grad()
+    def filled(self, state: State, like: nn.Module) -> nn.Module:
+        """The module with these tensors, as good as new."""
+        # What a client before has left in it, in buffers that do not travel or in attributes, is none of this one's.
+        self._fresh.restore(parameters=False)
+        for name, tensor in self.module.state_dict().items():
+            tensor.copy_(state[name])
+        for parameter, original in zip(self.module.parameters(), like.parameters(), strict=True):
+            parameter.requires_grad_(original.requires_grad).grad = None
+        return self.module
+
+
+@dataclass
+class Client:
+    """The client side of a process; holds nothing of any one client, for a process serves many.
+
+    Parameters
+    ----------
+    model_fn, data_fn, training, device, own_model_fn, tamper, mishaps, noise_seed, task
+        As for :func:`fedmerge.clients.client_app`.
+    mods
+        Whether mods may read a message's configuration besides.
+    """
+
+    model_fn: Callable[[], nn.Module]
+    data_fn: Callable[[int, int], ClientData]
+    training: LocalTraining
+    device: str
+    own_model_fn: Callable[[int], nn.Module] | None = None
+    tamper: Tamper | None = None
+    mishaps: Mishaps | None = None
+    noise_seed: int | None = None
+    mods: bool = False
+    task: Task | None = None
+    _resized: _Working | None = field(default=None, init=False, repr=False)
+
+    @cached_property
+    def template(self) -> nn.Module:
+        """A model of the architecture; its values do not matter."""
+        model = self.model_fn()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model_fn returned a {type(model).__name__}: return the module that it builds")
+        return model.to(choose_device(self.device))
+
+    @cached_property
+    def float_buffers(self) -> frozenset[str]:
+        """Names of the model's buffers that are no counters, such as the statistics of batch norms."""
+        return frozenset(name for name, b in self.template.named_buffers() if b.is_floating_point())
+
+    def fitted(self, state: State) -> nn.Module:
+        """A model with these tensors, at their widths; the same one for every client, which nobody keeps.
+
+        Raises
+        ------
+        ModelError
+            They are of another architecture.
+        """
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        working = self._usual
+        if working.shapes != shapes:
+            working = self._other(state, shapes)
+        try:
+            return working.filled(state, self.template)
+        except RuntimeError as error:
+            raise self._misfit(error) from error
+
+    def own_model(self, told: Instructions, client: int) -> nn.Module | None:
+        """What a client starts from instead of the model sent, where clients start apart."""
+        if self.own_model_fn is None or not self.first_is_own(told):
+            return None
+        return self.own_model_fn(client).to(choose_device(self.device))
+
+    def starts_apart(self, told: Instructions) -> bool:
+        """Whether clients start from tensors of their own, so that they cannot be stacked."""
+        return told.keeps_buffers or self.first_is_own(told)
+
+    def first_is_own(self, told: Instructions) -> bool:
+        """Whether clients start this order from models that ``own_model_fn`` makes."""
+        return self.own_model_fn is not None and told.server_round <= 1 and not told.stage
+
+    def check_outputs(self, model: nn.Module, data: Examples) -> None:
+        """Make sure that a model of other widths goes with this client's own, see :func:`check_outputs`."""
+        working = next((one for one in (self._usual, self._resized) if one is not None and one.module is model), None)
+        if working is None:
+            check_outputs(model, self.template, data)
+        elif not working.checked:
+            check_outputs(model, self.template, data)
+            working.checked = True
+
+    @contextmanager
+    def telling(self, model: nn.Module) -> Iterator[None]:
+        """Say what is wrong where a model of other widths than usual, which a message brought, does not run."""
+        try:
+            yield
+        except (IndexError, RuntimeError, ValueError) as error:
+            if model is self._usual.module:
+                raise
+            raise ModelError(f"the widths of the model sent do not go with this client's examples: {error}") from error
+
+    @cached_property
+    def _usual(self) -> _Working:
+        return _Working(copy_of(self.template))
+
+    def _other(self, state: State, shapes: dict[str, torch.Size]) -> _Working:
+        """A module at the widths of `state`; the last one is kept, for all clients of a round are sent the same."""
+        if self._resized is None or self._resized.shapes != shapes:
+            try:
+                self._resized = _Working(resize(self.template, state))
+            except (ModelError, RuntimeError) as error:
+                raise self._misfit(error) from error
+        return self._resized
+
+    def _misfit(self, error: Exception) -> ModelError:
+        kind = type(self.template).__name__
+        return ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}")

@@ -1,0 +1,170 @@
+"""What an order tells clients besides the model: how to train, which batches to draw, what to keep and to send."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from fedmerge.errors import ConfigError, InvalidOption, UnknownName
+from fedmerge.strategies.stages import KEEP_KEY
+from fedmerge.strategies.wire import WITHHOLD_KEY, integer, strings
+from fedmerge.training.local import LocalTraining
+from fedmerge.training.usual_names import USUAL_NAMES
+
+__all__ = ["Instructions", "told_training"]
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(LocalTraining))
+_STAGES = 1 << 20  # more than there are rounds
+
+# Entries of a train message that are not about training: read elsewhere.
+_ELSEWHERE = frozenset(
+    {
+        "server_round",
+        "seed",
+        "stage",
+        "needs",
+        "needs_settings",
+        "statistics_compression",
+        "statistics_budget",
+        "batch_norm",
+        "keep_model",
+        "frozen",
+        "send",
+        "exchange",
+        "withhold_metrics",
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Instructions:
+    """The configuration of an order to train, read once.
+
+    Parameters
+    ----------
+    config
+        As it came; what clients measure is read from it where they measure.
+    training
+        How to train.
+    seed, round
+        Name the random streams of batches, with the client's number. Stages of one round draw apart.
+    server_round, stage
+        Where in the run this order is: the stage is 0 for the first exchange of a round.
+    frozen
+        Names of parameters that are not trained this time.
+    wanted
+        Names of the tensors that a later stage sends back; the first sends all.
+    """
+
+    config: ConfigRecord
+    training: LocalTraining
+    seed: int
+    round: int
+    server_round: int
+    stage: int
+    frozen: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+    @classmethod
+    def read(cls, config: ConfigRecord, training: LocalTraining, *, alone: bool = True) -> Instructions:
+        """Read the configuration of a message or of a cohort's order.
+
+        Parameters
+        ----------
+        config
+            What came.
+        training
+            How to train where it says nothing.
+        alone
+            Whether nobody else reads it, see :func:`told_training`.
+
+        Raises
+        ------
+        UnknownName, ConfigError, InvalidOption
+            It cannot be read.
+        """
+        server_round, stage = integer(config, "server-round"), integer(config, "stage")
+        return cls(
+            config=config,
+            training=told_training(training, config, alone=alone),
+            seed=integer(config, "seed"),
+            round=server_round + stage * _STAGES,
+            server_round=server_round,
+            stage=stage,
+            frozen=tuple(strings(config, "frozen")),
+            wanted=tuple(strings(config, "send")),
+        )
+
+    @property
+    def keeps_buffers(self) -> bool:
+        """Whether batch norms stay with the client."""
+        return self.config.get("batch-norm") == "local"
+
+    @property
+    def keeps_model(self) -> bool:
+        """Whether the client keeps its model until the next order."""
+        return bool(self.config.get(KEEP_KEY))
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the client keeps its training loss to itself."""
+        return bool(self.config.get(WITHHOLD_KEY))
+
+    @property
+    def measures(self) -> bool:
+        """Whether the client is asked for statistics."""
+        return bool(strings(self.config, "needs"))
+
+
+def told_training(training: LocalTraining, config: ConfigRecord, *, alone: bool = True) -> LocalTraining:
+    """`training` with what a message's configuration sets; ``-`` stands for ``_``, ``lr`` for ``learning-rate``.
+
+    Parameters
+    ----------
+    training
+        What holds where the message says nothing.
+    config
+        The message's configuration.
+    alone
+        Whether nobody else reads it: then an entry that is not known here is read by nobody.
+
+    Raises
+    ------
+    UnknownName
+        An entry that nobody reads.
+    ConfigError
+        Two entries that contradict each other.
+    InvalidOption
+        A value of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> told_training(LocalTraining(), ConfigRecord({"lr": 0.5, "local-epochs": 3})).epochs
+    3
+    """
+    changes: dict[str, Any] = {}
+    told: dict[str, str] = {}
+    for key, value in config.items():
+        name = key.replace("-", "_")
+        name = USUAL_NAMES.get(name, name)
+        if name not in _FIELDS:
+            if alone and name not in _ELSEWHERE:
+                known = [field.replace("_", "-") for field in (*_FIELDS, *USUAL_NAMES)]
+                raise UnknownName("setting in the configuration of a train message", key, known)
+            continue
+        if name in changes and changes[name] != value:
+            raise ConfigError(f"the message says {told[name]} = {changes[name]!r} and {key} = {value!r}: leave one out")
+        changes[name], told[name] = value, key
+    if not changes:
+        return training
+    # A number of epochs and one of steps contradict each other.
+    for name, other in (("epochs", "steps"), ("steps", "epochs")):
+        if name in changes:
+            changes.setdefault(other, None)
+    try:
+        return dataclasses.replace(training, **changes)
+    except TypeError as error:
+        raise InvalidOption(f"the message's training settings {changes} have a wrong type: {error}") from error

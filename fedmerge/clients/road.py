@@ -1,0 +1,256 @@
+"""The road of a client through one order: its stages, each written once.
+
+    receive ─► enter ─► add_own ─► train ─► attack ─► keep ─► measure ─► fault ─► encode
+
+A message, a client of a cohort that trains by itself, and many clients that train stacked go through the same stages;
+only the number of those who go together differs. :mod:`fedmerge.clients` says where to add to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor, nn
+
+from fedmerge.clients.client import Client
+from fedmerge.clients.group import Group, Received
+from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.keeping import caught_up, kept_buffers, remember
+from fedmerge.clients.measure import measured
+from fedmerge.data.client_data import client_data
+from fedmerge.errors import ModelError
+from fedmerge.state import State
+from fedmerge.strategies.order import ERROR_KEY
+from fedmerge.strategies.wire import STEPS_KEY, view_arrays
+from fedmerge.training.cohort import train_cohort
+from fedmerge.training.cohort_batches import Participant
+from fedmerge.training.local import batches_to_measure
+from fedmerge.training.local import train as train_one
+
+__all__ = [
+    "AFTER_TRAINING",
+    "STAGES",
+    "add_own",
+    "attack",
+    "encode",
+    "enter",
+    "fault",
+    "keep",
+    "measure",
+    "metrics_of",
+    "receive",
+    "run",
+    "train",
+]
+
+
+Stage = Callable[[Client, Group], Group]
+
+
+def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
+    """Read an order: its configuration, the model sent, and all further tensors.
+
+    Parameters
+    ----------
+    client
+        Whoever receives it.
+    content
+        The records of the message.
+    state
+        The model sent, where it is at hand already.
+    what
+        The kind of message, for errors.
+
+    Raises
+    ------
+    ModelError
+        It brings no model, or one that cannot be decoded.
+    UnknownName, ConfigError, InvalidOption
+        Its configuration cannot be read.
+    """
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    told = Instructions.read(config, client.training, alone=not client.mods)
+    if state is None:
+        state = sent_model(content, what)
+    return Received(told, state, content.array_records)
+
+
+def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
+    """The model that a message brings; to be read only.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be decoded.
+    """
+    arrays = next(iter(content.array_records.values()), None)
+    if arrays is None:
+        raise ModelError(f"the {what} message brings no ArrayRecord with a model")
+    try:
+        return view_arrays(arrays)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model sent cannot be decoded: {error}") from error
+
+
+def enter(client: Client, order: Received, number: int, total: int, kept: RecordDict | None = None) -> Group:
+    """One client takes up an order, with its examples.
+
+    Parameters
+    ----------
+    client
+        The client side.
+    order
+        What it received.
+    number, total
+        Of the client, and how many clients there are.
+    kept
+        What it remembers, if anything.
+
+    Raises
+    ------
+    DataError
+        Its examples cannot be had.
+    InjectedFault
+        It crashes.
+    """
+    # One that stayed until the first stage of a round was over stays to its end.
+    if client.mishaps is not None and not order.told.stage:
+        client.mishaps.begin(number, order.told.round)
+    data = client_data(client.data_fn, number, total)
+    return Group(order, (number,), (data,), () if kept is None else (kept,))
+
+
+def add_own(client: Client, group: Group) -> Group:
+    """The model that they train: the one sent, with what is a client's own, and without what is frozen.
+
+    A client's own are its batch norms, the model that it kept for a stage, or one to start the first round from.
+
+    Raises
+    ------
+    ModelError
+        The model sent does not fit the clients' own, or not their examples.
+    """
+    order, told = group.order, group.order.told
+    state: State = order.state
+    if told.stage:
+        state = caught_up(group.kept[0], order.brought)
+    if told.keeps_buffers and group.kept:
+        state = {**state, **kept_buffers(group.kept[0])}
+    module = client.fitted(state)
+    module = client.own_model(told, group.clients[0]) or module
+    for name, parameter in module.named_parameters() if told.frozen else ():
+        if name in told.frozen:
+            parameter.requires_grad_(False)
+    client.check_outputs(module, group.data[0].train)
+    start = None
+    if client.tamper is not None:
+        start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    return replace(group, module=module, start=start)
+
+
+def train(client: Client, group: Group) -> Group:
+    """Train them: one in its module, several stacked.
+
+    Raises
+    ------
+    CannotStack
+        Several that cannot train stacked.
+    ModelError
+        The model sent has widths that do not go with the examples.
+    """
+    module, told = _module(group), group.order.told
+    if len(group) > 1:
+        people = [Participant(n, data.train) for n, data in zip(group.clients, group.data, strict=True)]
+        done = train_cohort(module, people, told.training, seed=told.seed, round=told.round)
+        return replace(group, module=None, states=done.states, reports=tuple(done.reports))
+    (number,), (data,) = group.clients, group.data
+    with client.telling(module):
+        report = train_one(
+            module, data.train, None, told.training,
+            seed=told.seed, client=number, round=told.round, task=client.task,
+        )  # fmt: skip
+    states = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}
+    return replace(group, states=states, reports=(report,))
+
+
+def attack(client: Client, group: Group) -> Group:
+    """Put what hostile clients send in the place of what they trained."""
+    if client.tamper is None or group.start is None or group.states is None:
+        return group
+    alone = len(group) == 1
+    # Of one client they lie in its module, on which statistics are measured.
+    ours = {name: group.states[name] if alone else group.states[name].clone() for name in group.start}
+    for row, number in enumerate(group.clients):
+        trained = {name: stacked[row] for name, stacked in ours.items()}
+        for name, tensor in client.tamper(trained, group.start, number, group.order.told.round).items():
+            ours[name][row].copy_(tensor)
+    return group if alone else replace(group, states={**group.states, **ours})
+
+
+def keep(client: Client, group: Group) -> Group:
+    """Have each client keep what it is to find in the next order."""
+    for row, kept in enumerate(group.kept):
+        remember(kept, group.order.told, group.state(row), client.float_buffers)
+    return group
+
+
+def measure(client: Client, group: Group) -> Group:
+    """Measure the statistics that the order asks for, on each client's model and examples."""
+    returned = group.returned or ({},) * len(group)
+    if not group.order.told.measures:
+        return replace(group, statistics=returned, errors=(None,) * len(group))
+    found = []
+    for row, (data, report) in enumerate(zip(group.data, group.reports, strict=True)):
+        module = group.module or client.fitted(group.state(row))
+        loader = batches_to_measure(data.train, next(module.parameters()).device)
+        with client.telling(module):
+            found.append(measured(group.order.told.config, module, loader, report, client.task))
+    statistics = tuple({**back, **sent} for back, (sent, _) in zip(returned, found, strict=True))
+    return replace(group, statistics=statistics, errors=tuple(error for _, error in found))
+
+
+def fault(client: Client, group: Group) -> Group:
+    """Damage what a client with a fault sends. It goes alone, for what it sends may have any shape."""
+    told = group.order.told
+    if client.mishaps is None or told.stage or len(group) > 1:
+        return group
+    damaged = client.mishaps.sent(group.state(), group.clients[0], told.round)
+    return replace(group, states={name: tensor[None] for name, tensor in damaged.items()})
+
+
+def encode(_client: Client, group: Group) -> Group:
+    """Leave only what travels, on the CPU: all tensors, or those that a later stage asks for."""
+    told, states = group.order.told, group.states or {}
+    sent = {name: stacked.cpu() for name, stacked in states.items() if not told.stage or name in told.wanted}
+    return replace(group, module=None, start=None, states=sent)
+
+
+TOGETHER: tuple[Stage, ...] = (add_own, train, attack)
+"""Stages that a stack of clients goes through as one."""
+AFTER_TRAINING: tuple[Stage, ...] = (keep, measure, fault, encode)
+"""Stages that a client with something to keep, to measure or to break goes through by itself."""
+STAGES: tuple[Stage, ...] = TOGETHER + AFTER_TRAINING
+"""What a client does, once it has taken up an order."""
+
+
+def run(client: Client, group: Group, stages: Sequence[Stage] = STAGES) -> Group:
+    """Go through stages, one after the other."""
+    for stage in stages:
+        group = stage(client, group)
+    return group
+
+
+def metrics_of(group: Group, row: int = 0) -> dict[str, int | float]:
+    """What a client tells besides tensors."""
+    report, error = group.reports[row], group.errors[row]
+    loss = {} if group.order.told.withholds else {"train_loss": report.loss}
+    told = {"num-examples": len(group.data[row]), **loss, STEPS_KEY: report.steps}
+    return told if error is None else {**told, ERROR_KEY: error}
+
+
+def _module(group: Group) -> nn.Module:
+    if group.module is None:
+        raise ModelError("a client trains before it has a model: add_own comes before train")
+    return group.module
