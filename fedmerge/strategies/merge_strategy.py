@@ -321,7 +321,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         failures, told = RoundFailures(self.policies), {"server-round": server_round}
         if answer.failures:
             name = self.identities.naming(server_round)
-            failures.note([failed_client(node, reason, server_round, name) for node, reason in answer.failures])
+            failures.note([failed_client(node, reason, server_round, name) for node, reason in answer.failed])
             check_mods(answer.heard)
         if answer.empty:
             reason = "no client replied with an update" if failures.clients else "no client was asked"

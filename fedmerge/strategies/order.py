@@ -159,6 +159,11 @@ class Answer:
         """Whether nobody answered with anything but errors."""
         return not self.trained and not self.refused
 
+    @property
+    def failed(self) -> list[tuple[int | None, str]]:
+        """``failures`` in order of nodes, those that name none first."""
+        return sorted(self.failures, key=lambda failure: -1 if failure[0] is None else failure[0])
+
     def extend(self, other: Answer, pipeline: Pipeline) -> None:
         """Add the answer of further clients, whose memory it may reuse."""
         self.trained += other.trained

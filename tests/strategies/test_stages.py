@@ -109,6 +109,9 @@ def test_stages_draw_batches_that_no_other_stage_nor_any_later_round_draws_again
     exchanges = []
 
     class Split(SimulationGrid):
+        def train(self, order, *, timeout=None):
+            return by_message(self, order, timeout)
+
         def send_and_receive(self, messages, **keywords):
             replies = list(super().send_and_receive(messages, **keywords))
             exchanges.append(list(Noting.batches))

@@ -1,0 +1,122 @@
+"""The same model by every road: messages and single clients to the last bit, a stack of clients to 1e-5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from fedmerge.data import ClientData
+from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation.attacks import SignFlip
+from fedmerge.simulation.faults import Faults, Mishaps
+from fedmerge.simulation.hostile import Hostile
+from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.training import LocalTraining
+from tests.federation import TRAINING
+
+CLIENTS = 5
+
+
+class Messages(MergeStrategy):
+    """One that wants a message for each client."""
+
+    reads_messages = True
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of learning: a model, and what its targets are."""
+
+    outputs: int
+    targets: object
+    task: object = None
+    norm: bool = False
+
+    def model(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            middle = [nn.BatchNorm1d(6)] if self.norm else []
+            return nn.Sequential(nn.Linear(4, 6), *middle, nn.ReLU(), nn.Linear(6, self.outputs))
+
+    def data(self, client, _total):
+        draws = torch.Generator().manual_seed(client)
+        n = 8 + 4 * client
+        x = torch.randn(n, 4, generator=draws)
+        y = self.targets(n, draws)
+        return ClientData(x, y, x[:0], y[:0])
+
+
+def classes(n, draws):
+    return torch.randint(0, 3, (n,), generator=draws)
+
+
+def numbers(n, draws):
+    return torch.randn(n, 2, generator=draws)
+
+
+def several(n, draws):
+    return torch.randint(0, 2, (n, 3), generator=draws).float()
+
+
+# A task that is added gets a row here.
+KINDS = {
+    "classification": Kind(3, classes),
+    "classification with batch norm": Kind(3, classes, norm=True),
+    "regression": Kind(2, numbers, "regression"),
+    "several labels": Kind(3, several, nn.BCEWithLogitsLoss()),
+}
+HAPPENINGS = {
+    "nothing": {},
+    "an attack": {"tamper": Hostile(SignFlip(2.0), frozenset({1, 3}), 3, 0)},
+    "faults": {"mishaps": Mishaps(Faults(crash=0.2, nan=0.2, garbage=0.2), 1)},
+    "adam": {"training": LocalTraining(optimizer="adam", epochs=1, batch_size=4)},
+}
+
+
+def trained(kind, road, method="fedavg", batch_norm="mean", **happening):
+    strategy = (Messages if road == "messages" else MergeStrategy)(
+        method, model_fn=kind.model, batch_norm=batch_norm, fraction_evaluate=0.0
+    )
+    app = client_app(kind.model, kind.data, **{"training": TRAINING, "task": kind.task, **happening})
+    with SimulationGrid(app, CLIENTS, engine="stacked" if road == "stacked" else "serial") as grid:
+        result = strategy.start(grid, to_arrays(kind.model().state_dict()), num_rounds=2)
+    report = strategy.last_report
+    failed = [(one.client, one.reason) for one in report.failed]
+    left_out = [(bad.client, bad.reason) for bad in report.dropped]
+    return from_arrays(result.arrays), (report.accepted, failed, left_out)
+
+
+def alike(kind, **settings):
+    (told, facts), (alone, same), (stacked, too) = (
+        trained(kind, road, **settings) for road in ("messages", "serial", "stacked")
+    )
+    assert facts == same == too
+    for name, tensor in told.items():
+        assert torch.equal(tensor, alone[name]), name
+        torch.testing.assert_close(stacked[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    return facts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_learning(kind):
+    alike(KINDS[kind])
+
+
+@pytest.mark.parametrize("happening", [name for name in HAPPENINGS if name != "nothing"])
+def test_whatever_befalls_clients(happening):
+    accepted, failed, left_out = alike(KINDS["classification with batch norm"], **HAPPENINGS[happening])
+    assert bool(failed or left_out) == (happening == "faults")
+    assert len(accepted) + len(failed) + len(left_out) == CLIENTS
+
+
+@pytest.mark.parametrize("method", ["fednova", "fisher"])
+def test_whatever_clients_measure(method):
+    alike(KINDS["classification"], method=method)
+
+
+@pytest.mark.parametrize("batch_norm", ["pooled", "local"])
+def test_batch_norms_that_are_merged_otherwise_or_stay(batch_norm):
+    alike(KINDS["classification with batch norm"], batch_norm=batch_norm)
