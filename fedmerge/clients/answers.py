@@ -46,7 +46,7 @@ class Answers:
         number, total = _node(context)
         order = receive(self.client, message.content)
         gone = run(self.client, enter(self.client, order, number, total, context.state))
-        reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord(metrics_of(gone))})
+        reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord({**metrics_of(gone)})})
         for key, record in statistics_records(gone.statistics[0]).items():
             reply[key] = record
         return _send(message, number, reply)

@@ -107,7 +107,7 @@ def test_every_kind_of_learning(kind):
 
 @pytest.mark.parametrize("happening", [name for name in HAPPENINGS if name != "nothing"])
 def test_whatever_befalls_clients(happening):
-    accepted, failed, left_out = alike(KINDS["classification with batch norm"], **HAPPENINGS[happening])
+    accepted, failed, left_out = alike(KINDS["classification"], **HAPPENINGS[happening])
     assert bool(failed or left_out) == (happening == "faults")
     assert len(accepted) + len(failed) + len(left_out) == CLIENTS
 
