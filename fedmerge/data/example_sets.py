@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Subset
 
 from fedmerge.data.batches import batch_indices
 from fedmerge.data.collating import Batch, as_batch_of, collated, read_rows
@@ -76,6 +77,19 @@ class Examples(ABC):
         """The first examples, to show what they look like; None where there are none."""
         return self.take(np.arange(min(number, len(self)))) if len(self) else None
 
+    def subset(self, rows: Tensor) -> Examples:
+        """Some of the examples, by their numbers.
+
+        Raises
+        ------
+        DataError
+            They cannot be divided.
+        """
+        raise DataError(
+            f"{_front(self.what)}a function gives batches of all examples, which cannot be divided: return a map-style "
+            "data set"
+        )
+
     def of(self, owner: str) -> Examples:
         """The same examples, with whose they are in front of errors."""
         twin = copy.copy(self)
@@ -125,6 +139,12 @@ class TensorExamples(Examples):
     def first(self, number: int = 2) -> Batch | None:
         """Views of the first rows; of none too, which tell shapes and types."""
         return self._at(slice(number))
+
+    def subset(self, rows: Tensor) -> Examples:
+        """Copies of these rows."""
+        twin = copy.copy(self)
+        twin.x, twin.y = self._at(rows)
+        return twin
 
     def _at(self, index: slice | Tensor) -> Batch:
         if isinstance(self.x, Tensor):
@@ -179,6 +199,10 @@ class DatasetExamples(Examples):
                 "Give all examples the same shape, or pass a collate_fn that makes (inputs, targets) of a list"
             ) from error
         return as_batch_of(batch, self.what, rows)
+
+    def subset(self, rows: Tensor) -> Examples:
+        """The same data set, of which only these rows will be read."""
+        return DatasetExamples(Subset(self.dataset, rows.tolist()), self.collate_fn, self.what)
 
 
 class BatchFunction(Examples):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.dataset import Dataset
-from fedmerge.data.partition_checks import check_enough_examples, check_possible
+from fedmerge.data.own_division import own_division
+from fedmerge.data.partition_checks import check_enough_examples, check_possible, column_of
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.partitioners import assign_rows
 from fedmerge.errors import DataError, FedMergeError, InvalidOption, PartitionError, RecordError
@@ -53,7 +54,7 @@ class Partition:
     client_names: tuple[str, ...]
 
     def client_data(self, dataset: Dataset, client: int) -> ClientData:
-        """Examples of one client, copied out of `dataset`.
+        """Examples of one client: copied out of tensors, or to be read from a data set when they are wanted.
 
         Raises
         ------
@@ -64,14 +65,12 @@ class Partition:
             raise PartitionError(f"client {client} is not in this partition. Use 0..{len(self.train) - 1}.")
         train, held_out = self.train[client], self.held_out[client]
         highest = max((int(rows.max()) for rows in (train, held_out) if len(rows) > 0), default=-1)
-        if highest >= len(dataset.train_x):
+        if highest >= len(dataset.train):
             raise PartitionError(
                 f"client {client} has row {highest}, but data set {dataset.name!r} has "
-                f"{len(dataset.train_x)} training examples. Use the data set that the partition was made from."
+                f"{len(dataset.train)} training examples. Use the data set that the partition was made from."
             )
-        return ClientData(
-            dataset.train_x[train], dataset.train_y[train], dataset.train_x[held_out], dataset.train_y[held_out]
-        )
+        return ClientData(train=dataset.train.subset(train), held_out=dataset.train.subset(held_out))
 
     def label_counts(self, labels: Tensor, num_classes: int) -> Tensor:
         """Count each client's training labels.
@@ -179,9 +178,13 @@ def make_partition(dataset: Dataset, settings: PartitionSettings, seed: int) -> 
         raise InvalidOption(f"partition seed={seed!r}: must be an integer of at least 0.")
     check_possible(dataset, settings)
     assign, keep = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    clients, key, names = _plan(dataset, settings)
+    if settings.own:
+        names, parts = own_division(dataset, settings, assign)
+    else:
+        clients, key, names = _plan(dataset, settings)
+        parts = assign_rows(len(dataset.train), key, settings, clients, assign)
     train, held_out = [], []
-    for rows in assign_rows(len(dataset.train_y), key, settings, clients, assign):
+    for rows in parts:
         kept = keep.permutation(rows)[: settings.max_examples]
         tested = settings.held_out_of(len(kept))
         held_out.append(torch.from_numpy(np.sort(kept[:tested])))
@@ -195,8 +198,12 @@ def _plan(dataset: Dataset, settings: PartitionSettings) -> tuple[int, Tensor | 
     if settings.scheme == "natural":
         names = dataset.client_names[: settings.clients]
         return len(names), dataset.train_client, names
+    if settings.scheme == "column":
+        values, numbers = np.unique(column_of(dataset, settings), return_inverse=True)
+        names = tuple(map(str, values.tolist()))[: settings.clients]
+        return len(names), torch.from_numpy(numbers.reshape(-1)), names
     clients = settings.clients or 0
-    key = None if settings.scheme in ("iid", "quantity") else dataset.train_y
+    key = None if settings.scheme in ("iid", "quantity") else dataset.train_labels
     return clients, key, tuple(f"client-{client}" for client in range(clients))
 
 

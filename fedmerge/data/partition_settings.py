@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from fedmerge.errors import InvalidOption, UnknownName, shown
 
@@ -13,7 +13,7 @@ __all__ = ["PartitionSettings", "Scheme"]
 _USUAL_CLIENTS = 10
 _MOST = 10**12  # of anything: floats still count it exactly
 
-Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural"]
+Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural", "column"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class PartitionSettings:
         - `quantity`: classes at random, sizes unequal. Each client gets the smallest size that
           `min_examples` allows, and one Dirichlet draw shares out the rest.
         - `natural`: the clients that the data set itself names, the first `clients` of them.
+        - `column`: a client for each value of a column of the data set, the first `clients` of them in sorted order.
+        - ``module:function``: a division of one's own, see :mod:`fedmerge.data.own_division`.
     clients : int or None
-        Number of clients; None takes all that `natural` has, and 10 for the other schemes.
+        Number of clients; None takes all that `natural` and `column` have, lets a function decide, and is 10 for the
+        other schemes.
     alpha : float
         Concentration of the Dirichlet draw, above 0: the smaller, the more the clients differ.
         For `dirichlet` and `quantity`.
@@ -49,6 +52,10 @@ class PartitionSettings:
         One example at least is left for training.
     max_examples : int or None
         Most examples that a client keeps, held-out ones included, chosen at random; None keeps all.
+    column : str
+        The column's name. For `column`.
+    options : dict
+        What a ``module:function`` is called with besides.
 
     Raises
     ------
@@ -66,7 +73,7 @@ class PartitionSettings:
     fedmerge.errors.InvalidOption: partition setting alpha=0: must be a finite number above 0.
     """
 
-    scheme: Scheme = "dirichlet"
+    scheme: str = "dirichlet"
     clients: int | None = None
     alpha: float = 0.3
     classes_per_client: int = 2
@@ -74,11 +81,23 @@ class PartitionSettings:
     min_examples: int = 1
     held_out: float = 0.1
     max_examples: int | None = None
+    column: str = ""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.scheme not in get_args(Scheme):
+        if not self.own and self.scheme not in get_args(Scheme):
             raise UnknownName("partition scheme", self.scheme, get_args(Scheme))
-        if self.clients is None and self.scheme != "natural":
+        if (self.scheme == "column") != bool(self.column):
+            raise InvalidOption(
+                f"partition setting column={self.column!r} with scheme={self.scheme!r}: a partition by column wants "
+                "both, scheme=column and the column's name; others want neither."
+            )
+        if self.options and not self.own:
+            raise InvalidOption(
+                f"partition setting options={shown(self.options)}: these are for a module:function, scheme "
+                f"{self.scheme!r} has its settings beside it."
+            )
+        if self.clients is None and self.scheme not in ("natural", "column") and not self.own:
             object.__setattr__(self, "clients", _USUAL_CLIENTS)
         for name in ("clients", "classes_per_client", "shards_per_client", "min_examples", "max_examples"):
             value = getattr(self, name)
@@ -94,6 +113,11 @@ class PartitionSettings:
                 f"min_examples={self.min_examples} with held_out={self.held_out} takes {self.fewest_rows}. "
                 "Raise max_examples or lower min_examples."
             )
+
+    @property
+    def own(self) -> bool:
+        """Whether a function of the user's divides."""
+        return isinstance(self.scheme, str) and ":" in self.scheme
 
     def held_out_of(self, examples: int) -> int:
         """How many of a client's examples are held out.

@@ -19,7 +19,7 @@ from fedmerge.data.extras import need
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import PartitionError
 
-__all__ = ["REMEDIES", "assign_rows"]
+__all__ = ["REMEDIES", "assign_rows", "remedy_of"]
 
 Rows = NDArray[np.int64]
 
@@ -30,7 +30,20 @@ REMEDIES = {
     "shard": "Use fewer clients, a smaller shards_per_client or a smaller min_examples.",
     "quantity": "Use fewer clients or a smaller min_examples.",
     "natural": "Use fewer clients (the first ones of the data set), a smaller min_examples or a smaller held_out.",
+    "column": "Use fewer clients (the first values of the column), a smaller min_examples or a smaller held_out.",
 }
+
+
+def remedy_of(scheme: str) -> str:
+    """What to change where a division leaves a client with too little.
+
+    Examples
+    --------
+    >>> remedy_of("mine:divide")
+    'Have mine:divide give each client more rows, or use a smaller min_examples or a smaller held_out.'
+    """
+    own = f"Have {scheme} give each client more rows, or use a smaller min_examples or a smaller held_out."
+    return REMEDIES.get(scheme, own)
 
 
 def assign_rows(
@@ -81,7 +94,8 @@ def assign_rows(
             # As Arrow, a column is read in one go; by default it is read element by element.
             partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("arrow")
             found = partitioner.num_partitions
-            positions = _natural_positions(partitioner) if settings.scheme == "natural" else range(found)
+            by_key = settings.scheme in ("natural", "column")
+            positions = _natural_positions(partitioner) if by_key else range(found)
             parts = {
                 client: _rows(partitioner.load_partition(position))
                 for position, client in enumerate(positions)
@@ -91,7 +105,7 @@ def assign_rows(
             raise PartitionError(
                 f"{settings}: found no division that gives each of the {clients} clients at least "
                 f"min_examples={settings.min_examples} for training ({str(error).rstrip('.')}). "
-                f"{REMEDIES[settings.scheme]}"
+                f"{remedy_of(settings.scheme)}"
             ) from error
     return [parts.get(client, np.empty(0, dtype=np.int64)) for client in range(clients)]
 
@@ -126,7 +140,7 @@ def _partitioner(
             )
         case "quantity":
             return flower.SizePartitioner(_sizes(settings, clients, examples, generator))
-        case "natural":
+        case _:  # natural, or by a column
             return flower.NaturalIdPartitioner("key")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedmerge.data.dataset import Dataset
+from fedmerge.data.own_dataset import as_dataset, load_own_dataset
+from fedmerge.data.table import ENDINGS, is_table, load_table
 from fedmerge.errors import DataError, UnknownName
 from fedmerge.registry import entries, registered
 
@@ -53,7 +55,8 @@ def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dat
     Parameters
     ----------
     name : str
-        One of `dataset_names()`.
+        One of `dataset_names()`; a table's file, see :func:`~fedmerge.data.table.load_table`; or ``module:function``,
+        see :mod:`fedmerge.data.own_dataset`.
     data_dir : Path, optional
         Folder of the data files. By default the environment variable FEDMERGE_DATA, or else
         `~/.cache/fedmerge`.
@@ -74,16 +77,33 @@ def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dat
     >>> load_dataset("digits")
     Dataset('digits', train=1437, test=360, input_shape=(1, 8, 8), num_classes=10, natural_clients=0)
     """
+    if is_table(name):
+        _check_options(name, load_table, options)
+        return load_table(_table_file(name, data_dir), **options)
+    if ":" in name:
+        return load_own_dataset(name, _data_folder(data_dir), options)
     found = registered("data set", name)
     if found is None:
-        raise UnknownName("data set", name, dataset_names())
-    loader: Callable[..., Dataset] = found.cls
+        raise UnknownName("data set", name, dataset_names(), f"A file of your own ends in {', '.join(ENDINGS)}.")
+    _check_options(name, found.cls, options)
+    return as_dataset(name, found.cls(_data_folder(data_dir), **options))
+
+
+def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, Any]) -> None:
     _, *known = inspect.signature(loader).parameters
     for option in options:
         if option not in known:
             none = "" if known else "It takes none."
             raise UnknownName(f"option of data set {name!r}:", option, known, none)
-    return loader(_data_folder(data_dir), **options)
+
+
+def _table_file(name: str, data_dir: Path | None) -> Path:
+    """Where the table lies: where its path says, or else in the folder of data."""
+    path = Path(name).expanduser()
+    if path.is_file() or path.is_absolute():
+        return path
+    inside = _data_folder(data_dir) / path if data_dir is not None or os.environ.get("FEDMERGE_DATA") else path
+    return inside if inside.is_file() else path
 
 
 def _data_folder(data_dir: Path | None) -> Path:
