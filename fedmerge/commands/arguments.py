@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,16 +28,19 @@ __all__ = [
     "Set",
     "default_out",
     "given",
+    "own_parts",
     "read_config",
     "tell_code",
 ]
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Configuration, see simulations/.")]
 OptionalConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Configuration.")]
-DataSet = Annotated[str | None, typer.Option("--dataset", help="digits, mnist, fashion_mnist, cifar10, ...")]
+DataSet = Annotated[str | None, typer.Option("--dataset", help="digits, mnist, ..., a .csv, or module:function.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets lie. Default: $FEDMERGE_DATA.")]
 Clients = Annotated[int | None, typer.Option("--clients", help="Number of clients.")]
-Division = Annotated[str | None, typer.Option("--partition", help="iid, dirichlet, shard, natural, ...")]
+Division = Annotated[
+    str | None, typer.Option("--partition", help="iid, dirichlet, shard, natural, ..., or module:function.")
+]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Dirichlet concentration: smaller is more skewed.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for records and pictures. Default: under runs/.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key.")]
@@ -60,6 +64,14 @@ def tell_code(
         typer.echo(one_line(f"{where} runs code: {', '.join(code)}", 4000), err=True)
 
 
+def own_parts(config: Any) -> dict[str, list[str]]:
+    """Data set and division of a configuration, which may be code, by what they are."""
+    from fedmerge.data.table import is_table
+
+    data = config.data.name
+    return {"data set": [] if is_table(data) else [data], "partition": [config.partition.scheme]}
+
+
 def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
     """The configuration of a file, overridden by flags, overridden by ``--set``."""
     from fedmerge.simulation.config import load_config, make_config, parse_assignment
@@ -67,14 +79,29 @@ def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str]
     given = [flags, *map(parse_assignment, assignments or [])]
     if path is not None and not path.is_file():
         raise ConfigError(_no_file(path))
-    file = {} if path is None else load_config(path)
+    file = {} if path is None else _beside(path, load_config(path))
     config = make_config(file, *given)
     _check_division(config.partition.scheme, given)
     return config
 
 
+def _beside(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings, with a table that lies beside the file named by its path, and modules there importable."""
+    folder = path.parent.resolve()
+    if folder != Path.cwd() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    data = settings.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(name, str) and not Path(name).is_file():
+        beside = path.parent / name
+        if beside.is_file():
+            return {**settings, "data": {**data, "name": str(beside)}}
+    return settings
+
+
 _DIVISIONS = {
     "alpha": ("dirichlet", "quantity"),
+    "column": ("column",),
     "classes_per_client": ("pathological",),
     "shards_per_client": ("shard",),
 }
@@ -121,4 +148,6 @@ def default_out(config: Any) -> Path:
     split = config.partition.scheme
     if split in ("dirichlet", "quantity"):
         split += f"{config.partition.alpha:g}"
-    return Path("runs") / f"{config.data.name}-{config.model.name.replace(':', '.')}-{split}"
+    data = config.data.name.replace(":", ".")
+    data = Path(data).name if "/" in data else data
+    return Path("runs") / f"{data}-{config.model.name.replace(':', '.')}-{split.replace(':', '.')}"

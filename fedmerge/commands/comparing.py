@@ -22,6 +22,7 @@ from fedmerge.commands.arguments import (
     Set,
     default_out,
     given,
+    own_parts,
     read_config,
     tell_code,
 )
@@ -140,7 +141,9 @@ def _named(config: Path | None) -> str:
 def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
     """Parts of the user's own besides models and methods, by kind."""
     attacks = [one.attack.kind for one in configs if one.attack is not None]
-    return {"observer": [name for one in configs for name in one.observers], "attack": attacks}
+    parts = [("observer", [name for one in configs for name in one.observers]), ("attack", attacks)]
+    parts += [part for one in configs for part in own_parts(one).items()]
+    return {kind: [name for other, names in parts if other == kind for name in names] for kind, _ in parts}
 
 
 def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:

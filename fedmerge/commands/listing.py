@@ -14,12 +14,15 @@ from fedmerge.commands.arguments import (
     DataDir,
     DataSet,
     Division,
+    NoCode,
     OptionalConfig,
     Out,
     Set,
     default_out,
     given,
+    own_parts,
     read_config,
+    tell_code,
 )
 
 __all__ = ["methods", "partition"]
@@ -61,6 +64,7 @@ def partition(
     data_dir: DataDir = None,
     out: Out = None,
     assignments: Set = None,
+    no_code: NoCode = False,
 ) -> None:
     """Divide the data as a configuration says, and draw who holds which labels."""
     from fedmerge.commands.tables import partition_table, show
@@ -71,6 +75,7 @@ def partition(
         "partition": given(scheme=scheme, clients=clients, alpha=alpha),
     }
     settings = read_config(config, given(**flags), assignments)
+    tell_code("the command line" if config is None else str(config), [], refused=no_code, **own_parts(settings))
     folder = out or default_out(settings)
     for seed in settings.seeds:
         counts, names, paths = save_partition(settings, seed, folder)

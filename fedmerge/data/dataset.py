@@ -1,4 +1,4 @@
-"""A data set: training and test examples, in memory or read as they are wanted, and natural clients where it has them."""
+"""A data set: examples to train on and to test on, in memory or read as they are wanted, and natural clients."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def own_division(
     names, parts = rows_by_client(found, len(dataset.train), where)
     if settings.clients is not None and len(parts) != settings.clients:
         raise PartitionError(
-            f"{where}: it made {len(parts)} clients, {settings.clients} were asked for: leave partition.clients out, or "
-            "have it make so many"
+            f"{where}: it made {len(parts)} clients, {settings.clients} were asked for: leave partition.clients out, "
+            "or have it make so many"
         )
     return names, parts
 
@@ -81,7 +81,7 @@ def rows_by_client(found: Any, examples: int, where: str) -> tuple[tuple[str, ..
             owner = _whole(found, where)
             if len(owner) != examples:
                 raise PartitionError(
-                    f"{where}: it gave a client for {len(owner)} of {examples} examples: give one for each, -1 for nobody"
+                    f"{where}: it gave a client for {len(owner)} of {examples} examples: give each one, -1 for nobody"
                 )
             parts = [np.flatnonzero(owner == client) for client in range(int(owner.max(initial=-1)) + 1)]
         names = tuple(f"client-{client}" for client in range(len(parts)))

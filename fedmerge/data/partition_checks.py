@@ -88,8 +88,8 @@ def column_of(dataset: Dataset, settings: PartitionSettings) -> NDArray[np.gener
     if settings.column not in dataset.columns:
         known = ", ".join(dataset.columns) or "none"
         raise PartitionError(
-            f"partition of data set {dataset.name!r} by column {settings.column!r}: it has no such column. Columns that "
-            f"it can be divided by: {known}."
+            f"partition of data set {dataset.name!r} by column {settings.column!r}: it has no such column. Columns "
+            f"that it can be divided by: {known}."
         )
     return np.asarray(dataset.columns[settings.column])
 

@@ -130,7 +130,7 @@ def _read(path: Path, where: str) -> Any:
     pandas = need("pandas", where)
     if not path.is_file():
         raise DataError(
-            f"{where}: there is no file {path}, seen from {Path.cwd()}: give its path, or point --data-dir at its folder"
+            f"{where}: there is no file {path}, seen from {Path.cwd()}: give its path, or its folder by --data-dir"
         )
     try:
         if path.name.lower().endswith((".parquet", ".pq")):
@@ -174,8 +174,8 @@ def _tested(frame: Any, client: str, test: str, share: float, classes: torch.Ten
             held[_share_of(np.flatnonzero(whose == owner), labels, share, draws)] = True
     if held.all() or not held.any():
         raise DataError(
-            f"{where}: {int(held.sum())} of {len(held)} rows are for testing: there have to be some to train on and some "
-            f"to test on; {f'column {test!r} says which' if test else 'use more rows, or another test_share'}"
+            f"{where}: {int(held.sum())} of {len(held)} rows are for testing: there have to be some to train on and "
+            f"some to test on; {f'column {test!r} says which' if test else 'use more rows, or another test_share'}"
         )
     return held
 

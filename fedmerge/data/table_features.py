@@ -42,10 +42,9 @@ def filled(frame: Any, inputs: Sequence[str], aside: Sequence[str], missing: str
         return kept
     listed = ", ".join(f"{name!r} in {count} of {len(frame)} rows" for name, count in list(bad.items())[:5])
     more = f" and {len(bad) - 5} columns more" if len(bad) > 5 else ""
-    remedy = (
-        "drop these rows from the file" if missing == "impute" else
-        "say --set data.options.missing=impute (medians) or =drop (these rows), or leave columns out by data.options.drop"
-    )  # fmt: skip
+    remedy = "say --set data.options.missing=drop (these rows)"
+    if missing != "impute":
+        remedy += " or =impute (medians), or leave columns out by data.options.drop"
     raise DataError(f"{where} has missing or infinite values: {listed}{more}: {remedy}")
 
 

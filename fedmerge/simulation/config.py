@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import suggested_settings
+from fedmerge.data.table import ENDINGS, is_table
 from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
 from fedmerge.method_names import own_strategy, parse_value
 from fedmerge.models import model_options
@@ -44,11 +45,34 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which data set, and where it lies."""
+    """Which data set, and where it lies: a name, a table's file, or ``module:function``.
+
+    ``label`` is a table's column to predict, ``client`` its column of clients; ``options`` are what
+    :func:`~fedmerge.data.table.load_table` takes besides, or the function.
+    """
 
     name: str = "digits"
     dir: Path | None = None
+    label: str | None = None
+    client: str | None = None
     options: dict[str, Any] = {}
+
+    @property
+    def every_option(self) -> dict[str, Any]:
+        """What the data set is loaded with.
+
+        Raises
+        ------
+        ConfigError
+            A column is named for what is no table.
+        """
+        columns = {key: value for key in ("label", "client") if (value := getattr(self, key)) is not None}
+        if columns and not is_table(self.name):
+            raise ConfigError(
+                f"data.{next(iter(columns))} names a column of a table, and data.name = {self.name!r} is none: leave "
+                f"it out, or name a file that ends in {', '.join(ENDINGS)}"
+            )
+        return {**self.options, **columns}
 
 
 class ModelSettings(_Section):
@@ -211,6 +235,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
         raise ConfigError("configuration: " + "; ".join(map(_fault, error.errors()))) from error
     _check_methods(config)
     check_names(config.observers)
+    _ = config.data.every_option
     if config.attack is not None and ":" not in config.attack.kind:  # one's own is imported when it runs
         _ = config.attack.attack
     return config
@@ -257,10 +282,16 @@ def _suggested(given: Mapping[str, Any]) -> dict[str, Any]:
     data = given.get("data")
     name = data.get("name") if isinstance(data, Mapping) else None
     suggested = dict(suggested_settings(name)) if isinstance(name, str) else {}
+    if isinstance(data, Mapping) and (data.get("client") or _mapping(data.get("options")).get("client")):
+        suggested["partition"] = {"scheme": "natural"}
     division = given.get("partition")
-    if isinstance(division, Mapping) and {"scheme", "alpha"} & set(division):
+    if isinstance(division, Mapping) and {"scheme", "alpha", "column"} & set(division):
         suggested.pop("partition", None)  # who chooses a division gets it whole
     return suggested
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

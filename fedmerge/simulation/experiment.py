@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import ConfigError
+from fedmerge.inputs import changed
 from fedmerge.method_names import own_strategy
 from fedmerge.models.resize import resize
 from fedmerge.pipeline import build_pipeline
@@ -31,7 +32,8 @@ from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arr
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.device import choose_device
-from fedmerge.training.judged import evaluate
+from fedmerge.training.inputs import outputs_of
+from fedmerge.training.judged import Judged, evaluate, judge
 from fedmerge.training.local import batches
 
 __all__ = ["Experiment"]
@@ -116,7 +118,7 @@ class Experiment:
     @property
     def _source(self) -> _Source:
         data = self.config.data
-        return _Source(data.name, data.dir, json.dumps(data.options), self.config.partition, self.seed)
+        return _Source(data.name, data.dir, json.dumps(data.every_option), self.config.partition, self.seed)
 
     @property
     def dataset(self) -> Dataset:
@@ -128,20 +130,18 @@ class Experiment:
             The server would hold the whole test set.
         """
         whole, held = self._whole, self.config.server_examples
-        if held >= len(whole.test_x):
-            raise ConfigError(
-                f"server_examples is {held} of {len(whole.test_x)} in the test set: leave some to test on"
-            )
-        return replace(whole, test_x=whole.test_x[held:], test_y=whole.test_y[held:]) if held else whole
+        if held >= len(whole.test):
+            raise ConfigError(f"server_examples is {held} of {len(whole.test)} in the test set: leave some to test on")
+        return whole.tested_on(whole.test.subset(torch.arange(held, len(whole.test)))) if held else whole
 
     @property
     def _whole(self) -> Dataset:
         return _dataset(self._source.name, self._source.folder, self._source.options)
 
     @property
-    def _server_data(self) -> list[tuple[Tensor, Tensor]] | None:
+    def _server_data(self) -> list[tuple[Any, Tensor]] | None:
         held = self.config.server_examples
-        return list(batches(self._whole.test_x[:held], self._whole.test_y[:held], 256)) if held else None
+        return list(self._whole.test.subset(torch.arange(held)).in_order(256)) if held else None
 
     @property
     def partition(self) -> Partition:
@@ -160,7 +160,7 @@ class Experiment:
         return ModelFn(
             model.name,
             self.dataset.input_shape,
-            self.dataset.num_classes,
+            self.dataset.outputs,
             integer_seed(self.seed, "initialisation"),
             json.dumps(model.options),
         )
@@ -175,7 +175,7 @@ class Experiment:
         """
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
-        check_fit(self.model_fn, data.train_x[:2], data.train_y[:2], data.num_classes, where)
+        check_fit(self.model_fn, *data.example, data.outputs, where)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
@@ -252,32 +252,37 @@ class Experiment:
             trust=config.trust,
             model_fn=self.model_fn,
             # The test set's first inputs show the model's shapes; their values tell nothing.
-            example=torch.zeros_like(self.dataset.test_x[:2]),
+            example=changed(self.dataset.example[0], torch.zeros_like),
             data=self._server_data,
         )
 
     def test(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Loss and accuracy of a global model on the test set."""
-        return evaluate(self._judged(from_arrays(arrays)), self.dataset.test_x, self.dataset.test_y)
+        return evaluate(self._judged(from_arrays(arrays)), self.dataset.test)
 
     def attack_success(self, arrays: ArrayRecord) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
         hostile = self.hostile
-        shown = None if hostile is None else hostile.attack.triggered(self.dataset.test_x, self.dataset.test_y)
-        if shown is None:
+        if hostile is None:
             return None
-        inputs, target = shown
-        wanted = torch.full((len(inputs),), target)
-        return evaluate(self._judged(from_arrays(arrays)), inputs, wanted)[1]
+        found = Judged()
+        model = self._judged(from_arrays(arrays))
+        for batch in self.dataset.test.in_order():
+            shown = hostile.attack.triggered(*batch)
+            if shown is None:
+                return None
+            inputs, target = shown
+            found += judge(model, inputs, torch.full((len(inputs),), target))
+        return found.accuracy
 
     @torch.no_grad()
     def probabilities(self, state: State) -> Tensor:
         """Class probabilities [examples, ..., classes] of a model on the test inputs."""
         model = self._judged(state).eval()
-        pieces = batches(self.dataset.test_x, self.dataset.test_y, device=next(model.parameters()).device)
+        pieces = batches(self.dataset.test, device=next(model.parameters()).device)
         found = []
         for inputs, labels in pieces:
-            outputs = model(inputs)
+            outputs = outputs_of(model, inputs)
             axis = classification_of(model, inputs, outputs, labels).class_axis or 0
             found.append(outputs.movedim(axis, -1).softmax(-1).cpu())
         return torch.cat(found)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import FedMergeError, ModelError
+from fedmerge.inputs import call, tensors_of
 
 __all__ = ["check_fit"]
 
 
-def check_fit(make_model: Callable[[], nn.Module], x: Tensor, y: Tensor, classes: int, where: str) -> None:
+def check_fit(make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: int, where: str) -> None:
     """Make sure that a model can be built and gives a score for each class.
 
     Parameters
@@ -47,10 +49,10 @@ def check_fit(make_model: Callable[[], nn.Module], x: Tensor, y: Tensor, classes
         )
     try:
         with torch.no_grad():
-            outputs = model(x)
+            outputs = call(model, x)
     except Exception as error:
         raise ModelError(
-            f"{where}: it cannot take a batch of shape {list(x.shape)} ({type(error).__name__}: {error}). "
+            f"{where}: it cannot take a batch of shape {_shapes(x)} ({type(error).__name__}: {error}). "
             "Change its first layer, or reshape the batch in its forward."
         ) from error
     wanted = [*y.shape, classes]
@@ -64,3 +66,12 @@ def check_fit(make_model: Callable[[], nn.Module], x: Tensor, y: Tensor, classes
         raise ModelError(
             f"{where}: it returns shape {list(shape)}, wanted are logits of shape {wanted}. Change its last layer."
         )
+
+
+def _shapes(x: Any) -> str:
+    """Shapes of inputs in the form that they have."""
+    if isinstance(x, Tensor):
+        return str(list(x.shape))
+    if isinstance(x, Mapping):
+        return ", ".join(f"{name!r}: {_shapes(part)}" for name, part in x.items())
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors_of(x))

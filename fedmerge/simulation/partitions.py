@@ -26,11 +26,14 @@ def save_partition(config: Config, seed: int, out: Path) -> tuple[Tensor, tuple[
     """
     experiment = Experiment(config, seed)
     dataset, partition = experiment.dataset, experiment.partition
-    one_label = dataset.train_y.ndim == 1
-    if one_label:
-        counts = partition.label_counts(dataset.train_y, dataset.num_classes)
+    labels = dataset.train_labels if dataset.num_classes else None
+    one_label = labels is not None and labels.ndim == 1
+    if labels is not None and one_label:
+        counts = partition.label_counts(labels, dataset.num_classes)
     else:
         counts = torch.tensor([[len(rows)] for rows in partition.train])
+    # Names that somebody gave, rather than numbers.
+    named = config.partition.scheme in ("natural", "column") or config.partition.own
     suffix = "" if seed == config.seeds[0] else f"-seed{seed}"
     tensors = out / f"partition{suffix}.safetensors"
     write_tensors(tensors, partition.to_tensors())
@@ -39,7 +42,7 @@ def save_partition(config: Config, seed: int, out: Path) -> tuple[Tensor, tuple[
         counts.numpy(),
         out / f"partition{suffix}.png",
         class_names=dataset.class_names if one_label else (),
-        client_names=partition.client_names if dataset.client_names else (),
+        client_names=partition.client_names if named else (),
         title=title,
     )
     return counts, partition.client_names, [tensors, picture]

@@ -28,8 +28,9 @@ def reference_accuracies(experiment: Experiment, replies: Iterable[Message]) -> 
     without a usable model are left out; without any there are no references.
     """
     dataset = experiment.dataset
-    shares = experiment.partition.label_counts(dataset.train_y, dataset.num_classes).double()
+    shares = experiment.partition.label_counts(dataset.train_labels, dataset.num_classes).double()
     shares = shares / shares.sum(0).clamp_min(1)
+    tested = torch.cat([labels for _, labels in dataset.test.in_order()])
     total, best = torch.zeros(()), 0.0
     for client, reply in identify(replies):
         try:
@@ -37,12 +38,12 @@ def reference_accuracies(experiment: Experiment, replies: Iterable[Message]) -> 
             probabilities = experiment.probabilities(state)
         except (BadUpdate, RuntimeError):
             continue
-        best = max(best, _accuracy(probabilities, dataset.test_y))
+        best = max(best, _accuracy(probabilities, tested))
         weights = shares[client] if client < len(shares) else torch.ones(dataset.num_classes)
         total = total + weights * probabilities[..., : dataset.num_classes].double()
     if total.ndim == 0:
         return {}
-    return dict(zip(REFERENCES, (_accuracy(total, dataset.test_y), best), strict=True))
+    return dict(zip(REFERENCES, (_accuracy(total, tested), best), strict=True))
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> float:

@@ -30,7 +30,7 @@ def test_repr_has_sizes_and_no_tensors():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_y": torch.tensor([0, 1])}, "training part: 4 examples but 2 labels"),
+        ({"train_y": torch.tensor([0, 1])}, "training part: inputs have shape \\[4, 3, 2\\], labels \\[2\\]"),
         ({"test_x": torch.zeros(0, 3, 2), "test_y": torch.tensor([]).long()}, "test part: no examples"),
         ({"train_y": torch.zeros(4)}, "labels are torch.float32"),
         ({"num_classes": 2}, r"training part: labels run from 0 to 2, outside 0\.\.1"),
