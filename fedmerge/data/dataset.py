@@ -71,9 +71,9 @@ class Dataset:
 
     name: str
     train_x: Any = None
-    train_y: Tensor | None = None
+    train_y: Any = None
     test_x: Any = None
-    test_y: Tensor | None = None
+    test_y: Any = None
     num_classes: int = 0
     train_client: Tensor | None = None
     client_names: tuple[str, ...] = ()

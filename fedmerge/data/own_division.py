@@ -75,7 +75,7 @@ def rows_by_client(found: Any, examples: int, where: str) -> tuple[tuple[str, ..
         names = tuple(map(str, found))
         parts = [_whole(rows, where) for rows in found.values()]
     else:
-        if isinstance(found, Sequence) and any(np.ndim(part) for part in found):
+        if isinstance(found, Sequence) and (not found or any(np.ndim(part) for part in found)):
             parts = [_whole(rows, where) for rows in found]
         else:
             owner = _whole(found, where)

@@ -164,7 +164,7 @@ def _tested(frame: Any, client: str, test: str, share: float, classes: torch.Ten
     """Which rows are tested on."""
     if test:
         column = frame[test]
-        held = (column.astype(str).str.strip().str.lower().isin(("test", "true", "1", "1.0"))).to_numpy()
+        held = (column.astype(str).str.strip().str.lower().isin(("test", "true", "1", "1.0"))).to_numpy(copy=True)
     else:
         held = np.zeros(len(frame), dtype=bool)
         draws = np.random.default_rng(_SPLIT_SEED)
@@ -191,4 +191,5 @@ def _share_of(rows: Any, labels: Any, share: float, draws: np.random.Generator) 
 
 
 def _listed(names: Sequence[str]) -> str:
-    return shown(", ".join(names), 300)
+    text = ", ".join(names)
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -65,7 +65,7 @@ def targets_of(column: Any, task: str, where: str) -> tuple[Tensor, tuple[str, .
         raise DataError(f"{where}: a regression wants numbers, the column holds {column.dtype}")
     whole = column.dtype.kind in "iu" or (column.dtype.kind == "f" and bool((column % 1 == 0).all()) and bool(task))
     if task == "regression" or (not task and column.dtype.kind == "f") or (numbers and not whole and not task):
-        return torch.from_numpy(column.to_numpy(dtype=np.float32)), ()
+        return torch.from_numpy(column.to_numpy(dtype=np.float32, copy=True)), ()
     values, classes = np.unique(
         column.to_numpy() if numbers or column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str),
         return_inverse=True,
