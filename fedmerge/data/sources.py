@@ -16,7 +16,7 @@ from fedmerge.registry import entries, registered
 
 __all__ = ["WITH_NATURAL_CLIENTS", "dataset_names", "load_dataset", "suggested_settings"]
 
-_KNOWN = ("digits", "mnist", "fashion_mnist", "cifar10", "shakespeare", "heart_disease")
+_KNOWN = ("digits", "mnist", "fashion_mnist", "cifar10", "shakespeare", "heart_disease", "table")
 WITH_NATURAL_CLIENTS = ("heart_disease", "shakespeare")
 
 
@@ -79,7 +79,7 @@ def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dat
     """
     if is_table(name):
         _check_options(name, load_table, options)
-        return load_table(_table_file(name, data_dir), **options)
+        return load_table(_data_folder(data_dir), **{"file": name, **options})
     if ":" in name:
         return load_own_dataset(name, _data_folder(data_dir), options)
     found = registered("data set", name)
@@ -95,15 +95,6 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
         if option not in known:
             none = "" if known else "It takes none."
             raise UnknownName(f"option of data set {name!r}:", option, known, none)
-
-
-def _table_file(name: str, data_dir: Path | None) -> Path:
-    """Where the table lies: where its path says, or else in the folder of data."""
-    path = Path(name).expanduser()
-    if path.is_file() or path.is_absolute():
-        return path
-    inside = _data_folder(data_dir) / path if data_dir is not None or os.environ.get("FEDMERGE_DATA") else path
-    return inside if inside.is_file() else path
 
 
 def _data_folder(data_dir: Path | None) -> Path:

@@ -13,6 +13,7 @@ from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
 from fedmerge.data.table_features import Features, filled, targets_of
 from fedmerge.errors import DataError, InvalidOption, UnknownName, shown
+from fedmerge.registry import register
 
 __all__ = ["ENDINGS", "is_table", "load_table"]
 
@@ -31,8 +32,10 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
 
+@register("table", kind="data set")
 def load_table(
-    path: Path,
+    data_dir: Path,
+    file: str = "",
     label: str = "",
     client: str = "",
     test: str = "",
@@ -43,7 +46,9 @@ def load_table(
     standardise: bool = True,
     task: str = "",
 ) -> Dataset:
-    """Load a table.
+    """Load a CSV or Parquet file with a column to predict and, if it likes, a column of clients.
+
+    A data set whose name is a file's, such as ``wards.csv``, is this one with that `file`.
 
     Numbers are standardised by mean and deviation of the training rows of all clients together, which a federation
     would have to agree on first; texts, booleans and the columns in `categorical` become a column of 0 and 1 for each
@@ -52,7 +57,9 @@ def load_table(
 
     Parameters
     ----------
-    path
+    data_dir
+        Where the file lies if it is not where its path says.
+    file
         The file, ``.csv``, ``.csv.gz``, ``.tsv`` or ``.parquet``. Parquet needs pyarrow.
     label
         The column to predict.
@@ -85,6 +92,9 @@ def load_table(
     InvalidOption
         An option out of its range.
     """
+    if not is_table(file):
+        raise InvalidOption(f"data set 'table': file={file!r} does not end in {', '.join(ENDINGS)}")
+    path = _found(file, data_dir)
     where = f"table {path.name!r}"
     frame = _read(path, where)
     columns = list(frame.columns)
@@ -124,6 +134,13 @@ def load_table(
         task="" if class_names else "regression",
         **natural,
     )
+
+
+def _found(file: str, data_dir: Path) -> Path:
+    """Where the file lies: where its path says, or else in the folder of data."""
+    path = Path(file).expanduser()
+    inside = data_dir / path
+    return inside if not path.is_file() and inside.is_file() else path
 
 
 def _read(path: Path, where: str) -> Any:

@@ -67,7 +67,7 @@ class DataSettings(_Section):
             A column is named for what is no table.
         """
         columns = {key: value for key in ("label", "client") if (value := getattr(self, key)) is not None}
-        if columns and not is_table(self.name):
+        if columns and self.name != "table" and not is_table(self.name):
             raise ConfigError(
                 f"data.{next(iter(columns))} names a column of a table, and data.name = {self.name!r} is none: leave "
                 f"it out, or name a file that ends in {', '.join(ENDINGS)}"

@@ -11,7 +11,7 @@ from fedmerge.errors import DataError, UnknownName
 
 
 def test_names():
-    assert dataset_names() == ["digits", "mnist", "fashion_mnist", "cifar10", "shakespeare", "heart_disease"]
+    assert dataset_names() == ["digits", "mnist", "fashion_mnist", "cifar10", "shakespeare", "heart_disease", "table"]
 
 
 def test_unknown_data_set_names_the_nearest():
