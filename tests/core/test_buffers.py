@@ -176,3 +176,14 @@ def test_equal_variances_about_other_means_are_pooled_all_the_same():
     ]
     state = build_pipeline("fedavg", batch_norm="pooled").merge(sent, MergeContext(base=sent[0].state)).state
     assert state["running_var"].tolist() == [5.0, 1.0]
+
+
+@pytest.mark.parametrize(("same", "stays"), [(3, True), (2, False)])
+def test_a_buffer_that_more_than_half_return_as_it_was_stays_so(same, stays):
+    start = {"w": torch.ones(2), "mask": torch.tensor([0.0, 1.0])}
+    changed = torch.tensor([4.0, 5.0])
+    sent = [
+        ClientUpdate(i, {"w": torch.ones(2), "mask": start["mask"] if i < same else changed}, 1.0) for i in range(4)
+    ]
+    result = build_pipeline("fedavg").merge(sent, MergeContext(base=start), buffers={"mask"}).state
+    torch.testing.assert_close(result["mask"], start["mask"] if stays else (start["mask"] + changed) / 2)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from itertools import permutations, product
 
+import numpy as np
 import ot
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from fedmerge.matching.assignment import assign, assign_blocks, total
 from fedmerge.matching.bayes import match_bayes, readiness
-from fedmerge.matching.graph import sinkhorn
+from fedmerge.matching.fairness import anchor_of, shares_of
+from fedmerge.matching.graph import match_graphs, sinkhorn
 from fedmerge.matching.transport import coupling, mass, plan_of
 from fedmerge.matching.weights import layer_by_layer, match_many, match_weights
 from fedmerge.matching.zip import zip_clusters
@@ -219,6 +222,40 @@ def test_sinkhorn_is_doubly_stochastic(scale):
 def test_sinkhorn_of_a_sharp_permutation_is_it():
     wanted = torch.eye(5, dtype=torch.float64)[torch.tensor([3, 1, 4, 0, 2])]
     torch.testing.assert_close(sinkhorn(50 * wanted, 20), wanted)
+
+
+def graduated(states, weights, temperatures, iterations):
+    """Graduated assignment of one hidden layer in NumPy: the order of each model's neurons."""
+    models = [np.concatenate([s["0"], s["1"].T], 1) for s in states]
+    common = models[anchor_of(states, weights)]
+    for temperature in temperatures:
+        found, mean = [], 0.0
+        for model, share in zip(models, shares_of(weights), strict=True):
+            affinity = 0.0
+            for columns in (slice(0, 3), slice(3, 5)):  # incoming and outgoing edges
+                distance = np.linalg.norm(common[:, None, columns] - model[None, :, columns], axis=2)
+                affinity = affinity + np.exp(-distance / distance.mean())
+            scores = affinity / (temperature * affinity.std(ddof=1))
+            for _ in range(iterations):
+                scores = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
+                scores = scores - np.logaddexp.reduce(scores, 0, keepdims=True)
+            found.append(linear_sum_assignment(np.exp(scores), maximize=True)[1])
+            mean = mean + share * model[found[-1]]
+        common = mean
+    return found
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [1.0, 4.0, 8.0]])
+def test_graphs_are_matched_by_graduated_assignment_to_their_weighted_mean(weights):
+    spec, others = layers([5]), 0
+    for seed in range(8):
+        states = [{"0": normal(5, 3, seed=9 * seed + i), "1": normal(2, 5, seed=9 * seed + i + 4)} for i in range(3)]
+        found = match_graphs(spec, states, weights, temperatures=(2.0, 0.5, 0.1), iterations=20)
+        wanted = graduated(states, weights, (2.0, 0.5, 0.1), 20)
+        assert [perms[0].tolist() for perms in found] == [order.tolist() for order in wanted], seed
+        equal = graduated(states, [1.0] * 3, (2.0, 0.5, 0.1), 20)
+        others += any((one != other).any() for one, other in zip(wanted, equal, strict=True))
+    assert (others > 0) == (weights[0] != weights[1])
 
 
 def bayes(features, *, precision=1.0, **options):

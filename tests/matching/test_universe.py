@@ -11,6 +11,7 @@ import torch
 import fedmerge
 from fedmerge.aggregators import layerwise
 from fedmerge.matching.fairness import shares_of
+from fedmerge.matching.growing import class_weighted, filled, membership
 from fedmerge.matching.universe import match_universe
 from fedmerge.permutations import Group, PermutationSpec, Site
 
@@ -78,3 +79,30 @@ def test_precisions_are_counts_of_examples_and_of_classes_over_sigma(monkeypatch
     want = np.concatenate([np.repeat(own[:, None], 3, 1), classes], 1) / sigma
     ((got),) = seen
     np.testing.assert_allclose(np.stack(got), np.maximum(want, 1e-9), rtol=1e-6)
+
+
+def test_a_neuron_that_a_client_lacks_is_there_the_weighted_mean_of_those_who_have_it():
+    weights, places = [0.5, 0.3, 0.2], [[0, 1], [1], [0]]
+    specs, states = [], []
+    for number, place in enumerate(places):
+        neurons = torch.arange(len(place))[:, None]
+        specs.append(PermutationSpec((Group("0", len(place), (Site("0", 0, neurons), Site("1", 1, neurons, "in"))),)))
+        generator = torch.Generator().manual_seed(number)
+        shapes = {"0": (len(place), 3), "1": (2, len(place))}
+        states.append({n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()})
+    a, b, c = (state["0"].numpy() for state in states)
+    plans = [{0: membership(torch.tensor(place), 2)} for place in places]
+    one, two, three = (state["0"].numpy() for state in filled(specs, states, weights, plans))
+    np.testing.assert_allclose(one, a)
+    np.testing.assert_allclose(two, [(0.5 * a[0] + 0.2 * c[0]) / 0.7, b[0]])
+    np.testing.assert_allclose(three, [c[0], (0.5 * a[1] + 0.3 * b[0]) / 0.8])
+
+
+def test_a_plain_mean_of_scaled_rows_weighs_each_class_by_who_has_seen_it():
+    counts, weights = np.array([[4, 0, 0], [1, 3, 0], [5, 9, 0]]), np.array([0.5, 0.3, 0.2])
+    states = [{"out": torch.randn(3, 2, generator=torch.Generator().manual_seed(i)).double()} for i in range(3)]
+    rows = np.stack([state["out"].numpy().copy() for state in states])
+    class_weighted(states, ["out"], weights.tolist(), torch.from_numpy(counts))
+    shares = np.stack([counts[:, 0] / 10, counts[:, 1] / 12, weights], 1)  # nobody has seen the last class
+    merged = sum(w * state["out"].numpy() for w, state in zip(weights, states, strict=True))
+    np.testing.assert_allclose(merged, (shares[:, :, None] * rows).sum(0))

@@ -300,3 +300,13 @@ def test_what_cannot_be_protected_is_refused():
         epsilon(0.0, 1, 1e-5)
     with pytest.raises(InvalidOption, match="clip must be"):
         HeadSums(clip=-1.0)
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_a_point_has_to_be_better_than_the_present_model_by_three_deviations_of_a_difference(clients):
+    """Two points of a client differ by two noises, and each noise is that of an example that adds to all points."""
+    noise = NoisySums(clip=1.0, noise_multiplier=2.0, loss_clip=3.0, sharers=2)
+    one = 2.0 * 3.0 * sqrt(5) / sqrt(2)  # of a client: multiplier, bound on five points together, sharers
+    difference = sqrt(2) * one * sqrt(clients)
+    found = noise.doubted(torch.arange(5, dtype=torch.float64), clients)
+    assert found.tolist() == pytest.approx([0.0, *(i + 3 * difference for i in range(1, 5))])

@@ -122,3 +122,13 @@ def test_a_neuron_that_is_silent_stays_so():
     matrix[:2, :2] = 4.0
     back = decode(encode({"a": matrix}, "float16", 0).state)["a"]
     torch.testing.assert_close(back, matrix, rtol=1e-6, atol=0, check_dtype=False)
+
+
+def test_what_is_within_the_reach_of_rounding_noise_is_cut_and_what_is_beyond_stays():
+    """Entries off by up to 2**-12: eigenvalues of such noise reach ``2**-12 sqrt(4 d / 3)``."""
+    reach = 2.0**-12 * (4 * 4 / 3) ** 0.5
+    vectors = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    values = torch.tensor([-0.5 * reach, 0.9 * reach, 1.1 * reach, 1.5], dtype=torch.float64)
+    found = definite((vectors * values @ vectors.T)[None])
+    kept = (vectors.T @ found[0] @ vectors).diagonal()
+    torch.testing.assert_close(kept, torch.where(values > reach, values, 2.0**-48), rtol=1e-6, atol=1e-12)

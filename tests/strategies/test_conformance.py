@@ -1,9 +1,11 @@
-"""What any Flower strategy of ours does with whatever replies come: every registered method gets all of it.
+"""What any Flower strategy of ours does with whatever replies come: every registered method gets what depends on it.
 
 A method is excused from a line only with a reason in words, in the table below.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -37,6 +39,12 @@ def every(line: str = ""):
     return pytest.mark.parametrize("method", [pytest.param(name, marks=marks.get(name, [])) for name in METHODS])
 
 
+KINDS = ("fedavg", "fisher", "median", "rebasin", "fedma", "fedkfac")
+"""One that adds replies up as they come, one with statistics, one that collects, one that knows the model, one that has
+clients train on within a merge, one that asks them again: for what is done with replies before any method sees them."""
+of_each_kind = pytest.mark.parametrize("method", KINDS)
+
+
 def merged(method, replies, round=1):
     """What a strategy that has sent the model makes of replies."""
     strategy = asked(method).strategy
@@ -49,7 +57,7 @@ def same(one, two):
     return list(one) == list(two) and all(one[n].data == two[n].data for n in one)
 
 
-@every()
+@of_each_kind
 def test_error_replies_are_left_out_wherever_they_stand_and_a_generator_will_do(method):
     known = asked(method)
     failed = answer(2, Error(code=2, reason="boom"))
@@ -61,7 +69,7 @@ def test_error_replies_are_left_out_wherever_they_stand_and_a_generator_will_do(
     assert len(strategy.last_report.accepted) == CLIENTS
 
 
-@every()
+@of_each_kind
 def test_nothing_but_errors_or_nothing_at_all_keeps_the_model_or_ends_the_run(method):
     failed = answer(2, Error(code=2, reason="boom"))
     strategy = asked(method).strategy
@@ -93,8 +101,10 @@ def test_names_order_dtypes_and_odd_shapes_are_those_of_the_model_sent(method):
     assert state["0.weight"].isfinite().all()
 
 
-@every()
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [*((name, torch.bfloat16) for name in METHODS), *product(KINDS, (torch.float16, torch.float64))],
+)
 def test_a_model_of_another_precision_keeps_it(method, dtype):
     def cast(record):
         state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in from_arrays(record).items()}
@@ -113,7 +123,7 @@ def test_a_model_of_another_precision_keeps_it(method, dtype):
     assert state["seen"].dtype == torch.bool
 
 
-@every()
+@of_each_kind
 def test_further_metrics_and_foreign_message_types_do_no_harm(method):
     known = asked(method)
     _, want, _ = merged(method, known.replies())
@@ -164,7 +174,7 @@ def test_forged_arrays_cost_the_client_its_part_and_the_round_nothing(method):
     Arrays are read before any method sees them: every kind of forgery is for two methods, one of them for each.
     """
     known = asked(method)
-    names = FORGERIES if method in ("fedavg", "rebasin") else ["a terabyte"]
+    names = FORGERIES if method in KINDS[:2] else ["a terabyte"]
     for name, forge in ((name, FORGERIES[name]) for name in names):
         contents = [shallow(content) for content in known.contents]
         arrays = dict(contents[0]["arrays"])
@@ -176,7 +186,7 @@ def test_forged_arrays_cost_the_client_its_part_and_the_round_nothing(method):
         assert from_arrays(got)["0.weight"].isfinite().all()
 
 
-@every()
+@of_each_kind
 def test_absurd_numbers_of_examples_are_named(method):
     known = asked(method)
     for number in (float("nan"), float("inf"), -1, 0, 0.0, 10**30, [3]):
@@ -187,7 +197,7 @@ def test_absurd_numbers_of_examples_are_named(method):
             merged(method, known.replies(contents))
 
 
-@every()
+@of_each_kind
 def test_who_claims_the_partition_of_another_node_is_left_out(method, caplog):
     known = asked(method)
     contents = [shallow(content) for content in known.contents]
@@ -221,7 +231,7 @@ class Wrapper(Strategy):
         self.inner.summary()
 
 
-@every()
+@of_each_kind
 def test_evaluation_can_be_off_and_a_wrapper_changes_nothing(method):
     results = []
     for wrap in (lambda inner: inner, Wrapper):
@@ -255,7 +265,7 @@ def test_flowers_privacy_wrapper_goes_around_it(method):
     torch.testing.assert_close(wrapped["0.weight"], bare["0.weight"], rtol=1e-3, atol=1e-4)
 
 
-@every()
+@of_each_kind
 def test_a_metric_of_one_client_does_not_spoil_the_evaluation_of_all(method):
     strategy = asked(method).strategy
     good = [answer(node, _metrics(eval_loss=0.5 * node)) for node in (2, 4)]
