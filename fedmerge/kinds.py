@@ -65,6 +65,7 @@ class Kind:
         return (self.name, *self.shares)
 
 
+_DIVIDED = frozenset({"asked", "dataset", "clients", "generator"})
 _FROM_DATA = frozenset({"input_shape", "num_classes"})
 
 KINDS = {
@@ -78,7 +79,7 @@ KINDS = {
         Kind("metric", "metrics", ("fedmerge.tasks",)),
         Kind("data set", "datasets", ("fedmerge.data",), frozen=False, given=frozenset({"data_dir", "folder"})),
         Kind("model", "models", ("fedmerge.models",), frozen=False, given=_FROM_DATA),
-        Kind("partition", "partitions", ("fedmerge.data",), frozen=False),
+        Kind("partition", "partitions", ("fedmerge.data",), frozen=False, given=_DIVIDED),
         Kind("attack", "attacks", ("fedmerge.simulation.attacks",)),
         Kind("observer", "observers", ("fedmerge.observers",), frozen=False),
     )

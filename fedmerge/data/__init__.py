@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.dataset import Dataset
+from fedmerge.data.example_sets import Examples
 from fedmerge.data.partition import Partition, make_partition
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import dataset_names, load_dataset, suggested_settings
@@ -22,6 +23,7 @@ from fedmerge.data.sources import dataset_names, load_dataset, suggested_setting
 __all__ = [
     "ClientData",
     "Dataset",
+    "Examples",
     "Partition",
     "PartitionSettings",
     "dataset_names",

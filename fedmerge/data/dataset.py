@@ -133,17 +133,25 @@ class Dataset:
         DataError
             There is no label for each.
         """
-        known = next((found for found in (self.train_y, self.labels) if found is not None), None)
-        if known is None:
-            known = getattr(self.train_set, "targets", None)  # as torchvision's data sets have them
-        if known is None:
-            known = torch.cat([targets for _, targets in self.train.in_order()])
-        labels = torch.as_tensor(known)
+        known = self._told_labels
+        labels = (
+            torch.cat([targets for _, targets in self.train.in_order()]) if known is None else torch.as_tensor(known)
+        )
         if len(labels) != len(self.train):
             raise DataError(
                 f"data set {self.name!r}: {len(labels)} labels for {len(self.train)} training examples. Give one each."
             )
         return labels
+
+    @property
+    def known_labels(self) -> Tensor | None:
+        """The same where nobody has to read all examples for them, else None."""
+        return self.train_labels if self._told_labels is not None or "train_labels" in vars(self) else None
+
+    @property
+    def _told_labels(self) -> Any:
+        targets = getattr(self.train_set, "targets", None)  # as torchvision's data sets have them
+        return next((found for found in (self.train_y, self.labels, targets) if found is not None), None)
 
     def tested_on(self, test: Examples) -> Dataset:
         """The same with another test part."""

@@ -1,8 +1,9 @@
 """A division of one's own: a function, named ``module:function``, that says who holds which training examples.
 
-It is called as ``divide(dataset, clients, generator, **options)``: the :class:`~fedmerge.data.Dataset`, the number of
-clients asked for (None where that is up to it), a :class:`numpy.random.Generator` of the partition's own, and
-``partition.options``. It returns one of
+Another package may announce one by an entry point of the group ``fedmerge.partitions``. It is called as
+``divide(dataset, clients, generator, **options)``: the :class:`~fedmerge.data.Dataset`, the number of clients asked for
+(None where that is up to it), a :class:`numpy.random.Generator` of the partition's own, and ``partition.options``. It
+returns one of
 
 - a list with the row numbers of each client,
 - a mapping from names of clients to their row numbers,
@@ -22,6 +23,7 @@ from fedmerge.data.dataset import Dataset
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import FedMergeError, PartitionError, shown
 from fedmerge.loading import load_named
+from fedmerge.registry import entry
 
 __all__ = ["own_division", "rows_by_client"]
 
@@ -39,7 +41,10 @@ def own_division(
         The function cannot be had, fails, or divides into what is no division.
     """
     where = f"partition of data set {dataset.name!r} by {settings.scheme}"
-    function = load_named(settings.scheme, "partition", "function", "my_data:by_ward", PartitionError)
+    if ":" in settings.scheme:
+        function = load_named(settings.scheme, "partition", "function", "my_data:by_ward", PartitionError)
+    else:
+        function = entry("partition", settings.scheme).cls
     try:
         found = function(dataset, settings.clients, generator, **settings.options)
     except FedMergeError:

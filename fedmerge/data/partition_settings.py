@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.registry import entries
 
 __all__ = ["PartitionSettings", "Scheme"]
 
@@ -86,7 +87,10 @@ class PartitionSettings:
 
     def __post_init__(self) -> None:
         if not self.own and self.scheme not in get_args(Scheme):
-            raise UnknownName("partition scheme", self.scheme, get_args(Scheme))
+            own = "A function of your own goes by module:function."
+            raise UnknownName(
+                "partition scheme", self.scheme, list(dict.fromkeys([*get_args(Scheme), *entries("partition")])), own
+            )
         if (self.scheme == "column") != bool(self.column):
             raise InvalidOption(
                 f"partition setting column={self.column!r} with scheme={self.scheme!r}: a partition by column wants "
@@ -116,8 +120,10 @@ class PartitionSettings:
 
     @property
     def own(self) -> bool:
-        """Whether a function of the user's divides."""
-        return isinstance(self.scheme, str) and ":" in self.scheme
+        """Whether a function of the user's divides, or of another package."""
+        if self.scheme in get_args(Scheme) or not isinstance(self.scheme, str):
+            return False
+        return ":" in self.scheme or self.scheme in entries("partition")
 
     def held_out_of(self, examples: int) -> int:
         """How many of a client's examples are held out.

@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmerge.data.extras import need
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import PartitionError
+from fedmerge.registry import entry, register
 
 __all__ = ["REMEDIES", "assign_rows", "remedy_of"]
 
@@ -110,48 +111,91 @@ def assign_rows(
     return [parts.get(client, np.empty(0, dtype=np.int64)) for client in range(clients)]
 
 
+class _Asked(NamedTuple):
+    """What every scheme is told besides its own options."""
+
+    flower: Any
+    clients: int
+    examples: int
+    fewest: int
+    generator: np.random.Generator
+    seed: int
+
+
 def _partitioner(
     flower: Any, settings: PartitionSettings, clients: int, examples: int, generator: np.random.Generator
 ) -> Any:
-    seed = int(generator.integers(2**31))
-    match settings.scheme:
-        case "iid":
-            return flower.IidPartitioner(clients)
-        case "dirichlet":
-            return flower.DirichletPartitioner(
-                clients,
-                "key",
-                alpha=float(settings.alpha),
-                min_partition_size=settings.fewest_rows,
-                self_balancing=False,
-                seed=seed,
-            )
-        case "pathological":
-            return flower.PathologicalPartitioner(
-                clients,
-                "key",
-                num_classes_per_partition=settings.classes_per_client,
-                class_assignment_mode="first-deterministic",
-                seed=seed,
-            )
-        case "shard":
-            return flower.ShardPartitioner(
-                clients, "key", num_shards_per_partition=settings.shards_per_client, seed=seed
-            )
-        case "quantity":
-            return flower.SizePartitioner(_sizes(settings, clients, examples, generator))
-        case _:  # natural, or by a column
-            return flower.NaturalIdPartitioner("key")
+    asked = _Asked(flower, clients, examples, settings.fewest_rows, generator, int(generator.integers(2**31)))
+    scheme = entry("partition", settings.scheme)
+    return scheme.cls(asked, **{name: getattr(settings, name) for name in scheme.options})
 
 
-def _sizes(settings: PartitionSettings, clients: int, examples: int, generator: np.random.Generator) -> list[int]:
+@register("iid", kind="partition")
+def _iid(asked: _Asked) -> Any:
+    """Equal parts, at random."""
+    return asked.flower.IidPartitioner(asked.clients)
+
+
+@register("dirichlet", kind="partition", paper="arXiv:1905.12022")
+def _dirichlet(asked: _Asked, alpha: float = 0.3) -> Any:
+    """Clients' shares of each class are a Dirichlet draw."""
+    return asked.flower.DirichletPartitioner(
+        asked.clients,
+        "key",
+        alpha=float(alpha),
+        min_partition_size=asked.fewest,
+        self_balancing=False,
+        seed=asked.seed,
+    )
+
+
+@register("pathological", kind="partition", paper="arXiv:2102.02079")
+def _pathological(asked: _Asked, classes_per_client: int = 2) -> Any:
+    """A few classes at each client."""
+    return asked.flower.PathologicalPartitioner(
+        asked.clients,
+        "key",
+        num_classes_per_partition=classes_per_client,
+        class_assignment_mode="first-deterministic",
+        seed=asked.seed,
+    )
+
+
+@register("shard", kind="partition", paper="arXiv:1602.05629")
+def _shard(asked: _Asked, shards_per_client: int = 2) -> Any:
+    """Examples sorted by class and cut into equal shards, dealt at random."""
+    return asked.flower.ShardPartitioner(
+        asked.clients, "key", num_shards_per_partition=shards_per_client, seed=asked.seed
+    )
+
+
+@register("quantity", kind="partition")
+def _quantity(asked: _Asked, alpha: float = 0.3) -> Any:
+    """Classes at random, sizes by a Dirichlet draw."""
+    return asked.flower.SizePartitioner(_sizes(asked, alpha))
+
+
+@register("natural", kind="partition")
+def _natural(asked: _Asked) -> Any:
+    """The clients that the data set itself names."""
+    return asked.flower.NaturalIdPartitioner("key")
+
+
+@register("column", kind="partition")
+def _column(asked: _Asked, column: str = "") -> Any:
+    """A client for each value of a column."""
+    return asked.flower.NaturalIdPartitioner("key")
+
+
+def _sizes(asked: _Asked, alpha: float) -> list[int]:
     """Sizes that add up to `examples`: the smallest allowed for each client, and a Dirichlet share of the rest."""
-    spare = examples - clients * settings.fewest_rows
+    examples, clients, fewest = asked.examples, asked.clients, asked.fewest
+    spare = examples - clients * fewest
     if spare < 0:
-        raise ValueError(f"{examples} examples are too few for {settings.fewest_rows} at each of {clients} clients.")
-    shares = generator.dirichlet(np.full(clients, float(settings.alpha)))
+        raise ValueError(f"{examples} examples are too few for {fewest} at each of {clients} clients.")
+    shares = asked.generator.dirichlet(np.full(clients, float(alpha)))
     ends = np.rint(np.cumsum(shares) / shares.sum() * spare).astype(np.int64)
-    return [settings.fewest_rows + int(size) for size in np.diff(ends, prepend=0)]
+    return [fewest + int(size) for size in np.diff(ends, prepend=0)]
 
 
 def _natural_positions(partitioner: Any) -> list[int]:

@@ -44,6 +44,7 @@ def load_table(
     categorical: Sequence[str] = (),
     drop: Sequence[str] = (),
     standardise: bool = True,
+    standardise_label: bool = False,
     task: str = "",
 ) -> Dataset:
     """Load a CSV or Parquet file with a column to predict and, if it likes, a column of clients.
@@ -80,6 +81,8 @@ def load_table(
         Columns to leave out.
     standardise
         Whether numbers are standardised.
+    standardise_label
+        Whether numbers to be regressed on are, too: losses and errors are in units of their deviation then.
     task
         ``"regression"`` for whole numbers that are no classes, ``"classification"`` for fractions that are.
 
@@ -111,6 +114,9 @@ def load_table(
     frame = filled(frame, inputs, aside, missing, where)
     y, class_names = targets_of(frame[label], task, f"{where}, column {label!r}")
     held = _tested(frame, client, test, test_share, y if class_names else None, where)
+    if standardise_label and not class_names:
+        known = y[torch.from_numpy(~held)]
+        y = (y - known.mean()) / known.std(correction=0).clamp_min(torch.finfo(y.dtype).tiny)
     features = Features.of(frame.loc[~held, inputs], set(categorical), missing == "impute", standardise)
     x = torch.from_numpy(features.of_rows(frame))
     chosen = torch.from_numpy(held)

@@ -58,6 +58,8 @@ class LabelFlip(Attack):
         """All labels mirrored."""
 
         def flipped(x: Any, y: Tensor, rows: object = None) -> tuple[Any, Tensor]:
+            if y.is_floating_point():
+                raise ConfigError("label_flip turns classes about, and these labels are numbers: take another attack")
             return x, torch.where(y == IGNORED, IGNORED, classes - 1 - y)
 
         whole = data.train.tensors

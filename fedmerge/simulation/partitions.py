@@ -26,7 +26,7 @@ def save_partition(config: Config, seed: int, out: Path) -> tuple[Tensor, tuple[
     """
     experiment = Experiment(config, seed)
     dataset, partition = experiment.dataset, experiment.partition
-    labels = dataset.train_labels if dataset.num_classes else None
+    labels = dataset.known_labels if dataset.num_classes else None
     one_label = labels is not None and labels.ndim == 1
     if labels is not None and one_label:
         counts = partition.label_counts(labels, dataset.num_classes)

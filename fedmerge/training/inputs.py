@@ -55,7 +55,7 @@ def outputs_of(model: nn.Module, inputs: Any, what: str = "") -> Any:
 
 @contextmanager
 def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]:
-    """Say what is wrong where a model fails on inputs of another type than its parameters.
+    """Say what is wrong where a model fails on inputs of another type than its parameters, or on too few of them.
 
     Examples
     --------
@@ -67,6 +67,13 @@ def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]
     """  # noqa: E501 - as the error is written
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ModelError(
+            f"{what + ': ' if what else ''}batch norm cannot train on a batch of one example: choose a batch_size "
+            "that leaves no example over, leave small clients out (partition.min_examples), or use group norm"
+        ) from error
     except RuntimeError as error:
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
         reason = str(error).partition("\n")[0]

@@ -91,7 +91,10 @@ def test_clients_by_name_are_natural_clients():
 
 def test_labels_are_taken_from_a_data_set_that_has_them_without_reading_it():
     found = as_dataset("mine", {"train": Vision(X, Y), "test": (X, Y), "num_classes": 3})
-    assert found.train_labels.tolist() == Y.tolist()
+    assert found.known_labels.tolist() == found.train_labels.tolist() == Y.tolist()
+    silent = as_dataset("mine", {"train": Hub(), "test": (X, Y), "num_classes": 3})
+    assert silent.known_labels is None
+    assert silent.train_labels.tolist() == silent.known_labels.tolist() == Y.tolist()
 
 
 def test_labels_with_fractions_are_a_regression():
@@ -218,3 +221,26 @@ def test_a_column_divides_into_its_values():
     for words, settings in bad.items():
         with pytest.raises(PartitionError, match=words):
             make_partition(found, PartitionSettings("column", **settings), 0)
+
+
+def test_a_partition_of_another_package_goes_by_its_name(monkeypatch):
+    from fedmerge import registry
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    registry.register("every_other", kind="partition")(
+        lambda dataset, clients, generator, first=0: [range(first, 12, 2)]
+    )
+    settings = PartitionSettings("every_other", options={"first": 1}, held_out=0)
+    partition = make_partition(as_dataset("mine", (X, Y, X, Y)), settings, 0)
+    assert partition.train[0].tolist() == [1, 3, 5, 7, 9, 11]
+    with pytest.raises(UnknownName, match="module:function"):
+        PartitionSettings("every_othr")
+
+
+def test_flipped_labels_want_classes():
+    from fedmerge.data import ClientData
+    from fedmerge.errors import ConfigError
+    from fedmerge.simulation.attacks import LabelFlip
+
+    with pytest.raises(ConfigError, match="these labels are numbers"):
+        LabelFlip().poisoned(ClientData(X, X), 0, np.random.default_rng(0))

@@ -185,3 +185,12 @@ def test_without_pyarrow_parquet_is_refused_with_the_remedy(table, monkeypatch, 
     (tmp_path / "some.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"Parquet file, needs pyarrow .*pip install"):
         load_dataset(str(tmp_path / "some.parquet"), label="ill")
+
+
+def test_numbers_to_be_regressed_on_are_standardised_where_asked(table):
+    raw = load_dataset(table(), label="cost", test="fold")
+    found = load_dataset(table(), label="cost", test="fold", standardise_label=True)
+    assert found.train_y.mean().item() == pytest.approx(0, abs=1e-5)
+    assert found.train_y.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    scale = raw.train_y.std(correction=0)
+    assert torch.allclose(found.test_y, (raw.test_y - raw.train_y.mean()) / scale, atol=1e-5)

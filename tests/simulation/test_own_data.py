@@ -195,3 +195,34 @@ def test_workers_make_their_own_data_from_the_name(mine, tmp_path):
     want = rows_of(settings(mine, data=lazy), tmp_path / "here")
     assert os.path.exists(tmp_path / "rows.npy")  # noqa: PTH110
     assert rows_of(settings(mine, data=lazy, workers=2), tmp_path / "workers") == want
+
+
+HOLES = """
+    import numpy as np
+    import torch
+
+    def rows():
+        x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+        x[7, 2] = torch.nan
+        pairs = list(zip(x, [i % 2 for i in range(20)]))
+        return {"train": pairs, "test": pairs[10:], "clients": [i // 5 for i in range(20)], "num_classes": 2}
+"""
+
+
+@pytest.mark.parametrize("engine", ["serial", "stacked"])
+def test_a_client_whose_rows_hold_nan_is_left_out_of_the_round(mine, tmp_path, engine, caplog):
+    (tmp_path / f"{mine}.py").write_text(textwrap.dedent(HOLES))
+    config = settings(mine, data={"name": f"{mine}:rows"}, partition={"scheme": "natural"}, engine=engine)
+    rows = rows_of(config, tmp_path / "out")[0]
+    assert [row["clients_ok"] for row in rows[1:]] == [3, 3]
+    assert "client 1" in caplog.text
+    assert "inputs hold NaN" in caplog.text
+
+
+def test_batch_norm_says_why_it_cannot_train_on_one_example():
+    from fedmerge.errors import ModelError
+    from fedmerge.training import LocalTraining, train
+
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ModelError, match=r"client 5: batch norm cannot train on a batch of one example.*batch_size"):
+        train(net, torch.zeros(1, 4), torch.zeros(1).long(), LocalTraining(), seed=0, client=5, round=1)
