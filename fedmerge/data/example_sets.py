@@ -40,6 +40,12 @@ class Examples(ABC):
 
     Subclasses say how rows are read (:meth:`take`); which rows make up a batch is decided here, by the same draws for
     all of them.
+
+    Examples
+    --------
+    >>> mine: Examples = TensorExamples(torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0]))
+    >>> [y.tolist() for x, y in mine.drawn(2, epochs=1, generator=np.random.default_rng(0))]
+    [[0, 0], [1, 0], [1]]
     """
 
     what: str = ""
