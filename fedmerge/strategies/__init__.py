@@ -16,6 +16,7 @@ from fedmerge.strategies.flower_names import (
 from fedmerge.strategies.merge_strategy import MergeReport, MergeStrategy
 from fedmerge.strategies.named import GAMF, PFNM, FedAtt, FedAvg, FedFisher, FedMA, FedNova, OTFusion
 from fedmerge.strategies.run_settings import RunSettings
+from fedmerge.strategies.watched import start_watched
 from fedmerge.strategies.wire import from_arrays, to_arrays
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "add_statistics",
     "client_app",
     "from_arrays",
+    "start_watched",
     "to_arrays",
 ]
 

@@ -18,6 +18,7 @@ from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
 from fedmerge.keywords_told import check_function
 from fedmerge.method_names import parse_method
+from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
@@ -44,6 +45,7 @@ from fedmerge.strategies.rounds import read_replies, run_rounds
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, too_few
 from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.stages import KEEP_KEY, exchange
+from fedmerge.strategies.watched import UNWATCHED, start_observed
 from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays, view_arrays
 from fedmerge.update import ClientUpdate, MergeContext, facts_of
 
@@ -86,6 +88,8 @@ class MergeStrategy(EvaluatedByClients):
     checkpoint_dir, keep_checkpoints
         Where to leave a checkpoint after every merge, and how many of the last stay. :meth:`start` goes on from the
         newest that is whole. One folder serves one run.
+    observers
+        Who watches the rounds that :meth:`start` runs, and may end them; see :class:`fedmerge.observers.Observer`.
     fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes, \
 weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in ``flwr.serverapp.strategy.FedAvg``.
@@ -134,6 +138,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         repair: str = "auto",
         checkpoint_dir: str | Path | None = None,
         keep_checkpoints: int = 3,
+        observers: Iterable[ObserverLike] = (),
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -184,6 +189,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._checkpoints = (
             None if checkpoint_dir is None else StrategyCheckpoints(Path(checkpoint_dir), keep_checkpoints)
         )
+        self.observers = make_observers(observers)
+        self._watched = False
         self.answers = 0
         """Questions that a client has been asked at most, in all rounds so far: what :func:`fedmerge.refine.epsilon`
         counts. With a ``checkpoint_dir`` also those of earlier processes, and of rounds that were cut short."""
@@ -241,9 +248,14 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self.policies.round_timeout is not None:
             given["timeout"] = self.policies.round_timeout
         start = super().start if self.reads_messages else partial(run_rounds, self)
-        if self._checkpoints is None:
-            return self._run.checked(start(**given), given["initial_arrays"])
-        return self._run.checked(self._checkpoints.start(self, start, given), given["initial_arrays"])
+        if self._checkpoints is not None:
+            start = partial(self._checkpoints.start, self, start)
+        self._watched = True
+        try:
+            result = start_observed(self, self._checkpoints, start, given) if self.observers else start(**given)
+        finally:
+            self._watched = False
+        return self._run.checked(result, given["initial_arrays"])
 
     def summary(self) -> None:
         """Log what merges, then Flower's own settings."""
@@ -273,6 +285,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         InvalidOption
             The method lacks something on the server, or more nodes are wanted than a simulated federation has.
         """
+        if self.observers and not self._watched:
+            raise InvalidOption(UNWATCHED)
         if self._order is None:
             check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
         check_nodes(grid, vars(self))

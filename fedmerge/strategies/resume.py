@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Result
 
 from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.files import append_line
+from fedmerge.files import append_line, read_toml, write_toml
 from fedmerge.locks import LOCK, held
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.numbering import start_after
@@ -72,7 +72,25 @@ class StrategyCheckpoints:
     def _bill(self) -> Path:
         return self.folder / "answers.jsonl"
 
-    def start(self, strategy: MergeStrategy, start: Callable[..., Result], given: Mapping[str, Any]) -> Result:
+    def stop(self, reason: str) -> None:
+        """Leave word that an observer has ended the run, so that it does not go on when it is started again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_toml(self._stopped, {"stopped": reason})
+
+    def _ended(self, strategy: MergeStrategy) -> str | None:
+        """Why observers have ended the run before; nothing where none watch it any more."""
+        if not self._stopped.exists():
+            return None
+        if strategy.observers:
+            return str(read_toml(self._stopped).get("stopped"))
+        self._stopped.unlink()
+        return None
+
+    @property
+    def _stopped(self) -> Path:
+        return self.folder / "stopped.toml"
+
+    def start(self, strategy: MergeStrategy, start: Callable[..., Result], **given: Any) -> Result:
         """Call `start` with the keywords `given`, from the newest checkpoint if there is one.
 
         Raises
@@ -90,8 +108,12 @@ class StrategyCheckpoints:
         if checkpoint is None:
             return start(**given)
         self._check(checkpoint, _settings(strategy), given["initial_arrays"])
-        done, wanted = checkpoint.round, given["num_rounds"]
-        if done >= wanted:
+        done, wanted, ended = checkpoint.round, given["num_rounds"], self._ended(strategy)
+        if ended is not None:
+            given = {**given, "num_rounds": done}
+            log.warning("the run in %s was ended after round %d: %s. It goes on where nobody watches it",
+                        self.folder, done, ended)  # fmt: skip
+        elif done >= wanted:
             log.warning(
                 "all %d rounds are in %s: nothing is left to run; for a new run choose another checkpoint_dir",
                 wanted, self.folder,
