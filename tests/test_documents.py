@@ -19,7 +19,9 @@ from torch import nn
 
 import fedmerge
 from fedmerge import cli, registry
+from fedmerge.kinds import KINDS
 from fedmerge.method_names import split_methods
+from fedmerge.observers import make_observers
 from fedmerge.pipeline import build_pipeline
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
@@ -123,6 +125,40 @@ def test_the_examples_of_the_page_of_tasks_run_as_they_stand():
         exec(compile(source, "tasks", "exec"), {})
 
 
+def test_the_examples_of_the_page_of_observers_run_as_they_stand(tmp_path, monkeypatch):
+    from fedmerge.observers import Run, Watch
+
+    own, deployed = blocks("docs/observers.md")
+    (tmp_path / "my_observers.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    watch = Watch(make_observers(["my_observers:Alarm(below=0.4)"]))
+    with watch.over(Run("fedavg", 0, 5)):
+        for number, accuracy in enumerate((0.1, 0.5, 0.4, 0.3, 0.6)):
+            watch.round_done({"round": number, "test_accuracy": accuracy}, {})
+    assert watch.stopped == "the accuracy fell to 0.300"
+    torch.manual_seed(0)
+    scope = {}
+    exec(compile(deployed, "observers", "exec"), scope)
+    assert len(scope["result"].train_metrics_clientapp) < 100
+
+
+def test_the_attack_of_the_page_of_extensions_works_as_it_stands(tmp_path, monkeypatch):
+    (source,) = blocks("docs/extending.md")
+    (tmp_path / "my_attacks.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    attack = registry.build("attack", "my_attacks:Lazy", {"share": "0.5"})
+    sent = attack.sent({"w": torch.tensor([3.0])}, {"w": torch.tensor([1.0])}, torch.Generator())
+    assert sent["w"].tolist() == [2.0]
+
+
+def test_the_page_of_extensions_names_every_kind_and_group():
+    text = (ROOT / "docs" / "extending.md").read_text()
+    for kind in KINDS.values():
+        assert f"`{kind.group}`" in text
+
+
 def test_the_readmes_own_model_is_compared_from_the_current_directory(tmp_path, monkeypatch, capsys):
     source = next(source for source in blocks("README.md") if "# my_models.py" in source)
     (tmp_path / "my_models.py").write_text(source)
@@ -155,6 +191,7 @@ def test_commands_of_the_documents_are_understood(line):
     for method in split_methods(values.get("methods") or ""):
         if ":" not in method:
             build_pipeline(method)
+    make_observers(name for name in split_methods(values.get("observers") or "") if "early" in name)
     config = values.get("config")
     if config is not None and str(config).startswith("simulations/"):
         assert (ROOT / config).exists()
