@@ -13,9 +13,10 @@ from torch import nn
 import fedmerge
 from fedmerge import registry
 from fedmerge.aggregators import Aggregator
+from fedmerge.data import PartitionSettings
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
-from fedmerge.kinds import kind_of
-from fedmerge.registry import build, entry, register
+from fedmerge.kinds import KINDS, kind_of
+from fedmerge.registry import build, entries, entry, register
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class First(Aggregator):
 @pytest.fixture
 def open_registry(monkeypatch):
     """A registry that may be changed, and discovery that runs again; both as before afterwards."""
-    fedmerge.methods()
+    for kind in KINDS:  # what is imported now registers once
+        entries(kind)
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
     registry._discover.cache_clear()
     yield
@@ -56,11 +58,9 @@ def installed(folder, name, points):
 def packages(open_registry, monkeypatch, tmp_path):
     """An importable folder of other packages, whose modules are forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    known = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - known:
-        if not name.startswith("fedmerge"):
-            del sys.modules[name]
+    for name in [file.stem for file in tmp_path.glob("*.py")]:
+        sys.modules.pop(name, None)
 
 
 def test_another_packages_method_is_found_and_works(packages):
@@ -148,6 +148,31 @@ def test_data_and_models_of_another_package_are_used_by_name(packages):
     assert model_names()[-1] == "tiny"
     assert load_dataset("blobs", spread=0.0).train_x.abs().sum() == 0
     assert build_model("tiny", (2,), 3, seed=0, bias=False)[1].bias is None
+
+
+def halves(dataset, clients, generator, first: float = 0.5):
+    """Two clients, the first with a share of the examples."""
+    return (torch.arange(len(dataset.train_y)) >= first * len(dataset.train_y)).long()
+
+
+def test_a_division_of_another_package_is_used_by_name(packages):
+    from fedmerge.data import load_dataset, make_partition
+
+    installed(packages, "its-parts", {"partitions": [f"halves = {__name__}:halves"]})
+    dataset = load_dataset("digits")
+    settings = PartitionSettings("halves", options={"first": 0.25}, held_out=0.0)
+    assert [len(rows) for rows in make_partition(dataset, settings, 0).train] == [360, 1077]
+    with pytest.raises(UnknownName, match="halves"):
+        PartitionSettings("havles")
+
+
+def test_our_divisions_name_the_settings_that_they_look_at():
+    known = entries("partition")
+    assert known["dirichlet"].options == known["quantity"].options == {"alpha": 0.3}
+    settings = PartitionSettings()
+    for found in known.values():
+        for name, default in found.options.items():
+            assert getattr(settings, name) == default
 
 
 BROKEN = {
