@@ -91,3 +91,23 @@ def test_distances_of_many_features():
     a, b = normal(5, 2500), normal(7, 2500, seed=1)
     torch.testing.assert_close(distances(a, b), torch.cdist(a.double(), b.double()))
     assert distances(a, a).diagonal().max() < 1e-5
+
+
+def test_variances_of_neurons_that_cca_mixes_are_mixed_by_the_squares_of_what_mixes_their_weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one, other = (
+            nn.Sequential(nn.Linear(9, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double() for _ in range(2)
+        )
+        x = torch.randn(200, 9, dtype=torch.float64)
+    for model in (one, other):  # as training leaves them
+        model[1].running_mean, model[1].running_var = model[0](x).detach().mean(0), model[0](x).detach().var(0)
+        model.eval()
+    merged = fedmerge.merge([one, other], "cca", weights=[3.0, 1.0], example=x[:2], data=[x], repair="none")
+    ours, theirs, both = (torch.cat([m[0].weight, m[0].bias[:, None]], 1).detach() for m in (one, other, merged))
+    mixing = (4 * both - 3 * ours) @ torch.linalg.pinv(theirs)  # the heavier of two models stays as it is
+    assert (mixing.abs() > 0.01).sum() > 4  # no mere order
+    wanted = (3 * one[1].running_var + mixing.square() @ other[1].running_var) / 4
+    torch.testing.assert_close(merged[1].running_var, wanted)
+    means = (3 * one[1].running_mean + mixing @ other[1].running_mean) / 4
+    torch.testing.assert_close(merged[1].running_mean, means)
