@@ -71,7 +71,7 @@ _FROM_DATA = frozenset({"input_shape", "num_classes"})
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=("server step", "refinement"), own=False),
+        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=("server step", "refinement")),
         Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=("aggregator", "refinement"), own=False),
         Kind("refinement", "refinements", ("fedmerge.refine",), shares=("aggregator", "server step"), own=False),
         Kind("statistic", "statistics", ("fedmerge.statistics",), own=False),

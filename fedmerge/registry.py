@@ -94,8 +94,7 @@ def register(name: str, *, kind: str = "", paper: str = "", alone: str = "") -> 
         if not callable(made) or known is None or own not in ("", known.name):
             wanted = f"a class or function of kind {kind!r}" if kind in KINDS else f"a kind of {', '.join(KINDS)}"
             raise FedMergeError(f"{called}: to register {name!r} takes {wanted}")
-        params = getattr(made, "__dataclass_params__", None)
-        if known.frozen and (params is None or not params.frozen):
+        if known.frozen and not _is_frozen(made):
             raise FedMergeError(f"{called}: put @dataclass(frozen=True) below @register({name!r})")
         for other in known.named_with:
             taken = _ENTRIES.get((other, name))
@@ -189,10 +188,7 @@ def entry(kind: str, name: str) -> Entry:
         ``module:name`` cannot be imported, or is nothing that can be called.
     """
     if ":" in name and KINDS[kind].own:
-        made = load_named(name, kind, "name", f"my_module:my_{kind.replace(' ', '_')}", ConfigError)
-        if not callable(made):
-            raise ConfigError(f"{kind} {name!r} is a {type(made).__name__}: name a class or a function")
-        return Entry(name, kind, "", made)
+        return _own(kind, name)
     found = registered(kind, name)
     if found is not None:
         return found
@@ -203,6 +199,20 @@ def entry(kind: str, name: str) -> Entry:
     module, _, last = name.rpartition(".")
     yours = f"Your own goes by 'module:name'{f', such as {module}:{last}' if module else ''}."
     raise UnknownName(kind, name, known, yours if KINDS[kind].own else "")
+
+
+def _own(kind: str, name: str) -> Entry:
+    made = load_named(name, kind, "name", f"my_module:my_{kind.replace(' ', '_')}", ConfigError)
+    if not callable(made):
+        raise ConfigError(f"{kind} {name!r} is a {type(made).__name__}: name a class or a function")
+    if KINDS[kind].frozen and not _is_frozen(made):
+        raise ConfigError(f"{kind} {name!r}: its fields are its options: make it a @dataclass(frozen=True)")
+    return Entry(name, kind, "", made)
+
+
+def _is_frozen(made: Any) -> bool:
+    params = getattr(made, "__dataclass_params__", None)
+    return params is not None and bool(params.frozen)
 
 
 def find(name: str) -> Entry:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedmerge.aggregators.base import Aggregator
-from fedmerge.errors import UnknownName
+from fedmerge.errors import ConfigError, UnknownName
 from fedmerge.method_names import Part, parse_method
 from fedmerge.pipeline.pipeline import Pipeline
 from fedmerge.registry import build, entries, usual_names
@@ -20,8 +20,8 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     Parameters
     ----------
     method
-        An aggregator, then any server steps and refinements, joined by ``+``; options may stand behind each in
-        parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
+        An aggregator, by name or one's own as ``module:Aggregator``, then any server steps and refinements, joined by
+        ``+``; options may stand behind each in parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
     options
         Hyper-parameters by part, which those in parentheses override:
         ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
@@ -34,6 +34,8 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
         A part, or an option of one, that does not exist.
     InvalidOption
         An option with a wrong value.
+    ConfigError
+        ``module:Aggregator`` cannot be imported, or is none.
 
     Examples
     --------
@@ -42,7 +44,9 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     """
     options = options or {}
     first, *others = method_parts(method, options)
-    aggregator: Aggregator = build("aggregator", first.name, first.options)
+    aggregator = build("aggregator", first.name, first.options)
+    if not isinstance(aggregator, Aggregator):  # somebody's own
+        raise ConfigError(f"{first.name!r} is no fedmerge.aggregators.Aggregator but a {type(aggregator).__name__}")
     if aggregator.refined_by:
         own = [_with_options(part, options) for part in parse_method(aggregator.refined_by)]
         others = [*own, *others]

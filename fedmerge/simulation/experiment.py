@@ -231,7 +231,7 @@ class Experiment:
         named = own_strategy(method)
         if named is not None:
             options = {**self.config.options.get(named.name, {}), **named.options}
-            return make_strategy(named.name, {**flower, **options}, self.run_settings)
+            return make_strategy(named.name, flower, self.run_settings, options)
         pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy, trust=self.config.trust)
         strategy = MergeStrategy(pipeline, **flower)
         strategy.adopt(self.run_settings)

@@ -7,27 +7,34 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fedmerge.aggregators.base import Aggregator
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.loading import load_named
+from fedmerge.pipeline import build_pipeline
 from fedmerge.registry import entries
-from fedmerge.strategies import RunSettings
+from fedmerge.strategies import MergeStrategy, RunSettings
 from fedmerge.strategies.run_settings import AdoptsRun
 
 __all__ = ["make_strategy"]
 
 
-def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> Strategy:
+def make_strategy(
+    name: str, keywords: Mapping[str, Any], run: RunSettings, options: Mapping[str, Any] | None = None
+) -> Strategy:
     """Make any Flower strategy, and hand it the settings of the run where it is one of ours.
 
     Parameters
     ----------
     name
-        ``module:Strategy``: a class, or a function that makes a strategy.
+        ``module:Strategy``: a class, or a function that makes a strategy; or ``module:Aggregator``, which a strategy of
+        ours merges with.
     keywords
-        What it is called with.
+        What a strategy is called with.
     run
         What a strategy with a method ``adopt(run)`` takes over, as those that derive from
         :class:`~fedmerge.strategies.MergeStrategy` have it; also where another is wrapped around it.
+    options
+        Options of the strategy or aggregator itself, over `keywords`.
 
     Raises
     ------
@@ -38,6 +45,13 @@ def make_strategy(name: str, keywords: Mapping[str, Any], run: RunSettings) -> S
     if module in entries("aggregator"):
         raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
     make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
+    if isinstance(make, type) and issubclass(make, Aggregator):
+        ours = MergeStrategy(
+            build_pipeline(name, {name: options or {}}, privacy=run.privacy, trust=run.trust), **keywords
+        )
+        ours.adopt(run)
+        return ours
+    keywords = {**keywords, **(options or {})}
     if isinstance(make, type) and not issubclass(make, Strategy):
         older = " of flwr.server, which holds Flower's older ones" if module.startswith("flwr.server.") else ""
         raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {make.__name__}{older}")

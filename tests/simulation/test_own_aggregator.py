@@ -1,0 +1,92 @@
+"""An aggregator of one's own in one file: merged with by ``module:Aggregator``, wherever a method is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import fedmerge
+from fedmerge.aggregators import Aggregator
+from fedmerge.errors import ConfigError, InvalidOption, UnknownName
+from fedmerge.simulation import compare, make_config
+from fedmerge.strategies import MergeStrategy
+from tests.outcomes import outcome
+
+
+@dataclass(frozen=True)
+class Mean(Aggregator):
+    """The plain mean, times a factor."""
+
+    factor: float = 1.0
+
+    def merge(self, updates, context, memory):
+        states = [update.state for update in updates]
+        return {name: self.factor * torch.stack([s[name] for s in states]).mean(0) for name in states[0]}, {}
+
+
+class Loose(Aggregator):
+    """No dataclass."""
+
+    def merge(self, updates, context, memory):
+        return {}, {}
+
+
+class Nothing(NamedTuple):
+    """Nothing of ours."""
+
+
+@dataclass(frozen=True)
+class NoAggregator:
+    """Frozen, and nothing else."""
+
+
+HERE = __name__
+
+
+def test_models_at_hand_are_merged_by_it_in_a_chain_too():
+    a, b = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    mean = (a.weight + b.weight) / 2
+    assert torch.allclose(fedmerge.merge([a, b], f"{HERE}:Mean").weight, mean)
+    assert torch.allclose(fedmerge.merge([a, b], f"{HERE}:Mean", factor=3.0).weight, 3 * mean)
+    pipeline = MergeStrategy(f"{HERE}:Mean+server_momentum", factor=2.0).pipeline
+    assert pipeline.aggregator == Mean(2.0)
+    assert len(pipeline.server_steps) == 1
+
+
+def test_it_is_compared_beside_others_and_its_record_gives_it_again(tmp_path):
+    method = f"{HERE}:Mean(factor=0.5)"
+    base = {"rounds": 1, "partition": {"clients": 2, "scheme": "iid"}, "model": {"name": "logistic"}}
+    config = make_config(base, {"methods": ["fedavg", method, f"{HERE}:Mean"]})
+    (fedavg, half, whole), failed = compare(config, tmp_path / "one")
+    assert not failed
+    kinds = [outcome(run)[1]["state"] for run in (fedavg, half, whole)]
+    assert kinds[0] != kinds[1]
+    again = make_config(config.resolved(method, 0))
+    (run,), failed = compare(again, tmp_path / "two")
+    assert not failed
+    assert outcome(run) == outcome(half)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "words"),
+    [
+        ("Mean(facter=2)", UnknownName, "Did you mean 'factor'"),
+        ("Mean(factor=much)", InvalidOption, "factor"),
+        ("Loose", ConfigError, "frozen=True"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told_before_anything_is_written(tmp_path, method, kind, words):
+    config = make_config({"methods": [f"{HERE}:{method}"], "model": {"name": "logistic"}, "partition": {"clients": 2}})
+    with pytest.raises(kind, match=words):
+        compare(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["NoAggregator", "Nothing"])
+def test_what_is_no_aggregator_merges_nothing(name):
+    with pytest.raises(ConfigError):
+        fedmerge.merge([nn.Linear(1, 1), nn.Linear(1, 1)], f"{HERE}:{name}")
