@@ -109,13 +109,16 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
 
     reads_messages: ClassVar[bool] = False
     """Whether a subclass makes messages or reads replies itself: then :meth:`start` has a message sent to each client.
-    True of those that define ``configure_train`` or ``aggregate_train``, unless they say otherwise."""
+    True of those that come by another ``configure_train`` or ``aggregate_train``, unless they say otherwise."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Note whether a subclass makes or reads messages."""
         super().__init_subclass__(**keywords)
-        own = vars(cls)
-        if "reads_messages" not in own and ("configure_train" in own or "aggregate_train" in own):
+        ours = [base for base in cls.__bases__ if issubclass(base, MergeStrategy)]
+        unchanged = any(
+            cls.configure_train is base.configure_train and cls.aggregate_train is base.aggregate_train for base in ours
+        )
+        if "reads_messages" not in vars(cls) and not unchanged:
             cls.reads_messages = True
 
     def __init__(

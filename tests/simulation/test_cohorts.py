@@ -176,7 +176,18 @@ def test_a_subclass_may_say_that_it_reads_no_messages():
     class Below(Messages):
         pass
 
-    assert [kind.reads_messages for kind in (MergeStrategy, Messages, Below, Timed)] == [False, True, True, False]
+    class BelowTimed(Timed):
+        pass
+
+    class Counting:
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, list(replies))
+
+    class Mixed(Counting, MergeStrategy):
+        pass
+
+    kinds = (MergeStrategy, Messages, Below, Mixed, Timed, BelowTimed)
+    assert [kind.reads_messages for kind in kinds] == [False, True, True, True, False, False]
     engines = []
     for kind in (Timed, Below):
         _, _, exchanges = run(kind("fedavg"), SimulationGrid(tiny_app(), CLIENTS, engine="serial"), rounds=1)
