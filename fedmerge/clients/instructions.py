@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -98,22 +99,22 @@ class Instructions:
             wanted=tuple(strings(config, "send")),
         )
 
-    @property
+    @cached_property
     def keeps_buffers(self) -> bool:
         """Whether batch norms stay with the client."""
         return self.config.get("batch-norm") == "local"
 
-    @property
+    @cached_property
     def keeps_model(self) -> bool:
         """Whether the client keeps its model until the next order."""
         return bool(self.config.get(KEEP_KEY))
 
-    @property
+    @cached_property
     def withholds(self) -> bool:
         """Whether the client keeps its training loss to itself."""
         return bool(self.config.get(WITHHOLD_KEY))
 
-    @property
+    @cached_property
     def measures(self) -> bool:
         """Whether the client is asked for statistics."""
         return bool(strings(self.config, "needs"))

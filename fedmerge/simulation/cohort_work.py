@@ -129,12 +129,12 @@ class _Share:
         ModelError
             The model sent has other outputs than the clients' own, or does not take their inputs.
         """
-        checked = False
+        checked, keeps = False, self._order.keeps
         for node in nodes:
             try:
                 group = enter(
                     self._client, self.received, node - FIRST_NODE, self._total,
-                    self._kept.get(node, RecordDict()) if self._order.keeps else None,
+                    self._kept.get(node, RecordDict()) if keeps else None,
                 )  # fmt: skip
             except FAILURES as problem:
                 self._fail(node, problem)
