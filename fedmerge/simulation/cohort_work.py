@@ -165,7 +165,8 @@ class _Share:
 
     def _together(self, group: Group) -> Group | None:
         """A block that has trained in one call; None where that cannot be, or fails."""
-        if len(group) == 1 or not has_stacked_loss(self._client.task, _participants(group)):
+        task = self._client.task
+        if len(group) == 1 or (task is not None and not has_stacked_loss(task, _participants(group))):
             return None
         try:
             return run(self._client, group, TOGETHER)
