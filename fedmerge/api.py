@@ -305,8 +305,8 @@ class _Clients:
             pairs = list(self._clients[client])
             x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
             task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
-            named = {"seed": self._seed, "client": client, "round": stage.number}
-            train(module, x, y, LocalTraining(epochs=stage.epochs), **named, task=task)
+            settings = LocalTraining(epochs=stage.epochs)
+            train(module, x, y, settings, seed=self._seed, client=client, round=stage.number, task=task)
             self._kept[client] = dict(module.state_dict())
             state = {name: self._kept[client][name] for name in stage.send}
             answers.append(ClientUpdate(client, state, len(x)))

@@ -81,6 +81,8 @@ KINDS = {
         Kind("model", "models", ("fedmerge.models",), frozen=False, given=_FROM_DATA),
         Kind("partition", "partitions", ("fedmerge.data",), frozen=False, given=_DIVIDED),
         Kind("attack", "attacks", ("fedmerge.simulation.attacks",)),
+        Kind("local rule", "local_rules", ("fedmerge.training.rules",), own=False),
+        Kind("schedule", "schedules", ("fedmerge.training.schedules",)),
         Kind("observer", "observers", ("fedmerge.observers",), frozen=False),
     )
 }

@@ -134,6 +134,8 @@ class MergeContext:
         By further names of shared parameters, the one name under which they are merged.
     left_out
         How many clients replied with an update that could not be used, once all others have been read.
+    population
+        How many clients the federation has, be they asked in this round or not; None where nobody knows.
     told
         How many examples each client told of in training: it answers for no more. The updates' weights where not given.
     """
@@ -151,6 +153,7 @@ class MergeContext:
     tied: Mapping[str, str] = field(default_factory=dict)
     left_out: Callable[[], int] = int
     told: Mapping[int, float] | None = None
+    population: int | None = None
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

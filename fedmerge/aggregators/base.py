@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar, Generic, TypeVar
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
 from fedmerge.statistics.base import Statistic
+from fedmerge.training.rules.base import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Aggregator", "Fold", "check_form", "check_range"]
@@ -33,6 +34,8 @@ class Aggregator(ABC):
     falls_back: ClassVar[bool] = False
     """Whether its refinements may start from the model of the client with most examples instead, where that is better:
     models that cannot be aligned merge into less than any of them."""
+    counts_clients: ClassVar[bool] = False
+    """Whether it has to know how many clients the federation has, be they asked in a round or not."""
     may_change_width: ClassVar[bool] = False
     """Whether the merged model may be wider or narrower than the clients'."""
 
@@ -47,8 +50,18 @@ class Aggregator(ABC):
         return ()
 
     @property
-    def local_rule(self) -> Mapping[str, float]:
-        """What the method changes in the clients' training: fields of ``LocalTraining``, sent with every model."""
+    def local_rule(self) -> LocalRule | None:
+        """What the method changes in the clients' training, named in every train message; None for nothing."""
+        return None
+
+    def sent_with_model(self, memory: State) -> State:
+        """Tensors of the local rule that go out beside the model, by the names of parameters; none while all are zero.
+
+        Parameters
+        ----------
+        memory
+            What this method returned as memory last round; empty in the first.
+        """
         return {}
 
     @property

@@ -16,6 +16,7 @@ from fedmerge.server_steps import ServerMomentum
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.statistics import LocalSteps, Statistic
 from fedmerge.statistics.local_steps import check_proximal
+from fedmerge.training.step_norm import norm_of_steps
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["FedNova", "step_norm"]
@@ -129,7 +130,7 @@ def step_norm(steps: Mapping[str, float]) -> float:
     ----------
     steps
         ``local_steps``, ``momentum``, ``learning_rate`` and ``proximal_mu``, as
-        :class:`~fedmerge.statistics.LocalSteps` measures them.
+        :class:`~fedmerge.statistics.LocalSteps` measures them, and the ``rate_share`` of a schedule within the round.
 
     Raises
     ------
@@ -141,18 +142,6 @@ def step_norm(steps: Mapping[str, float]) -> float:
     >>> step_norm({"local_steps": 3, "momentum": 0.0, "learning_rate": 0.1, "proximal_mu": 0.0})
     3.0
     """
-    tau, rho = int(steps["local_steps"]), steps["momentum"]
-    decay = steps["learning_rate"] * steps["proximal_mu"]
     check_proximal(steps)
-    if decay == 0 and rho == 0:
-        return float(tau)
-    if rho == 0:
-        return -math.expm1(tau * math.log1p(-decay)) / decay
-    if decay == 0 and 1 - rho > 1e-4:  # nearer to 1 the closed form cancels
-        return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
-    position, velocity, norm = 0.0, 0.0, 0.0
-    for step in range(tau):
-        velocity = rho * velocity - decay * position + (1.0 if step == 0 else 0.0)
-        position += velocity
-        norm += abs(position)
-    return norm
+    decay = steps["learning_rate"] * steps["proximal_mu"]
+    return norm_of_steps(int(steps["local_steps"]), steps["momentum"], decay) * steps.get("rate_share", 1.0)

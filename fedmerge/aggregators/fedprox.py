@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.registry import register
+from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.proximal import Proximal
 
 __all__ = ["FedProx"]
 
@@ -30,8 +31,8 @@ class FedProx(FedAvg):
 
     Examples
     --------
-    >>> FedProx(proximal_mu=0.1).local_rule
-    {'proximal_mu': 0.1}
+    >>> FedProx(proximal_mu=0.1).local_rule.told()
+    {'proximal-mu': 0.1}
     """
 
     proximal_mu: float = 0.01
@@ -40,6 +41,6 @@ class FedProx(FedAvg):
         check_range(self, "proximal_mu", 0.0, math.inf, open_high=True)
 
     @property
-    def local_rule(self) -> Mapping[str, float]:
-        """The weight of the proximal term."""
-        return {"proximal_mu": self.proximal_mu}
+    def local_rule(self) -> LocalRule:
+        """The proximal term."""
+        return Proximal(self.proximal_mu)

@@ -58,6 +58,8 @@ class Group:
         From :func:`train` on, tensors [K, ...] under ``state_dict`` names, a row for each client.
     reports
         What training did.
+    ruled
+        What each client is to keep for the method's local rule, from :func:`train` on; empty where there is nothing.
     returned
         Tensors that the training of each client gives besides its model, by name: what local rules send back.
     statistics, errors
@@ -73,6 +75,7 @@ class Group:
     start: State | None = None
     states: State | None = None
     reports: tuple[TrainingReport, ...] = ()
+    ruled: tuple[State, ...] = ()
     returned: tuple[Mapping[str, State], ...] = ()
     statistics: tuple[Mapping[str, State], ...] = ()
     errors: tuple[float | None, ...] = ()
@@ -92,6 +95,7 @@ class Group:
             kept=self.kept[rows],
             states=None if self.states is None else {name: stacked[rows] for name, stacked in self.states.items()},
             reports=self.reports[rows],
+            ruled=self.ruled[rows],
             returned=self.returned[rows],
             statistics=self.statistics[rows],
             errors=self.errors[rows],

@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.strategies.stages import KEEP_KEY
 from fedmerge.strategies.wire import WITHHOLD_KEY, integer, strings
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.rules.base import LocalRule, rule_of
 from fedmerge.training.usual_names import USUAL_NAMES
 
 __all__ = ["Instructions", "told_training"]
@@ -36,6 +37,8 @@ _ELSEWHERE = frozenset(
         "send",
         "exchange",
         "withhold_metrics",
+        "local_rule",
+        "local_rule_settings",
     }
 )
 
@@ -49,7 +52,9 @@ class Instructions:
     config
         As it came; what clients measure is read from it where they measure.
     training
-        How to train.
+        How to train in this round.
+    rule
+        What the method changes in training, if anything.
     seed, round
         Name the random streams of batches, with the client's number. Stages of one round draw apart.
     server_round, stage
@@ -62,6 +67,7 @@ class Instructions:
 
     config: ConfigRecord
     training: LocalTraining
+    rule: LocalRule | None
     seed: int
     round: int
     server_round: int
@@ -88,9 +94,14 @@ class Instructions:
             It cannot be read.
         """
         server_round, stage = integer(config, "server-round"), integer(config, "stage")
+        training = told_training(training, config, alone=alone).in_round(server_round)
+        rule = rule_of(config)
+        if rule is not None:
+            rule.check(training)
         return cls(
             config=config,
-            training=told_training(training, config, alone=alone),
+            training=training,
+            rule=rule,
             seed=integer(config, "seed"),
             round=server_round + stage * _STAGES,
             server_round=server_round,
@@ -137,7 +148,7 @@ def told_training(training: LocalTraining, config: ConfigRecord, *, alone: bool 
     UnknownName
         An entry that nobody reads.
     ConfigError
-        Two entries that contradict each other.
+        Two entries that contradict each other, or one that names code to import.
     InvalidOption
         A value of the wrong type or out of range.
 
@@ -153,9 +164,14 @@ def told_training(training: LocalTraining, config: ConfigRecord, *, alone: bool 
         name = USUAL_NAMES.get(name, name)
         if name not in _FIELDS:
             if alone and name not in _ELSEWHERE:
-                known = [field.replace("_", "-") for field in (*_FIELDS, *USUAL_NAMES)]
+                known = [field.replace("_", "-") for field in (*_FIELDS, *USUAL_NAMES) if field != "train_fn"]
                 raise UnknownName("setting in the configuration of a train message", key, known)
             continue
+        if name == "train_fn" or (name in ("schedule", "step_schedule") and ":" in str(value)):
+            raise ConfigError(
+                f"the message sets {key} = {value!r}: a server may not have clients import code; set it as "
+                f"LocalTraining({name}=...) where the client is made"
+            )
         if name in changes and changes[name] != value:
             raise ConfigError(f"the message says {told[name]} = {changes[name]!r} and {key} = {value!r}: leave one out")
         changes[name], told[name] = value, key

@@ -18,12 +18,13 @@ from fedmerge.clients.client import Client
 from fedmerge.clients.group import Group, Received
 from fedmerge.clients.instructions import Instructions
 from fedmerge.clients.keeping import caught_up, kept_buffers, remember
+from fedmerge.clients.local_rules import corrections, keep_rule, to_keep
 from fedmerge.clients.measure import measured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
 from fedmerge.state import State
 from fedmerge.strategies.order import ERROR_KEY
-from fedmerge.strategies.wire import STEPS_KEY, view_arrays
+from fedmerge.strategies.wire import RULE_RECORD, STEPS_KEY, view_arrays
 from fedmerge.training.cohort import train_cohort
 from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.local import batches_to_measure
@@ -85,7 +86,7 @@ def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
     ModelError
         There is none, or it cannot be decoded.
     """
-    arrays = next(iter(content.array_records.values()), None)
+    arrays = next((arrays for key, arrays in content.array_records.items() if key != RULE_RECORD), None)
     if arrays is None:
         raise ModelError(f"the {what} message brings no ArrayRecord with a model")
     try:
@@ -160,19 +161,28 @@ def train(client: Client, group: Group) -> Group:
     ModelError
         The model sent has widths that do not go with the examples.
     """
-    module, told = _module(group), group.order.told
+    module, told, added = _module(group), group.order.told, corrections(group)
+    start: State = {}
+    if told.rule is not None and told.rule.keeps:
+        start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     if len(group) > 1:
-        people = [Participant(n, data.train) for n, data in zip(group.clients, group.data, strict=True)]
-        done = train_cohort(module, people, told.training, seed=told.seed, round=told.round)
-        return replace(group, module=None, states=done.states, reports=tuple(done.reports))
-    (number,), (data,) = group.clients, group.data
-    with client.telling(module):
-        report = train_one(
-            module, data.train, None, told.training,
-            seed=told.seed, client=number, round=told.round, task=client.task,
-        )  # fmt: skip
-    states = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}
-    return replace(group, states=states, reports=(report,))
+        people = [
+            Participant(number, data.train, offset=correction.offset)
+            for number, data, correction in zip(group.clients, group.data, added, strict=True)
+        ]
+        done = train_cohort(module, people, told.training, seed=told.seed, round=told.round, pull=added[0].pull)
+        states, reports = done.states, tuple(done.reports)
+    else:
+        (number,), (data,) = group.clients, group.data
+        with client.telling(module):
+            report = train_one(
+                module, data.train, None, told.training,
+                seed=told.seed, client=number, round=told.round, task=client.task,
+                correction=added[0], held_out=data.held_out,
+            )  # fmt: skip
+        states, reports = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}, (report,)
+    ruled = to_keep(group, start, states, reports)
+    return replace(group, module=module if len(group) == 1 else None, states=states, reports=reports, ruled=ruled)
 
 
 def attack(client: Client, group: Group) -> Group:
@@ -193,6 +203,7 @@ def keep(client: Client, group: Group) -> Group:
     """Have each client keep what it is to find in the next order."""
     for row, kept in enumerate(group.kept):
         remember(kept, group.order.told, group.state(row), client.float_buffers)
+    keep_rule(group)
     return group
 
 

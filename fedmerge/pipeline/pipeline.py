@@ -119,6 +119,10 @@ class Pipeline:
         """What a client may send besides its model, in models."""
         return (self.aggregator.upload or 1.0) - 1.0
 
+    def sent_with_model(self, memory: State) -> State:
+        """Tensors of the local rule that go out beside the model, of what :meth:`merge` remembered last."""
+        return self.aggregator.sent_with_model(prefixed("aggregator", memory))
+
     def merge(
         self,
         updates: Iterable[ClientUpdate | BadUpdate],

@@ -119,7 +119,8 @@ class _Share:
     @property
     def alike(self) -> bool:
         """Whether all clients start from the same tensors."""
-        return not self._client.starts_apart(self.received.told)
+        told = self.received.told
+        return not self._client.starts_apart(told) and not told.keeps_buffers
 
     def entered(self, nodes: Sequence[int]) -> Iterator[Group]:
         """Clients that have taken up the order; one whose data cannot be had has failed.

@@ -157,6 +157,12 @@ class Config(_Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     observers: tuple[str, ...] = ()
 
+    @property
+    def local_training(self) -> LocalTraining:
+        """How clients train, with the number of rounds, by which some schedules go."""
+        known = self.training.total_rounds or self.rounds
+        return dataclasses.replace(self.training, total_rounds=known)
+
     def resolved(self, method: str, seed: int) -> dict[str, Any]:
         """The configuration of one run, every default written out; loading it gives that run again."""
         settings = self.model_dump(mode="json")
@@ -236,6 +242,10 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     _check_methods(config)
     check_names(config.observers)
     _ = config.data.every_option
+    if config.training.patience is not None and config.partition.held_out == 0:
+        raise ConfigError(
+            "training.patience judges by what clients hold out, and partition.held_out is 0: set it, such as to 0.1"
+        )
     if config.attack is not None and ":" not in config.attack.kind:  # one's own is imported when it runs
         _ = config.attack.attack
     return config
@@ -313,7 +323,9 @@ def _check_methods(config: Config) -> None:
     for method in config.methods:
         if own_strategy(method) is None:
             settings: dict[str, Any] = {"privacy": config.privacy, "batch_norm": config.batch_norm}
-            build_pipeline(method, config.options, trust=config.trust, **settings)
+            made = build_pipeline(method, config.options, trust=config.trust, **settings)
+            if made.aggregator.local_rule is not None:
+                made.aggregator.local_rule.check(config.training)
     known = {name: (kind, name) for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
     known |= {usual: ("server step", name) for usual, name in usual_names().items()}
     for part, options in config.options.items():

@@ -185,7 +185,7 @@ class Experiment:
         return client_app(
             self.model_fn,
             data_fn if hostile is None else HostileDataFn(data_fn, hostile),
-            training=self.config.training,
+            training=self.config.local_training,
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,

@@ -38,8 +38,12 @@ def snapshot(strategy: Strategy, grid: Grid) -> Snapshot:
         if isinstance(grid, SimulationGrid):
             facts["clients"] = to_plain(grid.client_states(), tensors)
             facts["engine"] = grid.workers.chosen
-        elif isinstance(strategy, MergeStrategy) and strategy.pipeline.batch_norm == "local":
-            raise NotPlain("its clients keep batch norms where this process does not see them")
+        elif isinstance(strategy, MergeStrategy):
+            rule = strategy.pipeline.aggregator.local_rule
+            if strategy.pipeline.batch_norm == "local":
+                raise NotPlain("its clients keep batch norms where this process does not see them")
+            if rule is not None and rule.keeps:
+                raise NotPlain(f"its clients keep tensors for rule {rule.name} where this process does not see them")
     except NotPlain as error:
         facts["unsaved"] = str(error)
     return Snapshot({"simulation": tensors}, facts)

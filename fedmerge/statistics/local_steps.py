@@ -21,6 +21,7 @@ __all__ = ["LocalSteps", "check_proximal"]
 
 _MOST_STEPS = 10_000_000  # more is a mistake, or an attack on whoever adds the steps up
 _SPREAD = 30.0
+_MOST_SHARE = 100.0
 _NO_NUMBERS = (torch.bool, torch.complex32, torch.complex64, torch.complex128)
 _CONSTANTS = ("momentum", "learning_rate", "proximal_mu")
 
@@ -31,13 +32,21 @@ class LocalSteps(Statistic):
     """Local steps tau_i with momentum rho, learning rate eta and proximal mu: float64 scalars.
 
     The value has the keys ``local_steps``, ``momentum``, ``learning_rate`` and ``proximal_mu``; the last
-    three are 0 where they are not given.
+    three are 0 where they are not given. A client whose learning rate changes within the round adds ``rate_share``, by
+    how much that changes how far its steps reach.
+
+    Parameters
+    ----------
+    rated
+        Whether the learning rate is needed, so that an answer without one is no answer.
 
     Examples
     --------
     >>> LocalSteps().parse({"local_steps": 12, "momentum": 0.9})["momentum"].item()
     0.9
     """
+
+    rated: bool = False
 
     name: ClassVar[str] = "local_steps"
     among_metrics: ClassVar[bool] = True
@@ -50,7 +59,7 @@ class LocalSteps(Statistic):
                 "local_steps belong to a training run and cannot be measured on a finished model: "
                 'pass them by hand, as {"local_steps": 120, "momentum": 0.9}, which a client puts among its metrics.'
             )
-        constants = {name: getattr(report, name) for name in _CONSTANTS}
+        constants = {name: getattr(report, name) for name in (*_CONSTANTS, "rate_share")}
         return self.parse({"local_steps": report.steps, **constants})
 
     def parse(self, value: Mapping[str, Any]) -> State:
@@ -61,7 +70,7 @@ class LocalSteps(Statistic):
         InvalidOption
             No ``local_steps``, fewer than one step, or a constant outside its range.
         """
-        numbers = {"local_steps": math.nan, **dict.fromkeys(_CONSTANTS, 0.0)}
+        numbers = {"local_steps": math.nan, **dict.fromkeys(_CONSTANTS, 0.0), "rate_share": 1.0}
         for name, default in list(numbers.items()):
             try:
                 number = value.get(name, default)
@@ -79,6 +88,17 @@ class LocalSteps(Statistic):
         for name in ("learning_rate", "proximal_mu"):
             if not 0 <= numbers[name] <= LARGEST:  # NaN is not either
                 raise InvalidOption(f"local_steps: {name} must lie in [0, {LARGEST:g}], got {numbers[name]}")
+        if not 1 / _MOST_SHARE <= numbers["rate_share"] <= _MOST_SHARE:
+            raise InvalidOption(
+                f"local_steps: rate_share must lie between {1 / _MOST_SHARE:g} and {_MOST_SHARE:g}, got "
+                f"{numbers['rate_share']}: a schedule within the round may not change the learning rate by more"
+            )
+        if numbers["rate_share"] == 1.0:
+            del numbers["rate_share"]
+        if self.rated and numbers["learning_rate"] == 0:
+            raise InvalidOption(
+                "local_steps: the method divides by the learning rate, which is not told: put learning_rate beside it"
+            )
         check_proximal(numbers)
         return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
 
@@ -94,17 +114,29 @@ class LocalSteps(Statistic):
 
         Counted by what momentum makes of them, ``min(tau / (1 - rho), tau (tau + 1) / 2)``, which bounds their norm. Of
         the usual, which is the median client's, a client with many examples takes more steps, one with few more for
-        each: nobody honest exceeds both by so much.
+        each: nobody honest exceeds both by so much. Where the method divides by it, also those whose learning rate is
+        30 times smaller than is usual.
         """
         reach = {client: _reach(steps) for client, (steps, _) in told.items()}
         rates = {client: reach[client] / weight for client, (_, weight) in told.items() if weight > 0}
         if not rates:
             return {}
         usual, rate = median_low(reach.values()), median_low(rates.values())
-        return {
+        found = {
             client: f"statistic 'local_steps': its steps reach {reach[client]:g}, those of most clients {usual:g}"
             for client in rates
             if reach[client] > _SPREAD * usual and rates[client] > _SPREAD * rate
+        }
+        return {**self._too_slow(told), **found}
+
+    def _too_slow(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+        """Clients whose learning rate would blow up what is divided by it."""
+        speeds = {client: float(steps["learning_rate"]) for client, (steps, _) in told.items()} if self.rated else {}
+        usual = median_low(speeds.values()) if speeds else 0.0
+        return {
+            client: f"statistic 'local_steps': its learning rate is {speed:g}, that of most clients {usual:g}"
+            for client, speed in speeds.items()
+            if speed * _SPREAD < usual
         }
 
     def check(self, value: State, state: State) -> None:
@@ -114,7 +146,7 @@ class LocalSteps(Statistic):
 
 def _reach(steps: State) -> float:
     tau, rho = float(steps["local_steps"]), float(steps["momentum"])
-    return min(tau / (1 - rho), tau * (tau + 1) / 2)
+    return min(tau / (1 - rho), tau * (tau + 1) / 2) * float(steps.get("rate_share", 1.0))
 
 
 def check_proximal(steps: Mapping[str, float]) -> None:

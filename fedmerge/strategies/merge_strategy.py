@@ -34,7 +34,7 @@ from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.order import Answer, Order, fill_config
-from fedmerge.strategies.participation import check_nodes, check_participation
+from fedmerge.strategies.participation import check_nodes, check_participation, number_of_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.privacy import check_private
 from fedmerge.strategies.questions import ask
@@ -46,7 +46,7 @@ from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, t
 from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.stages import KEEP_KEY, exchange
 from fedmerge.strategies.watched import UNWATCHED, start_observed
-from fedmerge.strategies.wire import WITHHOLD_KEY, to_arrays, view_arrays
+from fedmerge.strategies.wire import RULE_RECORD, WITHHOLD_KEY, to_arrays, view_arrays
 from fedmerge.update import ClientUpdate, MergeContext, facts_of
 
 __all__ = ["MergeReport", "MergeStrategy"]
@@ -307,11 +307,15 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if nodes and self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        brought = self.pipeline.sent_with_model(self.memory)
+        if brought:
+            record[RULE_RECORD] = to_arrays(brought)
+        known = number_of_nodes(grid) if self.pipeline.aggregator.counts_clients else None
         self._order = Order(
             record,
             nodes,
             self.pipeline,
-            MergeContext(base=self._base, round=server_round, seed=self.seed, **self._facts),
+            MergeContext(base=self._base, round=server_round, seed=self.seed, population=known, **self._facts),
             self._buffers,
             arrays_key=self.arrayrecord_key,
             weight_key=self.weighted_by_key,
@@ -365,6 +369,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             model_fn=self._model_fn,
             exchange=stage,
             ask=asked,
+            population=None if self._order is None else self._order.context.population,
             **self._facts,
         )
         try:

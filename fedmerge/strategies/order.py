@@ -92,7 +92,9 @@ class Order:
     @property
     def keeps(self) -> bool:
         """Whether clients keep something until the next order."""
-        return self.config.get("batch-norm") == "local" or bool(self.config.get(KEEP_KEY))
+        rule = self.pipeline.aggregator.local_rule
+        keeping = rule is not None and rule.keeps
+        return keeping or self.config.get("batch-norm") == "local" or bool(self.config.get(KEEP_KEY))
 
     @property
     def folds(self) -> bool:
@@ -247,18 +249,18 @@ def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int)
         It says otherwise about the clients' training than the method does.
     """
     config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
-    for name, number in pipeline.aggregator.local_rule.items():
-        key = name.replace("_", "-")
-        given = {known: config[known] for known in (name, key) if known in config}
-        if any(value != number for value in given.values()):
+    rule = pipeline.aggregator.local_rule
+    for key, value in ({} if rule is None else rule.told()).items():
+        given = {known: config[known] for known in (key, key.replace("-", "_")) if known in config}
+        if any(told != value for told in given.values()):
             raise ConfigError(
                 f"the training configuration has {given}, the method {type(pipeline.aggregator).__name__} sets "
-                f"{key} = {number}: leave one of them out"
+                f"{key} = {value}: leave one of them out"
             )
-        config[key] = number
-    config["server-round"] = round
-    for key, value in request_of(pipeline).items():
         config[key] = value
+    config["server-round"] = round
+    for key, entry in request_of(pipeline).items():
+        config[key] = entry
     if pipeline.batch_norm == "local":
         config["batch-norm"] = "local"
     if pipeline.privacy.withholds_metrics:

@@ -13,7 +13,16 @@ from flwr.serverapp import Grid
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.seeding import generator
 
-__all__ = ["MINIMA", "check_nodes", "check_participation", "remedy", "sample_nodes", "shortage", "wanted"]
+__all__ = [
+    "MINIMA",
+    "check_nodes",
+    "check_participation",
+    "number_of_nodes",
+    "remedy",
+    "sample_nodes",
+    "shortage",
+    "wanted",
+]
 
 log = logging.getLogger("fedmerge")
 
@@ -129,6 +138,12 @@ def check_nodes(grid: Grid, settings: Mapping[str, Any]) -> None:
         missing = shortage(most, settings, kinds)
         if missing is not None:
             raise InvalidOption(remedy(most, missing))
+
+
+def number_of_nodes(grid: Grid) -> int:
+    """How many nodes there are: all there will ever be, where that is known, or else those that are connected."""
+    most = getattr(grid, "most_nodes", None)
+    return most if isinstance(most, int) else len(list(grid.get_node_ids()))
 
 
 def remedy(most: int, missing: str) -> str:

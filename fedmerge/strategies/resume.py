@@ -122,6 +122,9 @@ class StrategyCheckpoints:
             log.info("continuing after round %d of %d, from %s", done, wanted, self.folder)
         if strategy.pipeline.batch_norm == "local":
             log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
+        rule = strategy.pipeline.aggregator.local_rule
+        if rule is not None and rule.keeps:
+            log.warning("clients that lost what they kept for local rule %s begin at zeros", rule.name)
         strategy.memory = dict(checkpoint.section("memory"))
         strategy.identities = Identities.of_facts(checkpoint.facts.get("nodes"))
         given = {**given, "initial_arrays": to_arrays(checkpoint.section("state"))}

@@ -22,6 +22,7 @@ __all__ = [
     "CLIENT_KEY",
     "MOST_PARTITIONS",
     "PARTITION_KEY",
+    "RULE_RECORD",
     "STEPS_KEY",
     "WITHHOLD_KEY",
     "Decoded",
@@ -48,6 +49,8 @@ WITHHOLD_KEY = "withhold-metrics"
 """Entry of a train message's ConfigRecord: the client keeps its training loss to itself."""
 MOST_PARTITIONS = 2**31
 """More than any federation has: larger numbers are nobody's partition."""
+RULE_RECORD = "local-rule"
+"""Record of a train message: the tensors of the method's local rule, by the names of parameters."""
 STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from fedmerge.training.dropout_masks import DropoutStreams
 from fedmerge.training.inputs import device_of
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.report import TrainingReport
+from fedmerge.training.stack import stacked_rates
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
 from fedmerge.training.watched import why_not_stacked
@@ -59,6 +60,7 @@ def train_cohort(
     seed: int,
     round: int,
     at_once: int | None = None,
+    pull: float = 0.0,
 ) -> TrainedCohort:
     """Train all `participants`, each from `model`, with their weights stacked.
 
@@ -79,12 +81,15 @@ def train_cohort(
     at_once
         Clients in one stack; by default as many as are fast, and fit into half of the free memory. Halved where memory
         runs out.
+    pull
+        How strongly the method holds all clients at `model`, besides ``settings.proximal_mu``; what it adds to the
+        gradients of each stands with the participants.
 
     Raises
     ------
     CannotStack
-        The model has a part that is not known to train right under ``torch.vmap``, or its inputs differ in shape:
-        train one by one.
+        The model has a part that is not known to train right under ``torch.vmap``, its inputs differ in shape, or the
+        settings ask for what one client at a time can do: train one by one.
     InvalidOption
         There are no participants, or one has no examples.
 
@@ -100,6 +105,10 @@ def train_cohort(
         raise InvalidOption(f"at_once must be at least 1, or left out, got {at_once}")
     device_of(model)
     check_participants(participants)
+    if settings.why_serial is not None:
+        raise CannotStack(settings.why_serial)
+    settings = settings.in_round(round)
+    pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
     first = participants[0]
     layers = linear_layers(model, first.x, first.y)
     # The longest first, so that those who still work are always in front.
@@ -112,15 +121,17 @@ def train_cohort(
     def train(rows: list[int]) -> Tensor:
         """Train some clients into their rows of the states; the sum of each one's losses."""
         chunk = [participants[row] for row in rows]
+        offsets = [one.offset for one in chunk] if any(one.offset for one in chunk) else []
+        rates = stacked_rates(settings, [steps[row] for row in rows], states.device)
         batches = CohortBatches(chunk, settings, streams.generators(rows), states.device)
         if layers is None:
             dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
-            stack = states.stack(rows, settings)
-            total = train_by_autograd(model, stack, batches, states.start, settings, dropout)
+            stack = states.stack(rows, settings, offsets=offsets)
+            total = train_by_autograd(model, stack, batches, states.start, pulled, dropout, rates)
         else:
             worth = batches.rows[0].size >= _EXAMPLES_WORTH_TRANSPOSING
-            stack = states.stack(rows, settings, transposed={layer.weight for layer in layers} if worth else ())
-            total = train_linear(layers, stack, batches, states.start, settings)
+            stack = states.stack(rows, settings, {layer.weight for layer in layers} if worth else (), offsets)
+            total = train_linear(layers, stack, batches, states.start, pulled, rates)
         states.put(rows, stack)
         return total
 
@@ -138,7 +149,8 @@ def train_cohort(
                 losses[row] = loss
             order = order[size:]
     seen = [_examples_seen(len(one.x), count, settings) for one, count in zip(participants, steps, strict=True)]
-    reports = [settings.report(n, loss / k) for n, loss, k in zip(steps, losses, seen, strict=True)]
+    rates = {n: settings.rates(n) for n in set(steps)}
+    reports = [settings.report(n, loss / k, rates[n]) for n, loss, k in zip(steps, losses, seen, strict=True)]
     return TrainedCohort(states.named(), reports)
 
 

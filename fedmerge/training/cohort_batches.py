@@ -15,9 +15,10 @@ from fedmerge.data.client_data import examples_of
 from fedmerge.data.example_sets import Examples
 from fedmerge.data.examples import IGNORED
 from fedmerge.errors import CannotStack, InvalidOption
+from fedmerge.state import State
 from fedmerge.tasks import Classification
 from fedmerge.tasks.class_axis import check_classes
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 
 __all__ = ["CohortBatches", "Participant", "check_participants", "count_steps"]
 
@@ -36,6 +37,10 @@ class Participant:
     x, y
         Inputs [n, ...] and labels [n] or [n, T]; or, without `y`, examples in another form, see
         :class:`~fedmerge.data.ClientData`, which train one client after the other.
+    offset
+        What the method adds to this client's gradients, by the names of parameters.
+    held_out
+        Examples that early stopping judges by.
 
     Attributes
     ----------
@@ -56,6 +61,8 @@ class Participant:
     client: int
     x: Any
     y: Any = None
+    offset: State = field(default_factory=dict)
+    held_out: Examples | None = None
     data: Examples = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,8 +85,7 @@ def count_steps(examples: int, settings: LocalTraining) -> int:
     >>> count_steps(25, LocalTraining(epochs=2, batch_size=10))
     6
     """
-    epochs, steps = settings.length
-    return steps or (epochs or 0) * -(-examples // settings.batch_size)
+    return settings.steps_of(examples)
 
 
 def check_participants(participants: Sequence[Participant]) -> None:

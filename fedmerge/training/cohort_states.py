@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.stack import Stack, slots
 
 __all__ = ["CohortStates"]
@@ -24,10 +25,17 @@ class CohortStates:
         moving = {**{name: self.start[name] for name in self._weights}, **self._buffers}
         self._all = {name: t.new_empty(count, *t.shape) for name, t in moving.items()}
 
-    def stack(self, rows: list[int], settings: LocalTraining, transposed: Collection[str] = ()) -> Stack:
+    def stack(
+        self,
+        rows: list[int],
+        settings: LocalTraining,
+        transposed: Collection[str] = (),
+        offsets: Sequence[Mapping[str, Tensor]] = (),
+    ) -> Stack:
         """The start of some clients, in place where their rows follow each other.
 
-        Those `transposed` look the same and lie in memory the other way round.
+        Those `transposed` look the same and lie in memory the other way round. `offsets` of the clients, where they
+        have any, go beside them.
         """
         place = _span(rows)
 
@@ -39,7 +47,15 @@ class CohortStates:
 
         weights = {name: copies(name, tensor) for name, tensor in self.start.items() if name in self._weights}
         buffers = {name: copies(name, tensor) for name, tensor in self._buffers.items()}
-        return Stack(weights, buffers, slots(settings, weights))
+        return Stack(weights, buffers, slots(settings, weights), self._stacked(offsets))
+
+    def _stacked(self, offsets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What is added to the clients' gradients, zero for those that have nothing."""
+        found = {}
+        for name in self._weights & {name for offset in offsets for name in offset}:
+            weight = self.start[name]
+            found[name] = torch.stack([offset.get(name, torch.zeros_like(weight)).to(weight) for offset in offsets])
+        return found
 
     def put(self, rows: list[int], stack: Stack) -> None:
         """Keep what some clients have become."""

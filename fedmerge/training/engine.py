@@ -14,7 +14,7 @@ from fedmerge.errors import CannotStack
 from fedmerge.tasks import Classification, Task
 from fedmerge.training.cohort import TrainedCohort, train_cohort
 from fedmerge.training.cohort_batches import Participant, count_steps
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.one_by_one import train_one_by_one
 
 __all__ = ["AutoEngine", "EngineChoice", "choose_engine", "has_stacked_loss"]
@@ -88,6 +88,8 @@ def choose_engine(
     >>> choose_engine(nn.Linear(2, 3), clients, LocalTraining(), **options).reason
     'stacked took 2.00 of the serial time, on 4 clients and 2 steps'
     """
+    if settings.why_serial is not None:
+        return EngineChoice("serial", settings.why_serial)
     device = next(model.parameters()).device
     measure = measure or (lambda call: _seconds(call, device))
     few = participants[:_CLIENTS]
@@ -166,7 +168,8 @@ def _kind(model: nn.Module, participants: Sequence[Participant], settings: Local
 
 def _difference(model: nn.Module, few: Sequence[Participant], settings: LocalTraining, seed: int, round: int) -> float:
     """How far apart one step of plain SGD ends with either engine, relative to its length."""
-    once = replace(settings, optimizer="sgd", momentum=0.0, epochs=None, steps=1)
+    plain = replace(settings, optimizer="sgd", momentum=0.0, optimizer_options={}, step_schedule="constant")
+    once = replace(plain.in_round(round), epochs=None, steps=1)
     stacked = train_cohort(model, few, once, seed=seed, round=round).states
     serial = train_one_by_one(model, few, once, seed=seed, round=round).states
     apart = moved = 0.0

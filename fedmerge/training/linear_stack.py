@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fedmerge.tasks import Classification
 from fedmerge.training.cohort_batches import CohortBatches
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.stack import Stack, descend
 
 __all__ = ["ACTIVATIONS", "Layer", "backward", "product", "train_linear"]
@@ -39,7 +39,12 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 def train_linear(
-    layers: Sequence[Layer], stack: Stack, batches: CohortBatches, start: dict[str, Tensor], settings: LocalTraining
+    layers: Sequence[Layer],
+    stack: Stack,
+    batches: CohortBatches,
+    start: dict[str, Tensor],
+    settings: LocalTraining,
+    rates: Tensor | None = None,
 ) -> Tensor:
     """Train all clients of a stack in place; the sum [K] of each one's losses over the examples that it saw.
 
@@ -53,6 +58,8 @@ def train_linear(
         All weights sent out, the frozen too.
     settings
         How to train.
+    rates
+        Learning rates [K, steps], where they are not those of the settings.
     """
     device = next(iter(start.values())).device
     total = torch.zeros(len(batches.sizes), dtype=torch.float64, device=device)
@@ -60,7 +67,8 @@ def train_linear(
     frozen = {name: t.expand(count, *t.shape) for name, t in start.items() if name not in stack.weights}
     last = layers[-1].weight
     batches.check_classes(len(start[last]), Classification())
-    plain = settings.optimizer == "sgd" and not settings.momentum and settings.clip_norm is None
+    plain = settings.optimizer == "sgd" and not settings.momentum and settings.clip_norm is None and rates is None
+    decay = settings.decay
     for step in range(batches.steps):
         sizes = batches.sizes[:, step]
         working = slice(0, int((sizes > 0).sum()))
@@ -70,9 +78,12 @@ def train_linear(
         losses, products = backward(layers, weights, part.weights, x.flatten(2), y, shares)
         if plain:
             for name, left, right in products:
-                _fold(part.weights[name], left, right, start[name], settings)
+                _fold(part.weights[name], left, right, start[name], settings, decay)
+                if name in part.offsets:
+                    part.weights[name].sub_(part.offsets[name], alpha=settings.learning_rate)
         else:
-            descend(part, {n: product(left, right) for n, left, right in products}, start, settings, step)
+            gradients = {name: product(left, right) for name, left, right in products}
+            descend(part, gradients, start, settings, step, None if rates is None else rates[working, step])
         total[working] += losses * torch.from_numpy(sizes[working]).to(device)
     return total
 
@@ -129,10 +140,12 @@ def product(left: Tensor, right: Tensor | None) -> Tensor:
     return left.sum(1) if right is None else torch.bmm(left.mT, right)
 
 
-def _fold(weight: Tensor, left: Tensor, right: Tensor | None, start: Tensor, settings: LocalTraining) -> None:
+def _fold(
+    weight: Tensor, left: Tensor, right: Tensor | None, start: Tensor, settings: LocalTraining, decay: float
+) -> None:
     """Plain SGD with the gradient never made: ``W <- (1 - lr (decay + mu)) W + lr mu W_0 - lr left^T right``."""
     rate = settings.learning_rate
-    keep = 1 - rate * (settings.weight_decay + settings.proximal_mu)
+    keep = 1 - rate * (decay + settings.proximal_mu)
     if right is None:
         (weight if keep == 1 else weight.mul_(keep)).sub_(left.sum(1), alpha=rate)
     else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,97 +14,18 @@ from fedmerge.data.client_data import examples_of
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import changed
-from fedmerge.keywords_told import tell_keywords
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
+from fedmerge.training.correction import NO_CORRECTION, Correction, correct
 from fedmerge.training.cross_entropy import CrossEntropy
+from fedmerge.training.early_stop import BestPass, Progress
 from fedmerge.training.inputs import device_of, outputs_of
+from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.own_training import RoundBatches, train_by_function
+from fedmerge.training.passes import batches, batches_to_measure, moved
 from fedmerge.training.report import TrainingReport
-from fedmerge.training.usual_names import USUAL_NAMES
 
 __all__ = ["LocalTraining", "batches", "batches_to_measure", "moved", "train"]
-
-
-_USUAL_EPOCHS = 2
-
-
-@tell_keywords(USUAL_NAMES)
-@dataclass(frozen=True)
-class LocalTraining:
-    """How a client trains.
-
-    Parameters
-    ----------
-    optimizer
-        ``"sgd"`` or ``"adam"``; fresh in every round.
-    learning_rate, momentum, weight_decay
-        As in ``torch.optim``; momentum is SGD's.
-    proximal_mu
-        Weight of the proximal term ``mu / 2 ||theta - theta_0||^2`` (FedProx, arXiv 1812.06127).
-    epochs, steps
-        Passes over the client's examples, or a number of batches; two epochs where neither is given.
-    batch_size
-        Examples per batch.
-    clip_norm
-        Largest gradient norm; None does not clip.
-    """
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    proximal_mu: float = 0.0
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 32
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        def demand(valid: bool, name: str, want: str) -> None:
-            if not valid:
-                raise InvalidOption(f"training.{name} must be {want}, got {getattr(self, name)!r}")
-
-        for name in ("epochs", "steps", "batch_size"):
-            value = getattr(self, name)
-            demand(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "a whole number")
-        for name in ("learning_rate", "momentum", "weight_decay", "proximal_mu", "clip_norm"):
-            demand(not isinstance(getattr(self, name), bool), name, "a number")
-        demand(self.batch_size is not None, "batch_size", "a whole number")
-        demand(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
-        demand(0 < self.learning_rate < math.inf, "learning_rate", "positive")
-        demand(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-        demand(0 <= self.weight_decay < math.inf, "weight_decay", "zero or more")
-        demand(0 <= self.proximal_mu < math.inf, "proximal_mu", "zero or more")
-        demand(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
-        demand(self.steps is None or self.steps >= 1, "steps", "at least 1")
-        demand(self.epochs is None or self.steps is None, "steps", "left out where epochs are given")
-        demand(self.batch_size >= 1, "batch_size", "at least 1")
-        demand(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or left out")
-
-    @property
-    def length(self) -> tuple[int | None, int | None]:
-        """Epochs and steps, exactly one of them a number."""
-        return (None, self.steps) if self.steps is not None else (self.epochs or _USUAL_EPOCHS, None)
-
-    def report(self, steps: int, loss: float) -> TrainingReport:
-        """The report of a client that took so many steps at this mean loss."""
-        # Adam's steps are no linear recursion in the gradients, so its constants do not describe them.
-        linear = self.optimizer == "sgd"
-        return TrainingReport(
-            steps=steps,
-            loss=loss,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum if linear else 0.0,
-            proximal_mu=self.proximal_mu if linear else 0.0,
-        )
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-        )
 
 
 def train(
@@ -117,6 +38,8 @@ def train(
     client: int,
     round: int,
     task: Task | None = None,
+    correction: Correction = NO_CORRECTION,
+    held_out: Examples | None = None,
 ) -> TrainingReport:
     """Train `model` in place on one client's examples.
 
@@ -127,15 +50,22 @@ def train(
     x, y
         Inputs [n, ...] and labels [n] or [n, T]; those of -100 do not count. Or, without `y`, examples in any other
         form that :class:`~fedmerge.data.ClientData` takes.
+    settings
+        How to train; a schedule over rounds is taken at `round`.
     seed, client, round
         Name the random stream of batches and dropout: the same three give the same result anywhere.
     task
         Whose loss to minimise; cross-entropy where not given.
+    correction
+        What the method adds to every gradient.
+    held_out
+        Examples that early stopping judges by; without any, training goes on to the end.
 
     Raises
     ------
     InvalidOption
-        There are no examples, or their labels are none of the model's classes.
+        There are no examples, or their labels are none of the model's classes; the optimiser or schedule cannot be
+        used.
     DataError
         The examples cannot be used, see :class:`~fedmerge.data.ClientData`.
     ModelError
@@ -151,40 +81,93 @@ def train(
     data = examples_of(x, y, f"client {client}")
     if len(data) == 0:
         raise InvalidOption(f"client {client} has no examples to train on")
-    device = device_of(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    start = [p.detach().clone() for p in parameters] if settings.proximal_mu else []
+    device, settings = device_of(model), settings.in_round(round)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _seed_global(integer_seed(seed, "dropout", client, round), device)
+        if settings.train_fn is not None:
+            mine = RoundBatches(model, data, settings, correction, held_out, seed=seed, client=client, round=round)
+            return train_by_function(model, settings, mine)
+        best = None
+        if settings.patience is not None and held_out is not None and len(held_out):
+            best = BestPass(model, held_out, settings.patience, f"client {client}", task)
+        draws = generator(seed, "batches", client, round)
+        return _descend(model, data, settings, draws, f"client {client}", task, correction, best)
+
+
+def _descend(
+    model: nn.Module,
+    data: Examples,
+    settings: LocalTraining,
+    draws: np.random.Generator,
+    what: str,
+    task: Task | None,
+    correction: Correction,
+    best: BestPass | None,
+) -> TrainingReport:
+    """Take all steps of a round."""
+    device = next(model.parameters()).device
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters, pull = list(trained.values()), settings.proximal_mu + correction.pull
+    start = {name: p.detach().clone() for name, p in trained.items()} if pull else {}
     optimizer = settings.make_optimizer(parameters)
     epochs, number = settings.length
-    draws = generator(seed, "batches", client, round)
-    order = data.drawn(settings.batch_size, epochs=epochs, steps=number, generator=draws)
+    order = data.drawn(settings.examples_per_step, epochs=epochs, steps=number, generator=draws)
+    rates, a_pass = settings.rates(settings.steps_of(len(data))), -(-len(data) // settings.examples_per_step)
     known = None if data.tensors is None else data.tensors[1]
     loss_of: Callable[[Tensor, Tensor], Tensor] | None = None if task is None else task.mean_loss
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
     model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _seed_global(integer_seed(seed, "dropout", client, round), device)
-        for batch in order:
-            optimizer.zero_grad(set_to_none=True)
-            inputs, labels = moved(batch, device)
-            outputs = outputs_of(model, inputs, f"client {client}")
-            if task is not None and (steps == 0 or known is None):
-                task.check(outputs, labels)
-            if task is None and (loss_of is None or known is None):
-                seen = labels if known is None else known
-                loss_of = CrossEntropy.of(model, inputs, outputs, labels, seen, f"client {client}")
-            assert loss_of is not None
-            loss = loss_of(outputs, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for parameter, origin in zip(parameters, start, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - origin, alpha=settings.proximal_mu)
-            if settings.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-            optimizer.step()
+    for batch in order:
+        optimizer.zero_grad(set_to_none=True)
+        for inputs, labels in _parts(moved(batch, device), settings):
+            with _precision(settings, device):
+                outputs = outputs_of(model, inputs, what)
+                if task is not None and (examples == 0 or known is None):
+                    task.check(outputs, labels)
+                if task is None and (loss_of is None or known is None):
+                    seen = labels if known is None else known
+                    loss_of = CrossEntropy.of(model, inputs, outputs, labels, seen, what)
+                assert loss_of is not None
+                loss = loss_of(outputs, labels)
+            share = len(labels) / len(batch[1])
+            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(labels)
-            steps, examples = steps + 1, examples + len(labels)
-    return settings.report(steps, float(total) / examples)
+            examples += len(labels)
+        if pull or correction.offset:
+            gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
+            correct(gradients, {n: p.detach() for n, p in trained.items()}, start, pull, correction.offset)
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        if rates is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = rates[min(steps, len(rates) - 1)]  # one's own batches may be more than were told
+        optimizer.step()
+        steps += 1
+        if best is not None and steps % a_pass == 0 and best.over(Progress(steps, examples, float(total))):
+            break
+    done = Progress(steps, examples, float(total))
+    if best is not None:
+        if steps % a_pass:  # a last pass that is not whole
+            best.over(done)
+        done = best.restored()
+    return settings.report(done.steps, done.total / done.examples, rates)
+
+
+def _parts(batch: tuple[Any, Tensor], settings: LocalTraining) -> Iterator[tuple[Any, Tensor]]:
+    """The batches of one step."""
+    inputs, labels = batch
+    if settings.accumulate == 1:
+        yield inputs, labels
+        return
+    for first in range(0, len(labels), settings.batch_size):
+        part = slice(first, first + settings.batch_size)
+        yield changed(inputs, lambda tensor, part=part: tensor[part]), labels[part]
+
+
+def _precision(settings: LocalTraining, device: torch.device) -> AbstractContextManager[object]:
+    if settings.autocast is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, settings.autocast))
 
 
 def _seed_global(seed: int, device: torch.device) -> None:
@@ -193,39 +176,3 @@ def _seed_global(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def moved(batch: tuple[Any, Tensor], device: torch.device | None) -> tuple[Any, Tensor]:
-    """Inputs of any form, and targets, on a device."""
-    inputs, targets = batch
-    return changed(inputs, lambda tensor: tensor.to(device)), targets.to(device)
-
-
-def batches(
-    x: Any, y: Tensor | None = None, batch_size: int = 512, device: torch.device | None = None
-) -> Iterator[tuple[Any, Tensor]]:
-    """All examples in order, `batch_size` at a time, on `device`; `x` and `y` as for :func:`train`."""
-    for batch in examples_of(x, y).in_order(batch_size):
-        yield moved(batch, device)
-
-
-def batches_to_measure(examples: Examples, device: torch.device | None = None) -> Iterable[tuple[Any, Tensor]]:
-    """All examples in order, to be read as often as it takes: views of tensors, else read anew each time.
-
-    Examples
-    --------
-    >>> from fedmerge.data.client_data import examples_of
-    >>> found = batches_to_measure(examples_of([(torch.zeros(2), 0), (torch.ones(2), 1)]))
-    >>> [len(y) for x, y in found], [len(y) for x, y in found]
-    ([2], [2])
-    """
-    return list(batches(examples, device=device)) if examples.tensors is not None else _Rereadable(examples, device)
-
-
-@dataclass(frozen=True, eq=False)
-class _Rereadable:
-    examples: Examples
-    device: torch.device | None
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        return batches(self.examples, device=self.device)

@@ -10,14 +10,22 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.training.cohort import TrainedCohort
 from fedmerge.training.cohort_batches import Participant
-from fedmerge.training.local import LocalTraining, train
+from fedmerge.training.correction import Correction
+from fedmerge.training.local import train
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.model_snapshot import ModelSnapshot
 
 __all__ = ["train_one_by_one"]
 
 
 def train_one_by_one(
-    model: nn.Module, participants: Sequence[Participant], settings: LocalTraining, *, seed: int, round: int
+    model: nn.Module,
+    participants: Sequence[Participant],
+    settings: LocalTraining,
+    *,
+    seed: int,
+    round: int,
+    pull: float = 0.0,
 ) -> TrainedCohort:
     """Train all `participants`, each from `model`; parameters and errors as in `train_cohort`.
 
@@ -35,7 +43,11 @@ def train_one_by_one(
     reports = []
     with _borrowed(model) as fresh:
         for index, one in enumerate(participants):
-            reports.append(train(model, one.data, None, settings, seed=seed, client=one.client, round=round))
+            report = train(
+                model, one.data, None, settings, seed=seed, client=one.client, round=round,
+                correction=Correction(pull, one.offset), held_out=one.held_out,
+            )  # fmt: skip
+            reports.append(report)
             for name, tensor in model.state_dict().items():
                 if index == 0:
                     states[name] = tensor.new_empty(len(participants), *tensor.shape)

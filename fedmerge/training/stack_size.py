@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.dropout_masks import fork
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.stack import call
 
 __all__ = ["bytes_per_client", "clients_at_once", "free_memory"]
@@ -57,7 +57,7 @@ def bytes_per_client(model: nn.Module, x: Tensor, settings: LocalTraining) -> in
     >>> bytes_per_client(nn.Linear(10, 5, bias=False), torch.zeros(1, 10), LocalTraining()) >= 3 * 4 * 50
     True
     """
-    slots = 2 if settings.optimizer == "adam" else 1 if settings.momentum else 0
+    slots = 2 if settings.optimizer != "sgd" else 1 if settings.momentum else 0
     weights = sum(_bytes(p) for p in model.parameters())
     kept: dict[int, int] = {p.data_ptr(): 0 for p in model.parameters()}
 

@@ -18,7 +18,7 @@ from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
-from fedmerge.training.local import LocalTraining
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.padded_lookups import PaddedLookups
 from fedmerge.training.stack import Members, Stack, call, descend
 
@@ -32,6 +32,7 @@ def train_by_autograd(
     start: dict[str, Tensor],
     settings: LocalTraining,
     streams: DropoutStreams,
+    rates: Tensor | None = None,
 ) -> Tensor:
     """Train all clients of a stack in place; the sum [K] of each one's losses over the examples that it saw.
 
@@ -45,6 +46,8 @@ def train_by_autograd(
         Their batches, how to train, and their dropout.
     start
         The weights sent out.
+    rates
+        Learning rates [K, steps], where they are not those of the settings.
     """
     fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     device = next(model.parameters()).device
@@ -66,7 +69,7 @@ def train_by_autograd(
             part = stack.part(members)
             assert loss_of is not None  # the first batch has settled it
             losses, gradients = _gradients(model, loss_of, part, fixed, x, y, weights, masks)
-            descend(part, gradients, start, settings, step)
+            descend(part, gradients, start, settings, step, None if rates is None else rates[members, step])
             stack.put(members, part)
             total[members] += losses.double() * torch.from_numpy(sizes[members]).to(device)
     return total

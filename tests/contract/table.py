@@ -27,6 +27,11 @@ def unequal_steps(client: int, state: State) -> Statistics:
     return {"local_steps": LocalSteps().parse({"local_steps": 3 + 2 * client, "momentum": 0.9})}
 
 
+def rated_steps(client: int, state: State) -> Statistics:
+    """The same, with the learning rate."""
+    return {"local_steps": LocalSteps().parse({"local_steps": 3 + 2 * client, "learning_rate": 0.1})}
+
+
 def diagonals(client: int, state: State) -> Statistics:
     """Diagonal Fishers."""
     return {"fisher_diag": random_diagonal(state, client)}
@@ -113,6 +118,10 @@ CLASSES_APART = dict.fromkeys(("ratios",), "the output layer goes by class count
 HALF_STEP = dict.fromkeys(("copies", "one client"), "the merged task vector is scaled down by design")
 CLIPPED = {"one client": "an update beyond the bound is shortened by design"}
 TRAINED_ALREADY = dict.fromkeys(("modules",), "it is refused where training is over, for it is a way to train")
+GOES_ON = dict.fromkeys(
+    ("copies", "one client"), "it moves as if the clients that were not asked had moved along, by design"
+)
+SENT_OUT = {"memory": "what it remembers moves clients in the next round, not the merge"}
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
@@ -121,6 +130,9 @@ WANTS_THREE = dict.fromkeys(
 ROWS = (
     Row("fedavg"),
     Row("fedprox", excused=TRAINED_ALREADY),
+    Row("scaffold", {"population": 4}, rated_steps, TRAINED_ALREADY | SENT_OUT, remembers=True),
+    Row("scaffold", {"population": 4, "weighted": True}, rated_steps, TRAINED_ALREADY | SENT_OUT, remembers=True),
+    Row("feddyn", {"population": 4}, excused=TRAINED_ALREADY | GOES_ON, remembers=True),
     Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
     Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS, remembers=True),
     Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, STEPS_FOR_NORMS),

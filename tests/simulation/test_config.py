@@ -50,6 +50,25 @@ def test_two_refinements_of_a_kind_keep_their_own_options(method, options):
     assert again.resolved(method, 0) == resolved
 
 
+def test_schedules_know_the_rounds_of_the_configuration():
+    config = make_config({"rounds": 7, "training": {"schedule": "cosine"}})
+    assert config.local_training.total_rounds == 7
+    assert make_config(config.resolved("fedavg", 0)).local_training.total_rounds == 7
+    told = make_config({"rounds": 7, "training": {"total_rounds": 20}})
+    assert told.local_training.total_rounds == 20
+
+
+def test_settings_of_training_are_written_down_and_read_again(tmp_path):
+    training = {
+        "optimizer": "AdamW", "optimizer_options": {"betas": [0.5, 0.9]}, "schedule": "warmup(length=2)+cosine",
+        "step_schedule": "step(every=3)", "accumulate": 2, "autocast": "bfloat16", "patience": 3,
+        "train_fn": "mine:train",
+    }  # fmt: skip
+    config = make_config({"methods": ["fedavg"], "training": training})
+    write_toml(tmp_path / "config.toml", config.resolved("fedavg", 0))
+    assert make_config(load_config(tmp_path / "config.toml")).training == config.training
+
+
 def test_data_sets_with_clients_of_their_own_are_divided_among_them():
     natural = make_config({"data": {"name": "heart_disease"}})
     assert (natural.partition.scheme, natural.partition.clients, natural.model.name) == ("natural", None, "logistic")
@@ -68,6 +87,15 @@ def test_data_sets_with_clients_of_their_own_are_divided_among_them():
         ({"rounds": "many"}, ConfigError, "rounds = 'many'"),
         ({"training": {"learning_rate": -1}}, InvalidOption, "training.learning_rate must be positive, got -1"),
         ({"training": {"steps": 2, "epochs": 2}}, InvalidOption, "training.steps"),
+        ({"training": {"optimizer": "adamv"}}, UnknownName, "Did you mean 'adam"),
+        ({"training": {"optimizer": "sgd", "optimizer_options": {"nestrov": True}}}, UnknownName, "'nesterov'"),
+        ({"training": {"schedule": "cosin"}}, UnknownName, "Did you mean 'cosine'"),
+        ({"training": {"patience": 2}, "partition": {"held_out": 0.0}}, ConfigError, "partition.held_out"),
+        ({"training": {"autocast": "float8"}}, ConfigError, "training.autocast"),
+        ({"training": {"train_fn": "train"}}, InvalidOption, "module:function"),
+        ({"methods": ["scaffold"], "training": {"optimizer": "adam"}}, InvalidOption, "read off the steps of SGD"),
+        ({"methods": ["feddyn(alpha=0)"]}, InvalidOption, "alpha must be above 0"),
+        ({"methods": ["scaffold(population=0)"]}, InvalidOption, "population must be at least 1"),
         ({"partition": {"alpha": 0}}, InvalidOption, "alpha"),
         ({"methods": []}, ConfigError, "methods is empty"),
         ({"methods": ["fedavg", "fedavg"]}, ConfigError, "twice"),

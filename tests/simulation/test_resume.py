@@ -59,6 +59,19 @@ class NoisyFedAvg(FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
+def fitted(model, batches, settings):
+    """Training in which nothing is ours, but for what the method asks for."""
+    optimizer, losses = torch.optim.RMSprop(model.parameters(), settings.learning_rate), []
+    for x, y in batches:
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        batches.correct(model)
+        optimizer.step()
+        losses.append(loss.item())
+    return {"steps": len(losses), "loss": sum(losses) / len(losses)}
+
+
 def ignore(_row):
     pass
 
@@ -92,6 +105,18 @@ KINDS = {
     "evaluation off": {"evaluate_clients": False},
     "clients that keep batch norms": {"batch_norm": "local", "model": {"name": f"{__name__}:normed"}},
     "clients that start apart": {"model": {"name": "mlp", "options": {"hidden": [8]}, "apart": True}},
+    "control variates and schedules": {
+        "methods": ["scaffold"],
+        "fraction_train": 0.5,
+        "training": {"schedule": "warmup(length=2)+cosine", "step_schedule": "step(every=2)", "momentum": 0.0},
+    },
+    "dynamic regularisers, stacked": {
+        "methods": ["feddyn"],
+        "engine": "stacked",
+        "training": {"optimizer": "adamw", "schedule": "cosine"},
+    },
+    "a training function of one's own": {"methods": ["feddyn"], "training": {"train_fn": f"{__name__}:fitted"}},
+    "early stopping": {"training": {"patience": 1, "epochs": 3, "learning_rate": 1.0}},
     "a model that grows": {"methods": ["pfnm"], "model": {"name": "mlp", "options": {"hidden": [8]}}},
     "references": {"references": True},
     "Flower's, sampling globally": {"methods": ["flwr.serverapp.strategy:FedAvg"], "fraction_train": 0.5},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flwr.app import ConfigRecord
@@ -10,16 +12,16 @@ from torch import nn
 from fedmerge.clients.instructions import told_training
 from fedmerge.errors import ConfigError, InvalidOption, ModelError, UnknownName
 from fedmerge.simulation import SimulationGrid
-from fedmerge.strategies import FedAvg, FedProx, MergeStrategy, from_arrays, to_arrays
+from fedmerge.strategies import FedAvg, FedProx, MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.training import LocalTraining
-from tests.federation import CLIENTS, initial, plain_model, tiny_app
+from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data, tiny_model
 
 
-def trained(config, strategy=None, app=None):
-    """The model after one round under a training configuration."""
+def trained(config, strategy=None, app=None, rounds=1):
+    """The model after a round under a training configuration."""
     strategy = strategy or FedAvg(fraction_evaluate=0.0)
     with SimulationGrid(app or tiny_app(), CLIENTS) as grid:
-        result = strategy.start(grid, initial(), num_rounds=1, train_config=ConfigRecord(config))
+        result = strategy.start(grid, initial(), num_rounds=rounds, train_config=ConfigRecord(config))
     return from_arrays(result.arrays)
 
 
@@ -52,7 +54,7 @@ def test_messages_are_read_alike_with_or_without_a_cohort():
 
 @pytest.mark.parametrize("wrong", ["learning-rte", "local_epoch", "foo", "decay", "device"])
 def test_what_nobody_reads_is_refused_and_names_the_nearest(wrong):
-    with pytest.raises(UnknownName, match=rf"train message '{wrong}'.*Known: batch-size"):
+    with pytest.raises(UnknownName, match=rf"train message '{wrong}'.*Known: accumulate"):
         trained({wrong: 1})
 
 
@@ -74,7 +76,7 @@ def test_mods_may_read_what_the_client_does_not():
         ({"lr": -1.0}, InvalidOption, "learning_rate must be positive"),
         ({"lr": "fast"}, InvalidOption, "wrong type"),
         ({"local-epochs": 2.5}, InvalidOption, "epochs must be a whole number"),
-        ({"optimizer": "lion"}, InvalidOption, "optimizer must be"),
+        ({"optimizer": "lion"}, UnknownName, "unknown optimizer 'lion'"),
     ],
 )
 def test_contradictions_and_wrong_values_are_told_before_anybody_trains(config, error, said):
@@ -138,3 +140,35 @@ def test_a_wider_initial_model_decides_the_width():
     with SimulationGrid(tiny_app(model_fn=plain_model), CLIENTS) as grid:
         result = FedAvg(fraction_evaluate=0.0).start(grid, to_arrays(other(hidden=9).state_dict()), num_rounds=1)
     assert from_arrays(result.arrays)["0.weight"].shape == (9, 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "adam", "optimizer-options": '{"betas": [0.5, 0.6]}'},
+        {"schedule": "step(every=1,factor=0.01)", "lr": 0.3},
+        {"schedule": "cosine", "total-rounds": 2},
+        {"step-schedule": "warmup(length=9)"},
+        {"clip-norm": 0.01},
+    ],
+)
+def test_optimisers_and_schedules_are_told_by_messages_and_in_the_client_alike(config):
+    """Two rounds, for the first of a schedule is often as usual."""
+    names = {"lr": "learning_rate"}
+    own = replace(TRAINING, **{names.get(key, key.replace("-", "_")): value for key, value in config.items()})
+    told, known, usual = (
+        trained(given, app=client_app(tiny_model, tiny_data, training=training), rounds=2)
+        for given, training in ((config, TRAINING), ({}, own), ({}, TRAINING))
+    )
+    assert same(told, known)
+    assert not same(told, usual)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"train-fn": "os:system"}, {"schedule": "os:system"}, {"step-schedule": "cosine+os:system"}],
+)
+def test_a_server_cannot_have_clients_import_code(config):
+    with pytest.raises(ConfigError, match="a server may not have clients import code"):
+        told_training(LocalTraining(), ConfigRecord(config))

@@ -1,0 +1,220 @@
+"""How a client trains: the settings, checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fedmerge.errors import InvalidOption
+from fedmerge.keywords_told import tell_keywords
+from fedmerge.training.optimizers import STACKED_OPTIONS, check_optimizer, default_decay, make_optimizer
+from fedmerge.training.report import TrainingReport
+from fedmerge.training.schedules import factor_at, schedule_of
+from fedmerge.training.step_norm import norm_of_rates, norm_of_steps
+from fedmerge.training.usual_names import USUAL_NAMES
+
+__all__ = ["LocalTraining"]
+
+_USUAL_EPOCHS = 2
+_WHOLE = ("epochs", "steps", "batch_size", "accumulate", "patience", "total_rounds")
+_NUMBERS = ("learning_rate", "momentum", "weight_decay", "proximal_mu", "clip_norm")
+
+
+@tell_keywords(USUAL_NAMES)
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains.
+
+    Parameters
+    ----------
+    optimizer
+        Any of ``torch.optim`` but LBFGS, in any case: ``"sgd"``, ``"AdamW"``, ``"rmsprop"``; fresh in every round. SGD,
+        Adam and AdamW train stacked, the others one client after the other.
+    learning_rate, momentum, weight_decay
+        As in ``torch.optim``; momentum is SGD's. A weight decay that is left out is the optimiser's own.
+    optimizer_options
+        Its other options: ``{"betas": [0.9, 0.99]}``; in a message, JSON.
+    proximal_mu
+        Weight of the proximal term ``mu / 2 ||theta - theta_0||^2`` (FedProx, arXiv 1812.06127).
+    epochs, steps
+        Passes over the client's examples, or a number of optimiser steps; two epochs where neither is given.
+    batch_size
+        Examples per batch.
+    accumulate
+        Batches whose gradients make one step; ``batch_size = 8, accumulate = 4`` steps as ``batch_size = 32`` does.
+    clip_norm
+        Largest gradient norm; None does not clip.
+    schedule, total_rounds
+        Factors on the learning rate from round to round, such as ``"warmup(length=3)+cosine"``, see
+        :func:`~fedmerge.training.schedules.schedule_of`; and how many rounds there are, for those that go by it. A
+        configuration of a comparison fills it in with its ``rounds``.
+    step_schedule
+        The same from step to step of a client's round.
+    autocast
+        ``"bfloat16"`` runs the forward pass in mixed precision; parameters and steps stay as they are.
+    patience
+        Stop once the loss on the client's held-out examples has not fallen for so many passes over its training
+        examples, and send the model of the best pass. A client that holds out none trains to the end.
+    train_fn
+        A training function of one's own instead, or its name ``"module:function"``, see
+        :mod:`fedmerge.training.own_training`.
+
+    Raises
+    ------
+    UnknownName
+        An optimiser, schedule or option that does not exist.
+    InvalidOption
+        A value out of its range, or two settings that do not go together.
+    """
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    proximal_mu: float = 0.0
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 32
+    clip_norm: float | None = None
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    accumulate: int = 1
+    schedule: str = "constant"
+    total_rounds: int | None = None
+    step_schedule: str = "constant"
+    autocast: Literal["bfloat16"] | None = None
+    patience: int | None = None
+    train_fn: str | Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        def demand(valid: bool, name: str, want: str) -> None:
+            if not valid:
+                raise InvalidOption(f"training.{name} must be {want}, got {getattr(self, name)!r}")
+
+        for name in _WHOLE:
+            value = getattr(self, name)
+            demand(value is None or (isinstance(value, int) and not isinstance(value, bool)), name, "a whole number")
+            demand(value is None or value >= 1, name, "at least 1")
+        for name in _NUMBERS:
+            demand(not isinstance(getattr(self, name), bool), name, "a number")
+        for name in ("optimizer", "schedule", "step_schedule"):
+            demand(isinstance(getattr(self, name), str), name, "a name")
+        for name in ("batch_size", "accumulate"):
+            demand(getattr(self, name) is not None, name, "a whole number")
+        demand(0 < self.learning_rate < math.inf, "learning_rate", "positive")
+        demand(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        demand(self.weight_decay is None or 0 <= self.weight_decay < math.inf, "weight_decay", "zero or more")
+        demand(0 <= self.proximal_mu < math.inf, "proximal_mu", "zero or more")
+        demand(self.epochs is None or self.steps is None, "steps", "left out where epochs are given")
+        demand(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive, or left out")
+        demand(self.autocast in (None, "bfloat16"), "autocast", '"bfloat16", or left out')
+        named = isinstance(self.train_fn, str) and ":" in self.train_fn
+        demand(named or self.train_fn is None or callable(self.train_fn), "train_fn", "a function or module:function")
+        object.__setattr__(self, "optimizer", self.optimizer.lower())
+        object.__setattr__(self, "optimizer_options", _table(self.optimizer_options))
+        check_optimizer(self)
+        schedule_of(self.schedule)
+        schedule_of(self.step_schedule)
+
+    @property
+    def length(self) -> tuple[int | None, int | None]:
+        """Epochs and steps, exactly one of them a number."""
+        return (None, self.steps) if self.steps is not None else (self.epochs or _USUAL_EPOCHS, None)
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples make up one optimiser step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def decay(self) -> float:
+        """The weight decay, set or the optimiser's own."""
+        return default_decay(self.optimizer) if self.weight_decay is None else self.weight_decay
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the way of a client is a sum of its gradients, whose weights are known."""
+        return self.optimizer == "sgd" and not self.optimizer_options.get("maximize")
+
+    @property
+    def why_serial(self) -> str | None:
+        """Why clients train one after the other under these settings; None where they can train stacked."""
+        if self.train_fn is not None:
+            return "a training function of one's own trains one client at a time"
+        if self.optimizer not in STACKED_OPTIONS:
+            return f"optimizer {self.optimizer} steps one client at a time"
+        unknown = set(self.optimizer_options) - STACKED_OPTIONS[self.optimizer]
+        if unknown:
+            return f"optimizer {self.optimizer} with {', '.join(sorted(unknown))} steps one client at a time"
+        for name, usual in (("autocast", None), ("patience", None), ("accumulate", 1)):
+            if getattr(self, name) != usual:
+                return f"training.{name} goes with one client at a time"
+        return None
+
+    def steps_of(self, examples: int) -> int:
+        """Optimiser steps of a client with so many examples.
+
+        Examples
+        --------
+        >>> LocalTraining(epochs=2, batch_size=10).steps_of(25)
+        6
+        """
+        epochs, steps = self.length
+        return steps or (epochs or 0) * -(-examples // self.examples_per_step)
+
+    def in_round(self, round: int) -> LocalTraining:
+        """The settings of one round, from 1, with the learning rate that the schedule gives; again of these, the same.
+
+        Examples
+        --------
+        >>> LocalTraining(learning_rate=1.0, schedule="step(every=2,factor=0.5)").in_round(3).learning_rate
+        0.5
+        """
+        if self.schedule == "constant":
+            return self
+        factor = factor_at(self.schedule, max(round - 1, 0), self.total_rounds)
+        return replace(self, learning_rate=self.learning_rate * factor, schedule="constant")
+
+    def rates(self, steps: int) -> list[float] | None:
+        """The learning rate of each of a client's steps; None where it is always the same."""
+        if self.step_schedule == "constant":
+            return None
+        return [self.learning_rate * factor_at(self.step_schedule, step, steps) for step in range(steps)]
+
+    def report(self, steps: int, loss: float, rates: Sequence[float] | None = None) -> TrainingReport:
+        """The report of a client that took so many steps at this mean loss, at these learning rates."""
+        # Adam's steps are no linear recursion in the gradients, so its constants do not describe them.
+        linear = self.is_linear
+        momentum, mu = (self.momentum, self.proximal_mu) if linear else (0.0, 0.0)
+        return TrainingReport(steps, loss, self.learning_rate, momentum, mu, self._rate_share(steps, rates))
+
+    def _rate_share(self, steps: int, rates: Sequence[float] | None) -> float:
+        damping = {name: value for name in ("dampening", "nesterov") if (value := self.optimizer_options.get(name))}
+        if rates is None and not (damping and self.is_linear):
+            return 1.0
+        rates = [self.learning_rate] * steps if rates is None else rates[:steps]
+        if not self.is_linear:
+            return math.fsum(rates) / (steps * self.learning_rate)
+        usual = norm_of_steps(steps, self.momentum, self.learning_rate * self.proximal_mu)
+        return norm_of_rates(rates, self.momentum, self.proximal_mu, **damping) / (self.learning_rate * usual)
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser."""
+        return make_optimizer(self, parameters)
+
+
+def _table(options: object) -> dict[str, Any]:
+    """Options as given, or as a message brings them."""
+    if isinstance(options, str):
+        try:
+            options = json.loads(options)
+        except ValueError as error:
+            raise InvalidOption(f"training.optimizer_options: cannot read {options!r} as JSON ({error})") from error
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise InvalidOption(f"training.optimizer_options must be a table of options, got {options!r}")
+    return dict(options)
