@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -160,8 +161,12 @@ def _parts(batch: tuple[Any, Tensor], settings: LocalTraining) -> Iterator[tuple
         yield inputs, labels
         return
     for first in range(0, len(labels), settings.batch_size):
-        part = slice(first, first + settings.batch_size)
-        yield changed(inputs, lambda tensor, part=part: tensor[part]), labels[part]
+        part = partial(_some, rows=slice(first, first + settings.batch_size))
+        yield changed(inputs, part), part(labels)
+
+
+def _some(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor[rows]
 
 
 def _precision(settings: LocalTraining, device: torch.device) -> AbstractContextManager[object]:
