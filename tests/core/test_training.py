@@ -158,7 +158,7 @@ def test_no_examples():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("optimizer", "sdg"),
+        ("optimizer", "lbfgs"),
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("learning_rate", math.inf),
