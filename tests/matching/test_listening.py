@@ -111,3 +111,19 @@ def test_variances_of_neurons_that_cca_mixes_are_mixed_by_the_squares_of_what_mi
     torch.testing.assert_close(merged[1].running_var, wanted)
     means = (3 * one[1].running_mean + mixing @ other[1].running_mean) / 4
     torch.testing.assert_close(merged[1].running_mean, means)
+
+
+def test_neurons_cost_as_far_as_what_is_heard_of_them_lies_apart(monkeypatch):
+    from fedmerge.aggregators import otfusion
+
+    costs, plain = [], otfusion.coupling
+    monkeypatch.setattr(otfusion, "coupling", lambda cost, *rest: costs.append(cost) or plain(cost, *rest))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one, other = (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)) for _ in range(2))
+        x = torch.randn(50, 5)
+    fedmerge.merge([one, other], "otfusion", weights=[3.0, 1.0], example=x, data=[x], ground="activations")
+    ours, theirs = (model[:2](x).detach().T.double() for model in (one, other))
+    wanted = torch.cdist(ours, theirs)  # over all examples, in whatever unit
+    (cost,) = costs
+    torch.testing.assert_close(cost.double() / cost.max(), wanted / wanted.max(), rtol=1e-4, atol=1e-5)
