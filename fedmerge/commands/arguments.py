@@ -65,11 +65,12 @@ def tell_code(
 
 
 def own_parts(config: Any) -> dict[str, list[str]]:
-    """Data set and division of a configuration, which may be code, by what they are."""
+    """Data set, division and training of a configuration, which may be code, by what they are."""
     from fedmerge.data.table import is_table
 
     data = config.data.name
-    return {"data set": [] if is_table(data) else [data], "partition": [config.partition.scheme]}
+    found = {"data set": [] if is_table(data) else [data], "partition": [config.partition.scheme]}
+    return {**found, **config.training.own_code}
 
 
 def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.keywords_told import tell_keywords
+from fedmerge.method_names import parse_method
 from fedmerge.training.optimizers import STACKED_OPTIONS, check_optimizer, default_decay, make_optimizer
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.schedules import factor_at, schedule_of
@@ -155,6 +156,19 @@ class LocalTraining:
             if getattr(self, name) != usual:
                 return f"training.{name} goes with one client at a time"
         return None
+
+    @property
+    def own_code(self) -> dict[str, list[str]]:
+        """What would be imported, by what it is: a training function and schedules of one's own.
+
+        Examples
+        --------
+        >>> LocalTraining(schedule="warmup+mine:falling(by=2)").own_code
+        {'training function': [], 'schedule': ['mine:falling']}
+        """
+        parts = [*parse_method(self.schedule), *parse_method(self.step_schedule)]
+        functions = [self.train_fn] if isinstance(self.train_fn, str) else []
+        return {"training function": functions, "schedule": [part.name for part in parts if ":" in part.name]}
 
     def steps_of(self, examples: int) -> int:
         """Optimiser steps of a client with so many examples.

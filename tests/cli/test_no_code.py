@@ -26,6 +26,12 @@ def model(num_classes):
 def method():
     return FedAvg(min_train_nodes=2)
 
+def fit(model, batches, settings):
+    return {"steps": len(batches), "loss": 1.0}
+
+def falling(position, length):
+    return 1 / (1 + position)
+
 class Noting(Observer):
     def __init__(self, path: str = "notes"):
         self.path = path
@@ -116,6 +122,8 @@ def test_resume_refuses_the_code_of_what_was_begun(monkeypatch, capsys, tmp_path
 OTHERS = {
     "observer theirs:Noting": "observers=['theirs:Noting(path=here)']",
     "attack theirs:Zeros": "attack.kind=theirs:Zeros",
+    "training function theirs:fit": "training.train_fn=theirs:fit",
+    "schedule theirs:falling": "training.schedule=warmup(length=2)+theirs:falling",
 }
 
 
