@@ -31,8 +31,7 @@ __all__ = [
     "usual_names",
 ]
 
-ENTRY_POINTS = KINDS["aggregator"].group
-"""Entry-point group under which other packages offer aggregators; other kinds have their own, see :class:`Kind`."""
+ENTRY_POINTS = KINDS["aggregator"].group  # of other packages' aggregators; each kind has its own
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 

@@ -69,10 +69,13 @@ class Progress:
             text += f"  skipped: {row['skipped']}"
         elif row["clients_failed"]:
             text += f"  {row['clients_failed']} of {row['clients_ok'] + row['clients_failed']} clients failed"
+        if row.get("stopped"):
+            text += f"  stopped: {row['stopped']}"
         text = one_line(text)  # a reason may quote what a client says
         if self._bars is None or self._task is None:
             loss = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
             if not quiet():
                 print(f"{text}{loss}", flush=True)
         else:
-            self._bars.update(self._task, description=text, advance=1 if row["round"] else 0)
+            left = self._rounds - row["round"] if row.get("stopped") else 0  # which nobody is going to run
+            self._bars.update(self._task, description=text, advance=left + (1 if row["round"] else 0))

@@ -123,6 +123,8 @@ class Watch:
     observers
         Each is asked whether to end right after it is told of a round: those behind it find the reason in the row,
         under ``stopped``. So whoever writes the row down stands last.
+    on_row
+        Called with each row behind them all: the program that runs, which is told of its own errors as they are.
 
     Examples
     --------
@@ -131,8 +133,8 @@ class Watch:
     1 None
     """
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
+    def __init__(self, observers: Sequence[Observer], on_row: Callable[[Any], None] | None = None) -> None:
+        self._observers, self._on_row = observers, on_row
         self._round = 0
         self._stopped: str | None = None
 
@@ -205,6 +207,8 @@ class Watch:
                 self._ask(observer, when)
             except ObserverFailed as error:
                 failed = failed or error  # the others have to know of the round all the same
+        if self._on_row is not None:
+            self._on_row(copy.deepcopy({**row, "stopped": self._stopped}))
         if failed is not None:
             raise failed
         if self._stopped:

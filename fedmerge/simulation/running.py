@@ -18,7 +18,7 @@ from fedmerge.environment import describe_environment
 from fedmerge.errors import FedMergeError, NothingMerged, RecordError
 from fedmerge.files import read_toml
 from fedmerge.locks import held
-from fedmerge.observers import Calling, Observer, ObserverLike, Run, RunStopped, Watch, make_observers
+from fedmerge.observers import Observer, ObserverLike, Run, RunStopped, Watch, make_observers
 from fedmerge.records import PARTIAL, RunRecord, lock_of
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.exchanges import MeasuredGrid
@@ -65,8 +65,7 @@ def run_on_grid(
     folder = run_folder(out, method, experiment.seed)
     with held(lock_of(folder), folder):
         watching = [*make_observers(experiment.config.observers), *make_observers(observers)]
-        shown = [] if on_row is None else [Calling(on_row)]
-        return _run_locked(experiment, method, grid, out, watching, shown, resume=resume)
+        return _run_locked(experiment, method, grid, out, watching, on_row, resume=resume)
 
 
 def _run_locked(
@@ -75,7 +74,7 @@ def _run_locked(
     grid: Grid,
     out: Path,
     watching: Sequence[Observer],
-    shown: Sequence[Observer],
+    on_row: Callable[[Row], None] | None,
     *,
     resume: bool,
 ) -> Path:
@@ -91,7 +90,7 @@ def _run_locked(
     under_way = 0 if checkpoint is None else done + 1
     policed = PolicedGrid(measured, method, policies, config.min_clients, ours=ours, round=under_way)
     model = experiment.initial_arrays() if checkpoint is None else to_arrays(checkpoint.section("state"))
-    rows, watch = record.rows(), Watch([*watching, Keeping(record, strategy, measured.innermost), *shown])
+    rows, watch = record.rows(), Watch([*watching, Keeping(record, strategy, measured.innermost)], on_row)
     recorder = Recorder(
         method, experiment, strategy,
         grid=measured, policed=policed, watch=watch, before=rows, model=model, faulty=faulty,

@@ -194,6 +194,21 @@ def test_an_observer_that_raises_at_the_end_leaves_a_complete_record(tmp_path):
     assert len(rows(tmp_path / "fedavg-seed0")) == 4
 
 
+def test_the_caller_hears_of_its_own_errors_as_they_are_and_every_round_is_kept(tmp_path):
+    """A pipe that nobody reads any more ends the command, not each run by itself."""
+
+    def shown(row):
+        raise BrokenPipeError("nobody reads this")
+
+    noting = Noting()
+    with pytest.raises(BrokenPipeError):
+        compare(make_config(BASE, {"seeds": [0, 1]}), tmp_path, shown, observers=[noting])
+    assert [row["round"] for row in rows(tmp_path / "fedavg-seed0.partial")] == [0]
+    assert noting.notes[-1][0] == 0
+    assert isinstance(noting.notes[-1][2], BrokenPipeError)
+    assert not (tmp_path / "fedavg-seed1.partial").exists()
+
+
 def test_nothing_is_written_where_an_observer_cannot_be_made(tmp_path):
     from fedmerge.errors import ConfigError, UnknownName
 
