@@ -14,7 +14,7 @@ from fedmerge.aggregators.base import Aggregator
 from fedmerge.arguments import MergeArguments, check_keywords, check_method, check_policies
 from fedmerge.at_hand import AtHand, plain_modules
 from fedmerge.errors import BadUpdate, InvalidOption
-from fedmerge.inputs import OnDeviceOf, beside
+from fedmerge.inputs import OnDeviceOf, beside, joined
 from fedmerge.loaders import first_inputs
 from fedmerge.method_names import parse_method
 from fedmerge.models.copies import copy_of
@@ -201,9 +201,9 @@ def merge(
         if pipeline.aggregator.requires_data and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
         asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
-        shown = hand.measured(first_inputs(clients)) if clients is not None and asked else models
         told = either(task, loss)
         reading = Reading(told)
+        shown = hand.measured(first_inputs(clients), told) if clients is not None and asked else models
         updates = []
         for i, model in enumerate(shown):
             known = {} if given.statistics is None else given.statistics[i]
@@ -303,11 +303,11 @@ class _Clients:
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name in trained and name not in stage.frozen)
             pairs = list(self._clients[client])
-            x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+            x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
             task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
             settings = LocalTraining(epochs=stage.epochs)
             train(module, x, y, settings, seed=self._seed, client=client, round=stage.number, task=task)
             self._kept[client] = dict(module.state_dict())
             state = {name: self._kept[client][name] for name in stage.send}
-            answers.append(ClientUpdate(client, state, len(x)))
+            answers.append(ClientUpdate(client, state, len(y)))
         return answers

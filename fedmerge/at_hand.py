@@ -15,6 +15,7 @@ from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.models.copies import copy_of
 from fedmerge.outputs import with_one_output
 from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
+from fedmerge.tasks import Task, called_as_told
 from fedmerge.unmoved import equal_in_all, same
 
 __all__ = ["AtHand", "plain_module", "plain_modules"]
@@ -73,12 +74,14 @@ class AtHand:
         start = None if base is None else _placed(_base_state(base, states[0]), states[0])
         return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, norms), tied, start)
 
-    def measured(self, inputs: Any) -> tuple[nn.Module, ...]:
+    def measured(self, inputs: Any, task: Task | None = None) -> tuple[nn.Module, ...]:
         """The models as they are measured on batches such as `inputs`.
 
-        With their parameters marked as trained but for those that are frozen, and with one tensor as their output.
+        With their parameters marked as trained but for those that are frozen, called with one argument as the task
+        says, and with one tensor as their output.
         """
-        return tuple(with_one_output(self._marked(model), few(inputs)) for model in self.models)
+        called = (called_as_told(self._marked(model), task, inputs) for model in self.models)
+        return tuple(with_one_output(model, few(inputs)) for model in called)
 
     def _marked(self, model: nn.Module) -> nn.Module:
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import length_hint
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["OnDeviceOf", "arguments_of", "beside", "call", "changed", "examples_in", "rows", "tensors_of"]
+__all__ = [
+    "OnDeviceOf",
+    "arguments_of",
+    "beside",
+    "call",
+    "changed",
+    "examples_in",
+    "joined",
+    "rows",
+    "split",
+    "tensors_of",
+]
 
 
 def arguments_of(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -180,3 +192,43 @@ def rows(nest: Any, index: slice | Tensor) -> Any:
     """
     number = examples_in(nest)
     return changed(nest, lambda tensor: tensor[index] if tensor.ndim and len(tensor) == number else tensor)
+
+
+def split(nest: Any, targets: Tensor, size: int) -> Iterator[tuple[Any, Tensor]]:
+    """A batch in pieces of so many examples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [len(y) for x, y in split({"x": torch.zeros(5, 2)}, torch.zeros(5), 2)]
+    [2, 2, 1]
+    """
+    if isinstance(nest, Tensor):
+        yield from zip(torch.split(nest, size), torch.split(targets, size), strict=True)
+        return
+    for start in range(0, examples_in(nest), size):
+        piece = slice(start, start + size)
+        yield rows(nest, piece), targets[piece]
+
+
+def joined(nests: Sequence[Any]) -> Any:
+    """Several batches as one: tensors that are as long as their batch behind each other, others as the first has them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> joined([(torch.zeros(2, 3), "a"), (torch.ones(1, 3), "a")])[0].shape
+    torch.Size([3, 3])
+    """
+    first = nests[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(nests))
+    tensors = zip(*(tensors_of(nest) for nest in nests), strict=True)
+    lengths = [examples_in(nest) for nest in nests]
+    whole = iter(
+        [
+            torch.cat(parts) if all(p.ndim and len(p) == n for p, n in zip(parts, lengths, strict=True)) else parts[0]
+            for parts in tensors
+        ]
+    )
+    return changed(first, lambda _: next(whole))

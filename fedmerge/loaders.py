@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import DataError, FedMergeError, InvalidOption, shown
-from fedmerge.inputs import tensors_of
+from fedmerge.inputs import rows, tensors_of
 
 Batches = Iterable[tuple[Any, Tensor]]
 
@@ -111,8 +111,8 @@ def _read(loader: Iterable[Any], where: str) -> Iterator[Any]:
 
 
 def few(inputs: Any) -> Any:
-    """Two of a batch's inputs, where it is a tensor: enough to see what a model makes of them."""
-    return inputs[:2] if isinstance(inputs, Tensor) else inputs
+    """Two of a batch's inputs: enough to see what a model makes of them."""
+    return rows(inputs, slice(2))
 
 
 def _reread(loader: Any, where: str, of: str) -> Iterable[Any]:

@@ -256,8 +256,10 @@ class MergeContext:
                 return False
         return all(a.shape == b.shape and _close(a, b) for a, b in zip(*found, strict=True))
 
-    def accuracy(self, state: State, method: str) -> float:
-        """Accuracy of the model with these parameters on the server's data.
+    def score(self, state: State, method: str) -> float:
+        """How good the model with these parameters is on the server's data: the larger the better.
+
+        It is the accuracy, or minus the loss in tasks that have none.
 
         Raises
         ------
@@ -269,9 +271,7 @@ class MergeContext:
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
         module = self.module(state, method)
         found = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
-        if found.hits is None:
-            raise InvalidOption(f"{method} judges models by their accuracy, and {self.task} has none")
-        return found.accuracy
+        return -found.loss if found.hits is None else found.accuracy
 
 
 def _without_extra(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:

@@ -51,8 +51,8 @@ class FedFisher(Aggregator):
     max_steps
         Most steps of conjugate gradients per layer.
     early_stopping
-        Take the iterate of 0, 1, 2, 4, ... steps that has the best accuracy on the server's data, as the
-        authors do; needs ``data`` with labels. K-FAC only.
+        Take the iterate of 0, 1, 2, 4, ... steps that has the best accuracy on the server's data, as the authors do, or
+        the lowest loss in tasks without an accuracy; needs ``data`` with labels. K-FAC only.
     """
 
     variant: Literal["kfac", "diag"] = "kfac"
@@ -85,12 +85,12 @@ class FedFisher(Aggregator):
         clients = Collected.of(updates)
         if not self.early_stopping:
             return self._kfac(clients, self.max_steps), {}
-        best, best_accuracy, steps = clients.mean, context.accuracy(clients.mean, "fedfisher"), 1
+        best, best_score, steps = clients.mean, context.score(clients.mean, "fedfisher"), 1
         while True:
             found = self._kfac(clients, steps)
-            accuracy = context.accuracy(found, "fedfisher")
-            if accuracy > best_accuracy:
-                best, best_accuracy = found, accuracy
+            score = context.score(found, "fedfisher")
+            if score > best_score:
+                best, best_score = found, score
             if steps >= self.max_steps:
                 return best, {}
             steps = min(4 * steps, self.max_steps)

@@ -18,7 +18,7 @@ from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import compressed
 from fedmerge.strategies.order import ERROR_KEY
 from fedmerge.strategies.wire import statistics_records, strings, told_in
-from fedmerge.tasks import Reading, Task, TaskLike, either
+from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["add_statistics", "measured"]
@@ -99,6 +99,9 @@ def measured(
     if compression not in get_args(Compression) or not isinstance(budget, int | float):
         raise ConfigError(f"the message asks for compression {compression!r} and budget {budget!r}")
     reading, placed = Reading(task), OnDeviceOf(model, batches)
+    if any(isinstance(kind, LayerStatistic) for kind in wanted):
+        shown = () if iter(batches) is batches else next((inputs for inputs, _ in placed), None)  # read it only once
+        model = model if shown is None else called_as_told(model, task, shown)
     values = [(kind.name, kind.told(reading).measure(model, placed, report)) for kind in wanted]
     sent, error = compressed(values, dict(model.named_parameters()), compression, budget)  # type: ignore[arg-type]
     return sent, error if any(isinstance(kind, LayerStatistic) for kind in wanted) else None

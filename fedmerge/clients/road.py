@@ -170,7 +170,8 @@ def train(client: Client, group: Group) -> Group:
             Participant(number, data.train, offset=correction.offset)
             for number, data, correction in zip(group.clients, group.data, added, strict=True)
         ]
-        done = train_cohort(module, people, told.training, seed=told.seed, round=told.round, pull=added[0].pull)
+        named = {"seed": told.seed, "round": told.round}
+        done = train_cohort(module, people, told.training, **named, pull=added[0].pull, task=client.task)
         states, reports = done.states, tuple(done.reports)
     else:
         (number,), (data,) = group.clients, group.data

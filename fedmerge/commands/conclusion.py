@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from fedmerge.plotting.runs import Run, by_method
+from fedmerge.plotting.runs import Run, by_method, main_measure
 
 __all__ = ["conclude"]
 
@@ -20,10 +20,13 @@ def conclude(runs: Sequence[Run]) -> str:
     runs
         Finished runs of one comparison.
     """
-    finals = {method: _finals(group) for method, group in by_method(runs).items()}
+    measure = main_measure(runs)
+    finals = {method: _finals(group, measure) for method, group in by_method(runs).items()}
     finals = {method: accuracies for method, accuracies in finals.items() if accuracies}
     if not finals:
         return "No run was evaluated."
+    if measure == "test_loss":
+        return _of_losses(finals)
     ranked = sorted(finals, key=lambda method: -fmean(finals[method].values()))
     best, seeds = ranked[0], max(map(len, finals.values()))
     text = f"{best} ended at {100 * fmean(finals[best].values()):.1f} %"
@@ -33,11 +36,24 @@ def conclude(runs: Sequence[Run]) -> str:
     return f"{text}. {_advice(best, seeds, alone=other is None)}"
 
 
-def _finals(runs: Sequence[Run]) -> dict[int, float]:
-    """The last accuracy of each seed."""
+def _of_losses(finals: dict[str, dict[int, float]]) -> str:
+    """The same of losses, of which the lowest is the best."""
+    ranked = sorted(finals, key=lambda method: fmean(finals[method].values()))
+    best, other = ranked[0], _opponent(ranked[0], ranked)
+    text = f"{best} ended at a test loss of {fmean(finals[best].values()):.4g}"
+    if other is None:
+        return f"{text}. {_advice(best, len(finals[best]), alone=True)}"
+    shared = sorted(set(finals[best]) & set(finals[other]))
+    below = sum(finals[best][seed] < finals[other][seed] for seed in shared)
+    text += f", {other} at {fmean(finals[other].values()):.4g}, below it with {below} of {len(shared)} seeds"
+    return f"{text}. {_advice(best, max(map(len, finals.values())), alone=False)}"
+
+
+def _finals(runs: Sequence[Run], measure: str) -> dict[int, float]:
+    """The last accuracy, or loss, of each seed."""
     found = {}
     for run in runs:
-        accuracies = [row["test_accuracy"] for row in run.rows if row["test_accuracy"] is not None]
+        accuracies = [row[measure] for row in run.rows if row[measure] is not None]
         if accuracies:
             found[run.seed] = accuracies[-1]
     return found

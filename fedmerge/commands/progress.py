@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,14 @@ def interruptible(folder: Path) -> Iterator[None]:
         raise SystemExit(128 + number) from None
 
 
+def _judged(row: Mapping[str, Any]) -> str:
+    """The accuracy, or the loss where there is none."""
+    accuracy, loss = row["test_accuracy"], row["test_loss"]
+    if accuracy is not None and math.isfinite(accuracy):
+        return f"{100 * accuracy:.2f} %"
+    return "diverged" if loss is None or not math.isfinite(loss) else f"loss {loss:.4g}"
+
+
 class Progress:
     """A bar over all rounds of all runs; one line a round where the output is no terminal."""
 
@@ -64,7 +73,7 @@ class Progress:
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Show one more round."""
         text = f"{row['method']} seed {row['seed']} round {row['round']}/{self._rounds}"
-        text += f"  test {100 * row['test_accuracy']:.2f} %"
+        text += f"  test {_judged(row)}"
         if row.get("skipped"):
             text += f"  skipped: {row['skipped']}"
         elif row["clients_failed"]:

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +34,7 @@ __all__ = [
 _SENDING = ("aggregator", "refinement")
 """Kinds that have clients send statistics."""
 
+_MAIN = ("final_accuracy_mean", "final_loss_mean")
 _WIDE = 100
 """Columns of a terminal from which every column of a table is shown."""
 
@@ -50,12 +52,12 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     """The table of a comparison, best method first; on a narrow terminal without what stands in ``summary.csv``."""
     rows = list(rows)
     lasts = {row["rounds"] for row in rows if row["rounds"] is not None}
+    losses = _judged_by_loss(rows)
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "method": lambda row: row["method"],
         "seeds": lambda row: str(row["seeds"]),
         "rounds": lambda row: _number(row["rounds"], "g"),
-        "final": lambda row: _percent(row["final_accuracy_mean"], row["final_accuracy_std"]),
-        "best": lambda row: _percent(row["best_accuracy_mean"], row["best_accuracy_std"]),
+        **_measures(rows),
         "to target" if target is None else f"to {100 * target:g} %": _rounds,
         "MB up": lambda row: _number(row["megabytes_up"], ".2f"),
         "MB down": lambda row: _number(row["megabytes_down"], ".2f"),
@@ -65,10 +67,12 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     hidden = {"MB down"} if _width() < _WIDE else set()
     hidden |= {"rounds"} if len(lasts) == 1 else set()
     hidden |= {"failed"} if not any(row["clients_failed"] for row in rows) else set()
+    hidden |= {"to target"} if losses else set()
     hidden |= {"seeds"} if _width() < _WIDE and len({row["seeds"] for row in rows}) == 1 else set()
     seeds = max((row["seeds"] for row in rows), default=1)
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"Test accuracy in %, {over}" + (f"; {_counted(next(iter(lasts)), 'round')}" if len(lasts) == 1 else "")
+    title = f"Test {'loss' if losses else 'accuracy in %'}, {over}"
+    title += f"; {_counted(next(iter(lasts)), 'round')}" if len(lasts) == 1 else ""
     notes = [] if target is None else [f"to {100 * target:g} %: rounds until that accuracy"]
     notes += [f"{row['method']} was stopped: {row['stopped']}" for row in rows if row["stopped"]]
     caption = Text(one_line("; ".join(notes), 4000)) if notes else None
@@ -85,6 +89,30 @@ def summary_table(rows: Iterable[Mapping[str, Any]], target: float | None) -> Ta
     return table
 
 
+def _judged_by_loss(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is no accuracy, as in a regression."""
+    judged = [key for row in rows for key in _MAIN if row.get(key) is not None]
+    return "final_accuracy_mean" not in judged and "final_loss_mean" in judged
+
+
+def _measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """Columns of accuracy, or loss, and further metrics."""
+    if _judged_by_loss(rows):
+        found: dict[str, Callable[[Mapping[str, Any]], str]] = {
+            "final": lambda row: _figure(row["final_loss_mean"], row["final_loss_std"]),
+            "best": lambda row: _figure(row["best_loss_mean"], None),
+        }
+    else:
+        found = {
+            "final": lambda row: _percent(row["final_accuracy_mean"], row["final_accuracy_std"]),
+            "best": lambda row: _percent(row["best_accuracy_mean"], row["best_accuracy_std"]),
+        }
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key.startswith("final_") and key.endswith("_mean") and key not in _MAIN:
+            found[key.removeprefix("final_").removesuffix("_mean")] = partial(_metric, key)
+    return found
+
+
 def _counted(number: float, word: str) -> str:
     return f"{number:g} {word}{'' if number == 1 else 's'}"
 
@@ -97,6 +125,17 @@ def _percent(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return "-"
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def _figure(mean: float | None, deviation: float | None) -> str:
+    """A loss or another metric, in its own unit."""
+    if mean is None:
+        return "-"
+    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+
+
+def _metric(key: str, row: Mapping[str, Any]) -> str:
+    return _figure(row.get(key), row.get(f"{key.removesuffix('_mean')}_std"))
 
 
 def _rounds(row: Mapping[str, Any]) -> str:

@@ -40,6 +40,8 @@ def plot_convergence(
 ) -> Path:
     """Draw test accuracy against rounds, megabytes sent, local steps (where all runs count them) and seconds spent.
 
+    In tasks without an accuracy it is the test loss.
+
     Each method is one curve: the mean over its seeds, with a confidence band (Student's t over seeds in
     each round) where it has two seeds or more. Costs are running totals, mean over seeds; their axis turns
     logarithmic (and then leaves out the free round 0) when methods differ by more than a factor of 10.
@@ -51,7 +53,7 @@ def plot_convergence(
     out
         The file to write (.png, .pdf or .svg), or a folder, which then gets a `convergence.png`.
     target
-        A test accuracy in (0, 1] to mark with a line.
+        A test accuracy in (0, 1] to mark with a line; left out where runs have a loss alone, as in a regression.
     confidence
         Of the bands, in (0, 1).
     labels
@@ -103,6 +105,7 @@ def draw_convergence(
 ) -> None:
     """Fill a blank figure with a panel for each cost, the legend below and the names at the curves' ends."""
     looks = styles(curve.method for curve in drawn)
+    target = None if drawn[0].measure == "test_loss" else target
     costs = _costs(drawn, against)
     panels = figure.subplots(rows, len(costs) // rows, sharey=True, squeeze=False).flatten()
     for axes, (xs, label) in zip(panels, costs.values(), strict=True):
@@ -111,7 +114,7 @@ def draw_convergence(
         if target is not None:
             axes.axhline(100 * target, color="0.35", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
     for axes in panels[:: len(costs) // rows]:
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(drawn[0].axis)
     panels[0].set_ylim(*accuracy_limits(drawn, target))
     if "rounds" in costs:
         panels[list(costs).index("rounds")].locator_params(axis="x", integer=True, nbins=6)
@@ -163,8 +166,8 @@ def _panel(axes: Axes, drawn: Sequence[Curve], xs: Sequence[Floats], looks: dict
             zorder=3,
         )
         if curve.half_width is not None:
-            low = np.clip(curve.accuracy - curve.half_width, 0, 100)[shown]
-            high = np.clip(curve.accuracy + curve.half_width, 0, 100)[shown]
+            low = np.clip(curve.accuracy - curve.half_width, *curve.bounds)[shown]
+            high = np.clip(curve.accuracy + curve.half_width, *curve.bounds)[shown]
             axes.fill_between(x[shown], low, high, color=look.colour, alpha=alpha, linewidth=0, zorder=2)
     axes.margins(x=0.03)
     axes.grid(axis="y", color="0.9", linewidth=0.6)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.plotting.runs import STEPS, Run, by_method
+from fedmerge.plotting.runs import STEPS, Run, by_method, main_measure
 
 __all__ = ["Curve", "accuracy_limits", "curves", "half_width", "uploads"]
 
@@ -22,7 +22,7 @@ BAND_ROOM = 0.15  # of the range of the means: how far a band may widen the axis
 
 @dataclass(frozen=True)
 class Curve:
-    """One method's mean over seeds: accuracy in percent against costs, which start at zero."""
+    """One method's mean over seeds: accuracy in percent, or the loss, against costs, which start at zero."""
 
     method: str
     seeds: int
@@ -32,10 +32,21 @@ class Curve:
     megabytes: Floats
     seconds: Floats
     steps: Floats | None = None  # optimiser steps of all clients; None where a run does not count them
+    measure: str = "test_accuracy"
+
+    @property
+    def axis(self) -> str:
+        """The name of the measure's axis."""
+        return "test loss" if self.measure == "test_loss" else "test accuracy (%)"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which the measure lies."""
+        return (0.0, np.inf) if self.measure == "test_loss" else (0.0, 100.0)
 
 
 def curves(runs: Sequence[Run], confidence: float = 0.95) -> list[Curve]:
-    """One curve per method, best final accuracy first.
+    """One curve per method, best final accuracy first; of the loss, lowest first, where there is no accuracy.
 
     A curve has the rounds that every seed of its method evaluated, so that no point is a mean over
     fewer seeds than its neighbours (a curve would jump where a seed ends).
@@ -49,8 +60,9 @@ def curves(runs: Sequence[Run], confidence: float = 0.95) -> list[Curve]:
     """
     if not 0 < confidence < 1:
         raise InvalidOption(f"confidence lies in (0, 1), not {confidence}. For 95 % write 0.95.")
-    drawn = [_curve(method, group, confidence) for method, group in by_method(runs).items()]
-    return sorted(drawn, key=lambda curve: -curve.accuracy[-1])
+    measure = main_measure(runs)
+    drawn = [_curve(method, group, confidence, measure) for method, group in by_method(runs).items()]
+    return sorted(drawn, key=lambda curve: curve.accuracy[-1] if measure == "test_loss" else -curve.accuracy[-1])
 
 
 def half_width(values: Floats, confidence: float) -> Floats | None:
@@ -68,7 +80,7 @@ def half_width(values: Floats, confidence: float) -> Floats | None:
 
 
 def accuracy_limits(drawn: Sequence[Curve], target: float | None) -> tuple[float, float]:
-    """Limits of the accuracy axis in percent: every mean and the target in view, with a little air.
+    """Limits of the axis, accuracy in percent or loss: every mean and the target in view, with a little air.
 
     Bands may widen the axis, but only so far: two seeds give a t of 12.7, and a band of such a width would
     press all curves flat.
@@ -76,26 +88,27 @@ def accuracy_limits(drawn: Sequence[Curve], target: float | None) -> tuple[float
     means = np.concatenate([curve.accuracy for curve in drawn])
     wanted = means if target is None else np.append(means, 100 * target)
     low, high = float(wanted.min()), float(wanted.max())
-    span = max(high - low, 5.0)
+    least, most = drawn[0].bounds
+    span = max(high - low, 5.0 if most == 100 else 1e-6 + 0.05 * high)
     ends = [
         (np.min(curve.accuracy - curve.half_width), np.max(curve.accuracy + curve.half_width))
         for curve in drawn
         if curve.half_width is not None
     ]
-    bottom = min([low, *(max(float(end[0]), low - BAND_ROOM * span, 0.0) for end in ends)])
-    top = max([high, *(min(float(end[1]), high + BAND_ROOM * span, 100.0) for end in ends)])
+    bottom = min([low, *(max(float(end[0]), low - BAND_ROOM * span, least) for end in ends)])
+    top = max([high, *(min(float(end[1]), high + BAND_ROOM * span, most) for end in ends)])
     return bottom - 0.04 * span, top + 0.04 * span
 
 
-def _curve(method: str, runs: Sequence[Run], confidence: float) -> Curve:
-    rounds = sorted(set.intersection(*(_evaluated(run) for run in runs)))
+def _curve(method: str, runs: Sequence[Run], confidence: float, measure: str) -> Curve:
+    rounds = sorted(set.intersection(*(_evaluated(run, measure) for run in runs)))
     if not rounds:
         seeds = ", ".join(str(run.seed) for run in runs)
         raise RecordError(
             f"{method}: no round was evaluated with every seed ({seeds}), so there is no curve to draw. "
             f"See {runs[0].folder}; evaluate the same rounds with every seed, or leave the method out."
         )
-    accuracy = 100 * _stack(runs, rounds, ("test_accuracy",), cumulative=False)
+    accuracy = _stack(runs, rounds, (measure,), cumulative=False) * (1 if measure == "test_loss" else 100)
     return Curve(
         method=method,
         seeds=len(runs),
@@ -105,6 +118,7 @@ def _curve(method: str, runs: Sequence[Run], confidence: float) -> Curve:
         megabytes=_stack(runs, rounds, ("bytes_down", "bytes_up")).mean(axis=0) / MEGABYTE,
         seconds=_stack(runs, rounds, ("seconds_train", "seconds_merge")).mean(axis=0),
         steps=_stack(runs, rounds, (STEPS,)).mean(axis=0) if all(map(_counts_steps, runs)) else None,
+        measure=measure,
     )
 
 
@@ -122,8 +136,8 @@ def _counts_steps(run: Run) -> bool:
     return all(row.get(STEPS) is not None for row in run.rows)
 
 
-def _evaluated(run: Run) -> set[int]:
-    return {row["round"] for row in run.rows if row["test_accuracy"] is not None}
+def _evaluated(run: Run, measure: str) -> set[int]:
+    return {row["round"] for row in run.rows if row[measure] is not None}
 
 
 def _stack(runs: Sequence[Run], rounds: Sequence[int], keys: Sequence[str], cumulative: bool = True) -> Floats:

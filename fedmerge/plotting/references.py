@@ -11,7 +11,7 @@ __all__ = ["references"]
 
 
 def references(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """Accuracies by name of reference, one per seed that has them.
+    """Accuracies (losses in tasks without any) by name of reference, one per seed that has them.
 
     All methods of a seed start from the same model, so their clients' models of the first round, which
     references speak of, are the same: the first method's record counts.

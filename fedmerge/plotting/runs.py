@@ -12,7 +12,7 @@ from typing import Any
 from fedmerge.errors import InvalidOption, RecordError, shown
 from fedmerge.plain_text import one_line
 
-__all__ = ["Run", "by_method", "read_runs"]
+__all__ = ["Run", "by_method", "extra_metrics", "main_measure", "read_runs"]
 
 ROWS = "rounds.jsonl"
 CONFIG = "config.toml"
@@ -85,6 +85,36 @@ def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> l
                     "A mean over seeds would count it twice: tell them apart, as with `fedmerge plot --labels a,b`."
                 )
     return list(runs.values())
+
+
+def main_measure(runs: Sequence[Run]) -> str:
+    """What runs are compared by: ``"test_accuracy"``, or ``"test_loss"`` where none of them has an accuracy.
+
+    Raises
+    ------
+    RecordError
+        Some have an accuracy and others none: they are not of one task.
+    """
+    measured = [any(row.get("test_loss") is not None for row in run.rows) for run in runs]
+    decided = [any(row["test_accuracy"] is not None for row in run.rows) for run in runs]
+    undecided = [run for run, loss, accuracy in zip(runs, measured, decided, strict=True) if loss and not accuracy]
+    if any(decided) and undecided:
+        raise RecordError(
+            f"{undecided[0].folder} has no accuracy, as in a regression, and other runs have: compare runs of one task"
+        )
+    return "test_loss" if undecided else "test_accuracy"
+
+
+def extra_metrics(runs: Sequence[Run]) -> list[str]:
+    """Names of the further metrics that runs were judged by, in order of first appearance.
+
+    Examples
+    --------
+    >>> extra_metrics([Run("fedavg", 0, ({"test_loss": 1.0, "test_accuracy": None, "test_mae": 2.0},), Path())])
+    ['mae']
+    """
+    keys = (key for run in runs for row in run.rows for key in row if key.startswith("test_") and key not in MEASURES)
+    return [key.removeprefix("test_") for key in dict.fromkeys(keys)]
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.plain_text import one_line
 from fedmerge.plotting.files import replacing
 from fedmerge.plotting.references import references
-from fedmerge.plotting.runs import Run, by_method, read_runs
+from fedmerge.plotting.runs import Run, by_method, extra_metrics, main_measure, read_runs
 
 __all__ = ["check_target", "summarise", "summarise_references", "write_summary"]
 
@@ -36,6 +36,9 @@ COLUMNS = (
     "rounds",
     "diverged",
     "stopped",
+    "final_loss_mean",
+    "final_loss_std",
+    "best_loss_mean",
 )
 
 
@@ -52,7 +55,8 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
     Returns
     -------
     list of dict
-        Best final accuracy first (equal ones in order of appearance), with the keys
+        Best final accuracy first, or lowest final loss where there is no accuracy (equal ones in order of
+        appearance), with the keys
 
         - `method`, `seeds` (how many), `rounds` (of a run; a mean where they differ)
         - `final_accuracy_mean`, `final_accuracy_std`: of the last evaluated round; the sample standard
@@ -66,6 +70,8 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
         - `parameters`: of the last model (a mean where methods grow a different width with each seed)
         - `clients_failed`: sum over rounds and seeds
         - `stopped`: after which round an observer has ended which seed's run, and why; None where none did
+        - `final_loss_mean`, `final_loss_std`, `best_loss_mean`: as for the accuracy; the best is the lowest
+        - `final_<metric>_mean`, `final_<metric>_std` for each further metric of the task
 
     Raises
     ------
@@ -81,12 +87,16 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
     ('fednova', 12.5)
     """
     check_target(target)
-    rows = [_row(method, runs, target) for method, runs in by_method(read_runs(folders)).items()]
+    runs = read_runs(folders)
+    measure, metrics = main_measure(runs), extra_metrics(runs)
+    rows = [_row(method, group, target, measure, metrics) for method, group in by_method(runs).items()]
+    if measure == "test_loss":
+        return sorted(rows, key=lambda row: float("inf") if row["final_loss_mean"] is None else row["final_loss_mean"])
     return sorted(rows, key=lambda row: _descending(row["final_accuracy_mean"]))
 
 
 def summarise_references(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the clients' own models reached, in rows with the keys of `summarise`, None but for the accuracy.
+    """What the clients' own models reached, in rows with the keys of `summarise`, None but for accuracy or loss.
 
     A comparison has such rows where its configuration set ``references``; names stand in parentheses, for
     they are no methods.
@@ -96,12 +106,14 @@ def summarise_references(folders: Sequence[Path]) -> list[dict[str, Any]]:
     RecordError
         As `read_runs`.
     """
-    found = references(read_runs(folders))
+    runs = read_runs(folders)
+    kind = main_measure(runs).removeprefix("test_")
+    columns = [*COLUMNS, *(f"final_{name}_{part}" for name in extra_metrics(runs) for part in ("mean", "std"))]
     return [
-        dict.fromkeys(COLUMNS)
-        | {"method": f"({name})", "seeds": len(accuracies)}
-        | dict(zip(("final_accuracy_mean", "final_accuracy_std"), _mean_and_std(accuracies), strict=True))
-        for name, accuracies in found.items()
+        dict.fromkeys(columns)
+        | {"method": f"({name})", "seeds": len(values)}
+        | dict(zip((f"final_{kind}_mean", f"final_{kind}_std"), _mean_and_std(values), strict=True))
+        for name, values in references(runs).items()
     ]
 
 
@@ -119,7 +131,9 @@ def write_summary(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """
     path = Path(path)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        metrics = (key for row in rows for key in row if key.startswith("final_"))
+        columns = dict.fromkeys([*COLUMNS, *metrics])
+        writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -131,11 +145,14 @@ def check_target(target: float | None) -> None:
         raise InvalidOption(f"target is an accuracy in (0, 1], not {target}. For 90 % write 0.9.")
 
 
-def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, Any]:
+def _row(
+    method: str, runs: Sequence[Run], target: float | None, measure: str, metrics: Sequence[str]
+) -> dict[str, Any]:
     evaluated = [_evaluated(run) for run in runs]
     final = [accuracies[-1][1] for accuracies in evaluated if accuracies]
     best = [max(accuracy for _, accuracy in accuracies) for accuracies in evaluated if accuracies]
-    diverged = [_diverged(run) for run in runs]
+    diverged = [_diverged(run, measure) for run in runs]
+    losses = [found for run in runs if (found := _evaluated(run, "test_loss"))]
     judged = [accuracies for accuracies, lost in zip(evaluated, diverged, strict=True) if not lost]
     reached = [] if target is None else _rounds_to(target, judged)
     values = (
@@ -154,19 +171,27 @@ def _row(method: str, runs: Sequence[Run], target: float | None) -> dict[str, An
         _whole(fmean(run.rows[-1]["round"] for run in runs)),
         sum(diverged),
         "; ".join(filter(None, map(_stopped, runs))) or None,
+        *_mean_and_std([one[-1][1] for one in losses]),
+        _mean_and_std([min(loss for _, loss in one) for one in losses])[0],
     )
-    return dict(zip(COLUMNS, values, strict=True))
+    row = dict(zip(COLUMNS, values, strict=True))
+    for name in metrics:
+        last = [found[-1][1] for run in runs if (found := _evaluated(run, f"test_{name}"))]
+        row |= dict(zip((f"final_{name}_mean", f"final_{name}_std"), _mean_and_std(last), strict=True))
+    return row
 
 
-def _evaluated(run: Run) -> list[tuple[int, float]]:
-    """Round and accuracy of the rounds that were evaluated."""
-    return [(row["round"], row["test_accuracy"]) for row in run.rows if row["test_accuracy"] is not None]
+def _evaluated(run: Run, key: str = "test_accuracy") -> list[tuple[int, float]]:
+    """Round and accuracy, or another measure, of the rounds that were evaluated."""
+    pairs = [(row["round"], row.get(key)) for row in run.rows]
+    return [(number, value) for number, value in pairs if value is not None and math.isfinite(value)]
 
 
-def _diverged(run: Run) -> bool:
+def _diverged(run: Run, measure: str) -> bool:
     """Whether the last model was evaluated, and its loss is no number."""
     last = run.rows[-1]
-    return last["test_accuracy"] is not None and (last["test_loss"] is None or not math.isfinite(last["test_loss"]))
+    judged = measure == "test_loss" or last["test_accuracy"] is not None
+    return judged and (last["test_loss"] is None or not math.isfinite(last["test_loss"]))
 
 
 def _stopped(run: Run) -> str | None:

@@ -65,11 +65,11 @@ def plot_traffic(
     with blank(width, 3.9 if columns is None else 2.6 if columns == 1 else 3.4) as figure:
         axes = figure.subplots()
         _marks(axes, drawn, uploads(runs, drawn), _ends(runs, drawn))
-        _lines(axes, references(runs))
+        _lines(axes, references(runs), 1 if drawn[0].measure == "test_loss" else 100)
         axes.set_xlabel(
             "megabytes sent by clients" if columns == 1 else "megabytes that all clients sent (models + statistics)"
         )
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(drawn[0].axis)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         _legend(figure, _caption(runs, drawn), below=columns == 1)
         return save(figure, file)
@@ -95,10 +95,10 @@ def _legend(figure: Figure, caption: str, *, below: bool) -> None:
 
 
 def _ends(runs: Sequence[Run], drawn: Sequence[Curve]) -> dict[str, list[float]]:
-    """Accuracy in percent of each seed at the last round of each curve."""
+    """Accuracy in percent, or loss, of each seed at the last round of each curve."""
     return {
         curve.method: [
-            100 * row["test_accuracy"]
+            row[curve.measure] * (1 if curve.measure == "test_loss" else 100)
             for run in by_method(runs)[curve.method]
             for row in run.rows
             if row["round"] == curve.rounds[-1]
@@ -132,12 +132,12 @@ def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, Floats], ends:
     axes.set_xlim(left=0)
 
 
-def _lines(axes: Axes, found: Mapping[str, Sequence[float]]) -> None:
+def _lines(axes: Axes, found: Mapping[str, Sequence[float]], unit: int) -> None:
     for name, accuracies in found.items():
-        height = 100 * fmean(accuracies)
+        height = unit * fmean(accuracies)  # or losses
         axes.axhline(height, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
         axes.annotate(
-            f"{name} {height:.1f} %",
+            f"{name} {height:.1f} %" if unit == 100 else f"{name} {height:.3g}",
             xy=(0.99, height),
             xycoords=axes.get_yaxis_transform(),
             xytext=(0, -2),

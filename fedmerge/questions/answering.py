@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.inputs import OnDeviceOf
+from fedmerge.inputs import OnDeviceOf, joined, rows, split
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.questions.question import Answer, Question
@@ -15,7 +16,7 @@ from fedmerge.state import State
 from fedmerge.statistics import Batches
 from fedmerge.statistics.settings import compressed
 from fedmerge.statistics.taps import stored_dtype
-from fedmerge.tasks import Reading, Task, outputs_like, reading_of
+from fedmerge.tasks import Reading, Task, called_as_told, outputs_like, reading_of
 
 __all__ = ["DIVERGED", "judging", "respond"]
 
@@ -68,18 +69,21 @@ def respond(
         Noise is asked for on what has none, or the question compares and there is no `own`.
     """
     pairs = list(OnDeviceOf(module, batches))
-    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    judges = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    judges[: judging(len(x), question.holdout) * question.holdout : question.holdout] = True
-    size = max((len(x) for x, _ in pairs), default=1)
-    noise, base, reading = question.noise, resize(module, question.base).eval(), reading_of(task)
-    if len(x) and (question.points or any(kind.of_labels for kind in question.needs)):
+    x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    judges = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    judges[: judging(len(y), question.holdout) * question.holdout : question.holdout] = True
+    size = max((len(y) for _, y in pairs), default=1)
+    reading = reading_of(task)
+    module = called_as_told(module, reading.told, x)
+    own = None if own is None else called_as_told(own, reading.told, x)
+    noise, base = question.noise, resize(module, question.base).eval()
+    if len(y) and (question.points or any(kind.of_labels for kind in question.needs)):
         # Of all examples at once: the few that judge might not tell.
         reading.of(base, [(x, y)])(x, outputs_like(base, x), y)
     losses = summed_losses(
         base,
         [partial(resize, module, question.point(i)) for i in range(len(question.points))],
-        _batches(x[judges], y[judges], size),
+        _batches(rows(x, judges), y[judges], size),
         {name for direction in question.directions for name in direction},
         None if noise is None else noise.loss_clip,
         reading,
@@ -92,7 +96,7 @@ def respond(
     found: dict[str, State] = {}
     if question.needs:
         model = resize(module, question.point(question.at))
-        measured = _batches(x[~judges], y[~judges], size)
+        measured = _batches(rows(x, ~judges), y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
         kinds = [kind.told(reading) for kind in bounded or question.needs]
         values = [(kind.name, kind.answer(model, measured, own, question.directions)) for kind in kinds]
@@ -111,5 +115,5 @@ def _unpredictable() -> torch.Generator:
     return generator
 
 
-def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(x, size), torch.split(y, size), strict=True)) if len(x) else []
+def _batches(x: Any, y: Tensor, size: int) -> list[tuple[Any, Tensor]]:
+    return list(split(x, y, size)) if len(y) else []

@@ -101,7 +101,9 @@ def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> En
         if not has_stacked_loss(client.task, participants):
             return EngineChoice("serial", f"clients of {client.task} train one by one")
         told = share.received.told
-        return choose_engine(share.module, participants, told.training, seed=told.seed, round=told.round)
+        return choose_engine(
+            share.module, participants, told.training, seed=told.seed, round=told.round, task=client.task
+        )
     except FAILURES as problem:
         # Whatever it is, it is told with the client's name where clients train one by one.
         return EngineChoice("serial", f"the trial failed: {problem}")

@@ -27,6 +27,7 @@ from fedmerge.simulation.attacks import Attack
 from fedmerge.simulation.config_keys import check_keys
 from fedmerge.simulation.faults import Faults
 from fedmerge.statistics import StatisticsSettings
+from fedmerge.tasks import Classification, Task, make_task
 from fedmerge.training.local import LocalTraining
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Config",
     "DataSettings",
     "ModelSettings",
+    "TaskSettings",
     "load_config",
     "make_config",
     "parse_assignment",
@@ -88,6 +90,37 @@ class ModelSettings(_Section):
     variants: tuple[dict[str, Any], ...] = ()
 
 
+class TaskSettings(_Section):
+    """What the model is asked to do, and by what it is judged: a registered task, ``module:Task``, or a loss.
+
+    By default it is what the data set is made for, and classification where that is not said.
+
+    ``loss`` is ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``, in place of a
+    name; ``metrics`` are names and ``module:function``, those that are usual for the task where not given.
+    """
+
+    name: str | None = None
+    loss: str | None = None
+    metrics: tuple[str, ...] | None = None
+    options: dict[str, Any] = {}
+
+    def made(self, usual: str = "") -> Task | None:
+        """The task, its options checked; None for plain classification, whose class axis is then read from shapes.
+
+        `usual` is what the data set is made for, where the configuration names no task.
+        """
+        name = self.name or (None if self.loss else usual or None)
+        made = make_task(name, self.options, loss=self.loss, metrics=self.metrics)
+        return None if made == Classification() and not made.measured else made
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Names of what would be imported."""
+        named = (self.name, self.loss, *(self.metrics or ()))
+        torchs = ("torch.nn:", "torch.nn.functional:")
+        return tuple(name for name in named if name is not None and ":" in name and not name.startswith(torchs))
+
+
 class AttackSettings(_Section):
     """What a share of the clients, chosen by the seed, does to the others.
 
@@ -133,6 +166,7 @@ class Config(_Section):
     data: DataSettings = DataSettings()
     partition: PartitionSettings = PartitionSettings()
     model: ModelSettings = ModelSettings()
+    task: TaskSettings = TaskSettings()
     training: LocalTraining = LocalTraining()
     fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_norm: BatchNormPolicy = "mean"
@@ -246,6 +280,9 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
         raise ConfigError(
             "training.patience judges by what clients hold out, and partition.held_out is 0: set it, such as to 0.1"
         )
+    # What a configuration names is not run before somebody has agreed, and without a name the data set tells the task.
+    if not config.task.code and (config.task.name or config.task.loss):
+        _ = config.task.made()
     if config.attack is not None and ":" not in config.attack.kind:  # one's own is imported when it runs
         _ = config.attack.attack
     return config

@@ -30,10 +30,10 @@ from fedmerge.simulation.own_strategy import make_strategy
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
-from fedmerge.tasks.class_axis import classification_of
+from fedmerge.tasks import Classification, Reading, Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.inputs import outputs_of
-from fedmerge.training.judged import Judged, evaluate, judge
+from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches
 
 __all__ = ["Experiment"]
@@ -154,13 +154,18 @@ class Experiment:
         return len(self.partition.train)
 
     @property
+    def task(self) -> Task | None:
+        """What the model is asked to do: as the configuration says, or the data set; None for plain classification."""
+        return self.config.task.made(self.dataset.task)
+
+    @property
     def model_fn(self) -> ModelFn:
         """Makes the initial model, the same every time."""
-        model = self.config.model
+        model, data, task = self.config.model, self.dataset, self.task
         return ModelFn(
             model.name,
-            self.dataset.input_shape,
-            self.dataset.outputs,
+            data.input_shape,
+            data.outputs if task is None else task.outputs_for(data.example[1], data.outputs),
             integer_seed(self.seed, "initialisation"),
             json.dumps(model.options),
         )
@@ -175,7 +180,7 @@ class Experiment:
         """
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
-        check_fit(self.model_fn, *data.example, data.outputs, where)
+        check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
@@ -191,6 +196,7 @@ class Experiment:
             tamper=hostile,
             mishaps=self.mishaps,
             noise_seed=self.seed,
+            task=self.task,
         )
 
     @property
@@ -254,11 +260,12 @@ class Experiment:
             # The test set's first inputs show the model's shapes; their values tell nothing.
             example=changed(self.dataset.example[0], torch.zeros_like),
             data=self._server_data,
+            task=self.task,
         )
 
-    def test(self, arrays: ArrayRecord) -> tuple[float, float]:
-        """Loss and accuracy of a global model on the test set."""
-        return evaluate(self._judged(from_arrays(arrays)), self.dataset.test)
+    def test(self, arrays: ArrayRecord) -> Judged:
+        """Loss, accuracy where there is one, and the task's metrics of a global model on the test set."""
+        return judge(self._judged(from_arrays(arrays)), self.dataset.test, what="the test set", task=self.task)
 
     def attack_success(self, arrays: ArrayRecord) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
@@ -276,16 +283,19 @@ class Experiment:
         return found.accuracy
 
     @torch.no_grad()
-    def probabilities(self, state: State) -> Tensor:
-        """Class probabilities [examples, ..., classes] of a model on the test inputs."""
+    def predictions(self, state: State) -> tuple[Task, Tensor, Tensor]:
+        """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
+        shape), and their targets."""
         model = self._judged(state).eval()
-        pieces = batches(self.dataset.test, device=next(model.parameters()).device)
-        found = []
-        for inputs, labels in pieces:
-            outputs = outputs_of(model, inputs)
-            axis = classification_of(model, inputs, outputs, labels).class_axis or 0
-            found.append(outputs.movedim(axis, -1).softmax(-1).cpu())
-        return torch.cat(found)
+        told = self.task or Classification()
+        reading = Reading(told)
+        found, targets = [], []
+        for inputs, labels in batches(self.dataset.test, device=next(model.parameters()).device):
+            outputs = outputs_of(model, inputs, task=told)
+            task = reading(outputs, labels, None, model, inputs)
+            found.append(task.expected(outputs, labels).cpu())
+            targets.append(labels.cpu())
+        return task, torch.cat(found), torch.cat(targets)
 
     def _judged(self, state: State) -> nn.Module:
         return resize(self._judge, state)  # a merged model may be wider than those that clients began with

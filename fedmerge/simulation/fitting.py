@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import FedMergeError, ModelError
+from fedmerge.errors import FedMergeError, ModelError, TaskError
 from fedmerge.inputs import call, tensors_of
+from fedmerge.tasks import Reading, Task
 
 __all__ = ["check_fit"]
 
 
-def check_fit(make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: int, where: str) -> None:
-    """Make sure that a model can be built and gives a score for each class.
+def check_fit(
+    make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: int, where: str, task: Task | None = None
+) -> None:
+    """Make sure that a model can be built and gives a score for each class, or what the task wants.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ def check_fit(make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: i
         Classes of the data set.
     where
         Names of model and data set, for errors.
+    task
+        What the model is to do; classification where not given.
 
     Raises
     ------
@@ -49,7 +54,7 @@ def check_fit(make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: i
         )
     try:
         with torch.no_grad():
-            outputs = call(model, x)
+            outputs = call(model, x) if task is None else task.forward(model, x)
     except Exception as error:
         raise ModelError(
             f"{where}: it cannot take a batch of shape {_shapes(x)} ({type(error).__name__}: {error}). "
@@ -62,6 +67,12 @@ def check_fit(make_model: Callable[[], nn.Module], x: Any, y: Tensor, classes: i
             "Return a tensor from its forward."
         )
     shape = tuple(outputs.shape)
+    if task is not None:
+        try:
+            Reading(task)(outputs, y, None, model, x)
+        except TaskError as error:
+            raise TaskError(f"{where}: {error}") from error
+        return
     if shape[:-1] != tuple(y.shape) or shape[-1] < classes:
         raise ModelError(
             f"{where}: it returns shape {list(shape)}, wanted are logits of shape {wanted}. Change its last layer."

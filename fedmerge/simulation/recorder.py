@@ -76,7 +76,8 @@ class Recorder:
             As :meth:`~fedmerge.observers.Watch.round_done`.
         """
         started = time.perf_counter()
-        loss, accuracy = self._experiment.test(arrays)
+        found = self._experiment.test(arrays)
+        loss, accuracy = found.loss, found.accuracy
         success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
         exchanges = self._grid.take()
@@ -87,6 +88,7 @@ class Recorder:
             "round": server_round,
             "test_loss": loss,
             "test_accuracy": accuracy,
+            **{f"test_{name}": value for name, value in found.figures.items()},
             **self._clients(server_round, exchanges, unchanged),
             **_costs(exchanges, started, evaluating),
             "parameters": _count(arrays),

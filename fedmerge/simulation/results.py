@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.plotting import plot_convergence, plot_traffic, read_runs, summarise, summarise_references, write_summary
+from fedmerge.plotting.runs import main_measure
 from fedmerge.simulation.config import Config
 
 __all__ = ["choose_target", "write_results"]
@@ -37,9 +38,11 @@ def write_results(config: Config, runs: list[Path], out: Path) -> tuple[list[dic
 def choose_target(folders: Sequence[Path]) -> float | None:
     """95 % of the best final accuracy of a method, in whole percents; None where nobody has learnt anything.
 
-    That is where it is hardly more than what an initial model has.
+    That is where it is hardly more than what an initial model has. Tasks without an accuracy have no target.
     """
     rows = summarise(folders, target=None)
+    if main_measure(read_runs(folders)) == "test_loss":
+        return None
     finals = [row["final_accuracy_mean"] for row in rows if row["diverged"] < row["seeds"]]
     starts = [run.rows[0]["test_accuracy"] or 0.0 for run in read_runs(folders)]
     likely = math.floor(95 * max((accuracy for accuracy in finals if accuracy), default=0.0)) / 100

@@ -29,7 +29,7 @@ from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.secants import Secants
 from fedmerge.statistics.settings import StatisticsSettings
-from fedmerge.tasks import Reading, TaskLike, either
+from fedmerge.tasks import Reading, TaskLike, called_as_told, either
 
 __all__ = [
     "Activations",
@@ -149,7 +149,8 @@ def compute_statistics(
     loader = OnDeviceOf(model, loader)
     with named(f"measuring {', '.join(kind.name for kind in chosen)}"):
         if any(isinstance(kind, LayerStatistic) for kind in chosen):
-            model = with_one_output(model, few(first_inputs([loader])))
+            shown = first_inputs([loader])
+            model = with_one_output(called_as_told(model, reading.told, shown), few(shown))
         return {kind.name: kind.told(reading).measure(model, loader, None) for kind in chosen}
 
 

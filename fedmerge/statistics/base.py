@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import examples_in, rows
 from fedmerge.state import State
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.soundness import sound
@@ -212,9 +213,10 @@ class LayerStatistic(Statistic):
         seen = 0
         for inputs, targets in batches:
             end = None if self.examples is None else self.examples - seen
-            if len(inputs):
-                yield inputs[:end], targets[:end]
-            seen += len(inputs)
+            count = examples_in(inputs)
+            if count:
+                yield (inputs, targets) if end is None else (rows(inputs, slice(end)), targets[:end])
+            seen += count
             if self.examples is not None and seen >= self.examples:
                 break
         if not seen:

@@ -62,7 +62,7 @@ class FisherDiag(FisherStatistic):
                 with torch.enable_grad():
                     outputs, tapped = probed.forward(x)
                 self._add(total, probed, tapped, x, outputs, self.vectors(tasks, x, outputs, y, generator))
-            count += len(inputs)
+            count += len(targets)
         return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
 
     @staticmethod

@@ -90,7 +90,7 @@ class FisherKfac(FisherStatistic):
                     vectors.append(vector)
                 if probed.others:
                     add_squares(diagonals, probed.model, probed.others, x, torch.stack(vectors))
-            count += len(inputs)
+            count += len(targets)
         means = {f"{name}.A": factor(total / count) for name, total in inner.grams.items()}
         means |= {f"{name}.G": factor(total / inner.positions[name]) for name, total in outer.grams.items()}
         means |= {f"{name}.diag": total / count for name, total in diagonals.items()}

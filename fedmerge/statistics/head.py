@@ -19,7 +19,7 @@ from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
 from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
-from fedmerge.tasks import Classification, Regression, Task, outputs_like, reading_of
+from fedmerge.tasks import Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 from fedmerge.weights import WeightMatrix, bias_of, check_factor_shape
 
@@ -118,9 +118,9 @@ class _HeadStatistic(Bounded):
                 tapped[found].outputs[0].detach().double()
             )  # the same numbers, with the axis that the model may have dropped
             if self.clip is not None:
-                if len(rows) != len(inputs):
+                if len(rows) != len(targets):
                     raise InvalidOption(f"statistic {self.name!r}: an example with several labels cannot be clipped")
-                if not isinstance(task, Classification) and (isinstance(task, Regression) or outputs.shape[-1] > 1):
+                if task.residual_bound is None or not (task.exclusive or outputs.shape[-1] == 1):
                     raise TaskError(f"statistic {self.name!r}: the residuals of {task} have no bound for noise to hide")
                 # Of an example whose features overflow nothing is left, or it would spoil the sum for all to see.
                 rows, outputs = (numbers.nan_to_num(0.0, 0.0, 0.0) for numbers in (rows, outputs))
@@ -172,7 +172,7 @@ class HeadSums(_HeadStatistic):
     ``S = mean h h^T`` [d, d] under ``<weight>.S``, ``C = mean onehot(y) h^T`` [classes, d] under ``<weight>.C``: all
     that ridge regression of one-hot labels on features needs. ``4 d (d + classes)`` bytes. Rows of C are the classes'
     mean features times their frequency. In other tasks the place of one-hot labels is taken by -1 and 1 for no and yes,
-    or by the numbers that are regressed.
+    or by the numbers that are regressed; weighted classes count by their weight in both.
 
     Parameters
     ----------
@@ -231,7 +231,9 @@ class HeadGradient(_HeadStatistic):
 
 
 def _moments(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    return {"S": symmetric(rows.T @ rows), "C": task.regressed(outputs, targets).flatten(0, -2).T @ rows}
+    weights = task.row_weights(outputs, targets)
+    weighted = rows if weights is None else rows * weights[:, None]
+    return {"S": symmetric(weighted.T @ rows), "C": task.regressed(outputs, targets).flatten(0, -2).T @ weighted}
 
 
 def _gradient_and_fisher(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

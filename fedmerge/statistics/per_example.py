@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+
+from fedmerge.inputs import changed, rows, tensors_of
 
 __all__ = ["add_squares"]
 
@@ -15,7 +18,7 @@ _BUDGET = 1 << 24  # numbers held at once
 
 
 def add_squares(
-    total: dict[str, Tensor], model: nn.Module, names: Mapping[str, str], inputs: Tensor, vectors: Tensor
+    total: dict[str, Tensor], model: nn.Module, names: Mapping[str, str], inputs: Any, vectors: Tensor
 ) -> None:
     """Add ``sum_b sum_v (J_b^T v_b)^2`` to `total`, parameter by parameter.
 
@@ -31,25 +34,28 @@ def add_squares(
     names
         Parameters to differentiate by: the name in `total`, and the one in `model`.
     inputs
-        [B, ...].
+        [B, ...], or several of them in a tuple or mapping.
     vectors
         [V, B, ...]: vectors v at the outputs.
     """
     try:
+        if any(not tensor.ndim or len(tensor) != vectors.shape[1] for tensor in tensors_of(inputs)):
+            raise NotImplementedError("what all examples share has no example axis to map over")
         found = _together(model, list(names.values()), inputs, vectors)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):  # ValueError of a nest that torch does not know
         found = _one_by_one(model, list(names.values()), inputs, vectors)
     for name, own in names.items():
         total[name] += found[own]
 
 
-def _together(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+def _together(model: nn.Module, names: list[str], inputs: Any, vectors: Tensor) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     chosen = {own: parameters[own].detach() for own in names}
 
-    def squares(one: Tensor, its_vectors: Tensor) -> dict[str, Tensor]:
+    def squares(one: Any, its_vectors: Tensor) -> dict[str, Tensor]:
         shape = its_vectors.shape[1:]
-        pull = vjp(lambda parameters: functional_call(model, parameters, (one[None],)).reshape(shape), chosen)[1]
+        batch = (changed(one, lambda tensor: tensor[None]),)
+        pull = vjp(lambda parameters: functional_call(model, parameters, batch).reshape(shape), chosen)[1]
         gradients = vmap(lambda vector: pull(vector)[0])(its_vectors)
         return {name: g.square().sum(0) for name, g in gradients.items()}
 
@@ -59,21 +65,21 @@ def _together(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tenso
     with warnings.catch_warnings():
         # Operators without a batching rule of their own are slower, and right.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        for start in range(0, len(inputs), step):
-            rows = slice(start, start + step)
-            found = vmap(squares, in_dims=(0, 1), randomness="different")(inputs[rows], vectors[:, rows])
+        for start in range(0, vectors.shape[1], step):
+            piece = slice(start, start + step)
+            found = vmap(squares, in_dims=(0, 1), randomness="different")(rows(inputs, piece), vectors[:, piece])
             for name, value in found.items():
                 sums[name] += value.detach().double().sum(0)
     return sums
 
 
-def _one_by_one(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+def _one_by_one(model: nn.Module, names: list[str], inputs: Any, vectors: Tensor) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     chosen = [parameters[name] for name in names]
     sums = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in names}
-    for i, one in enumerate(inputs):
+    for i in range(vectors.shape[1]):
         with torch.enable_grad():
-            output = model(one[None]).reshape(vectors.shape[2:])
+            output = model(rows(inputs, slice(i, i + 1))).reshape(vectors.shape[2:])
         for vector in vectors[:, i]:
             gradients = torch.autograd.grad(output, chosen, vector, retain_graph=True, allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):

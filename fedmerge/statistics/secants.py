@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import examples_in, split
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -88,8 +89,8 @@ class Secants(LayerStatistic):
             for inputs, targets in self.limited(batches):
                 here = as_batch(moved(inputs))
                 task = tasks(inputs, here, targets)
-                step = max(1, len(inputs) * _ROWS // max(1, here.numel() * (size + 1)))
-                for x, y in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
+                step = max(1, examples_in(inputs) * _ROWS // max(1, here.numel() * (size + 1)))
+                for x, y in split(inputs, targets, step):
                     z = as_batch(moved(x)).double()
                     rows = [(at - z) / self.reach for at in self._outputs(moved, directions, x)]
                     j = torch.stack(rows) if rows else z.new_zeros(0, *z.shape)

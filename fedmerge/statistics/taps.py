@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.inputs import examples_in, rows, split
 from fedmerge.models.copies import copy_of
 from fedmerge.state import trained_names
 from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
@@ -116,7 +117,7 @@ def _names(layer: MatrixLayer | AffineLayer) -> tuple[str, ...]:
 
 def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, ...]:
     """Layers whose tapped gradient of the first of two examples is the one that autograd finds."""
-    example = example[:2]
+    example = rows(example, slice(2))
     with torch.enable_grad():
         outputs, tapped = trial.forward(example)
         vector = torch.zeros_like(outputs)
@@ -126,7 +127,7 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, .
         served = []
         for layer, taps, gradients in zip(every, tapped, found, strict=True):
             wanted = torch.autograd.grad(outputs, layer.parameters, vector, retain_graph=True, allow_unused=True)
-            if any(len(x) != len(example) for x in taps.inputs) or not taps.inputs:
+            if any(len(x) != examples_in(example) for x in taps.inputs) or not taps.inputs:
                 continue
             pairs = zip(_first_gradient(layer, taps, gradients), wanted, strict=True)
             if all(other is not None and _close(one, other) for one, other in pairs):
@@ -151,14 +152,14 @@ _BUDGET = 1 << 24  # numbers in the largest temporary of a pass
 def pieces(probed: Probe, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch in pieces whose unfolded inputs and per-example gradients stay within bounded memory."""
     with torch.no_grad():
-        _, tapped = probed.forward(inputs[:1])
+        _, tapped = probed.forward(rows(inputs, slice(1)))
     largest = 1
     for layer, taps in zip(probed.layers, tapped, strict=False):  # scales, which come last, need little
         out, columns = layer.matrix.rows, layer.matrix.columns
         positions = sum(layer.output_rows(o).shape[2] for o in taps.outputs)
         largest = max(largest, layer.matrix.groups * columns * max(positions, out))
     step = max(1, _BUDGET // largest)
-    yield from zip(torch.split(inputs, step), torch.split(targets, step), strict=True)
+    yield from split(inputs, targets, step)
 
 
 def stored_dtype(model: nn.Module) -> torch.dtype:

@@ -230,6 +230,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self._model_fn is None and run.model_fn is not None:
             self._model_fn = run.model_fn
             self._buffers, self._facts = facts_of(run.model_fn())
+        self._facts = {**self._facts, "task": run.task}
         self._data = run.data if self._data is None else self._data
         self._example = run.example if self._example is None else self._example
 

@@ -15,6 +15,7 @@ from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.policies import RoundPolicies
+from fedmerge.tasks import Task
 
 __all__ = ["AdoptsRun", "RunSettings"]
 
@@ -35,6 +36,8 @@ class RunSettings:
         As for :class:`~fedmerge.strategies.MergeStrategy`.
     model_fn, example, data
         What the server knows; what a strategy has already stays.
+    task
+        By which models are judged on the server's data; plain classification where not given.
 
     Examples
     --------
@@ -53,6 +56,7 @@ class RunSettings:
     model_fn: Callable[[], nn.Module] | None = None
     example: Tensor | None = None
     data: Iterable[Any] | None = None
+    task: Task | None = None
 
     def agreed_seed(self, own: int) -> int:
         """The seed of the run.

@@ -34,6 +34,8 @@ class AnyLoss(Task):
     elementwise
         Whether each output has a target of its own, which then come in the outputs' shape: torch's losses of numbers
         would set targets [n] against each of the outputs [n, 1].
+    metrics
+        See :class:`~fedmerge.tasks.Task`.
 
     Examples
     --------
@@ -70,6 +72,13 @@ class AnyLoss(Task):
 
     def hits(self, outputs: Tensor, targets: Tensor) -> None:
         """Nothing is known to be right or wrong."""
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Outputs and targets, where each output has a target of its own."""
+        if not self.elementwise:
+            return None
+        columns = outputs.shape[-1] if outputs.ndim == 2 else 1
+        return outputs.reshape(-1, columns), self._laid(outputs, targets).reshape(-1, columns)
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """By autograd."""

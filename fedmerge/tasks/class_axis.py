@@ -112,7 +112,12 @@ def axis_by_length(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor) -> i
     """The class axis where shapes leave it open between axis 1 and the last, None where nothing tells."""
     n, *rest = y.shape
     last = outputs.ndim - 1
-    unclear = rest and outputs.shape == (*y.shape, rest[0]) and outputs.shape == (n, outputs.shape[-1], *rest)
+    unclear = (
+        isinstance(x, Tensor)
+        and rest
+        and outputs.shape == (*y.shape, rest[0])
+        and outputs.shape == (n, outputs.shape[-1], *rest)
+    )
     if not unclear:
         return None
     modes = [(module, module.training) for module in model.modules()]

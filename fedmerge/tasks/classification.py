@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption, TaskError
+from fedmerge.registry import register
+from fedmerge.tasks.label_layout import laid
+from fedmerge.tasks.metric import Decisions
 from fedmerge.tasks.task import Task, by_example, units
 
 __all__ = ["Classification"]
 
 
+@register("classification")
 @dataclass(frozen=True)
 class Classification(Task):
-    """One class per label, cross-entropy of a softmax.
+    """One class for each label, cross-entropy of a softmax; several labels an example, as in segmentation, too.
 
     Targets are class numbers, of the outputs' shape without the class axis ([B] of [B, C], [B, T] of [B, T, C] or
     [B, C, T], [B, H, W] of [B, C, H, W]; a further axis of size 1 is no matter), or probabilities of the outputs'
-    shape. The curvature is ``diag p - p p^T`` at each position, and positions are independent.
+    shape. The curvature is ``diag p - p p^T`` at each position, times the weight of its label's class, and positions
+    are independent.
 
     Parameters
     ----------
@@ -34,6 +40,11 @@ class Classification(Task):
         As in ``torch.nn.CrossEntropyLoss``, in [0, 1]: it moves what is learnt, and leaves the curvature as it is.
     where_unclear
         The class axis where both 1 and the last would do: 1 for torch's own losses. An error where not given.
+    class_weights
+        One for each class, as ``weight`` of ``torch.nn.CrossEntropyLoss``: what a label of this class counts. Means
+        are divided by the weights of the labels.
+    metrics
+        See :class:`~fedmerge.tasks.Task`.
 
     Examples
     --------
@@ -47,10 +58,23 @@ class Classification(Task):
     ignore_index: int = -100
     label_smoothing: float = 0.0
     where_unclear: int | None = None
+    class_weights: tuple[float, ...] | None = None
+
+    exclusive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
             raise TaskError(f"Classification: label_smoothing must be in [0, 1], got {self.label_smoothing!r}")
+        if self.class_weights is not None:
+            weights = tuple(float(weight) for weight in self.class_weights)
+            object.__setattr__(self, "class_weights", weights)
+            if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+                raise TaskError(f"Classification: class_weights must be zero or more, got {weights}")
+
+    @property
+    def residual_bound(self) -> float | None:
+        """``sqrt(2)``, but with class weights."""
+        return 2**0.5 if self.class_weights is None else None
 
     def axis(self, outputs: Tensor, targets: Tensor) -> int:
         """The class axis, from 1 up.
@@ -65,7 +89,7 @@ class Classification(Task):
         >>> Classification().axis(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
         1
         """
-        return self._laid(outputs, targets)[0]
+        return laid(outputs, targets, self.class_axis, self.where_unclear)[0]
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Class numbers that there are, or probabilities."""
@@ -76,6 +100,8 @@ class Classification(Task):
                 f"outputs of shape {list(outputs.shape)} have one class, whose probability is always 1: say "
                 'task="binary" for yes or no, task="regression" for numbers, or give the model an output for each class'
             )
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise TaskError(f"{len(self.class_weights)} class_weights are given for {classes} classes: give one each")
         if labels.is_floating_point():
             if bool(
                 ((labels < 0) | ~torch.isclose(labels.sum(-1, keepdim=True), labels.new_ones(()), atol=1e-3)).any()
@@ -92,19 +118,26 @@ class Classification(Task):
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy."""
         logits, labels = self._rows(outputs, targets)
-        each = F.cross_entropy(
-            logits, labels, reduction="none", ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
-        )
+        each = F.cross_entropy(logits, labels, reduction="none", **self._options(logits))
         return by_example(each, targets)
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over the labels that count."""
+        """Mean cross-entropy over the labels that count, each times its weight."""
         logits, labels = self._rows(outputs, targets)
-        loss = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, labels, **self._options(logits))
         if labels.is_floating_point():
             return loss
         # torch divides zero by zero where no label counts.
-        return torch.where((labels != self.ignore_index).any(), loss, logits.sum() * 0)
+        count = (labels != self.ignore_index).any() if self.class_weights is None else self.weight(outputs, targets) > 0
+        return torch.where(count, loss, logits.sum() * 0)
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Weights of the labels that count. Of probabilities the mean is over positions, as torch has it."""
+        labels = self._rows(outputs, targets)[1]
+        kept = self._kept(outputs, targets)
+        if self.class_weights is None or labels.is_floating_point():
+            return kept.sum()
+        return self._of_classes(outputs)[labels[kept]].sum()
 
     def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Those that are not to be ignored."""
@@ -128,26 +161,55 @@ class Classification(Task):
             return labels.argmax(-1).bincount(minlength=logits.shape[-1])
         return labels[self._kept(outputs, targets)].bincount(minlength=logits.shape[-1])
 
+    def decisions(self, outputs: Tensor, targets: Tensor) -> Decisions:
+        """The class of the largest output."""
+        logits, labels = self._rows(outputs, targets)
+        kept, classes = self._kept(outputs, targets), logits.shape[-1]
+        logits, labels = logits[kept], labels[kept]
+        true = labels.argmax(-1) if labels.is_floating_point() else labels
+        chosen, truths = (F.one_hot(index, classes).bool() for index in (logits.argmax(-1), true))
+        return Decisions(logits.softmax(-1), chosen, truths, torch.ones_like(truths))
+
+    def expected(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Probabilities of the classes."""
+        return outputs.softmax(self.axis(outputs, targets))
+
+    def as_outputs(self, expected: Tensor) -> Tensor:
+        """Their logarithms."""
+        return expected.clamp_min(torch.finfo(expected.dtype).tiny).log()
+
+    def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy without smoothing and weights."""
+        return replace(self, label_smoothing=0.0, class_weights=None).losses(outputs, targets).sum()
+
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """``p - y``, y smoothed where labels are."""
-        return self._difference(outputs, targets, self._rows(outputs, targets)[1], self.label_smoothing)
+        """``s p - w y``: y smoothed where labels are, w the weights of the classes, s the sum of ``w y``."""
+        labels = self._labelled(outputs, targets, self._rows(outputs, targets)[1], self.label_smoothing)
+        axis = self.axis(outputs, targets)
+        weighted = labels * self._of_classes(outputs, axis)
+        p = outputs.softmax(axis)
+        return (p * weighted.sum(axis, keepdim=True) - weighted) * self._mask(outputs, targets).to(p.dtype)
 
     def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
-        """``p * j - p (p . j)``."""
+        """``s (p * j - p (p . j))``."""
         axis = self.axis(outputs, targets)
-        p = outputs.softmax(axis) * self._mask(outputs, targets).to(outputs.dtype)
-        # Where a label is ignored, p is 0 and so is the product.
-        return p * directions - p * (p * directions).sum(axis + 1, keepdim=True)
+        p, scale = outputs.softmax(axis), self._scale(outputs, targets)
+        return scale * (p * directions - p * (p * directions).sum(axis + 1, keepdim=True))
 
     def output_fisher(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """``diag p - p p^T``."""
+        """``s (diag p - p p^T)``."""
         axis = self.axis(outputs, targets)
         if axis != outputs.ndim - 1:
             raise InvalidOption(
                 f"the classes of outputs of shape {list(outputs.shape)} are on axis {axis}, not the last"
             )
-        p = (outputs.softmax(axis) * self._mask(outputs, targets).to(outputs.dtype)).flatten(0, -2)
-        return torch.diag(p.sum(0)) - p.T @ p
+        p = outputs.softmax(axis).flatten(0, -2)
+        scaled = p * self._scale(outputs, targets).reshape(-1, 1)
+        return torch.diag(scaled.sum(0)) - scaled.T @ p
+
+    def row_weights(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Weights of the labels' classes."""
+        return None if self.class_weights is None else self._scale(outputs, targets).flatten()
 
     def regressed(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One-hot labels."""
@@ -155,26 +217,44 @@ class Classification(Task):
         return self._labelled(outputs, targets, labels, 0.0) * self._mask(outputs, targets).to(outputs.dtype)
 
     def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """``sqrt(p_c) (p - e_c)`` at each position, for every class c."""
+        """``sqrt(s p_c) (p - e_c)`` at each position, for every class c."""
         axis = self.axis(outputs, targets)
-        mask = self._mask(outputs, targets)
-        p = outputs.softmax(axis)
+        p, scale = outputs.softmax(axis), self._scale(outputs, targets)
         for one in units(p.shape[1:], p.device):
-            position = one.any(axis, keepdim=True) & mask
-            chosen = (p * one).sum(axis, keepdim=True)  # p_c, and 0 at other positions
+            position = one.any(axis, keepdim=True)
+            chosen = (p * one).sum(axis, keepdim=True) * scale  # s p_c, and 0 at other positions
             yield torch.where(position, p - one.to(p.dtype), torch.zeros_like(p)) * chosen.sqrt()
 
     def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """``p - y`` at a label drawn for each position."""
-        p = self._rows(outputs, targets)[0].softmax(-1)
-        drawn = torch.multinomial(p.cpu().double(), 1, generator=generator)
-        return self._difference(outputs, targets, drawn.flatten().to(p.device), 0.0)
-
-    def _difference(self, outputs: Tensor, targets: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        """``p - y`` for labels of all positions, 0 where the target is ignored."""
+        """``sqrt(s) (p - y)`` at a label drawn for each position."""
+        rows = self._rows(outputs, targets)[0].softmax(-1)
+        drawn = torch.multinomial(rows.cpu().double(), 1, generator=generator).flatten().to(rows.device)
         p = outputs.softmax(self.axis(outputs, targets))
-        y = self._labelled(outputs, targets, labels, smoothing)
-        return (p - y) * self._mask(outputs, targets).to(p.dtype)
+        return (p - self._labelled(outputs, targets, drawn, 0.0)) * self._scale(outputs, targets).sqrt()
+
+    def _options(self, logits: Tensor) -> dict[str, Any]:
+        """Keywords of torch's loss."""
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return {"weight": weight, "ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+
+    def _of_classes(self, outputs: Tensor, axis: int = 0) -> Tensor:
+        """The classes' weights, laid along an axis of the outputs; 1 where there are none."""
+        if self.class_weights is None:
+            return outputs.new_ones(())
+        shape = [-1 if i == axis else 1 for i in range(outputs.ndim)] if axis else [-1]
+        return outputs.new_tensor(self.class_weights).view(shape)
+
+    def _scale(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the curvature at each position is multiplied by: the weight of its label, 0 where it is ignored.
+
+        Smoothed labels of weighted classes have the mean weight that they give to the classes.
+        """
+        mask = self._mask(outputs, targets).to(outputs.dtype)
+        if self.class_weights is None:
+            return mask
+        axis = self.axis(outputs, targets)
+        labels = self._labelled(outputs, targets, self._rows(outputs, targets)[1], self.label_smoothing)
+        return (labels * self._of_classes(outputs, axis)).sum(axis, keepdim=True) * mask
 
     def _labelled(self, outputs: Tensor, targets: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         """One-hot labels [n], or probabilities [n, C], of all positions in the outputs' shape."""
@@ -200,43 +280,8 @@ class Classification(Task):
 
     def _rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, C], and labels [n] or [n, C], of all positions, ignored ones too."""
-        axis, targets = self._laid(outputs, targets)
+        axis, targets = laid(outputs, targets, self.class_axis, self.where_unclear)
         logits = outputs.movedim(axis, -1).flatten(0, -2)
         if targets.is_floating_point():
             return logits, targets.movedim(axis, -1).flatten(0, -2)
         return logits, targets.flatten().long()
-
-    def _laid(self, outputs: Tensor, targets: Tensor) -> tuple[int, Tensor]:
-        """The class axis, and targets of the outputs' shape with or without it."""
-        shape = list(outputs.shape)
-        ends = {1, len(shape) - 1} if self.class_axis is None else {self.class_axis % max(1, len(shape))}
-        if len(shape) < 2 or 0 in ends:
-            raise TaskError(
-                f"outputs of shape {shape} have no class axis besides the batch: a model with one output per example "
-                'is told by task="binary" (0 or 1) or task="regression"'
-            )
-        if targets.is_floating_point():
-            if targets.shape == outputs.shape:
-                return min(ends), targets  # probabilities, as torch lays them
-            raise TaskError(
-                f"targets of {targets.dtype} and shape {list(targets.shape)} are no class numbers for outputs of shape "
-                f'{shape}: pass whole numbers, or say task="regression" or task="binary"'
-            )
-        squeezed = [targets, *(targets.squeeze(i) for i in (1, -1) if targets.ndim > 1 and targets.shape[i] == 1)]
-        for labels in squeezed:
-            fits = [axis for axis in sorted(ends) if [*shape[:axis], *shape[axis + 1 :]] == list(labels.shape)]
-            if len(fits) > 1 and self.where_unclear is not None:
-                return self.where_unclear % len(shape), labels
-            if len(fits) > 1:
-                raise TaskError(
-                    f"outputs of shape {shape} have as many classes as positions, so that labels of shape "
-                    f"{list(targets.shape)} do not tell the class axis: say task=Classification(class_axis=1), or -1"
-                )
-            if fits:
-                return fits[0], labels
-        if len(shape) == 2 and len(outputs) == targets.numel() and 1 in ends:
-            return 1, targets  # positions of all examples in one axis
-        raise TaskError(
-            f"labels of shape {list(targets.shape)} are not those of outputs of shape {shape}: want the outputs' shape "
-            "without its class axis, which is axis 1 or the last"
-        )

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
 
-from fedmerge.errors import TaskError, UnknownName
+from fedmerge.errors import FedMergeError, TaskError
+from fedmerge.loading import load_named
+from fedmerge.registry import build, entries
 from fedmerge.tasks.any_loss import AnyLoss, Loss
 from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.classification import Classification
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Task
 
-__all__ = ["TaskLike", "either", "task_of"]
+__all__ = ["TaskLike", "either", "make_task", "task_of"]
 
 TaskLike = Task | str | Loss
 """A task, its name, or a loss of torch's or one's own."""
 
-_NAMED: dict[str, Callable[[], Task]] = {
-    "classification": Classification,
-    "binary": Binary,
-    "multilabel": Binary,
-    "regression": Regression,
-}
 _MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.CrossEntropyLoss: F.cross_entropy,
     nn.NLLLoss: F.nll_loss,
@@ -62,10 +59,10 @@ def task_of(given: TaskLike | None) -> Task | None:
     Parameters
     ----------
     given
-        A :class:`~fedmerge.tasks.Task`; ``"classification"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; a
-        loss of torch's, as function, ``functools.partial`` of one, or module, whose ``ignore_index`` and
-        ``label_smoothing`` are kept; any other ``loss(outputs, targets)``, of which only gradients are known. So it is
-        with losses that weigh classes or examples.
+        A :class:`~fedmerge.tasks.Task`; ``"classification"``, ``"multilabel"``, ``"binary"``, ``"regression"``,
+        ``"language_model"`` or ``"module:Task"``; a loss of torch's, as function, ``functools.partial`` of one, or
+        module, whose ``ignore_index``, ``label_smoothing``, ``weight`` and ``pos_weight`` are kept; any other
+        ``loss(outputs, targets)``, of which only gradients are known.
 
     Raises
     ------
@@ -76,23 +73,94 @@ def task_of(given: TaskLike | None) -> Task | None:
 
     Examples
     --------
-    >>> task_of(nn.CrossEntropyLoss(ignore_index=0))
-    Classification(class_axis=None, ignore_index=0, label_smoothing=0.0, where_unclear=1)
+    >>> task_of(nn.CrossEntropyLoss(ignore_index=0)).ignore_index
+    0
     >>> task_of("regression")
     Regression()
     """
     if given is None or isinstance(given, Task):
         return given
     if isinstance(given, str):
-        if given not in _NAMED:
-            raise UnknownName("task", given, _NAMED)
-        return _NAMED[given]()
+        return make_task(given)
     if isinstance(given, type) or not callable(given):
         raise TaskError(
-            f"a task is a name ({', '.join(_NAMED)}), a loss such as nn.MSELoss(), or a fedmerge.tasks.Task, "
+            f"a task is a name ({', '.join(entries('task'))}), a loss such as nn.MSELoss(), or a fedmerge.tasks.Task, "
             f"got {given!r}"
         )
     return _of_loss(given)
+
+
+def make_task(
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    loss: str | None = None,
+    metrics: Sequence[str] | None = None,
+) -> Task:
+    """The task that a configuration names.
+
+    Parameters
+    ----------
+    name
+        A registered task, or ``module:Task``: a class, a function that makes a task, or a task. Classification where
+        neither it nor a loss is given.
+    options
+        What it is made with, or the loss where that is a class.
+    loss
+        Instead of a name, ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``.
+    metrics
+        Names and ``module:function``; those that are usual for the task where not given.
+
+    Raises
+    ------
+    UnknownName
+        No task, option or metric of that name.
+    TaskError, InvalidOption
+        It cannot be imported or made.
+
+    Examples
+    --------
+    >>> make_task("classification", {"class_weights": [1, 3]}, metrics=["f1"]).class_weights
+    (1.0, 3.0)
+    >>> make_task(loss="torch.nn:HuberLoss", options={"delta": 0.5}).loss
+    HuberLoss()
+    """
+    if name is not None and loss is not None:
+        raise TaskError(f"task {name!r} and loss {loss!r} say the same thing: name one of them")
+    options = dict(options or {})
+    if loss is not None:
+        given = load_named(loss, "loss", "function", "my_losses:focal", TaskError)
+        if isinstance(given, type) or options:
+            given = _made("loss", loss, given, options)
+        task = task_of(given)
+    elif name is not None and ":" in name:
+        task = load_named(name, "task", "Task", "my_tasks:Survival", TaskError)
+        if not isinstance(task, Task) or options:
+            task = _made("task", name, task, options)
+    else:
+        task = build("task", name or "classification", options)
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task {name!r} is no fedmerge.tasks.Task but a {type(task).__name__}: a loss function goes under loss"
+        )
+    if metrics is not None:
+        task = replace(task, metrics=tuple(metrics))
+    _ = task.measured  # a metric that does not exist is told here, not in the first round
+    return task
+
+
+def _made(kind: str, name: str, make: Any, options: Mapping[str, Any]) -> Any:
+    """What a user's class or function makes with options."""
+    if not callable(make):
+        raise TaskError(f"{kind} {name!r} is a {type(make).__name__}, which takes no options")
+    try:
+        return make(**options)
+    except FedMergeError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        raise TaskError(
+            f"{kind} {name!r}: it cannot be made with {dict(options)} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def either(task: TaskLike | None, loss: TaskLike | None) -> Task | None:
@@ -111,14 +179,16 @@ def either(task: TaskLike | None, loss: TaskLike | None) -> Task | None:
 def _of_loss(given: Loss) -> Task:
     function, options = _opened(given)
     numbers = function in _OF_NUMBERS or isinstance(given, _MODULES_OF_NUMBERS)
-    if not (options.get("weight") is None and options.get("pos_weight") is None):
-        return AnyLoss(given, partial(function, **{**options, "reduction": "sum"}), numbers)
+    weight, yes = options.get("weight"), options.get("pos_weight")
     if function in (F.cross_entropy, F.nll_loss):
         # A softmax leaves the logarithms of probabilities that nll_loss takes as they are. Both have classes on axis 1.
         kept = {name: options[name] for name in ("ignore_index", "label_smoothing") if name in options}
-        return Classification(**kept, where_unclear=1)
-    if function is F.binary_cross_entropy_with_logits:
-        return Binary()
+        weights = None if weight is None else tuple(weight.tolist())
+        return Classification(**kept, class_weights=weights, where_unclear=1)
+    if function is F.binary_cross_entropy_with_logits and weight is None and (yes is None or yes.ndim <= 1):
+        return Binary(pos_weight=None if yes is None else tuple(yes.flatten().tolist()))
+    if not (weight is None and yes is None):  # weights of single examples, or of pictures' channels
+        return AnyLoss(given, partial(function, **{**options, "reduction": "sum"}), numbers)
     if function is F.mse_loss:
         return Regression()
     if isinstance(given, nn.Module) and isinstance(getattr(given, "reduction", None), str):

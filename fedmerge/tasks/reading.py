@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
+from fedmerge.inputs import examples_in, rows
 from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.class_axis import axis_by_length
 from fedmerge.tasks.classification import Classification
@@ -17,9 +19,9 @@ from fedmerge.tasks.task import Task, as_batch, like_outputs
 
 __all__ = ["Reading", "TaskAt", "outputs_like", "read_task", "reading_of"]
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Tensor]]
 
-TaskAt = Callable[[Tensor, Tensor, Tensor], Task]
+TaskAt = Callable[[Any, Tensor, Tensor], Task]
 """The task at a batch's inputs, outputs and targets."""
 
 _IGNORED = -100
@@ -37,18 +39,23 @@ class Reading:
 
     Examples
     --------
-    >>> Reading()(torch.zeros(2, 1), torch.tensor([0, 1]))
-    Binary(ignore_index=-100)
+    >>> Reading()(torch.zeros(2, 1), torch.tensor([0, 1])) == Binary()
+    True
     """
 
     def __init__(self, told: Task | None = None) -> None:
         self._told = told
         self._read: Task | None = None
 
+    @property
+    def told(self) -> Task | None:
+        """The task, where somebody has told it."""
+        return self._told
+
     def of(self, model: nn.Module, batches: Batches) -> TaskAt:
         """What tells the task of ``(inputs, outputs, targets)`` of one of the batches, see :meth:`__call__`."""
 
-        def task_at(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Task:
+        def task_at(inputs: Any, outputs: Tensor, targets: Tensor) -> Task:
             return self(outputs.detach(), targets, batches, model, inputs)
 
         return task_at
@@ -59,7 +66,7 @@ class Reading:
         targets: Tensor,
         batches: Batches | None = None,
         model: nn.Module | None = None,
-        inputs: Tensor | None = None,
+        inputs: Any = None,
     ) -> Task:
         """The task, once it is sure that it is that of this batch.
 
@@ -85,7 +92,7 @@ class Reading:
                 every = _all_targets(batches, targets)
             shown = outputs if len(every) == len(targets) else outputs.new_zeros(len(every), *outputs.shape[1:])
             task = self._read = read_task(shown, every, self._read)
-        if isinstance(task, Classification) and model is not None and inputs is not None:
+        if isinstance(task, Classification) and model is not None and isinstance(inputs, Tensor):
             task = self._with_axis(task, outputs, targets, model, inputs)
         task.check(outputs, targets)
         return task
@@ -161,7 +168,7 @@ def _all_targets(batches: Batches, first: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def outputs_like(model: nn.Module, inputs: Tensor) -> Tensor:
+def outputs_like(model: nn.Module, inputs: Any) -> Tensor:
     """Zeros of the shape that the model's outputs for these inputs have, from one example alone.
 
     Examples
@@ -173,12 +180,12 @@ def outputs_like(model: nn.Module, inputs: Tensor) -> Tensor:
     model.eval()
     try:
         with torch.no_grad():
-            one: Tensor = model(inputs[:1])
+            one: Tensor = model(rows(inputs, slice(1)))
     finally:
         for module, mode in modes:
             module.training = mode
     one = as_batch(one)
-    return one.new_zeros(len(one) * len(inputs), *one.shape[1:])
+    return one.new_zeros(len(one) * examples_in(inputs), *one.shape[1:])
 
 
 def _one_each(outputs: Tensor, targets: Tensor) -> bool:
@@ -218,4 +225,5 @@ def _of_single_outputs(outputs: Tensor, targets: Tensor, before: Task | None) ->
 
 
 def _word(task: Task) -> str:
-    return {Classification: "classes", Binary: "yes or no", Regression: "a regression"}[type(task)]
+    known = {Classification: "classes", Binary: "yes or no", Regression: "a regression"}
+    return next(word for kind, word in known.items() if isinstance(task, kind))

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedmerge.errors import TaskError
+from fedmerge.registry import register
 from fedmerge.tasks.task import Task, by_example, like_outputs, units
 
 __all__ = ["Regression"]
 
 
+@register("regression")
 @dataclass(frozen=True)
 class Regression(Task):
-    """A number for every output, squared error.
+    """A number for every output, of one or several, squared error.
 
     Targets have the outputs' shape, up to axes of size 1. The likelihood is a unit normal around each output, so that
     the curvature is ``J^T J``; it is the same, up to one factor, for every noise that does not depend on the output,
     such as Laplace's (absolute error).
+
+    Parameters
+    ----------
+    metrics
+        See :class:`~fedmerge.tasks.Task`; the mean absolute error and R2 where not given.
 
     Examples
     --------
     >>> Regression().losses(torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0])).tolist()
     [2.0, 0.0]
     """
+
+    usual_metrics: ClassVar[tuple[str, ...]] = ("mae", "r2")
+
+    def outputs_for(self, targets: Tensor, classes: int) -> int:
+        """One for each number of an example; as many as are wanted for pictures of them.
+
+        Examples
+        --------
+        >>> Regression().outputs_for(torch.zeros(8, 3), 0), Regression().outputs_for(torch.zeros(8), 0)
+        (3, 1)
+        """
+        return {1: 1, 2: targets.shape[-1]}.get(targets.ndim, classes or 1)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Finite numbers."""
@@ -50,6 +70,12 @@ class Regression(Task):
 
     def hits(self, outputs: Tensor, targets: Tensor) -> None:
         """Nothing is right or wrong."""
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets; a column for each of the last axis, one where there is a single output."""
+        columns = outputs.shape[-1] if outputs.ndim == 2 else 1
+        true = like_outputs(targets, outputs).to(outputs.dtype)
+        return outputs.reshape(-1, columns), true.reshape(-1, columns)
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Output minus target."""

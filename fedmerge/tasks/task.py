@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
+from fedmerge.inputs import call
+from fedmerge.tasks.metric import Decisions, Metric, metrics_of
 
 __all__ = ["Estimator", "Task", "as_batch", "by_example", "like_outputs", "units"]
 
@@ -18,16 +21,60 @@ Estimator = Literal["auto", "exact", "sampled", "empirical"]
 _MOST_OUTPUTS = 128  # above, one backward pass per output is out of all proportion
 
 
+@dataclass(frozen=True)
 class Task(ABC):
     """What a model's outputs say of its targets: subclasses are frozen dataclasses, one a file of this folder.
 
     All methods take outputs [B, ...] and targets [B, ...] of a batch, and raise
     :class:`~fedmerge.errors.TaskError` where their shapes do not belong together. An example may have several labels,
     one for each position; labels that are to be ignored count nowhere.
+
+    Parameters
+    ----------
+    metrics
+        What models are judged by besides the loss and the accuracy: names (``"f1"``, ``"auroc"``, ``"iou"``, ``"mae"``,
+        ``"rmse"``, ``"r2"``, ``"perplexity"``), ``"module:function"``, functions of outputs and targets, or a
+        :class:`~fedmerge.tasks.Metric`. Those that are usual for the task where not given.
     """
 
+    kind: ClassVar[str] = "task"
     lowest_loss: ClassVar[float] = 0.0
     """Less than this no example loses: who says that one does lies."""
+    usual_metrics: ClassVar[tuple[str, ...]] = ()
+    """Those by which models are judged where none are given; the first is the main one where there is no accuracy."""
+    exclusive: ClassVar[bool] = False
+    """Whether exactly one of the classes is true, as opposed to yes and no for each."""
+
+    # What a model is judged by does not change what it is asked to do: tasks that differ in it are equal.
+    metrics: tuple[Any, ...] | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """The model's outputs for a batch: a tensor, a tuple of arguments, or a mapping of keywords.
+
+        A task of one's own may take the logits here out of whatever the model returns.
+
+        Examples
+        --------
+        >>> from fedmerge.tasks import Regression
+        >>> Regression().forward(nn.Bilinear(1, 1, 1), (torch.zeros(5, 1), torch.zeros(5, 1))).shape
+        torch.Size([5, 1])
+        """
+        return model(inputs) if isinstance(inputs, Tensor) else call(model, inputs)
+
+    def outputs_for(self, targets: Tensor, classes: int) -> int:
+        """How many outputs a model needs for such targets [n, ...] of so many classes."""
+        return classes
+
+    @property
+    def residual_bound(self) -> float | None:
+        """The longest that an example's :meth:`residual` can be, None where it can be of any length; with it go the
+        bounds of the output Fisher that noise is made for, see :class:`~fedmerge.statistics.HeadGradient`."""
+        return None
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """The metrics, built."""
+        return metrics_of(self.usual_metrics if self.metrics is None else self.metrics)
 
     @abstractmethod
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -55,16 +102,64 @@ class Task(ABC):
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """How many labels of each example the outputs decide rightly, [B]; None where nothing is decided."""
 
-    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Metrics that add up over batches and clients, float64: ``loss``, ``labels``, and ``hits`` where there are.
+    def decisions(self, outputs: Tensor, targets: Tensor) -> Decisions | None:
+        """What is decided for each label, for metrics that count decisions; None where nothing is decided."""
+        return None
 
-        ``loss / labels`` is the mean loss and ``hits / labels`` the accuracy.
+    def expected(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean of the likelihood at these outputs, probabilities or numbers: what an ensemble averages.
+
+        The outputs themselves where nothing is known of it.
+        """
+        return outputs
+
+    def as_outputs(self, expected: Tensor) -> Tensor:
+        """Outputs whose :meth:`expected` are these."""
+        return expected
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Predicted and true numbers [n, outputs], for metrics of numbers; None where outputs are none."""
+        return None
+
+    def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Negative log-likelihood, summed over the labels that count, of one class for each label; None where labels
+        are none."""
+        return None
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the mean of :meth:`mean_loss` divides by: the labels that count, each times its weight."""
+        return self.labels(outputs, targets).sum()
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What adds up over batches and clients, float64.
+
+        ``loss``, ``weight`` and ``labels``, ``hits`` where something is decided, and a tensor for each metric, by its
+        name: ``loss / weight`` is the mean loss, ``hits / labels`` the accuracy.
         """
         outputs = as_batch(outputs)
-        found = {"loss": self.mean_loss(outputs, targets).double(), "labels": self.labels(outputs, targets).sum()}
-        found = {"loss": found["loss"] * found["labels"], "labels": found["labels"].double()}
+        weight = self.weight(outputs, targets).double()
+        labels = self.labels(outputs, targets).sum().double()
+        found = {"loss": self.mean_loss(outputs, targets).double() * weight, "weight": weight, "labels": labels}
         hits = self.hits(outputs, targets)
-        return found if hits is None else {**found, "hits": hits.sum().double()}
+        if hits is not None:
+            found["hits"] = hits.sum().double()
+        return found | {metric.name: metric.sums(self, outputs, targets).double() for metric in self.measured}
+
+    def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Loss, accuracy (where there are hits) and every metric, of what :meth:`sums` has added up; NaN where nothing
+        was added that would tell.
+
+        Examples
+        --------
+        >>> from fedmerge.tasks import Regression
+        >>> task = Regression(metrics=("mae",))
+        >>> task.figures(task.sums(torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0])))
+        {'loss': 2.0, 'mae': 1.0}
+        """
+        found = {"loss": _ratio(sums["loss"], sums["weight"])}
+        if "hits" in sums:
+            found["accuracy"] = _ratio(sums["hits"], sums["labels"])
+        return found | {metric.name: float(metric.value(sums[metric.name])) for metric in self.measured}
 
     @abstractmethod
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -93,6 +188,10 @@ class Task(ABC):
     def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Which outputs have a label that counts, in their shape; all by default."""
         return torch.ones_like(outputs, dtype=torch.bool)
+
+    def row_weights(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """What each position counts in a least-squares fit of the outputs, [n]; None where all count alike."""
+        return None
 
     def known(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many examples tell about each class, [C]; by default all tell about every output."""
@@ -129,6 +228,11 @@ class Task(ABC):
             yield self.sampled(outputs, targets, generator)
         else:
             yield self.residual(outputs, targets)
+
+
+def _ratio(total: Tensor, count: Tensor) -> float:
+    """A mean; 0 of nothing."""
+    return float(total) / float(count) if float(count) else 0.0
 
 
 def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.seeding_many import Streams
+from fedmerge.tasks import Task
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
 from fedmerge.training.dropout_masks import DropoutStreams
@@ -22,6 +23,7 @@ from fedmerge.training.report import TrainingReport
 from fedmerge.training.stack import stacked_rates
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
+from fedmerge.training.stacked_loss import as_stacked, is_plain, is_stackable
 from fedmerge.training.watched import why_not_stacked
 
 __all__ = ["Participant", "TrainedCohort", "train_cohort"]
@@ -61,6 +63,7 @@ def train_cohort(
     round: int,
     at_once: int | None = None,
     pull: float = 0.0,
+    task: Task | None = None,
 ) -> TrainedCohort:
     """Train all `participants`, each from `model`, with their weights stacked.
 
@@ -84,12 +87,15 @@ def train_cohort(
     pull
         How strongly the method holds all clients at `model`, besides ``settings.proximal_mu``; what it adds to the
         gradients of each stands with the participants.
+    task
+        Whose loss to minimise; cross-entropy where not given.
 
     Raises
     ------
     CannotStack
         The model has a part that is not known to train right under ``torch.vmap``, its inputs differ in shape, or the
-        settings ask for what one client at a time can do: train one by one.
+        settings ask for what one client at a time can do, or the task's loss is no mean over labels that count alike:
+        train one by one.
     InvalidOption
         There are no participants, or one has no examples.
 
@@ -109,8 +115,13 @@ def train_cohort(
         raise CannotStack(settings.why_serial)
     settings = settings.in_round(round)
     pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
+    if not is_stackable(task):
+        raise CannotStack(f"clients of {task} train one by one")
+    plain = is_plain(task, participants)
+    if task is not None and not plain:
+        task, participants = as_stacked(task, participants)
     first = participants[0]
-    layers = linear_layers(model, first.x, first.y)
+    layers = linear_layers(model, first.x, first.y) if plain else None
     # The longest first, so that those who still work are always in front.
     steps = [count_steps(len(one.x), settings) for one in participants]
     order = sorted(range(len(participants)), key=lambda row: (-steps[row], -len(participants[row].x)))
@@ -123,7 +134,7 @@ def train_cohort(
         chunk = [participants[row] for row in rows]
         offsets = [one.offset for one in chunk] if any(one.offset for one in chunk) else []
         rates = stacked_rates(settings, [steps[row] for row in rows], states.device)
-        batches = CohortBatches(chunk, settings, streams.generators(rows), states.device)
+        batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, None if plain else task)
         if layers is None:
             dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
             stack = states.stack(rows, settings, offsets=offsets)

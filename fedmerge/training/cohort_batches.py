@@ -16,7 +16,7 @@ from fedmerge.data.example_sets import Examples
 from fedmerge.data.examples import IGNORED
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.state import State
-from fedmerge.tasks import Classification
+from fedmerge.tasks import Classification, Regression, Task
 from fedmerge.tasks.class_axis import check_classes
 from fedmerge.training.local_training import LocalTraining
 
@@ -125,7 +125,7 @@ class CohortBatches:
     """All batches of participants that are sorted by their steps, those with the most first.
 
     `sizes` [K, steps] tells how many rows a client's batch has, 0 where it has finished: at any step those still at
-    work come first.
+    work come first. Labels are those of `task`, of classes where there is none.
     """
 
     def __init__(
@@ -134,8 +134,10 @@ class CohortBatches:
         settings: LocalTraining,
         draws: Iterable[np.random.Generator],
         device: torch.device,
+        task: Task | None = None,
     ) -> None:
-        self._device, self._participants = device, participants
+        self.task, self.participants = task, participants
+        self._device = device
         self._x = _Rows([one.x for one in participants])
         self._y = _Rows([one.y for one in participants])
         self.rows, self.sizes = _draw(participants, settings, draws)
@@ -150,7 +152,7 @@ class CohortBatches:
         """
         if self._y.within(classes):
             return
-        for one in self._participants:
+        for one in self.participants:
             check_classes(one.y, classes, task, f"client {one.client}")
 
     @property
@@ -169,7 +171,8 @@ class CohortBatches:
         rows = self.rows[members, step, :most]
         x, y = self._x.take(members, rows), self._y.take(members, rows)
         weights: Tensor | None = None
-        ignored = y == IGNORED
+        # Among numbers to be regressed -100 is one like others.
+        ignored = torch.zeros_like(y, dtype=torch.bool) if isinstance(self.task, Regression) else y == IGNORED
         if sizes.min() < most or bool(ignored.any()):
             present = torch.from_numpy(np.arange(most) < sizes[:, None]).to(y.device)
             present = present.reshape(present.shape + (1,) * (y.ndim - 2)) & ~ignored

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack
-from fedmerge.tasks import Classification, Task
+from fedmerge.tasks import Task
 from fedmerge.training.cohort import TrainedCohort, train_cohort
 from fedmerge.training.cohort_batches import Participant, count_steps
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.one_by_one import train_one_by_one
+from fedmerge.training.stacked_loss import is_stackable
 
 __all__ = ["AutoEngine", "EngineChoice", "choose_engine", "has_stacked_loss"]
 
@@ -50,16 +51,14 @@ class EngineChoice:
 
 
 def has_stacked_loss(task: Task | None, participants: Sequence[Participant]) -> bool:
-    """Whether clients minimise plain cross-entropy, the one loss that is trained with stacked weights.
+    """Whether the task's loss can be trained with stacked weights, see :func:`is_stackable`.
 
     Examples
     --------
-    >>> has_stacked_loss(None, []), has_stacked_loss(Classification(ignore_index=0), [])
+    >>> has_stacked_loss(None, []), has_stacked_loss(Classification(class_weights=(1.0, 2.0)), [])
     (True, False)
     """
-    # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
-    torchs = task == Classification(where_unclear=1) and all(one.together and one.y.ndim == 1 for one in participants)
-    return torchs or task in (None, Classification())
+    return is_stackable(task)
 
 
 def choose_engine(
@@ -70,12 +69,13 @@ def choose_engine(
     seed: int,
     round: int,
     measure: Measure | None = None,
+    task: Task | None = None,
 ) -> EngineChoice:
     """Try both engines on a few clients, check that they agree, and take the faster.
 
     Parameters
     ----------
-    model, participants, settings, seed, round
+    model, participants, settings, seed, round, task
         As for `train_cohort`.
     measure
         Seconds that a call takes; by default CPU time, or the time on the clock for a GPU.
@@ -97,14 +97,14 @@ def choose_engine(
     trial = replace(settings, epochs=None, steps=steps)
 
     def serial() -> object:
-        return train_one_by_one(model, few, trial, seed=seed, round=round)
+        return train_one_by_one(model, few, trial, seed=seed, round=round, task=task)
 
     def stacked() -> object:
-        return train_cohort(model, few, trial, seed=seed, round=round)
+        return train_cohort(model, few, trial, seed=seed, round=round, task=task)
 
     try:
         # Also the warm-up of both: a first call pays for what torch loads when it is first wanted.
-        difference = _difference(model, few[:2], settings, seed, round)
+        difference = _difference(model, few[:2], settings, seed, round, task)
         if difference > _SAME:
             return EngineChoice("serial", f"stacked gradients differ from serial ones by {difference:.1%}")
         times = [(measure(serial), measure(stacked)) for _ in range(_REPEATS)]
@@ -166,12 +166,19 @@ def _kind(model: nn.Module, participants: Sequence[Participant], settings: Local
     return (str(model), tensors, next(model.parameters()).device, settings, x.shape[1:], y.shape[1:], size)
 
 
-def _difference(model: nn.Module, few: Sequence[Participant], settings: LocalTraining, seed: int, round: int) -> float:
+def _difference(
+    model: nn.Module,
+    few: Sequence[Participant],
+    settings: LocalTraining,
+    seed: int,
+    round: int,
+    task: Task | None = None,
+) -> float:
     """How far apart one step of plain SGD ends with either engine, relative to its length."""
     plain = replace(settings, optimizer="sgd", momentum=0.0, optimizer_options={}, step_schedule="constant")
     once = replace(plain.in_round(round), epochs=None, steps=1)
-    stacked = train_cohort(model, few, once, seed=seed, round=round).states
-    serial = train_one_by_one(model, few, once, seed=seed, round=round).states
+    stacked = train_cohort(model, few, once, seed=seed, round=round, task=task).states
+    serial = train_one_by_one(model, few, once, seed=seed, round=round, task=task).states
     apart = moved = 0.0
     for name, p in model.named_parameters():
         if p.requires_grad:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
 from fedmerge.inputs import call
+from fedmerge.tasks import Task
 
 __all__ = ["device_of", "outputs_of", "told_of_types"]
 
@@ -34,8 +35,10 @@ def device_of(model: nn.Module) -> torch.device:
     return parameter.device
 
 
-def outputs_of(model: nn.Module, inputs: Any, what: str = "") -> Any:
+def outputs_of(model: nn.Module, inputs: Any, what: str = "", task: Task | None = None) -> Any:
     """What the model makes of a batch's inputs: a tensor, or several, see :func:`fedmerge.inputs.arguments_of`.
+
+    A task that is given calls the model, see :meth:`~fedmerge.tasks.Task.forward`.
 
     Raises
     ------
@@ -49,8 +52,8 @@ def outputs_of(model: nn.Module, inputs: Any, what: str = "") -> Any:
     """
     if isinstance(inputs, Tensor):
         with told_of_types(model, inputs, what):
-            return model(inputs)
-    return call(model, inputs)
+            return model(inputs) if task is None else task.forward(model, inputs)
+    return call(model, inputs) if task is None else task.forward(model, inputs)
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.tasks import Task
+from fedmerge.tasks import Metric, Reading, Task
 from fedmerge.tasks.class_axis import check_classes, classification_of
 from fedmerge.training.inputs import outputs_of
 from fedmerge.training.passes import batches
@@ -30,25 +31,47 @@ class Judged:
         How many labels count; those that are to be ignored do not.
     hits
         How many of them the model gives the highest score; None where outputs are numbers, neither right nor wrong.
+    weight
+        What the losses' mean is divided by, where labels have weights; the number of labels where not given.
+    metrics, sums
+        The task's further metrics, and what they add up, by name.
     """
 
     total_loss: float = 0.0
     labels: int = 0
     hits: int | None = 0
+    weight: float | None = None
+    metrics: tuple[Metric, ...] = ()
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __add__(self, other: Judged) -> Judged:
+        """Of both; of nothing and something what there is."""
+        if not (self.labels and other.labels):
+            return self if self.labels else other
         hits = None if self.hits is None or other.hits is None else self.hits + other.hits
-        return Judged(self.total_loss + other.total_loss, self.labels + other.labels, hits)
+        weight = None if self.weight is None and other.weight is None else self._divided_by + other._divided_by
+        sums = {name: value + other.sums[name] for name, value in self.sums.items()}
+        total = self.total_loss + other.total_loss
+        return Judged(total, self.labels + other.labels, hits, weight, self.metrics, sums)
 
     @property
     def loss(self) -> float:
         """Mean over labels; 0 without any."""
-        return self.total_loss / max(1, self.labels)
+        return self.total_loss / self._divided_by if self._divided_by else 0.0
+
+    @property
+    def _divided_by(self) -> float:
+        return self.labels if self.weight is None else self.weight
 
     @property
     def accuracy(self) -> float:
         """Share of labels; 0 without any, and NaN where there are no hits."""
         return math.nan if self.hits is None else self.hits / max(1, self.labels)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Every further metric by its name; NaN where nothing was judged that would tell."""
+        return {m.name: float(m.value(self.sums[m.name])) if m.name in self.sums else math.nan for m in self.metrics}
 
 
 @torch.no_grad()
@@ -94,20 +117,24 @@ def judge(
     device = None if parameter is None else parameter.device
     model.eval()
     sums: dict[str, Tensor] = {}
-    read = task is None
+    reading = None if task is None else Reading(task)
     for inputs, labels in batches(data, None, batch_size, device):
-        outputs = outputs_of(model, inputs, what)
-        if read and (task is None or known is None):
+        outputs = outputs_of(model, inputs, what, None if reading is None else task)
+        if reading is None and (task is None or known is None):
             task = found = classification_of(model, inputs, outputs, labels, what)
             check_classes(labels if known is None else known, outputs.shape[found.class_axis or 0], found, what)
-        elif not read and task is not None and (not sums or known is None):
-            task.check(outputs, labels)
+        elif reading is not None and (not sums or known is None):
+            task = reading(outputs, labels, None, model, inputs)
         assert task is not None
         for name, value in task.sums(outputs, labels).items():
             sums[name] = sums[name] + value if name in sums else value
-    total = {name: float(value) for name, value in sums.items()}
-    hits = int(total["hits"]) if "hits" in total else None if total else 0
-    return Judged(total.get("loss", 0.0), int(total.get("labels", 0)), hits)
+    if task is None or not sums:
+        return Judged(metrics=() if task is None else task.measured)
+    total = {name: float(sums[name]) for name in ("loss", "weight", "labels", "hits") if name in sums}
+    hits = int(total["hits"]) if "hits" in total else None
+    own = {metric.name: sums[metric.name].cpu() for metric in task.measured}
+    weight = None if total["weight"] == total["labels"] else total["weight"]
+    return Judged(total["loss"], int(total["labels"]), hits, weight, task.measured, own)
 
 
 def evaluate(

@@ -122,7 +122,7 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         for inputs, labels in _parts(moved(batch, device), settings):
             with _precision(settings, device):
-                outputs = outputs_of(model, inputs, what)
+                outputs = outputs_of(model, inputs, what, task)
                 if task is not None and (examples == 0 or known is None):
                     task.check(outputs, labels)
                 if task is None and (loss_of is None or known is None):

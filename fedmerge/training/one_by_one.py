@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
+from fedmerge.tasks import Task
 from fedmerge.training.cohort import TrainedCohort
 from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.correction import Correction
@@ -26,6 +27,7 @@ def train_one_by_one(
     seed: int,
     round: int,
     pull: float = 0.0,
+    task: Task | None = None,
 ) -> TrainedCohort:
     """Train all `participants`, each from `model`; parameters and errors as in `train_cohort`.
 
@@ -44,7 +46,7 @@ def train_one_by_one(
     with _borrowed(model) as fresh:
         for index, one in enumerate(participants):
             report = train(
-                model, one.data, None, settings, seed=seed, client=one.client, round=round,
+                model, one.data, None, settings, seed=seed, client=one.client, round=round, task=task,
                 correction=Correction(pull, one.offset), held_out=one.held_out,
             )  # fmt: skip
             reports.append(report)

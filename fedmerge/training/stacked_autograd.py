@@ -10,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.errors import CannotStack
 from fedmerge.tasks.class_axis import classification_of
 from fedmerge.training.cohort_batches import CohortBatches
-from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.padded_lookups import PaddedLookups
 from fedmerge.training.stack import Members, Stack, call, descend
+from fedmerge.training.stacked_loss import StackedLoss, settled_loss
 
 __all__ = ["is_out_of_memory", "train_by_autograd"]
 
@@ -53,7 +52,7 @@ def train_by_autograd(
     device = next(model.parameters()).device
     total = torch.zeros(len(batches.sizes), dtype=torch.float64, device=device)
     looks: dict[int, list[DropoutCall | None]] = {}
-    loss_of: CrossEntropy | None = None
+    loss_of: StackedLoss | None = None
     alone: bool | None = None
     for step in range(batches.steps):
         sizes = batches.sizes[:, step]
@@ -94,7 +93,7 @@ def _groups(sizes: NDArray[np.int64], *, together: bool) -> list[Members]:
 
 def _gradients(
     model: nn.Module,
-    loss_of: CrossEntropy,
+    loss_of: StackedLoss,
     part: Stack,
     fixed: dict[str, Tensor],
     x: Tensor,
@@ -116,12 +115,8 @@ def _gradients(
     ) -> Tensor:
         remaining = iter(own)
         with Replay([None if mask is None else next(remaining) for mask in masks]), PaddedLookups():
-            logits = call(model, {**fixed, **mine, **buffers}, inputs)
-        logits = loss_of.rows(logits)
-        if shares is None:
-            return F.cross_entropy(logits, labels.flatten())
-        each = F.cross_entropy(logits, labels.flatten(), reduction="none")
-        return torch.dot(each, shares.flatten().to(each.dtype))
+            outputs = call(model, {**fixed, **mine, **buffers}, inputs)
+        return loss_of.of(outputs, labels, shares)
 
     dims = (0, 0, 0, 0, None if weights is None else 0, 0)
     try:
@@ -161,11 +156,13 @@ def _run(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     return out, any(not torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
-def _settled(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor, batches: CohortBatches) -> CrossEntropy:
+def _settled(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor, batches: CohortBatches) -> StackedLoss:
     """The loss for this model, once all labels are known to fit it."""
+    if batches.task is not None:
+        return settled_loss(batches.task, model, x, outputs, y, batches.participants)
     task = classification_of(model, x, outputs, y)
     batches.check_classes(outputs.shape[task.class_axis or 0], task)
-    return CrossEntropy(task.class_axis or 0, ignoring=True)
+    return StackedLoss(task)
 
 
 def _dropout_calls(model: nn.Module, x: Tensor) -> tuple[list[DropoutCall | None], Tensor]:

@@ -14,6 +14,7 @@ from fedmerge.simulation.attacks import SignFlip
 from fedmerge.simulation.faults import Faults, Mishaps
 from fedmerge.simulation.hostile import Hostile
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
+from fedmerge.tasks import Classification, LanguageModel, Multilabel
 from fedmerge.training import LocalTraining
 from tests.federation import TRAINING
 
@@ -34,17 +35,21 @@ class Kind:
     targets: object
     task: object = None
     norm: bool = False
+    net: object = None
+    inputs: object = None
 
     def model(self):
         with torch.random.fork_rng():
             torch.manual_seed(0)
+            if self.net is not None:
+                return self.net()
             middle = [nn.BatchNorm1d(6)] if self.norm else []
             return nn.Sequential(nn.Linear(4, 6), *middle, nn.ReLU(), nn.Linear(6, self.outputs))
 
     def data(self, client, _total):
         draws = torch.Generator().manual_seed(client)
         n = 8 + 4 * client
-        x = torch.randn(n, 4, generator=draws)
+        x = torch.randn(n, 4, generator=draws) if self.inputs is None else self.inputs(n, draws)
         y = self.targets(n, draws)
         return ClientData(x, y, x[:0], y[:0])
 
@@ -61,12 +66,39 @@ def several(n, draws):
     return torch.randint(0, 2, (n, 3), generator=draws).float()
 
 
+def tokens(n, draws):
+    return torch.randint(0, 5, (n, 6), generator=draws)
+
+
+def pictures(n, draws):
+    return torch.randn(n, 1, 4, 3, generator=draws)
+
+
+def pixels(n, draws):
+    labels = torch.randint(0, 3, (n, 4, 3), generator=draws)
+    labels[:, 0] = -100
+    return labels
+
+
+def language_net():
+    return nn.Sequential(nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 5))
+
+
+def dense_net():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
 # A task that is added gets a row here.
 KINDS = {
     "classification": Kind(3, classes),
     "classification with batch norm": Kind(3, classes, norm=True),
     "regression": Kind(2, numbers, "regression"),
     "several labels": Kind(3, several, nn.BCEWithLogitsLoss()),
+    "several labels with weights": Kind(3, several, Multilabel(pos_weight=(1.0, 2.0, 4.0))),
+    "weighted classes": Kind(3, classes, Classification(class_weights=(1.0, 2.0, 4.0))),
+    "smoothed labels": Kind(3, classes, Classification(label_smoothing=0.2)),
+    "segmentation": Kind(3, pixels, "classification", net=dense_net, inputs=pictures),
+    "language model": Kind(5, tokens, LanguageModel(padding=0, shift=True), net=language_net, inputs=tokens),
 }
 HAPPENINGS = {
     "nothing": {},

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from math import sqrt
 
 import pytest
 
+from fedmerge.commands.conclusion import conclude
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.plotting import summarise, write_summary
+from fedmerge.plotting import read_runs, summarise, write_summary
 
 
 def test_every_number_by_hand(write_run, out):
@@ -33,7 +35,41 @@ def test_every_number_by_hand(write_run, out):
         "rounds": 3,
         "diverged": 0,
         "stopped": None,
+        "final_loss_mean": pytest.approx(0.2),  # 0.3 and 0.1
+        "final_loss_std": pytest.approx(0.2 / sqrt(2)),
+        "best_loss_mean": pytest.approx(0.15),  # 0.2 and 0.1
     }
+
+
+def _without_accuracy(folder, losses, **metrics):
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    rows = [line | {"test_accuracy": None, "test_loss": loss} for line, loss in zip(lines, losses, strict=True)]
+    for name, values in metrics.items():
+        rows = [row | {f"test_{name}": value} for row, value in zip(rows, values, strict=True)]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_runs_without_accuracy_are_ranked_by_their_loss(write_run, out):
+    _without_accuracy(write_run("worse", 0, [0, 0, 0]), [9.0, 2.0, 3.0], mae=[3.0, 1.0, 1.5])
+    _without_accuracy(write_run("better", 0, [0, 0, 0]), [9.0, 4.0, 1.0], mae=[3.0, 2.0, None])
+    _without_accuracy(write_run("lost", 0, [0, 0, 0]), [9.0, 4.0, None], mae=[3.0, 2.0, None])
+    rows = {row["method"]: row for row in summarise([out], target=None)}
+    assert list(rows) == ["better", "worse", "lost"]
+    assert (rows["worse"]["final_loss_mean"], rows["worse"]["best_loss_mean"]) == (3.0, 2.0)
+    assert (rows["worse"]["final_mae_mean"], rows["better"]["final_mae_mean"]) == (1.5, 2.0)
+    assert [rows[name]["diverged"] for name in rows] == [0, 0, 1]
+    assert rows["better"]["final_accuracy_mean"] is None
+    table = write_summary(list(rows.values()), out / "summary.csv").read_text().splitlines()
+    assert table[0].endswith("final_mae_mean,final_mae_std")
+    text = conclude(read_runs([out]))
+    assert text.startswith("better ended at a test loss of 1, worse at 3, below it with 1 of 1 seeds")
+
+
+def test_runs_of_a_task_with_accuracy_and_of_one_without_are_not_compared(write_run, out):
+    write_run("fedavg", 0, [0.1, 0.9])
+    _without_accuracy(write_run("fednova", 0, [0, 0]), [9.0, 2.0])
+    with pytest.raises(RecordError, match="runs of one task"):
+        summarise([out], target=None)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])

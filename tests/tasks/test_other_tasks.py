@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedmerge.errors import TaskError, UnknownName
-from fedmerge.tasks import AnyLoss, Binary, Classification, Regression, either, task_of
+from fedmerge.tasks import AnyLoss, Binary, Classification, Multilabel, Regression, either, task_of
 
 
 def test_a_column_of_outputs_and_a_list_of_targets_are_not_broadcast():
@@ -66,7 +66,7 @@ def test_targets_that_are_none_of_the_task_are_refused(task, targets, message):
         (nn.MSELoss(reduction="sum"), Regression()),
         (nn.BCEWithLogitsLoss(), Binary()),
         (F.binary_cross_entropy_with_logits, Binary()),
-        ("multilabel", Binary()),
+        ("multilabel", Multilabel()),
         ("classification", Classification()),
         (Regression(), Regression()),
         (None, None),

@@ -1,0 +1,152 @@
+"""What models are judged by besides their loss: sums that add up over batches and clients, and the figure of a sum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import FedMergeError, TaskError
+from fedmerge.loading import load_named
+from fedmerge.registry import build
+
+if TYPE_CHECKING:
+    from fedmerge.tasks.task import Task
+
+__all__ = ["Decisions", "Metric", "OwnMetric", "metrics_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What a model decides, label by label: a row for each position, a column for each class or question.
+
+    Parameters
+    ----------
+    scores
+        Probabilities [n, C].
+    chosen, truths
+        What is decided and what is true, bool [n, C].
+    kept
+        Which of them count, bool [n, C].
+    """
+
+    scores: Tensor
+    chosen: Tensor
+    truths: Tensor
+    kept: Tensor
+
+
+class Metric(ABC):
+    """One figure of a model. Subclasses are frozen dataclasses, registered under their names.
+
+    Sums of clients add up, so that the figure of all is that of their sums, as if their examples lay in one place.
+    """
+
+    kind: ClassVar[str] = "metric"
+    name: str
+    """Lower case: the record has it as ``test_<name>``."""
+    larger_is_better: ClassVar[bool] = True
+
+    @abstractmethod
+    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of a batch, in a shape that does not depend on the batch.
+
+        Raises
+        ------
+        TaskError
+            The task has no such metric.
+        """
+
+    @abstractmethod
+    def value(self, sums: Tensor) -> float:
+        """The figure; NaN where the sums do not tell."""
+
+
+@dataclass(frozen=True)
+class OwnMetric(Metric):
+    """A metric of one's own: ``function(outputs, targets)``, one number for each example or the mean of a batch.
+
+    Parameters
+    ----------
+    name
+        As it is called in the record.
+    function
+        Gives [B], or one number.
+
+    Examples
+    --------
+    >>> from fedmerge.tasks import Regression
+    >>> def within_one(outputs, targets):
+    ...     return ((outputs - targets).abs() <= 1).float().mean(1)
+    >>> task = Regression(metrics=(within_one,))
+    >>> task.figures(task.sums(torch.tensor([[1.0], [5.0]]), torch.zeros(2, 1)))["within_one"]
+    0.5
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Any]
+
+    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Total and number of examples."""
+        try:
+            found = torch.as_tensor(self.function(outputs, targets), dtype=torch.float64)
+        except FedMergeError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise TaskError(
+                f"metric {self.name!r} fails on outputs of shape {list(outputs.shape)} and targets of shape "
+                f"{list(targets.shape)} ({type(error).__name__}: {error})"
+            ) from error
+        count = len(outputs)
+        if found.ndim and found.shape != (count,):
+            raise TaskError(
+                f"metric {self.name!r} gives shape {list(found.shape)} for {count} examples: return one number for "
+                "each of them, or their mean"
+            )
+        return torch.stack([found.sum() if found.ndim else found * count, found.new_tensor(float(count))])
+
+    def value(self, sums: Tensor) -> float:
+        """The mean over examples."""
+        return float(sums[0] / sums[1])
+
+
+def metrics_of(given: Iterable[Any]) -> tuple[Metric, ...]:
+    """The metrics that are meant by names, functions or metrics; ``"accuracy"`` is always there, and left out here.
+
+    Raises
+    ------
+    UnknownName
+        No metric of that name.
+    TaskError
+        Something else, or two of one name.
+
+    Examples
+    --------
+    >>> [metric.name for metric in metrics_of(("f1", "accuracy"))]
+    ['f1']
+    """
+    found = tuple(metric for one in given for metric in _metric(one))
+    names = [metric.name for metric in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or {"loss", "labels", "hits", "weight"} & set(names):
+        raise TaskError(f"metrics {', '.join(names)}: each needs a name of its own, other than loss, labels, hits")
+    return found
+
+
+@lru_cache(maxsize=256)
+def _metric(given: Any) -> tuple[Metric, ...]:
+    if isinstance(given, Metric):
+        return (given,)
+    if isinstance(given, str) and ":" in given:
+        given = load_named(given, "metric", "function", "my_metrics:hit_rate", TaskError)
+        return _metric(given() if isinstance(given, type) and issubclass(given, Metric) else given)
+    if isinstance(given, str):
+        return () if given == "accuracy" else (build("metric", given, {}),)
+    if isinstance(given, type) or not callable(given):
+        raise TaskError(f"a metric is a name, a function of outputs and targets, or a Metric, got {given!r}")
+    return (OwnMetric(getattr(given, "__name__", type(given).__name__).lower(), given),)
