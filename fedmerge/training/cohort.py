@@ -23,7 +23,7 @@ from fedmerge.training.report import TrainingReport
 from fedmerge.training.stack import stacked_rates
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
-from fedmerge.training.stacked_loss import as_stacked, is_plain, is_stackable
+from fedmerge.training.stacked_loss import as_stacked, is_plain
 from fedmerge.training.watched import why_not_stacked
 
 __all__ = ["Participant", "TrainedCohort", "train_cohort"]
@@ -115,11 +115,8 @@ def train_cohort(
         raise CannotStack(settings.why_serial)
     settings = settings.in_round(round)
     pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
-    if not is_stackable(task):
-        raise CannotStack(f"clients of {task} train one by one")
     plain = is_plain(task, participants)
-    if task is not None and not plain:
-        task, participants = as_stacked(task, participants)
+    task, participants = as_stacked(None if plain else task, participants)
     first = participants[0]
     layers = linear_layers(model, first.x, first.y) if plain else None
     # The longest first, so that those who still work are always in front.
@@ -134,7 +131,7 @@ def train_cohort(
         chunk = [participants[row] for row in rows]
         offsets = [one.offset for one in chunk] if any(one.offset for one in chunk) else []
         rates = stacked_rates(settings, [steps[row] for row in rows], states.device)
-        batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, None if plain else task)
+        batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, task)
         if layers is None:
             dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
             stack = states.stack(rows, settings, offsets=offsets)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmerge.data.examples import IGNORED
+from fedmerge.errors import CannotStack
 from fedmerge.tasks import Binary, Classification, LanguageModel, Multilabel, Reading, Regression, Task
 from fedmerge.tasks.class_axis import check_classes
 from fedmerge.tasks.task import like_outputs
@@ -86,8 +87,13 @@ def is_stackable(task: Task | None) -> bool:
     return task is None or type(task) in (Binary, Multilabel, Regression)
 
 
-def as_stacked(task: Task, participants: Sequence[Participant]) -> tuple[Task, list[Participant]]:
+def as_stacked(task: Task | None, participants: Sequence[Participant]) -> tuple[Task | None, Sequence[Participant]]:
     """The task and the clients as stacks take them: whatever label does not count is -100.
+
+    Raises
+    ------
+    CannotStack
+        The task's loss is none that can be stacked.
 
     Examples
     --------
@@ -95,6 +101,8 @@ def as_stacked(task: Task, participants: Sequence[Participant]) -> tuple[Task, l
     >>> as_stacked(LanguageModel(padding=0, shift=True), [one])[1][0].y
     tensor([[-100,    6, -100]])
     """
+    if not is_stackable(task):
+        raise CannotStack(f"clients of {task} train one by one")
     ignored = getattr(task, "ignore_index", IGNORED)
     if isinstance(task, LanguageModel):
         participants = [replace(one, y=task.next_tokens(one.y)) for one in participants]
@@ -102,7 +110,7 @@ def as_stacked(task: Task, participants: Sequence[Participant]) -> tuple[Task, l
     if ignored != IGNORED and isinstance(task, Classification | Binary):
         participants = [replace(one, y=torch.where(one.y == ignored, IGNORED, one.y)) for one in participants]
         task = replace(task, ignore_index=IGNORED)
-    return task, list(participants)
+    return task, participants
 
 
 def settled_loss(
