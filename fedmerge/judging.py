@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from fedmerge.tasks import Reading, Task, TaskAt, as_batch, reading_of
 
 __all__ = ["summed_losses"]
 
-Batches = Sequence[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def _head(module: nn.Module, changed: set[str], batches: Batches) -> str | None:
     """Name of the linear layer that gives the outputs, if no other parameter differs."""
     for name, part in module.named_modules():
         own = {f"{name}.{key}" if name else key for key, _ in part.named_parameters(recurse=False)}
-        if type(part) is nn.Linear and changed and changed <= own and batches:
-            seen, outputs = _seen(module, name, batches[0][0])
+        if type(part) is nn.Linear and changed and changed <= own and (first := next(iter(batches), None)):
+            seen, outputs = _seen(module, name, first[0])
             gives = len(seen) == 1 and seen[0][1].shape == outputs.shape and bool((seen[0][1] == outputs).all())
             return name if gives else None
     return None

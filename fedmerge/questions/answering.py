@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedmerge.data.batch_stream import BatchStream
 from fedmerge.inputs import OnDeviceOf, joined, rows, split
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
@@ -68,45 +69,72 @@ def respond(
     InvalidOption
         Noise is asked for on what has none, or the question compares and there is no `own`.
     """
-    pairs = list(OnDeviceOf(module, batches))
-    x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    judges = torch.zeros(len(y), dtype=torch.bool, device=y.device)
-    judges[: judging(len(y), question.holdout) * question.holdout : question.holdout] = True
-    size = max((len(y) for _, y in pairs), default=1)
+    parts = _divided(module, batches, question.holdout)
+    x, y = parts.shown
     reading = reading_of(task)
     module = called_as_told(module, reading.told, x)
     own = None if own is None else called_as_told(own, reading.told, x)
     noise, base = question.noise, resize(module, question.base).eval()
     if len(y) and (question.points or any(kind.of_labels for kind in question.needs)):
         # Of all examples at once: the few that judge might not tell.
-        reading.of(base, [(x, y)])(x, outputs_like(base, x), y)
+        reading.of(base, parts.whole)(x, outputs_like(base, x), y)
     losses = summed_losses(
         base,
         [partial(resize, module, question.point(i)) for i in range(len(question.points))],
-        _batches(rows(x, judges), y[judges], size),
+        parts.judging,
         {name for direction in question.directions for name in direction},
         None if noise is None else noise.loss_clip,
         reading,
     )
     # A point that has diverged is simply not chosen.
-    losses = losses.nan_to_num(nan=torch.inf).clamp(max=DIVERGED * int(judges.sum()))
+    losses = losses.nan_to_num(nan=torch.inf).clamp(max=DIVERGED * parts.judges)
     generator = generator or _unpredictable()
     if noise is not None:
         losses = noise.noisy_losses(losses, generator)
     found: dict[str, State] = {}
     if question.needs:
         model = resize(module, question.point(question.at))
-        measured = _batches(rows(x, ~judges), y[~judges], size)
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
         kinds = [kind.told(reading) for kind in bounded or question.needs]
-        values = [(kind.name, kind.answer(model, measured, own, question.directions)) for kind in kinds]
+        values = [(kind.name, kind.answer(model, parts.measured, own, question.directions)) for kind in kinds]
         if noise is not None:
             sums = [value for _, value in values]
-            noisy = noise.noisy(bounded, sums, int((~judges).sum()), generator, stored_dtype(model))
+            noisy = noise.noisy(bounded, sums, parts.measures, generator, stored_dtype(model))
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
         sent, _ = compressed(values, dict(model.named_parameters()), question.compression, question.budget)
         found = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}
-    return Answer(losses, int(judges.sum()), int((~judges).sum()), found, noise=noise)
+    return Answer(losses, parts.judges, parts.measures, found, noise=noise)
+
+
+class _Parts(NamedTuple):
+    """A client's examples, of which some judge and the others are measured."""
+
+    shown: tuple[Any, Tensor]
+    whole: Batches
+    judging: Batches
+    measured: Batches
+    judges: int
+    measures: int
+
+
+def _divided(module: nn.Module, batches: Batches, holdout: int) -> _Parts:
+    if isinstance(batches, BatchStream):
+        mask = _judges(batches.count, holdout)
+        judges, measures = int(mask.sum()), int((~mask).sum())
+        return _Parts(next(iter(batches)), batches, batches.only(mask), batches.only(~mask), judges, measures)
+    pairs = list(OnDeviceOf(module, batches))
+    x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    size = max((len(y) for _, y in pairs), default=1)
+    mask = _judges(len(y), holdout).to(y.device)
+    judging, measured = (_batches(rows(x, part), y[part], size) for part in (mask, ~mask))
+    return _Parts((x, y), [(x, y)], judging, measured, int(mask.sum()), int((~mask).sum()))
+
+
+def _judges(count: int, holdout: int) -> Tensor:
+    """Which of so many examples judge."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[: judging(count, holdout) * holdout : holdout] = True
+    return mask
 
 
 def _unpredictable() -> torch.Generator:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedmerge.data.batch_stream import BatchStream
 from fedmerge.data.client_data import examples_of
 from fedmerge.data.example_sets import Examples
 from fedmerge.inputs import changed
@@ -40,13 +40,4 @@ def batches_to_measure(examples: Examples, device: torch.device | None = None) -
     >>> [len(y) for x, y in found], [len(y) for x, y in found]
     ([2], [2])
     """
-    return list(batches(examples, device=device)) if examples.tensors is not None else _Rereadable(examples, device)
-
-
-@dataclass(frozen=True, eq=False)
-class _Rereadable:
-    examples: Examples
-    device: torch.device | None
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        return batches(self.examples, device=self.device)
+    return list(batches(examples, device=device)) if examples.tensors is not None else BatchStream(examples, device)

@@ -115,6 +115,17 @@ def test_methods_that_measure_read_what_does_not_fit_into_memory(mine, tmp_path)
     assert rows_of(settings(mine, methods=methods, rounds=1, data=lazy), tmp_path / "lazy") == want
 
 
+def test_questions_of_the_server_are_answered_without_holding_all_examples(mine, tmp_path, monkeypatch):
+    methods = ["fedkfac", "fedavg+natural_gradient"]
+    want = rows_of(settings(mine, methods=methods, rounds=1), tmp_path / "tensors")
+    monkeypatch.setattr("fedmerge.questions.answering.joined", None)  # who joins all batches holds all examples
+    lazy = {"name": f"{mine}:mapped", "dir": "."}
+    found = rows_of(settings(mine, methods=methods, rounds=1, data=lazy), tmp_path / "lazy")
+    for one, other in zip(found, want, strict=True):
+        assert one[-1]["test_loss"] == pytest.approx(other[-1]["test_loss"], rel=1e-4)
+        assert one[-1]["clients_ok"] == 3
+
+
 def test_one_file_beside_the_configuration_is_enough(mine, tmp_path, monkeypatch):
     folder = tmp_path / "study"
     folder.mkdir()
