@@ -163,6 +163,27 @@ def test_a_table_is_compared_without_a_line_of_python(tmp_path, monkeypatch):
     assert {"x", "y"} <= set(by_column.output.split())
 
 
+def test_numbers_in_a_table_beside_the_configuration_are_regressed_on(tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.4f},{'NS'[i % 2]},{3 * a + 0.5:.4f}" for i, a in enumerate(rng.normal(size=60))]
+    (folder / "costs.csv").write_text("\n".join(["age,site,cost", *rows]))
+    (folder / "run.toml").write_text(
+        'methods = ["fedavg"]\nrounds = 3\n[data]\nname = "costs.csv"\nlabel = "cost"\nclient = "site"\n'
+        '[model]\nname = "logistic"\n[training]\nlearning_rate = 0.05\nepochs = 5\n'
+    )
+    done = CliRunner().invoke(app, ["compare", "study/run.toml", "--out", "out"])
+    assert done.exit_code == 0, done.output
+    first, *_, last = map(json.loads, lines(tmp_path / "out" / "fedavg-seed0"))
+    assert first["test_loss"] > 1
+    assert last["test_loss"] < 0.01  # a line is learnt
+    assert last["test_mae"] < 0.1
+    divided = CliRunner().invoke(app, ["partition", "study/run.toml", "--out", "out"])
+    assert {"N", "S"} <= set(divided.output.split())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
