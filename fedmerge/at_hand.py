@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
+from fedmerge.layout import owners
 from fedmerge.loaders import few
 from fedmerge.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.models.copies import copy_of
 from fedmerge.outputs import with_one_output
-from fedmerge.state import frozen_names, is_norm_statistic, is_uninitialised, module_state, tied_names
+from fedmerge.state import frozen_names, is_uninitialised, module_state, tied_names
 from fedmerge.tasks import Task, called_as_told
 from fedmerge.unmoved import equal_in_all, same
 
@@ -36,7 +37,7 @@ class AtHand:
     buffers
         Names of tensors that are buffers.
     frozen
-        Names of parameters that none of them trains and that are equal in all, with the statistics of their norms.
+        Names of parameters that none of them trains and that are equal in all, with the buffers of their parts.
     tied
         By further names of shared parameters, their first.
     base
@@ -66,13 +67,14 @@ class AtHand:
         plain = [_beside(model, plain[0]) for model in plain]
         states = [_placed(state, found[0][0]) for state, _ in found]
         frozen = equal_in_all(states, frozenset.intersection(*map(frozen_names, plain)))
-        norms = {name for name in states[0] if name not in frozen and _of_frozen_norm(name, states[0], frozen)}
+        parameters = [name for name in states[0] if name not in found[0][1]]
+        still = {name for name in found[0][1] if frozen.issuperset(owners(name, parameters) or [name])}
         tied = tied_names(plain[0])
         _check_ties(states, tied)
         check_codes(states, {name for name, _ in plain[0].named_parameters(remove_duplicate=False)})
         check_pruned(states)
         start = None if base is None else _placed(_base_state(base, states[0]), states[0])
-        return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, norms), tied, start)
+        return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, still), tied, start)
 
     def measured(self, inputs: Any, task: Task | None = None) -> tuple[nn.Module, ...]:
         """The models as they are measured on batches such as `inputs`.
@@ -204,15 +206,6 @@ def _beside(model: nn.Module, first: nn.Module) -> nn.Module:
 
 def _placed(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(like[name].device) if name in like else tensor for name, tensor in state.items()}
-
-
-def _of_frozen_norm(name: str, state: Mapping[str, Tensor], frozen: frozenset[str]) -> bool:
-    """Whether a tensor is a statistic, or the count of batches, of a norm whose scales and shifts are frozen."""
-    prefix = name.removesuffix(name.rpartition(".")[2])
-    if not (is_norm_statistic(name) or name == f"{prefix}num_batches_tracked"):
-        return False
-    beside = {prefix + key for key in ("weight", "bias")} & set(state)
-    return bool(beside) and beside <= frozen
 
 
 def _check_ties(states: Sequence[Mapping[str, Tensor]], tied: Mapping[str, str]) -> None:

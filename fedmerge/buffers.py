@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedmerge.bounds import bounded
 from fedmerge.errors import InvalidOption
-from fedmerge.state import Layout, State, WeightedSum, accumulator_dtype, as_rows, is_norm_statistic
+from fedmerge.layout import Layout
+from fedmerge.state import State, WeightedSum, accumulator_dtype, as_rows, is_norm_statistic
 
 __all__ = ["BatchNormPolicy", "BufferFold", "check_policy", "pool_moments"]
 

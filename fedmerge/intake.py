@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.aggregators.base import Aggregator
@@ -15,13 +16,14 @@ from fedmerge.buffer_checks import fine_rows
 from fedmerge.buffers import BufferFold
 from fedmerge.complex_pairs import as_pairs
 from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
+from fedmerge.layout import Layout
 from fedmerge.outliers import Outliers, Peaks, peaks_of_rows
 from fedmerge.reading import StatisticsReader
 from fedmerge.repair import Rescale
-from fedmerge.state import LARGEST, Layout, State, as_rows, is_norm_statistic
+from fedmerge.state import LARGEST, State, as_rows, is_norm_statistic
 from fedmerge.unmoved import Unmoved, equal_in_all
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
-from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update
+from fedmerge.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update, without_still
 from fedmerge.widths import check_widths
 
 __all__ = ["Intake", "Partial"]
@@ -59,12 +61,15 @@ class Intake:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self._statistics = statistics
         self.reference, self.layout, self.buffers = reference, layout, buffers
+        self._sent = layout.travelling(reference)  # what an update is to bring
+        self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
+        """What no update brings, or at least not otherwise than it is here."""
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
         self._masks = frozenset(name for name in layout.float_buffers if not is_norm_statistic(name))
-        start = Peaks() if context.base is None else Peaks.of(context.base, self._masks)
+        start = Peaks() if context.base is None else Peaks.of(layout.travelling(context.base), self._masks)
         self.outliers = Outliers(start, comparing)
-        self.unmoved = Unmoved(context.frozen)
+        self.unmoved = Unmoved(context.frozen - layout.still)
         self.accepted: list[int] = []
         self.told: dict[int, float] = {}
         """By client, how many examples it says that it trained on."""
@@ -135,7 +140,7 @@ class Intake:
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
         """The good ones of clients that trained stacked."""
-        block = replace(block, states=_of_types(block.states, self.reference))
+        block = replace(block, states=_of_types(self.layout.travelling(block.states), self._sent))
         suspect = self._suspect(block)
         if suspect or self._aggregator.needs:
             block = self._selected(block, suspect)
@@ -148,7 +153,7 @@ class Intake:
 
     def _suspect(self, block: StackedUpdates) -> set[int]:
         """Rows that need a closer look, found in one pass; the others' peaks are noted."""
-        everybody, want = set(range(len(block))), self.reference
+        everybody, want = set(range(len(block))), self._sent
         if {n: t.shape[1:] for n, t in block.states.items()} != {n: t.shape for n, t in want.items()}:
             return everybody
         if any(tensor.dtype != want[name].dtype for name, tensor in block.states.items()):
@@ -240,13 +245,15 @@ class Intake:
 
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
         checked, peaks = checked_update(
-            update,
-            self.reference,
+            without_still(update, self.layout, self.still),
+            self._sent,
             same_shapes=not self._aggregator.may_change_width,
             masks=self._masks,
             start=self._context.base,
             tied=self._context.tied,
         )
+        if self.still:
+            checked = replace(checked, state={**self.still, **checked.state})
         check_widths(checked, self.reference, self._context, type(self._aggregator).__name__)
         return self._measured(checked), peaks
 

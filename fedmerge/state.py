@@ -1,10 +1,10 @@
-"""State: named tensors, and the one place that knows parameters from buffers."""
+"""State: named tensors, and what can be told of them by looking at them."""
 
 from __future__ import annotations
 
 import cmath
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 __all__ = [
     "LARGEST",
-    "Layout",
     "State",
     "WeightedSum",
     "accumulator_dtype",
@@ -23,7 +22,9 @@ __all__ = [
     "frozen_names",
     "is_extra",
     "is_finite",
+    "is_mask",
     "is_norm_statistic",
+    "is_number",
     "is_sane",
     "is_uninitialised",
     "module_state",
@@ -41,45 +42,6 @@ LARGEST = 1e15
 # What batch norm calls its running statistics: nearly all that is left of a model's buffers once a state has
 # travelled as bare names, so it is the fallback where no module can be asked.
 _NORM_STATISTICS = ("running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which tensors of a state are parameters, float buffers and integer buffers.
-
-    Aggregators see parameters only; nobody but this class knows what ``num_batches_tracked`` is.
-    """
-
-    parameters: tuple[str, ...]
-    float_buffers: tuple[str, ...]
-    integer_buffers: tuple[str, ...]
-
-    @classmethod
-    def of(cls, state: State, buffers: Collection[str] | None = None, tied: Collection[str] = ()) -> Layout:
-        """Sort the names of `state`.
-
-        `buffers` are the buffers' names, where a module is at hand to tell; `tied` are further names of tensors that
-        it has under another, which are left out: one tensor is one parameter.
-
-        Examples
-        --------
-        >>> Layout.of(nn.BatchNorm1d(2).state_dict()).integer_buffers
-        ('num_batches_tracked',)
-        """
-
-        def is_number(name: str) -> bool:
-            return _is_number(state[name])
-
-        def is_buffer(name: str) -> bool:
-            if buffers is not None:
-                return name in buffers
-            return is_norm_statistic(name) or _is_mask(state[name])
-
-        return cls(
-            parameters=tuple(n for n in state if n not in tied and is_number(n) and not is_buffer(n)),
-            float_buffers=tuple(n for n in state if is_number(n) and is_buffer(n)),
-            integer_buffers=tuple(n for n in state if not is_number(n)),
-        )
 
 
 def editable(state: State) -> dict[str, Tensor]:
@@ -120,7 +82,7 @@ def trained_names(module: nn.Module) -> frozenset[str]:
     >>> sorted(trained_names(model))
     ['bias']
     """
-    named = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if _is_number(p)]
+    named = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if is_number(p)]
     trained = frozenset(name for name, parameter in named if parameter.requires_grad)
     return trained or frozenset(name for name, _ in named)
 
@@ -161,11 +123,12 @@ def is_norm_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _NORM_STATISTICS
 
 
-def _is_number(tensor: Tensor) -> bool:
+def is_number(tensor: Tensor) -> bool:
+    """Whether a tensor holds floating or complex numbers, which can be trained."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _is_mask(tensor: Tensor) -> bool:
+def is_mask(tensor: Tensor) -> bool:
     """Whether a tensor holds what no model is trained to, such as -inf, and yet no NaN: a mask of attention."""
     return not is_sane(tensor) and not bool(tensor.isnan().any())
 

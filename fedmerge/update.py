@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
 from fedmerge.inputs import call
+from fedmerge.layout import Layout
 from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
@@ -129,7 +130,11 @@ class MergeContext:
     ask
         Puts questions about a merged model to clients, see :data:`~fedmerge.questions.Ask`.
     frozen
-        Names of parameters that clients do not train. Those that are equal in all updates are not merged.
+        Names of tensors that clients do not train, or keep. Those that are equal in all updates are not merged.
+    layout
+        Which tensors travel, where it is not all: the others are those of the base in every update.
+    known
+        Tensors of the base that aggregators do not see, for whoever runs a model.
     tied
         By further names of shared parameters, the one name under which they are merged.
     left_out
@@ -150,6 +155,8 @@ class MergeContext:
     ask: Ask | None = None
     task: Task | None = None
     frozen: frozenset[str] = frozenset()
+    layout: Layout | None = None
+    known: State = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     left_out: Callable[[], int] = int
     told: Mapping[int, float] | None = None
@@ -174,7 +181,7 @@ class MergeContext:
         return torch_generator(self.seed, purpose, self.round)
 
     def module(self, state: State, method: str) -> nn.Module:
-        """A module with the tensors of `state`, at their widths; buffers not in it are those of ``model_fn``.
+        """A module with the tensors of `state`, at their widths; what is not in it is the base's or ``model_fn``'s.
 
         Raises
         ------
@@ -182,7 +189,7 @@ class MergeContext:
             There is no ``model_fn``.
         """
         module = self._module(method)
-        return resize(module, {**module.state_dict(), **state})
+        return resize(module, {**module.state_dict(), **self.known, **state})
 
     def _module(self, method: str) -> nn.Module:
         if self.model_fn is None:
@@ -264,8 +271,14 @@ class MergeContext:
         Raises
         ------
         InvalidOption
-            There are no data with labels, or no ``model_fn``.
+            There are no data with labels, or no ``model_fn``; or a part of the model is personal, so that there is none
+            to judge here.
         """
+        if self.layout is not None and self.layout.personal:
+            raise InvalidOption(
+                f"{method} judges models on the server, and {self.layout.personal[0]!r} is personal: only clients have "
+                "a whole model. Take a variant that does not search by accuracy, or a method without data"
+            )
         pairs = list(self.data or ())
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
@@ -280,15 +293,20 @@ def _without_extra(_module: nn.Module, state: dict[str, Any], _prefix: str, _met
         del state[name]
 
 
-def facts_of(model: nn.Module) -> tuple[frozenset[str], dict[str, Any]]:
+def facts_of(model: nn.Module, layout: Layout | None = None) -> tuple[frozenset[str], dict[str, Any]]:
     """What a model tells of its tensors: which are buffers, and for a :class:`MergeContext` which are frozen and tied.
+
+    With a `layout` of which something does not travel, that is told too.
 
     Examples
     --------
     >>> facts_of(nn.Linear(1, 1).requires_grad_(False))
     (frozenset(), {'frozen': frozenset(), 'tied': {}})
     """
-    return module_state(model)[1], {"frozen": frozen_names(model), "tied": tied_names(model)}
+    facts: dict[str, Any] = {"frozen": frozen_names(model), "tied": tied_names(model)}
+    if layout is not None and layout.still:
+        facts |= {"frozen": facts["frozen"] | layout.still, "layout": layout}
+    return module_state(model)[1], facts
 
 
 def _leaves(outputs: Any) -> list[Tensor]:

@@ -15,12 +15,22 @@ from torch import Tensor
 from fedmerge.buffer_checks import check_buffer
 from fedmerge.casting import in_models_type
 from fedmerge.errors import BadUpdate, shown
+from fedmerge.layout import Layout
 from fedmerge.outliers import Peaks
 from fedmerge.state import LARGEST, State, extent, is_finite, is_norm_statistic, is_sane
 from fedmerge.unmoved import same
 from fedmerge.update import ClientUpdate
 
-__all__ = ["LEAST_WEIGHT", "MOST_EXAMPLES", "check_update", "checked_update", "common_form", "not_finite", "weight_of"]
+__all__ = [
+    "LEAST_WEIGHT",
+    "MOST_EXAMPLES",
+    "check_update",
+    "checked_update",
+    "common_form",
+    "not_finite",
+    "weight_of",
+    "without_still",
+]
 
 MOST_EXAMPLES = 2.0**53
 """Largest weight of a client: beyond it a float does not count on, and products with it may overflow."""
@@ -154,6 +164,33 @@ def checked_update(
                 parameters = max(parameters, size)
         check_buffer(client, name, tensor, masks, None if start is None else start.get(name))
     return replace(update, state=state, weight=weight), Peaks(parameters, statistics)
+
+
+def without_still(update: ClientUpdate, layout: Layout, still: State) -> ClientUpdate:
+    """The update without what does not travel: a ClientApp of one's own may send it all the same.
+
+    Parameters
+    ----------
+    still
+        The tensors that do not travel, as the server has them.
+
+    Raises
+    ------
+    BadUpdate
+        It brings a frozen parameter that is not as it was sent: what was trained beside it goes with another model.
+    """
+    if not still or not isinstance(update.state, Mapping):
+        return update
+    for name in layout.frozen:
+        sent = update.state.get(name)
+        # The client may have it in a shorter type.
+        if sent is not None and not (isinstance(sent, Tensor) and same(sent, still[name].to(sent.device, sent.dtype))):
+            raise BadUpdate(
+                update.client,
+                f"frozen parameter {name!r} is not as it was sent",
+                "Freeze what the server's model_fn freezes (requires_grad=False), or freeze less there.",
+            )
+    return replace(update, state=layout.travelling(update.state))
 
 
 def _check_shapes(client: int, state: State, reference: State) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fedmerge.state import Layout, State
+from fedmerge.layout import Layout
+from fedmerge.state import State
 from fedmerge.weights import bias_of
 
 

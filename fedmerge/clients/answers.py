@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,6 +23,7 @@ from fedmerge.state import State
 from fedmerge.statistics import Batches
 from fedmerge.strategies.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
 from fedmerge.strategies.questions import OWN
+from fedmerge.strategies.travel import COMPLETES_KEY
 from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, integer, statistics_records, to_arrays
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
@@ -49,7 +52,7 @@ class Answers:
         reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord({**metrics_of(gone)})})
         for key, record in statistics_records(gone.statistics[0]).items():
             reply[key] = record
-        return _send(message, number, reply)
+        return _send(message, number, reply, completes=order.parts.completes)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the model sent on the held-out examples."""
@@ -67,19 +70,21 @@ class Answers:
 
     def query(self, message: Message, context: Context) -> Message:
         """Measure the model sent."""
-        model = self._model(message, context)
+        model, parts = self._model(message, context), self.client.parts(_config(message))
         number, data = self._data(context)
         reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data)})})
-        with self.client.telling(model):
+        with self.client.telling(model), parts.measured(model):
             add_statistics(reply, message, model, _loader(data, model), task=self.client.task)
         return _send(message, number, reply)
 
     def questions(self, message: Message, context: Context) -> Message:
         """Judge models, and measure sums at them, that a merge goes through."""
         number, data = self._data(context)
-        template = self.client.template
+        parts = self.client.parts(_config(message))
+        template, add = self.client.shared_template(parts), partial(parts.received, kept=context.state)
         loader, noise = _loader(data, template), self._noise(message, number)
-        return _send(message, number, answer_questions(message, context, template, loader, noise, self.client.task))
+        reply = answer_questions(message, context, template, loader, noise, self.client.task, add)
+        return _send(message, number, reply)
 
     def partition(self, message: Message, context: Context) -> Message:
         """Tell which partition this node holds."""
@@ -90,9 +95,10 @@ class Answers:
         return number, client_data(self.client.data_fn, number, total)
 
     def _model(self, message: Message, context: Context) -> nn.Module:
-        """The model sent, with the client's own batch norms where they stay with it."""
+        """The model sent, with what of it does not travel, and the client's own batch norms where they stay with it."""
         state: State = sent_model(message.content, message.metadata.message_type)
-        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        config = _config(message)
+        state = self.client.parts(config).received(state, context.state)
         if config.get("batch-norm") == "local":
             state = {**state, **kept_buffers(context.state)}
         return self.client.fitted(state)
@@ -101,7 +107,7 @@ class Answers:
         """Another stream for every message, for the difference of two sums with the same noise has none."""
         if self.client.noise_seed is None:
             return None
-        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        config = _config(message)
         occasion = integer(config, "server-round"), integer(config, "exchange")
         return torch_generator(self.client.noise_seed, "noise", number, *occasion)
 
@@ -110,8 +116,12 @@ def _loader(data: ClientData, model: nn.Module) -> Batches:
     return batches_to_measure(data.train, next(model.parameters()).device)
 
 
-def _send(message: Message, number: int, reply: RecordDict) -> Message:
-    reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: number})
+def _config(message: Message) -> ConfigRecord:
+    return next(iter(message.content.config_records.values()), ConfigRecord())
+
+
+def _send(message: Message, number: int, reply: RecordDict, *, completes: bool = False) -> Message:
+    reply[CLIENT_KEY] = ConfigRecord({PARTITION_KEY: number, **({COMPLETES_KEY: True} if completes else {})})
     return Message(reply, reply_to=message)
 
 
@@ -133,6 +143,7 @@ def answer_questions(
     batches: Batches,
     generator: torch.Generator | None = None,
     task: Task | None = None,
+    completed: Callable[[State], State] = lambda state: state,
 ) -> RecordDict:
     """A client's reply.
 
@@ -148,6 +159,8 @@ def answer_questions(
         Of noise, see :func:`~fedmerge.questions.respond`.
     task
         What models are to do; read from outputs and targets where not given.
+    completed
+        Adds to a model's tensors what does not travel.
 
     Raises
     ------
@@ -163,7 +176,8 @@ def answer_questions(
     for number in range(count):
         try:
             question = read_question(message.content, number)
-            own = resize(template, _own(message, context)) if question.compares else None
+            question = replace(question, base=completed(question.base))
+            own = resize(template, completed(_own(message, context))) if question.compares else None
             found = respond(question, template, batches, generator, own, task)
         except (KeyError, IndexError) as error:
             raise ModelError(f"question {number} of the message is not complete: {error} is missing") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from flwr.app import Context, Message
@@ -14,6 +14,7 @@ from fedmerge.clients.client import Client, Mishaps, Tamper
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.keywords_told import check_function
+from fedmerge.layout import check_patterns
 from fedmerge.strategies.questions import ACTION
 from fedmerge.tasks import TaskLike, either
 from fedmerge.training.local import LocalTraining
@@ -37,6 +38,7 @@ def client_app(
     noise_seed: int | None = None,
     task: TaskLike | None = None,
     loss: TaskLike | None = None,
+    personal: Iterable[str] = (),
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -48,7 +50,8 @@ def client_app(
     Parameters
     ----------
     model_fn
-        Makes the model; its initial values do not matter, for every message brings them.
+        Makes the model. Values of what is trained do not matter, for every message brings them; frozen tensors
+        (``requires_grad=False``) are not sent, so it has to make those of the server: from the same file or seed.
     data_fn
         ``data_fn(partition_id, num_partitions)`` gives the client's examples.
     training
@@ -79,6 +82,9 @@ def client_app(
         classification where not given.
     loss
         Another name of `task`.
+    personal
+        Patterns of tensors that never leave a client, such as ``["head.*"]``: it trains them, keeps them in its Context
+        and is judged with them. Left out, those that the server's messages name.
 
     Raises
     ------
@@ -105,7 +111,10 @@ def client_app(
     if not isinstance(settings, LocalTraining):
         raise InvalidOption(f"training must be a LocalTraining(...), got {shown(settings)}")
     told = either(task, loss)
-    client = Client(model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told)
+    kept = check_patterns(personal)
+    client = Client(
+        model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told, kept
+    )
     return FedmergeClientApp(client, mods)
 
 

@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
+from flwr.app import ConfigRecord
 from torch import nn
 
 from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.own_parts import OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ModelError
@@ -69,7 +71,7 @@ class Client:
 
     Parameters
     ----------
-    model_fn, data_fn, training, device, own_model_fn, tamper, mishaps, noise_seed, task
+    model_fn, data_fn, training, device, own_model_fn, tamper, mishaps, noise_seed, task, personal
         As for :func:`fedmerge.clients.client_app`.
     mods
         Whether mods may read a message's configuration besides.
@@ -85,11 +87,12 @@ class Client:
     noise_seed: int | None = None
     mods: bool = False
     task: Task | None = None
+    personal: tuple[str, ...] = ()
     _resized: _Working | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def template(self) -> nn.Module:
-        """A model of the architecture; its values do not matter."""
+        """A model of the architecture; only values of what does not travel matter."""
         model = self.model_fn()
         if not isinstance(model, nn.Module):
             raise ModelError(f"model_fn returned a {type(model).__name__}: return the module that it builds")
@@ -99,6 +102,18 @@ class Client:
     def float_buffers(self) -> frozenset[str]:
         """Names of the model's buffers that are no counters, such as the statistics of batch norms."""
         return frozenset(name for name, b in self.template.named_buffers() if b.is_floating_point())
+
+    @cached_property
+    def _parts(self) -> OwnPartsOf:
+        return OwnPartsOf(self.template, self.personal)
+
+    def parts(self, config: ConfigRecord, training: LocalTraining | None = None) -> OwnParts:
+        """What of the model does not travel, under a message's configuration."""
+        return self._parts.told(config, (training or self.training).frozen_mode)
+
+    def shared_template(self, parts: OwnParts) -> nn.Module:
+        """The template, of which nothing that is personal is measured."""
+        return self._parts.shared(parts.layout)
 
     def fitted(self, state: State) -> nn.Module:
         """A model with these tensors, at their widths; the same one for every client, which nobody keeps.
@@ -125,7 +140,8 @@ class Client:
 
     def starts_apart(self, told: Instructions) -> bool:
         """Whether clients start from tensors of their own, so that they cannot be stacked."""
-        return told.keeps_buffers or self.first_is_own(told)
+        personal = bool(self.parts(told.config).layout.personal)
+        return told.keeps_buffers or personal or self.first_is_own(told)
 
     def first_is_own(self, told: Instructions) -> bool:
         """Whether clients start this order from models that ``own_model_fn`` makes."""

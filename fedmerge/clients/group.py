@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor, nn
 
 from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.own_parts import OwnParts
 from fedmerge.data.client_data import ClientData
 from fedmerge.state import State
 from fedmerge.training.report import TrainingReport
@@ -29,11 +30,14 @@ class Received:
     brought
         All tensors that came, by the names of their records: the model's first, then whatever else the order brings,
         such as the control variate of a local rule.
+    parts
+        What of the model does not travel.
     """
 
     told: Instructions
     state: State
     brought: Mapping[str, ArrayRecord]
+    parts: OwnParts
 
 
 @dataclass(frozen=True, eq=False)

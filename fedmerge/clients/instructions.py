@@ -39,6 +39,9 @@ _ELSEWHERE = frozenset(
         "withhold_metrics",
         "local_rule",
         "local_rule_settings",
+        "personal",
+        "frozen_fingerprint",
+        "frozen_names",
     }
 )
 

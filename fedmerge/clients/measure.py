@@ -9,14 +9,17 @@ from typing import get_args
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
+from fedmerge.clients.own_parts import unmeasured
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import OnDeviceOf
+from fedmerge.layout import Layout
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
 from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import compressed
 from fedmerge.strategies.order import ERROR_KEY
+from fedmerge.strategies.travel import PERSONAL_KEY
 from fedmerge.strategies.wire import statistics_records, strings, told_in
 from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport
@@ -72,12 +75,19 @@ def add_statistics(
     config = next(iter(message.content.config_records.values()), ConfigRecord())
     # A report knows the constants of the optimiser besides the steps that "local-steps" tells.
     told = told_in(reply, hyphens=report is None)
-    sent, error = measured(config, model, batches, report, either(task, loss), told)
+    with unmeasured(model, _personal(config, model)):
+        sent, error = measured(config, model, batches, report, either(task, loss), told)
     for key, record in statistics_records(sent).items():
         reply[key] = record
     metrics = next(iter(reply.metric_records.values()), None)
     if metrics is not None and error is not None:
         metrics[ERROR_KEY] = error
+
+
+def _personal(config: ConfigRecord, model: nn.Module) -> Collection[str]:
+    """Names of what stays with the client, so that nothing is measured of it."""
+    patterns = strings(config, PERSONAL_KEY)
+    return Layout.of_module(model, patterns).personal if patterns else ()
 
 
 def measured(

@@ -20,6 +20,7 @@ from fedmerge.clients.instructions import Instructions
 from fedmerge.clients.keeping import caught_up, kept_buffers, remember
 from fedmerge.clients.local_rules import corrections, keep_rule, to_keep
 from fedmerge.clients.measure import measured
+from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
 from fedmerge.state import State
@@ -49,6 +50,8 @@ __all__ = [
 
 Stage = Callable[[Client, Group], Group]
 
+_PHASES = 1 << 40  # more than there are rounds and stages: what is trained first draws batches of its own
+
 
 def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
     """Read an order: its configuration, the model sent, and all further tensors.
@@ -69,13 +72,15 @@ def receive(client: Client, content: RecordDict, state: State | None = None, wha
     ModelError
         It brings no model, or one that cannot be decoded.
     UnknownName, ConfigError, InvalidOption
-        Its configuration cannot be read.
+        Its configuration cannot be read, or the server's frozen or personal tensors are others than the client's.
     """
     config = next(iter(content.config_records.values()), ConfigRecord())
     told = Instructions.read(config, client.training, alone=not client.mods)
     if state is None:
         state = sent_model(content, what)
-    return Received(told, state, content.array_records)
+    parts = client.parts(config, told.training)
+    parts.phases(told.training)  # what makes no sense is told before anybody trains
+    return Received(told, state, content.array_records, parts)
 
 
 def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
@@ -126,7 +131,8 @@ def enter(client: Client, order: Received, number: int, total: int, kept: Record
 def add_own(client: Client, group: Group) -> Group:
     """The model that they train: the one sent, with what is a client's own, and without what is frozen.
 
-    A client's own are its batch norms, the model that it kept for a stage, or one to start the first round from.
+    A client's own are its personal part, its batch norms, the model that it kept for a stage, or one to start the
+    first round from. Frozen tensors are those that all make alike.
 
     Raises
     ------
@@ -139,8 +145,10 @@ def add_own(client: Client, group: Group) -> Group:
         state = caught_up(group.kept[0], order.brought)
     if told.keeps_buffers and group.kept:
         state = {**state, **kept_buffers(group.kept[0])}
-    module = client.fitted(state)
-    module = client.own_model(told, group.clients[0]) or module
+    kept = group.kept[0] if group.kept else None
+    module = client.fitted(order.parts.received(state, kept))
+    own = client.own_model(told, group.clients[0])
+    module = module if own is None else order.parts.join(own, kept)
     for name, parameter in module.named_parameters() if told.frozen else ():
         if name in told.frozen:
             parameter.requires_grad_(False)
@@ -165,6 +173,7 @@ def train(client: Client, group: Group) -> Group:
     start: State = {}
     if told.rule is not None and told.rule.keeps:
         start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+        start = {name: p for name, p in start.items() if name not in group.order.parts.layout.personal}
     if len(group) > 1:
         people = [
             Participant(number, data.train, offset=correction.offset)
@@ -175,12 +184,14 @@ def train(client: Client, group: Group) -> Group:
         states, reports = done.states, tuple(done.reports)
     else:
         (number,), (data,) = group.clients, group.data
-        with client.telling(module):
-            report = train_one(
-                module, data.train, None, told.training,
-                seed=told.seed, client=number, round=told.round, task=client.task,
-                correction=added[0], held_out=data.held_out,
-            )  # fmt: skip
+        phases = group.order.parts.phases(told.training)
+        for left, (still, settings) in zip(range(len(phases))[::-1], phases, strict=True):
+            with client.telling(module), unmeasured(module, still):
+                report = train_one(
+                    module, data.train, None, settings,
+                    seed=told.seed, client=number, round=told.round + left * _PHASES, task=client.task,
+                    correction=added[0], held_out=data.held_out,
+                )  # fmt: skip
         states, reports = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}, (report,)
     ruled = to_keep(group, start, states, reports)
     return replace(group, module=module if len(group) == 1 else None, states=states, reports=reports, ruled=ruled)
@@ -204,6 +215,7 @@ def keep(client: Client, group: Group) -> Group:
     """Have each client keep what it is to find in the next order."""
     for row, kept in enumerate(group.kept):
         remember(kept, group.order.told, group.state(row), client.float_buffers)
+        group.order.parts.keep(group.state(row), kept)
     keep_rule(group)
     return group
 
@@ -217,7 +229,7 @@ def measure(client: Client, group: Group) -> Group:
     for row, (data, report) in enumerate(zip(group.data, group.reports, strict=True)):
         module = group.module or client.fitted(group.state(row))
         loader = batches_to_measure(data.train, next(module.parameters()).device)
-        with client.telling(module):
+        with client.telling(module), group.order.parts.measured(module):
             found.append(measured(group.order.told.config, module, loader, report, client.task))
     statistics = tuple({**back, **sent} for back, (sent, _) in zip(returned, found, strict=True))
     return replace(group, statistics=statistics, errors=tuple(error for _, error in found))
@@ -228,13 +240,16 @@ def fault(client: Client, group: Group) -> Group:
     told = group.order.told
     if client.mishaps is None or told.stage or len(group) > 1:
         return group
-    damaged = client.mishaps.sent(group.state(), group.clients[0], told.round)
+    damaged = client.mishaps.sent(group.order.parts.sent(group.state()), group.clients[0], told.round)
     return replace(group, states={name: tensor[None] for name, tensor in damaged.items()})
 
 
-def encode(_client: Client, group: Group) -> Group:
-    """Leave only what travels, on the CPU: all tensors, or those that a later stage asks for."""
-    told, states = group.order.told, group.states or {}
+def encode(client: Client, group: Group) -> Group:
+    """Leave only what travels, on the CPU: all that is trained, or what a later stage asks for."""
+    told, states = group.order.told, group.order.parts.sent(group.states or {})
+    if client.mods and not told.stage and set(states) < set(group.order.state):
+        # Flower's mods want the names that the message brought: what of them does not travel goes back as it came.
+        states = {name: states.get(name, tensor[None]) for name, tensor in group.order.state.items()}
     sent = {name: stacked.cpu() for name, stacked in states.items() if not told.stage or name in told.wanted}
     return replace(group, module=None, start=None, states=sent)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.errors import ModelError
-from fedmerge.state import Layout, State
+from fedmerge.layout import Layout
+from fedmerge.state import State
 from fedmerge.statistics import LocalSteps
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from fedmerge.buffers import BatchNormPolicy, BufferFold, check_policy
 from fedmerge.complex_pairs import as_pairs, from_pairs
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.intake import Intake, Partial
+from fedmerge.layout import Layout
 from fedmerge.pipeline.complex_check import check_complex
 from fedmerge.pipeline.passed import Passed
 from fedmerge.pipeline.result import MergeResult
@@ -28,7 +29,7 @@ from fedmerge.refine.guard import Exchanged, check_asked, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.repair import repair_matched
 from fedmerge.server_steps import ServerStep
-from fedmerge.state import Layout, State, cast_like, prefixed, with_prefix
+from fedmerge.state import State, cast_like, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.validation import common_form
@@ -163,7 +164,7 @@ class Pipeline:
             if not readable:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form([update.state for update in readable])
-        layout = Layout.of(reference, buffers, context.tied)
+        layout = context.layout or Layout.of(reference, buffers, context.tied)
         check_complex(self, reference, layout)
         inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
         check_asked(self.refinements, context, reference)
@@ -188,7 +189,7 @@ class Pipeline:
         `context` needs its base. Bad updates are left out here already, and named in what comes back.
         """
         base, aggregator = context.required_base("a fold"), self._folding
-        layout = Layout.of(base, buffers, context.tied)
+        layout = context.layout or Layout.of(base, buffers, context.tied)
         check_complex(self, base, layout)
         intake, inner = self._intake(base, layout, context, _wait), _inner(context, layout)
         total = aggregator.zero(inner)
@@ -223,7 +224,7 @@ class Pipeline:
         """
         base, memory = context.required_base("a fold"), memory or {}
         check_asked(self.refinements, context, base)
-        layout = Layout.of(base, buffers, context.tied)
+        layout = context.layout or Layout.of(base, buffers, context.tied)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
         intake.refuse(self._refuse)
@@ -293,7 +294,7 @@ class Pipeline:
             merged, own = step.step(*before, prefixed(f"step{i}", memory))
             check_step(merged, before, type(step).__name__)
             next_memory |= with_prefix(f"step{i}", own)
-        frozen, merged = intake.unmoved.tensors, from_pairs(merged, reference)
+        frozen, merged = {**intake.still, **intake.unmoved.tensors}, from_pairs(merged, reference)
         merged = bounded_state(merged, method, reference)
         state = cast_like({**merged, **intake.buffers.finish(context.base), **frozen}, reference)
         _tie(state, context)
@@ -343,6 +344,11 @@ def _wait(bad: BadUpdate) -> None:
 
 
 def _inner(context: MergeContext, layout: Layout) -> MergeContext:
-    """What aggregators see: of the base its parameters only."""
+    """What aggregators see: of the base its trained parameters only."""
     base = None if context.base is None else as_pairs({n: context.base[n] for n in layout.parameters})
-    return replace(context, base=base)
+    return replace(context, base=base, known=_known(context, layout))
+
+
+def _known(context: MergeContext, layout: Layout) -> State:
+    """What no client sends, as all have it."""
+    return {name: context.base[name] for name in layout.still} if context.base is not None else {}

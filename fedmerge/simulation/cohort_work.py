@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Literal
@@ -116,7 +117,9 @@ class _Share:
         self.result = Answer(kept=dict(kept))
         self._client, self._order, self._total, self._kept = client, order, total, kept
         self.received = receive(client, order.content, order.context.required_base("a cohort"))
-        self.module = client.fitted(self.received.state)  # what does not fit is everybody's trouble
+        whole = self.received.parts.received(self.received.state, None)
+        self.received = replace(self.received, state=whole)
+        self.module = client.fitted(whole)  # what does not fit is everybody's trouble
 
     @property
     def alike(self) -> bool:

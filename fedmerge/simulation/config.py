@@ -26,6 +26,7 @@ from fedmerge.registry import build, entries, usual_names
 from fedmerge.simulation.attacks import Attack
 from fedmerge.simulation.config_keys import check_keys
 from fedmerge.simulation.faults import Faults
+from fedmerge.simulation.personal import check_personal
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.tasks import Classification, Task, make_task
 from fedmerge.training.local import LocalTraining
@@ -81,13 +82,15 @@ class ModelSettings(_Section):
     """Which model: a name or ``module:factory``, and its widths.
 
     With ``apart``, clients start the first round from an initialisation of their own; with ``variants`` also at
-    widths of their own, client i having the options ``variants[i % len(variants)]`` over the common ones.
+    widths of their own, client i having the options ``variants[i % len(variants)]`` over the common ones. ``frozen``
+    are patterns of parameters that nobody trains, such as ``["features.*"]``: they are not sent.
     """
 
     name: str = "mlp"
     options: dict[str, Any] = {}
     apart: bool = False
     variants: tuple[dict[str, Any], ...] = ()
+    frozen: tuple[str, ...] = ()
 
 
 class TaskSettings(_Section):
@@ -151,6 +154,10 @@ class Config(_Section):
     ``trust`` how far single clients are believed there.
     With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
 
+    ``personal`` are patterns of tensors that stay with the clients, such as ``["head.*"]``, see
+    :class:`~fedmerge.layout.Layout`: each client is then judged with its own, and ``test_loss`` and ``test_accuracy``
+    are means over the clients' own models on their held-out examples.
+
     ``on_client_error``, ``on_too_few``, ``min_clients`` and ``round_timeout`` say what becomes of a round then, see
     :class:`~fedmerge.strategies.MergeStrategy`. Virtual clients share a machine, so each may compute by itself for
     ``round_timeout`` seconds: on Ray one that takes longer is cut off.
@@ -168,6 +175,7 @@ class Config(_Section):
     model: ModelSettings = ModelSettings()
     task: TaskSettings = TaskSettings()
     training: LocalTraining = LocalTraining()
+    personal: tuple[str, ...] = ()
     fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_norm: BatchNormPolicy = "mean"
     on_bad_update: Literal["drop", "raise"] = "drop"
@@ -274,6 +282,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise ConfigError("configuration: " + "; ".join(map(_fault, error.errors()))) from error
     _check_methods(config)
+    check_personal(config)
     check_names(config.observers)
     _ = config.data.every_option
     if config.training.patience is not None and config.partition.held_out == 0:

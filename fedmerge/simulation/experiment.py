@@ -27,6 +27,7 @@ from fedmerge.simulation.fitting import check_fit
 from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.simulation.model_fns import ModelFn, OwnModelFn
 from fedmerge.simulation.own_strategy import make_strategy
+from fedmerge.simulation.personal import check_personal_parts
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
@@ -168,6 +169,7 @@ class Experiment:
             data.outputs if task is None else task.outputs_for(data.example[1], data.outputs),
             integer_seed(self.seed, "initialisation"),
             json.dumps(model.options),
+            model.frozen,
         )
 
     def check_model(self) -> None:
@@ -177,7 +179,12 @@ class Experiment:
         ------
         ModelError
             It cannot be built, or does not, or gives something else than a score per class.
+        ConfigError
+            Parts of it are personal, and no client holds examples by which its own model could be judged.
+        UnknownName
+            A pattern of what is frozen or personal is the name of no tensor.
         """
+        check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
         check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
@@ -197,6 +204,7 @@ class Experiment:
             mishaps=self.mishaps,
             noise_seed=self.seed,
             task=self.task,
+            personal=self.config.personal,
         )
 
     @property
@@ -261,6 +269,9 @@ class Experiment:
             example=changed(self.dataset.example[0], torch.zeros_like),
             data=self._server_data,
             task=self.task,
+            personal=config.personal,
+            frozen_mode=config.training.frozen_mode,
+            send_frozen="never",  # all clients are ours
         )
 
     def test(self, arrays: ArrayRecord) -> Judged:
@@ -270,7 +281,7 @@ class Experiment:
     def attack_success(self, arrays: ArrayRecord) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
         hostile = self.hostile
-        if hostile is None:
+        if hostile is None or self.config.personal:
             return None
         found = Judged()
         model = self._judged(from_arrays(arrays))
@@ -298,7 +309,8 @@ class Experiment:
         return task, torch.cat(found), torch.cat(targets)
 
     def _judged(self, state: State) -> nn.Module:
-        return resize(self._judge, state)  # a merged model may be wider than those that clients began with
+        # Frozen tensors may not be there; and a merged model may be wider than those that clients began with.
+        return resize(self._judge, {**self._judge.state_dict(), **state})
 
     @cached_property
     def _judge(self) -> nn.Module:

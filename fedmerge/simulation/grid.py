@@ -94,6 +94,7 @@ class SimulationGrid(TrainingGrid):
         self._workers.use(client_app)
         # A mod wants to see messages.
         self._is_ours = isinstance(client_app, FedmergeClientApp) and not client_app.mods
+        self._personal = isinstance(client_app, FedmergeClientApp) and bool(client_app.client.personal)
         self._run: Any = new_run()
         self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._run_config: UserConfig = run_config or {}
@@ -193,8 +194,8 @@ class SimulationGrid(TrainingGrid):
 
     def train(self, order: Order, *, timeout: float | None = None) -> Answer:
         """Run the clients of an order without a message for each; by message where their app is not ours, has mods
-        that want to see one, or somebody on the server does."""
-        if not self._is_ours or order.by_message:
+        that want to see one, or somebody on the server does; or where clients keep what the server knows nothing of."""
+        if not self._is_ours or order.by_message or (self._personal and not order.keeps):
             return by_message(self, order, timeout)
         self._waiting.used()
         if not order.nodes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from fedmerge.layout import freeze
 from fedmerge.models import build_model
 from fedmerge.seeding import integer_seed
 
@@ -22,10 +23,14 @@ class ModelFn:
     num_classes: int
     seed: int
     options: str
+    frozen: tuple[str, ...] = ()
 
     def __call__(self) -> nn.Module:
         """A new one, always the same."""
-        return build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **json.loads(self.options))
+        options = json.loads(self.options)
+        return freeze(
+            build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **options), self.frozen
+        )
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,11 @@ class Recorder:
             As :meth:`~fedmerge.observers.Watch.round_done`.
         """
         started = time.perf_counter()
-        found = self._experiment.test(arrays)
-        loss, accuracy = found.loss, found.accuracy
+        exchanges = self._grid.take()
+        loss, accuracy, figures = self._tested(server_round, arrays, exchanges)
         success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
-        exchanges = self._grid.take()
+        still = self._strategy.travel.still if isinstance(self._strategy, MergeStrategy) else frozenset[str]()
         unchanged = server_round > 0 and arrays is self._model
         row: Row = {
             "method": self._method,
@@ -88,10 +88,10 @@ class Recorder:
             "round": server_round,
             "test_loss": loss,
             "test_accuracy": accuracy,
-            **{f"test_{name}": value for name, value in found.figures.items()},
+            **{f"test_{name}": value for name, value in figures.items()},
             **self._clients(server_round, exchanges, unchanged),
             **_costs(exchanges, started, evaluating),
-            "parameters": _count(arrays),
+            "parameters": _count(arrays, still),
             # In the first round all methods have the same client models.
             "references": self._references() if server_round == 1 and self._experiment.config.references else {},
         }
@@ -103,7 +103,18 @@ class Recorder:
         self._count(row)
         self._policed.next_round()
         self._watch.round_done(row, view_arrays(arrays))
-        return MetricRecord({"test_loss": loss, "test_accuracy": accuracy})
+        return MetricRecord({n: x for n, x in (("test_loss", loss), ("test_accuracy", accuracy)) if x is not None})
+
+    def _tested(
+        self, round: int, arrays: ArrayRecord, exchanges: list[Exchange]
+    ) -> tuple[float | None, float | None, Mapping[str, float]]:
+        """Loss, accuracy and metrics of the global model on the test set; where parts are the clients', loss and
+        accuracy of their own models."""
+        if not self._experiment.config.personal or round == 0:  # at first all have the same
+            found = self._experiment.test(arrays)
+            return found.loss, found.accuracy, found.figures
+        told = self._metrics(exchanges, None)[1]
+        return _number(told, "eval_loss"), _number(told, "eval_acc"), {}
 
     def _count(self, row: Mapping[str, Any]) -> None:
         """Note whether a round merged; round 0 is that of the initial model."""
@@ -199,10 +210,10 @@ def _number(metrics: Mapping[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _count(arrays: ArrayRecord) -> int:
+def _count(arrays: ArrayRecord, still: frozenset[str]) -> int:
     """Numbers in the model as it travels, buffers included."""
     total = 0
-    for array in arrays.values():
+    for array in (array for name, array in arrays.items() if name not in still):
         size = 1
         for length in array.shape:
             size *= length

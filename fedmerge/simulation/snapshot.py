@@ -40,6 +40,8 @@ def snapshot(strategy: Strategy, grid: Grid) -> Snapshot:
             facts["engine"] = grid.workers.chosen
         elif isinstance(strategy, MergeStrategy):
             rule = strategy.pipeline.aggregator.local_rule
+            if strategy.travel.personal:
+                raise NotPlain("its clients keep personal parts where this process does not see them")
             if strategy.pipeline.batch_norm == "local":
                 raise NotPlain("its clients keep batch norms where this process does not see them")
             if rule is not None and rule.keeps:

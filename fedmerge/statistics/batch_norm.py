@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import call, examples_in
+from fedmerge.layout import frozen_parts
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, is_norm_statistic
@@ -160,9 +161,10 @@ def _doubted_norms(told: set[str], norms: Collection[str]) -> str | None:
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Batch norms that keep running statistics."""
+    """Batch norms that keep running statistics, but for those of frozen parts, whose statistics stay as they are."""
+    still = {id(layer) for part in frozen_parts(model) for layer in part.modules()}
     found = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
-    return {name: layer for name, layer in found if layer.track_running_stats}
+    return {name: layer for name, layer in found if layer.track_running_stats and id(layer) not in still}
 
 
 def _inputs(key: str, add: Callable[[str, Tensor], None]) -> Callable[[nn.Module, Any], None]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmerge.errors import InvalidOption
+from fedmerge.layout import frozen_parts
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.matrix_layers import matrix_layers
@@ -30,7 +31,7 @@ class Measurable:
         By weight, those of linear layers, convolutions and LSTMs. A client may find that it cannot tap one of them,
         such as one whose weight is used elsewhere too: these are all that there can be.
     norms
-        Running means and variances of batch norms.
+        Running means and variances of batch norms, but for those of frozen parts.
 
     Examples
     --------
@@ -50,10 +51,11 @@ class Measurable:
         trained, copied = trained_names(model), copy_of(model)
         parameters = frozenset(name for name, _ in model.named_parameters() if name in trained)
         names = {id(parameter): name for name, parameter in copied.named_parameters()}
+        still = {id(module) for part in frozen_parts(copied) for module in part.modules()}
         norms = [
             f"{name}.{part}" if name else part
             for name, module in copied.named_modules()
-            if isinstance(module, _BatchNorm) and module.track_running_stats
+            if isinstance(module, _BatchNorm) and module.track_running_stats and id(module) not in still
             for part in ("running_mean", "running_var")
         ]
         unroll(copied)

@@ -16,6 +16,8 @@ from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.participation import sample_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
+from fedmerge.strategies.travel import Travel
+from fedmerge.strategies.wire import view_arrays
 
 __all__ = ["EvaluatedByClients"]
 
@@ -30,6 +32,7 @@ class EvaluatedByClients(FlowerFedAvg):
     last_evaluation: MetricRecord | None = None
     """What clients found on their held-out examples in the last round; None where nobody looked."""
     _asked_to_judge: Sent | None
+    travel: Travel
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
         return sample_nodes(
@@ -48,10 +51,22 @@ class EvaluatedByClients(FlowerFedAvg):
             config["batch-norm"] = "local"
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        messages = list(self._construct_messages(record, nodes, "evaluate"))
+        config.update(self.travel.told(view_arrays(arrays)))
+        messages = self._messages_to(nodes, arrays, config, "evaluate")
         self._asked_to_judge = Sent(nodes, messages)
         return messages
+
+    def _records(self, arrays: ArrayRecord, config: ConfigRecord) -> tuple[RecordDict, RecordDict]:
+        """What a message brings with the tensors that travel, and with all."""
+        config_key, down = self.configrecord_key, self.travel.down(arrays)
+        brief = RecordDict({self.arrayrecord_key: down, config_key: config})
+        return brief, brief if down is arrays else RecordDict({self.arrayrecord_key: arrays, config_key: config})
+
+    def _messages_to(self, nodes: list[int], arrays: ArrayRecord, config: ConfigRecord, kind: str) -> list[Message]:
+        """A message to each, with the tensors that it needs."""
+        brief, whole = self._records(arrays, config)
+        records = ((node, brief if self.travel.completes(node) else whole) for node in nodes)
+        return [message for node, record in records for message in self._construct_messages(record, [node], kind)]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average what clients found on their held-out examples; those that hold none do not count, nor does what

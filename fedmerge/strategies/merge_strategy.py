@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
 from fedmerge.keywords_told import check_function
+from fedmerge.layout import FrozenMode, check_patterns
 from fedmerge.method_names import parse_method
 from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.pipeline import Pipeline, build_pipeline
@@ -45,9 +46,10 @@ from fedmerge.strategies.rounds import read_replies, run_rounds
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, too_few
 from fedmerge.strategies.run_settings import RunSettings
 from fedmerge.strategies.stages import KEEP_KEY, exchange
+from fedmerge.strategies.travel import SendFrozen, Travel
 from fedmerge.strategies.watched import UNWATCHED, start_observed
 from fedmerge.strategies.wire import RULE_RECORD, WITHHOLD_KEY, to_arrays, view_arrays
-from fedmerge.update import ClientUpdate, MergeContext, facts_of
+from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -69,7 +71,15 @@ class MergeStrategy(EvaluatedByClients):
     method
         Name of a method, such as ``"fednova"`` or ``"fedavg+server_adam"``, or a ready pipeline.
     model_fn
-        Makes the model; only methods that have to know the architecture need it.
+        Makes the model; methods that have to know the architecture need it, and it tells what is frozen
+        (``requires_grad=False``): clients of :func:`~fedmerge.strategies.client_app` send and get only what they train.
+    personal
+        Patterns of tensors that stay with the clients, such as ``["head.*"]``; see :class:`~fedmerge.layout.Layout`.
+    frozen_mode
+        How frozen parts run while clients train, see :class:`~fedmerge.training.LocalTraining`.
+    send_frozen
+        ``"auto"`` sends a node all of the model until it has said that it makes frozen tensors itself, ``"never"``
+        and ``"always"`` are for nodes that all do, or need not.
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
     batch_norm, on_bad_update, repair, statistics, privacy, trust
@@ -126,6 +136,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         method: str | Pipeline = "fedavg",
         *,
         model_fn: Callable[[], nn.Module] | None = None,
+        personal: Iterable[str] = (),
+        frozen_mode: FrozenMode = "eval",
+        send_frozen: SendFrozen = "auto",
         seed: int = 0,
         batch_norm: BatchNormPolicy = "mean",
         on_bad_update: str = "drop",
@@ -198,12 +211,10 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """Questions that a client has been asked at most, in all rounds so far: what :func:`fedmerge.refine.epsilon`
         counts. With a ``checkpoint_dir`` also those of earlier processes, and of rounds that were cut short."""
         self.last_report: MergeReport | None = None
-        self._model_fn, self._data, self._example = model_fn, data, example
-        self._buffers: frozenset[str] | None = None
-        self._facts: dict[str, Any] = {}
+        self._data, self._example = data, example
         if model_fn is not None:
             check_function("model_fn", model_fn)
-            self._buffers, self._facts = facts_of(model_fn())
+        self.travel = Travel(model_fn, check_patterns(personal), frozen_mode, send_frozen)
         # Who averages metrics otherwise wants to see what each client reports.
         self._wants_messages = train_metrics_aggr_fn is not None or weighted_by_key != "num-examples"
         self._base: State | None = None
@@ -227,10 +238,8 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             raise InvalidOption("the strategy sets checkpoint_dir, but the run keeps checkpoints itself: leave it out")
         self.seed, self.policies = run.agreed_seed(self.seed), run.agreed_policies(self.policies)
         self.pipeline = run.agreed_pipeline(self.pipeline)
-        if self._model_fn is None and run.model_fn is not None:
-            self._model_fn = run.model_fn
-            self._buffers, self._facts = facts_of(run.model_fn())
-        self._facts = {**self._facts, "task": run.task}
+        self.travel = run.agreed_travel(self.travel)
+        self.travel.facts["task"] = run.task
         self._data = run.data if self._data is None else self._data
         self._example = run.example if self._example is None else self._example
 
@@ -278,7 +287,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         InvalidOption
             As there; or the method sends what a wrapper for differential privacy does not cover.
         """
-        check_private(self.pipeline, arrays)
+        wrapper = check_private(self.pipeline, arrays)
+        if wrapper is not None:
+            self.travel = self.travel.within(wrapper)
         return list(self.order_train(server_round, arrays, config, grid).messages())
 
     def order_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Order:
@@ -292,37 +303,42 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self.observers and not self._watched:
             raise InvalidOption(UNWATCHED)
         if self._order is None:
-            check_server(self.pipeline.aggregator, self._model_fn, self._data, self._example)
+            check_server(self.pipeline.aggregator, self.travel.model_fn, self._data, self._example)
+        self.travel.check(arrays)
         check_nodes(grid, vars(self))
         before = () if self._order is None else self._order.numbers
         self._base, self._grid = view_arrays(arrays), grid
         if server_round <= 1:  # of a new run, also under a wrapper, whose start is not ours
             self.identities = Identities()
+            self.travel.begin()
         self.identities.grid = grid
         config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
         fill_config(config, self.pipeline, self.seed, server_round)
+        config.update(self.travel.told(self._base))
         nodes: Sequence[int] = ()
         if self.fraction_train:
             nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
             self._awaited = server_round
         if nodes and self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
-        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        brief, whole = self._records(arrays, config)
         brought = self.pipeline.sent_with_model(self.memory)
         if brought:
-            record[RULE_RECORD] = to_arrays(brought)
+            brief[RULE_RECORD] = whole[RULE_RECORD] = to_arrays(brought)
         known = number_of_nodes(grid) if self.pipeline.aggregator.counts_clients else None
         self._order = Order(
-            record,
+            brief,
             nodes,
             self.pipeline,
-            MergeContext(base=self._base, round=server_round, seed=self.seed, population=known, **self._facts),
-            self._buffers,
+            MergeContext(base=self._base, round=server_round, seed=self.seed, population=known, **self.travel.facts),
+            self.travel.buffers,
             arrays_key=self.arrayrecord_key,
             weight_key=self.weighted_by_key,
             by_message=self._wants_messages,
             before=before,
             identities=self.identities,
+            whole=whole,
+            wanting=frozenset(node for node in nodes if not self.travel.completes(node)),
         )
         return self._order
 
@@ -340,7 +356,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
         answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
-        failures, told = RoundFailures(self.policies), {"server-round": server_round}
+        self.travel.note(answer, arrays_key)
+        failures = RoundFailures(self.policies)
+        told = {"server-round": server_round, **self.travel.told(self._base or {})}
         if answer.failures:
             name = self.identities.naming(server_round)
             failures.note([failed_client(node, reason, server_round, name) for node, reason in answer.failed])
@@ -349,10 +367,11 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             reason = "no client replied with an update" if failures.clients else "no client was asked"
             return self._skipped(server_round, reason, (), failures.clients)
         keys, late = (arrays_key, self.configrecord_key, weight_key), self.policies.round_timeout
+        layout = self.travel.layout if self.travel.completes(*answer.nodes.values()) else None
 
         def reach(**more: int) -> Reach:
             """The clients, for a method that asks them again, told `more` in every message."""
-            return Reach(self._grid, answer.nodes, {**told, **more}, *keys, late, server_round, failures.note)
+            return Reach(self._grid, answer.nodes, {**told, **more}, *keys, late, server_round, failures.note, layout)
 
         def stage(sent: Mapping[int, News], what: Stage) -> list[ClientUpdate]:
             more = {"seed": self.seed, KEEP_KEY: self.pipeline.compares}
@@ -367,19 +386,19 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             seed=self.seed,
             data=self._data,
             example=self._example,
-            model_fn=self._model_fn,
+            model_fn=self.travel.merged_model if self.travel.model_fn else None,
             exchange=stage,
             ask=asked,
             population=None if self._order is None else self._order.context.population,
-            **self._facts,
+            **self.travel.facts,
         )
         try:
-            result = answer.merge(self.pipeline, context, self.memory, self._buffers)
+            result = answer.merge(self.pipeline, context, self.memory, self.travel.buffers)
         except NoUsableUpdates as error:
             return self._skipped(server_round, str(error), error.dropped, failures.clients, asked.questions)
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
-            recalibrate(reach(), result.state, result.accepted)
+            recalibrate(reach(), result.state, result.accepted, self.travel.norms)
         self.memory = result.memory
         if answer.contents:
             contents = [content for client, content in answer.contents.items() if client in taken]

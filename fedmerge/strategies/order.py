@@ -18,6 +18,7 @@ from fedmerge.state import State
 from fedmerge.statistics.settings import StatisticsSettings, to_settings
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.stages import KEEP_KEY
+from fedmerge.strategies.travel import PERSONAL_KEY
 from fedmerge.strategies.wire import STEPS_KEY, WITHHOLD_KEY
 from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext
@@ -54,6 +55,8 @@ class Order:
         Numbers of the messages of the exchange before: replies to those do not count.
     identities
         What the server knows of clients and their nodes.
+    whole, wanting
+        What the messages to these nodes bring instead, which may be unable to make the tensors that do not travel.
     """
 
     content: RecordDict
@@ -66,12 +69,16 @@ class Order:
     by_message: bool = False
     before: Collection[str] = ()
     identities: Identities = field(default_factory=Identities)
+    whole: RecordDict | None = None
+    wanting: frozenset[int] = frozenset()
     _made: list[Message] = field(default_factory=list, init=False, repr=False)
 
     def messages(self) -> list[Message]:
         """A message for each node; always the same ones, for a grid numbers them while it sends them."""
         if not self._made:
-            self._made.extend(Message(content=self.content, message_type="train", dst_node_id=n) for n in self.nodes)
+            for node in self.nodes:
+                content = self.whole if self.whole is not None and node in self.wanting else self.content
+                self._made.append(Message(content=content, message_type="train", dst_node_id=node))
         return self._made
 
     @property
@@ -87,14 +94,15 @@ class Order:
     def without_model(self) -> Order:
         """The same order for workers, who find the model in its context."""
         content = RecordDict({key: record for key, record in self.content.items() if key != self.arrays_key})
-        return replace(self, content=content, nodes=(), identities=Identities())
+        return replace(self, content=content, nodes=(), identities=Identities(), whole=None)
 
     @property
     def keeps(self) -> bool:
         """Whether clients keep something until the next order."""
         rule = self.pipeline.aggregator.local_rule
         keeping = rule is not None and rule.keeps
-        return keeping or self.config.get("batch-norm") == "local" or bool(self.config.get(KEEP_KEY))
+        told = any(self.config.get(key) for key in (KEEP_KEY, PERSONAL_KEY))
+        return keeping or told or self.config.get("batch-norm") == "local"
 
     @property
     def folds(self) -> bool:

@@ -42,8 +42,13 @@ def _wrapper() -> str | None:
     return None
 
 
-def check_private(pipeline: Pipeline, arrays: ArrayRecord) -> None:
+def check_private(pipeline: Pipeline, arrays: ArrayRecord) -> str | None:
     """Make sure, inside a wrapper of Flower's, that clients send the model only: it clips that and adds noise to it.
+
+    Returns
+    -------
+    str or None
+        The wrapper's name, where there is one.
 
     Raises
     ------
@@ -55,6 +60,7 @@ def check_private(pipeline: Pipeline, arrays: ArrayRecord) -> None:
     if problem is not None:
         method = type(pipeline.aggregator).__name__
         raise InvalidOption(f"{method} cannot run inside {wrapper}: {problem}")
+    return wrapper
 
 
 def _unprotected(pipeline: Pipeline) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -40,10 +41,12 @@ def ask(
     content = RecordDict()
     content["config"] = ConfigRecord({**reach.config, "questions": len(questions), "exchange": next(numbers)})
     for number, question in enumerate(questions):
-        write_question(content, number, question)
+        write_question(content, number, replace(question, base=reach.travelling(question.base)))
     messages = {
         client: Message(
-            _brought(content, questions, client), message_type=f"query.{ACTION}", dst_node_id=reach.node_of(client)
+            _brought(content, questions, client, reach),
+            message_type=f"query.{ACTION}",
+            dst_node_id=reach.node_of(client),
         )
         for client in clients
     }
@@ -65,7 +68,7 @@ def _answers(reply: Message, content: RecordDict) -> bool:
     return all(told.get(key) == asked.get(key) for key in OCCASION)
 
 
-def _brought(content: RecordDict, questions: Sequence[Question], client: int) -> RecordDict:
+def _brought(content: RecordDict, questions: Sequence[Question], client: int, reach: Reach) -> RecordDict:
     """The message of one client: where its neurons were moved, its own model comes with it as it is now."""
     own = next((question.own[client] for question in questions if client in question.own), None)
-    return content if own is None else RecordDict({**content, OWN: to_arrays(own)})
+    return content if own is None else RecordDict({**content, OWN: to_arrays(reach.travelling(own))})

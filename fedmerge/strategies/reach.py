@@ -6,11 +6,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ClientFailed, NoAnswer
+from fedmerge.layout import Layout
+from fedmerge.state import State
 from fedmerge.strategies.failures import check_mods, failures_in
 from fedmerge.strategies.heard import Sent, heard
 
@@ -39,17 +42,24 @@ class Reach:
         Of the merge.
     on_failure
         Called with those who failed in an exchange, and what it was about.
+    layout
+        Which tensors of a model travel to them, where it is not all.
     """
 
     grid: Grid | None
     nodes: Mapping[int, int]
-    config: Mapping[str, int]
+    config: Mapping[str, Any]
     arrays_key: str = "arrays"
     config_key: str = "config"
     weight_key: str = "num-examples"
     timeout: float | None = None
     round: int = 0
     on_failure: Callable[[Sequence[ClientFailed], str], None] | None = None
+    layout: Layout | None = None
+
+    def travelling(self, state: State) -> State:
+        """The part of a model that a message to these clients brings."""
+        return state if self.layout is None else self.layout.travelling(state)
 
     def send(
         self, messages: Mapping[int, Message], about: str, late: Callable[[Message], bool] = lambda reply: False

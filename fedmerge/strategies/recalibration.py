@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedmerge.buffers import pool_moments
 from fedmerge.errors import InvalidOption
-from fedmerge.state import Layout, State, cast_like, is_sane
+from fedmerge.layout import Layout
+from fedmerge.state import State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies.reach import Reach
@@ -21,7 +22,9 @@ __all__ = ["recalibrate"]
 log = logging.getLogger("fedmerge")
 
 
-def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) -> None:
+def recalibrate(
+    reach: Reach, state: dict[str, Tensor], clients: Sequence[int], norms: Collection[str] | None = None
+) -> None:
     """Have these clients measure the merged model's batch norms, and pool what they find into `state`.
 
     Parameters
@@ -32,6 +35,8 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
         The merged model; changed in place.
     clients
         Who is asked.
+    norms
+        Names of the statistics that they measure, where a module tells; those of frozen parts stay as they are.
 
     Raises
     ------
@@ -39,7 +44,7 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
         A mod of the clients refuses such messages.
     """
     config = ConfigRecord({**reach.config, "needs": ["batch_norm"]})
-    content = RecordDict({reach.arrays_key: to_arrays(state), reach.config_key: config})
+    content = RecordDict({reach.arrays_key: to_arrays(reach.travelling(state)), reach.config_key: config})
     kind = "query.statistics"
     messages = {c: Message(content=content, message_type=kind, dst_node_id=reach.node_of(c)) for c in clients}
     measured = []
@@ -48,7 +53,7 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
         try:
             sent = statistics_from_reply(message.content, None).get("batch_norm", {})
             moments = decode(sent, lambda shapes: BatchNormMoments().check_shapes(shapes, state))
-            fits = weight is not None and weight > 0 and _fits(moments, state)
+            fits = weight is not None and weight > 0 and _fits(moments, state, norms)
         except (InvalidOption, ValueError, TypeError, RuntimeError):
             fits = False
         if weight is None or not fits:
@@ -61,10 +66,10 @@ def recalibrate(reach: Reach, state: dict[str, Tensor], clients: Sequence[int]) 
     state.update(cast_like(pool_moments(measured), state))
 
 
-def _fits(moments: State, model: State) -> bool:
+def _fits(moments: State, model: State, norms: Collection[str] | None) -> bool:
     """Whether measured moments are of all batch norms of the model, and can be pooled."""
-    norms = set(Layout.of(model).float_buffers)
-    return set(moments) == norms and all(
+    wanted = Layout.of(model).float_buffers if norms is None else norms
+    return set(moments) == set(wanted) and all(
         t.shape == model[n].shape and t.is_floating_point() and is_sane(t) and _may_be(n, t) for n, t in moments.items()
     )
 

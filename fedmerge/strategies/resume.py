@@ -120,6 +120,8 @@ class StrategyCheckpoints:
             )  # fmt: skip
         else:
             log.info("continuing after round %d of %d, from %s", done, wanted, self.folder)
+        if strategy.travel.personal:
+            log.warning("clients that lost what they kept go on with personal parts as model_fn makes them")
         if strategy.pipeline.batch_norm == "local":
             log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
         rule = strategy.pipeline.aggregator.local_rule
@@ -165,4 +167,5 @@ def _settings(strategy: MergeStrategy) -> dict[str, Any]:
         "weighted_by_key",
         "seed",
     )
-    return {"method": repr(strategy.pipeline), **{name: getattr(strategy, name) for name in numbers}}
+    told = {"method": repr(strategy.pipeline), **{name: getattr(strategy, name) for name in numbers}}
+    return told | strategy.travel.settings()

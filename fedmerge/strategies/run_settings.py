@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import InvalidOption
+from fedmerge.layout import FrozenMode
 from fedmerge.pipeline import Pipeline
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.policies import RoundPolicies
+from fedmerge.strategies.travel import SendFrozen, Travel
 from fedmerge.tasks import Task
 
 __all__ = ["AdoptsRun", "RunSettings"]
@@ -38,6 +40,8 @@ class RunSettings:
         What the server knows; what a strategy has already stays.
     task
         By which models are judged on the server's data; plain classification where not given.
+    personal, frozen_mode, send_frozen
+        What travels, see :class:`~fedmerge.strategies.travel.Travel`.
 
     Examples
     --------
@@ -57,6 +61,9 @@ class RunSettings:
     example: Tensor | None = None
     data: Iterable[Any] | None = None
     task: Task | None = None
+    personal: tuple[str, ...] = ()
+    frozen_mode: FrozenMode = "eval"
+    send_frozen: SendFrozen = "auto"
 
     def agreed_seed(self, own: int) -> int:
         """The seed of the run.
@@ -102,6 +109,21 @@ class RunSettings:
             statistics=_agreed("statistics", own.statistics, self.statistics, usual.statistics),
             privacy=_agreed("privacy", own.privacy, self.privacy, usual.privacy),
             trust=_agreed("trust", own.trust, self.trust, usual.trust),
+        )
+
+    def agreed_travel(self, own: Travel) -> Travel:
+        """What travels, by the strategy's and the run's settings together.
+
+        Raises
+        ------
+        InvalidOption
+            They contradict each other.
+        """
+        return Travel(
+            own.model_fn or self.model_fn,
+            _agreed("personal", own.personal, self.personal, ()),
+            _agreed("frozen_mode", own.frozen_mode, self.frozen_mode, "eval"),
+            _agreed("send_frozen", own.send_frozen, self.send_frozen, "auto"),
         )
 
     def beyond_flower(self) -> list[str]:

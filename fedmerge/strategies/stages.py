@@ -56,7 +56,11 @@ def exchange(reach: Reach, sent: Mapping[int, News], stage: Stage) -> list[Clien
     messages = {
         client: Message(
             content=RecordDict(
-                {reach.arrays_key: to_arrays(news.settled), SOURCES: to_arrays(_packed(news)), reach.config_key: told}
+                {
+                    reach.arrays_key: to_arrays(reach.travelling(news.settled)),
+                    SOURCES: to_arrays(_packed(news)),
+                    reach.config_key: told,
+                }
             ),
             message_type=MessageType.TRAIN,
             dst_node_id=reach.node_of(client),

@@ -19,6 +19,7 @@ from fedmerge.training.inputs import device_of
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.modes import training_mode
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.stack import stacked_rates
 from fedmerge.training.stack_size import clients_at_once
@@ -143,7 +144,7 @@ def train_cohort(
         states.put(rows, stack)
         return total
 
-    with torch.no_grad(), _training(model):
+    with torch.no_grad(), _training(model, settings):
         if layers is None:
             _check_known(model, participants[order[0]], settings, states.device)
         size = at_once or clients_at_once(model, participants[order[0]], settings, by_hand=layers is not None)
@@ -182,11 +183,11 @@ def _or_none_for_want_of_memory(train: Callable[[list[int]], Tensor], rows: list
 
 
 @contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
+def _training(model: nn.Module, settings: LocalTraining) -> Iterator[None]:
     """The model in training mode for a while. No copy of it: a forward may hold on to the very module it belongs to."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.train()
+        training_mode(model, settings.frozen_mode)
         yield
     finally:
         for module, mode in modes:

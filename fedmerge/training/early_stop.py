@@ -64,8 +64,10 @@ class BestPass:
 
     def over(self, progress: Progress) -> bool:
         """Judge the model after a pass; whether to stop."""
+        modes = [(module, module.training) for module in self.model.modules()]  # frozen parts run as in use
         loss = judge(self.model, self.held_out, what=self.what, task=self.task).loss
-        self.model.train()
+        for module, mode in modes:
+            module.training = mode
         if self._progress is None or loss < self._loss:
             self._loss, self._waited, self._progress = loss, 0, progress
             self._state = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}

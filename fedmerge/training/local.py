@@ -22,6 +22,7 @@ from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.early_stop import BestPass, Progress
 from fedmerge.training.inputs import device_of, outputs_of
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.modes import training_mode
 from fedmerge.training.own_training import RoundBatches, train_by_function
 from fedmerge.training.passes import batches, batches_to_measure, moved
 from fedmerge.training.report import TrainingReport
@@ -117,7 +118,7 @@ def _descend(
     known = None if data.tensors is None else data.tensors[1]
     loss_of: Callable[[Tensor, Tensor], Tensor] | None = None if task is None else task.mean_loss
     steps, examples, total = 0, 0, torch.zeros((), dtype=torch.float64, device=device)
-    model.train()
+    training_mode(model, settings.frozen_mode)
     for batch in order:
         optimizer.zero_grad(set_to_none=True)
         for inputs, labels in _parts(moved(batch, device), settings):

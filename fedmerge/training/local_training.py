@@ -13,6 +13,7 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.keywords_told import tell_keywords
+from fedmerge.layout import FrozenMode
 from fedmerge.method_names import parse_method
 from fedmerge.training.optimizers import STACKED_OPTIONS, check_optimizer, default_decay, make_optimizer
 from fedmerge.training.report import TrainingReport
@@ -51,6 +52,12 @@ class LocalTraining:
         Batches whose gradients make one step; ``batch_size = 8, accumulate = 4`` steps as ``batch_size = 32`` does.
     clip_norm
         Largest gradient norm; None does not clip.
+    personal_epochs
+        Passes over a client's examples that train its personal part alone, before the shared part is trained alone
+        (FedRep, arXiv 2102.07078); 0 trains both together (FedPer, arXiv 1912.00818).
+    frozen_mode
+        ``"eval"``: parts of the model that are frozen as a whole run as in use while the rest trains, without dropout
+        and on the running statistics of their batch norms. ``"train"``: like the rest.
     schedule, total_rounds
         Factors on the learning rate from round to round, such as ``"warmup(length=3)+cosine"``, see
         :func:`~fedmerge.training.schedules.schedule_of`; and how many rounds there are, for those that go by it. A
@@ -83,6 +90,8 @@ class LocalTraining:
     steps: int | None = None
     batch_size: int = 32
     clip_norm: float | None = None
+    personal_epochs: int = 0
+    frozen_mode: FrozenMode = "eval"
     optimizer_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     accumulate: int = 1
     schedule: str = "constant"
@@ -107,6 +116,11 @@ class LocalTraining:
             demand(isinstance(getattr(self, name), str), name, "a name")
         for name in ("batch_size", "accumulate"):
             demand(getattr(self, name) is not None, name, "a whole number")
+        epochs = self.personal_epochs
+        demand(
+            isinstance(epochs, int) and not isinstance(epochs, bool) and epochs >= 0, "personal_epochs", "zero or more"
+        )
+        demand(self.frozen_mode in ("eval", "train"), "frozen_mode", '"eval" or "train"')
         demand(0 < self.learning_rate < math.inf, "learning_rate", "positive")
         demand(0 <= self.momentum < 1, "momentum", "in [0, 1)")
         demand(self.weight_decay is None or 0 <= self.weight_decay < math.inf, "weight_decay", "zero or more")

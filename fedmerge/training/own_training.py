@@ -31,6 +31,7 @@ from fedmerge.loading import load_named
 from fedmerge.seeding import generator
 from fedmerge.training.correction import Correction, correct
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.modes import training_mode
 from fedmerge.training.passes import moved
 from fedmerge.training.report import TrainingReport
 
@@ -122,7 +123,7 @@ def train_by_function(model: nn.Module, settings: LocalTraining, batches: RoundB
     function: Any = settings.train_fn
     if isinstance(function, str):
         function = load_named(function, "training function", "function", "my_training:train", ConfigError)
-    model.train()
+    training_mode(model, settings.frozen_mode)
     returned = function(model, batches, settings)
     batches.check_corrected()
     report = _report(returned, batches.client)

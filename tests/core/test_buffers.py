@@ -8,8 +8,9 @@ from torch import nn
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext, compute_statistics
 from fedmerge.buffers import pool_moments
+from fedmerge.layout import Layout
 from fedmerge.pipeline import build_pipeline
-from fedmerge.state import Layout, WeightedSum, module_state
+from fedmerge.state import WeightedSum, module_state
 from tests.federation import tiny_model
 
 SIZES = (40, 100, 10)

@@ -8,8 +8,8 @@ import fedmerge
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.buffers import BufferFold
 from fedmerge.errors import BadUpdate, NoUsableUpdates
+from fedmerge.layout import Layout
 from fedmerge.pipeline import Pipeline
-from fedmerge.state import Layout
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 INF = float("inf")

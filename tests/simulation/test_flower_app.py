@@ -42,6 +42,18 @@ options = {hidden = [8]}
 steps = 5
 """
 
+FROZEN = """
+rounds = 2
+engine = "serial"
+[partition]
+clients = 3
+[model]
+options = {hidden = [56, 8]}
+frozen = ["layers.0"]
+[training]
+steps = 2
+"""
+
 
 @pytest.fixture
 def scratch():
@@ -103,6 +115,22 @@ def test_flwr_run_leaves_the_record_of_an_in_process_run_and_nothing_running(tmp
 @pytest.mark.study
 def test_questions_about_the_merged_model_are_answered_there_as_well(tmp_path, scratch):
     assert_same_model(*ran(tmp_path, scratch, QUESTIONED, "fedkfac"), 1e-4)
+    assert_nothing_left(scratch)
+
+
+@pytest.mark.study
+def test_a_client_that_trains_an_eighth_of_its_parameters_sends_an_eighth(tmp_path, scratch):
+    """Counted in the messages, down as well."""
+    here, flower = ran(tmp_path, scratch, FROZEN, "fedavg")
+    trained = 56 * 8 + 8 + 8 * 10 + 10
+    assert 0.13 < trained / (trained + 64 * 56 + 56) < 0.131
+    for theirs, ours in zip(rows(flower), rows(here), strict=True):
+        assert theirs["parameters"] == trained
+        assert (theirs["bytes_up"], theirs["bytes_down"]) == (ours["bytes_up"], ours["bytes_down"])
+    for row in rows(flower)[1:]:  # what is beside the numbers tells names and shapes
+        assert 4 * trained < row["bytes_up"] / 3 < 4 * trained + 700
+        assert 4 * trained < row["bytes_down"] / 3 < 4 * trained + 700
+    assert_same_model(here, flower, 1e-5)
     assert_nothing_left(scratch)
 
 

@@ -104,7 +104,7 @@ def test_the_settings_of_the_run_reach_a_strategy_that_derives_from_ours(name):
     assert (policies.on_client_error, policies.on_too_few, policies.round_timeout) == ("raise", "skip", 9.0)
     assert pipeline.statistics.examples == 7
     needy = experiment({"server_examples": 10}).strategy("own_strategies_for_test:Mine(method=otfusion)")
-    assert needy._model_fn is not None
+    assert needy.travel.model_fn is not None
     assert sum(len(inputs) for inputs, _ in needy._data) == 10
 
 

@@ -104,6 +104,13 @@ KINDS = {
     "stacked": {"engine": "stacked"},
     "evaluation off": {"evaluate_clients": False},
     "clients that keep batch norms": {"batch_norm": "local", "model": {"name": f"{__name__}:normed"}},
+    "clients that keep heads": {"personal": ["layers.1"], "model": {"name": "mlp", "options": {"hidden": [8]}}},
+    "clients that keep heads, sampled, over Flower's": {
+        "methods": ["flwr.serverapp.strategy:FedAvg"],
+        "fraction_train": 0.5,
+        "personal": ["layers.1"],
+        "model": {"name": "mlp", "options": {"hidden": [8]}},
+    },
     "clients that start apart": {"model": {"name": "mlp", "options": {"hidden": [8]}, "apart": True}},
     "control variates and schedules": {
         "methods": ["scaffold"],
