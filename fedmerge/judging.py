@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.models.copies import copy_of
 from fedmerge.tasks import Reading, Task, TaskAt, as_batch, reading_of
 
 __all__ = ["summed_losses"]
@@ -31,7 +32,7 @@ def summed_losses(
     module
         The model that the others differ from.
     states
-        Makes each of the others.
+        Makes each of the others, one after the other: it may be the same module every time, with other values.
     batches
         What they are judged on.
     changed
@@ -49,7 +50,7 @@ def summed_losses(
             model = make().eval()
             losses[i] = sum(_loss(tasks, x, model(x), y, bound) for x, y in batches)
         return losses
-    heads = [dict(make().named_modules())[head] for make in states]
+    heads = [copy_of(make().get_submodule(head)) for make in states]
     for x, y in batches:
         features = _seen(module, head, x)[0][0][0]
         for i, one in enumerate(heads):

@@ -11,7 +11,7 @@ from fedmerge.errors import ModelError
 from fedmerge.models.copies import copy_of
 from fedmerge.state import editable, is_extra, tied_names
 
-__all__ = ["fill", "resize"]
+__all__ = ["fill", "refill", "resize"]
 
 # Which attribute of a module states which axis of which of its tensors.
 _STATED: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -75,11 +75,25 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             changed = True
         if changed:
             _state(part)
-    tied = tied_names(resized)  # the last name would win, but the first is the one that everybody calculates with
+    return refill(resized, state)
+
+
+def refill(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load a state of the module's own shapes, in place, whatever else its ``state_dict`` holds; the module.
+
+    Many times faster than another copy by :func:`resize`, for many states one after the other.
+
+    Examples
+    --------
+    >>> refill(nn.Linear(2, 1), {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}).weight.tolist()
+    [[1.0, 1.0]]
+    """
+    own, tied = module.state_dict(), tied_names(module)
+    # Of tied names the last would win, but the first is the one that everybody calculates with.
     loaded = {name: state[tied[name]] if tied.get(name) in state else tensor for name, tensor in state.items()}
     extra = {name: value for name, value in own.items() if is_extra(name)}
-    fill(resized, {**{name: t.to(own[name]) for name, t in loaded.items() if not is_extra(name)}, **extra})
-    return resized
+    fill(module, {**{name: t.to(own[name]) for name, t in loaded.items() if not is_extra(name)}, **extra})
+    return module
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:

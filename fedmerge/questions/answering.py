@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmerge.data.batch_stream import BatchStream
 from fedmerge.inputs import OnDeviceOf, joined, rows, split
 from fedmerge.judging import summed_losses
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import refill, resize
 from fedmerge.questions.question import Answer, Question
 from fedmerge.state import State
 from fedmerge.statistics import Batches
@@ -78,9 +78,10 @@ def respond(
     if len(y) and (question.points or any(kind.of_labels for kind in question.needs)):
         # Of all examples at once: the few that judge might not tell.
         reading.of(base, parts.whole)(x, outputs_like(base, x), y)
+    moved = resize(module, question.base) if question.points else base
     losses = summed_losses(
         base,
-        [partial(resize, module, question.point(i)) for i in range(len(question.points))],
+        [partial(_filled, moved, question, number) for number in range(len(question.points))],
         parts.judging,
         {name for direction in question.directions for name in direction},
         None if noise is None else noise.loss_clip,
@@ -145,3 +146,7 @@ def _unpredictable() -> torch.Generator:
 
 def _batches(x: Any, y: Tensor, size: int) -> list[tuple[Any, Tensor]]:
     return list(split(x, y, size)) if len(y) else []
+
+
+def _filled(module: nn.Module, question: Question, number: int) -> nn.Module:
+    return refill(module, question.point(number))
