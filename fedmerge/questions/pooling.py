@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -17,12 +17,12 @@ from fedmerge.questions.question import Answer, Question
 from fedmerge.questions.robust import judged_losses, shares
 from fedmerge.questions.trust import Trust
 from fedmerge.state import State
+from fedmerge.statistics.laws import breaches
 
-__all__ = ["added_up", "pooled", "rivals", "sifted"]
+__all__ = ["added_up", "pooled", "sifted"]
 
 log = logging.getLogger("fedmerge")
 
-_PARTS = 6
 Given = Sequence[tuple[int, Sequence[Answer]]]
 
 
@@ -81,9 +81,23 @@ def sifted(
     for client, found in good:
         if _form(found) != forms.most_common(1)[0][0]:
             refused[client] = "tensors with other names or shapes than most clients'"
+    if not together:
+        refused |= _unlawful(questions, [(client, found) for client, found in good if client not in refused])
     for client, reason in sorted(refused.items()):
         log.warning("client %d: its answer is left out: %s", client, reason[:500])
     return [found for client, found in good if client not in refused], refused
+
+
+def _unlawful(questions: Sequence[Question], good: Given) -> dict[int, str]:
+    """Clients whose sums break an identity that most clients' sums keep, each with the reason."""
+    found: dict[int, str] = {}
+    for number, question in enumerate(questions):
+        for kind in question.needs if question.noise is None else ():
+            values = [given[number].statistics[kind.name] for _, given in good]
+            for place, broken in breaches([kind.identities(value) for value in values]).items():
+                reason = f"statistic {kind.name!r}: most clients' numbers keep an identity that its own break: {broken}"
+                found.setdefault(good[place][0], reason)
+    return found
 
 
 def _form(given: Sequence[Answer]) -> tuple[object, ...]:
@@ -116,18 +130,6 @@ def added_up(questions: Sequence[Question], good: Sequence[Sequence[Answer]], tr
     totals = _judged(totals, good, trust)
     steadied = [_steadied(question, total) for question, total in zip(questions, totals, strict=True)]
     return [_placed(total, question) for total, question in zip(steadied, questions, strict=True)]
-
-
-def rivals(
-    questions: Sequence[Question], good: Sequence[Sequence[Answer]], trust: Trust
-) -> Iterator[tuple[list[int], list[Answer]]]:
-    """Where that is wanted, for one sixth of the clients after the other: their places in `good`, and the answers of
-    all others as one."""
-    parts = min(_PARTS, len(good))
-    if trust.sums == "cross_checked" and trust.suspects(len(good)):
-        for part in range(parts):
-            out = list(range(part, len(good), parts))
-            yield out, added_up(questions, [given for i, given in enumerate(good) if i not in out], trust)
 
 
 def _sum(answers: Sequence[Answer], trust: Trust, base: State) -> Answer:

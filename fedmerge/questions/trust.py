@@ -11,16 +11,17 @@ from fedmerge.errors import InvalidOption
 __all__ = ["Judgement", "Sums", "Trust"]
 
 Judgement = Literal["mean", "guarded", "trimmed", "median"]
-Sums = Literal["mean", "clipped", "cross_checked"]
+Sums = Literal["mean", "clipped"]
 
 
 @dataclass(frozen=True)
 class Trust:
     """How far single clients are believed where they answer questions about a merged model.
 
-    Whatever is set here, an answer that cannot be one is refused, and nobody counts for more examples than it told in
-    training. What is left is a lie in the right form, against which there is only what the other clients say.
-    Under masks no single answer can be seen, and nothing here has an effect.
+    Whatever is set here, an answer that cannot be one is refused, as are sums that break an identity which most
+    clients' sums keep (:mod:`fedmerge.statistics.laws`), and nobody counts for more examples than it told in training.
+    What is left is a lie in the right form, against which there is only what the other clients say. Under masks no
+    single answer can be seen, and nothing here has an effect.
 
     Parameters
     ----------
@@ -35,10 +36,6 @@ class Trust:
         How sums are added up. ``"mean"`` believes every number. ``"clipped"`` gives a client less weight where a tensor
         of its is more than four times as large, by its norm, as the largest without those of the `liars`: as if it were
         as large as that.
-        ``"cross_checked"`` does that too, and where there are enough clients proposes what comes of the sums also
-        without each sixth of them, for the clients to judge: it takes more judgements, and no more sums. Such a model
-        is taken only where it is a fifth better, and then the clients left out, if they are no more than may lie, are
-        asked no more in this merge.
     liars
         Share of the clients that may lie, from 0 to below 0.5. Of fewer than five clients 0.2 is nobody, and
         ``"guarded"`` judgements are means; all else reckons with one of three, unless this is 0.

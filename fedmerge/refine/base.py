@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -34,37 +34,15 @@ class Proposal:
     preferred
         The point at which the next step's statistics are measured before it is known which is best: a wrong guess
         costs them once more. None where there is nothing to guess by.
-    without
-        By point, the clients whose sums it was made without; empty where all were made of everybody's.
     """
 
     directions: tuple[State, ...]
     points: tuple[tuple[float, ...], ...]
     preferred: int | None
-    without: tuple[tuple[int, ...], ...] = ()
 
     def around(self, base: State) -> Question:
         """The question which point is best."""
         return Question(base, self.directions, self.points, self.preferred)
-
-    def beside(self, other: Proposal) -> Proposal:
-        """Both proposals' points; along the same directions, or along all of them.
-
-        Examples
-        --------
-        >>> import torch
-        >>> one = Proposal(({"w": torch.ones(1)},), ((0.0,), (1.0,)), 1)
-        >>> one.beside(Proposal(({"w": torch.zeros(1)},), ((0.0,), (2.0,)), None)).points
-        ((0.0, 0.0), (1.0, 0.0), (0.0, 2.0))
-        """
-        whose = [p.without or ((),) * len(p.points) for p in (self, other)]
-        without = (*whose[0], *whose[1][1:]) if self.without or other.without else ()
-        first, second = (tuple(t for one in p.directions for t in one.values()) for p in (self, other))
-        if len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True)):
-            return replace(self, points=(*self.points, *other.points[1:]), without=without)
-        before, behind = (0.0,) * len(self.directions), (0.0,) * len(other.directions)
-        points = (*(p + behind for p in self.points), *(before + p for p in other.points[1:]))
-        return Proposal((*self.directions, *other.directions), points, self.preferred, without)
 
 
 class Step(ABC):

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from fedmerge.errors import InvalidOption, NoAnswer, TaskError
 from fedmerge.questions import Answer, Ask, Question, Trust
-from fedmerge.questions.pooling import added_up, rivals, sifted
+from fedmerge.questions.pooling import added_up, sifted
 from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.budget import Budget, model_bytes
-from fedmerge.refine.parting import parted, preferring
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
@@ -150,7 +149,6 @@ class _Walk:
     frozen: Collection[str] = ()
     trust: Trust = _TRUST
     told: Mapping[int, float] | None = None
-    heard: tuple[Sequence[Question], Sequence[Sequence[Answer]]] = ((), ())
     to_come: list[Step] = field(default_factory=list)
     proposal: Proposal | None = None
     proposed_by: str = ""
@@ -179,7 +177,7 @@ class _Walk:
             try:
                 sums = self.measured(step, memory)
                 if sums is not None:
-                    self.proposal, memory = self.proposed(step, self.refined.state, sums, memory, 0)
+                    self.proposal, memory = self.proposed(step, self.refined.state, sums, memory)
                     self.proposed_by = _name(step)
                     if self.proposal is None:
                         self.losses = torch.zeros(0)
@@ -191,17 +189,9 @@ class _Walk:
                     self.settle()
         self.judge()
 
-    def proposed(
-        self, step: Step, state: State, sums: Answer, memory: State, number: int
-    ) -> tuple[Proposal | None, State]:
-        """What a step proposes, but for tensors that are frozen; `sums` answer that question of the last exchange."""
+    def proposed(self, step: Step, state: State, sums: Answer, memory: State) -> tuple[Proposal | None, State]:
+        """What a step proposes, but for tensors that are frozen."""
         proposal, kept = step.propose(state, sums.statistics, memory)
-        if proposal is not None and len(proposal.points) > 1 and not step.prepares and self.budget.left is None:
-            for places, others in rivals(*self.heard, self.trust):
-                rival = step.propose(state, others[number].statistics, memory)[0]
-                if rival is not None:
-                    out = tuple(self.clients[place] for place in places)  # refused ones are no longer among them
-                    proposal = proposal.beside(replace(rival, without=(out,) * len(rival.points)))
         if proposal is None or not self.frozen:
             return proposal, kept
         free = [{n: t for n, t in one.items() if n not in self.frozen} for one in proposal.directions]
@@ -219,7 +209,7 @@ class _Walk:
             try:
                 found = self._asked([Question(branch) for branch in branches], step)
                 for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
-                    proposal, memories[i] = self.proposed(step, branch, sums, memories[i], i)
+                    proposal, memories[i] = self.proposed(step, branch, sums, memories[i])
                     proposals[i] = proposal or proposals[i]
             except TaskError:  # no step can be judged or measured
                 raise
@@ -231,8 +221,7 @@ class _Walk:
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
         log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
         self.proposed_by = _name(steps[-1]) if steps else "merge"
-        self._move(questions[best], answers[best], without=proposals[best].without)
-        self._part_from(proposals[best], losses[best])
+        self._move(questions[best], answers[best])
         return memories[best]
 
     def measured(self, step: Step, memory: State) -> Answer | None:
@@ -247,28 +236,12 @@ class _Walk:
     def judge(self, step: Step | None = None) -> None:
         """Move to the best point of the proposal; what the step needs is measured where that is likely to be."""
         if self.proposal is not None:
-            proposal = self.proposal
-            question = proposal.around(self.refined.state)
+            question = self.proposal.around(self.refined.state)
             (found,) = self._asked([question], step)
-            self._move(question, found, step, proposal.without)
-            self._part_from(proposal, found.loss)
+            self._move(question, found, step)
 
-    def _part_from(self, proposal: Proposal, losses: Tensor) -> None:
-        """Ask clients no more without which the others are clearly better off."""
-        reason = "the others are better off without its sums"
-        gone = parted(losses, proposal.without, self.trust.suspects(len(self.clients)))
-        for client in gone:
-            log.warning("client %d: its answers are left out from here on: %s", client, reason)
-        if gone:
-            self.clients = [client for client in self.clients if client not in gone]
-            last = self.refined.exchanges[-1]
-            left_out = (*last.refused, *((client, reason) for client in gone))
-            self.refined.exchanges[-1] = replace(last, refused=tuple(sorted(left_out)))
-
-    def _move(
-        self, question: Question, answer: Answer, then: Step | None = None, without: Sequence[tuple[int, ...]] = ()
-    ) -> None:
-        losses = preferring(answer.loss, without)
+    def _move(self, question: Question, answer: Answer, then: Step | None = None) -> None:
+        losses = answer.loss
         chosen = int(torch.argmin(losses))
         if then is not None and question.at is not None:
             # A point nearly as good, where the next step's statistics are there already, saves an exchange.
@@ -303,7 +276,7 @@ class _Walk:
         given = self.ask(asked, self.clients)
         good, refused = sifted(asked, given, self.trust, self.told, self.clients)
         sent = self.budget.spend(given, refused)
-        found, self.heard = added_up(asked, good, self.trust), (asked, good)
+        found = added_up(asked, good, self.trust)
         self.clients = [client for client in self.clients if client not in refused]
         names, left_out = tuple(kind.name for kind in kinds), tuple(sorted(refused.items()))
         exchanged = Exchanged("", float("nan"), (), names, self.refined.state, len(asked), sent, left_out)

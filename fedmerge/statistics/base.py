@@ -132,6 +132,14 @@ class Statistic(ABC):
         each with the reason; for values of a few numbers, of which one could take all the say."""
         return {}
 
+    def identities(self, value: State) -> Mapping[str, float]:
+        """Identities that may hold between the numbers of a value, by name, and how far it is from each, from 0.
+
+        Not all hold for every task and model: those that most clients keep have to be kept by all, see
+        :mod:`fedmerge.statistics.laws`.
+        """
+        return {}
+
     def check(self, value: State, state: State) -> None:
         """Make sure that a parsed value holds real numbers, finite and bounded, that belong to the model.
 

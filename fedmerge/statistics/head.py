@@ -14,6 +14,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
 from fedmerge.statistics.base import Batches, Shapes
+from fedmerge.statistics.laws import cancelling, labelled
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
@@ -195,6 +196,11 @@ class HeadSums(_HeadStatistic):
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, _moments)
 
+    def identities(self, value: State) -> Mapping[str, float]:
+        """Those of one-hot labels and of features with a final 1."""
+        weights = [name.removesuffix(".S") for name in value if name.endswith(".S")]
+        return {k: error for w in weights for k, error in labelled(value[f"{w}.S"], value[f"{w}.C"]).items()}
+
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
         clip = float("inf") if self.clip is None else self.clip
@@ -223,6 +229,10 @@ class HeadGradient(_HeadStatistic):
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, _gradient_and_fisher)
+
+    def identities(self, value: State) -> Mapping[str, float]:
+        """Probabilities add up to 1, and so do labels: rows of the gradient, and of the Fisher, add up to 0."""
+        return {name: cancelling(tensor) for name, tensor in value.items()}
 
     def bounds(self) -> Mapping[str, float]:
         """``|p - y| <= sqrt(2)``; the eigenvalues of ``diag(p) - p p^T`` are at most 1/2 and add up to less than 1."""

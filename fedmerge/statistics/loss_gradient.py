@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.laws import cancelling
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
@@ -66,6 +68,10 @@ class LossGradient(LayerStatistic):
         """One number per parameter."""
         measured = (p for n, p in model.named_parameters() if n in trained_names(model) and self.selects(n))
         return stored_dtype(model).itemsize * sum(p.numel() for p in measured)
+
+    def identities(self, value: State) -> Mapping[str, float]:
+        """Rows of a softmax layer's gradient add up to zero."""
+        return {name: cancelling(tensor) for name, tensor in value.items() if tensor.ndim and len(tensor) > 1}
 
     def check_shapes(self, shapes: Shapes, state: State) -> None:
         """Those of parameters."""

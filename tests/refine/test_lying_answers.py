@@ -133,6 +133,12 @@ def reversed_losses(losses, judged):
     return losses.max() - losses
 
 
+def noise(tensor):
+    """As loud as the tensor, and symmetric about nothing."""
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return (drawn * tensor.double().norm() / drawn.norm()).to(tensor.dtype)
+
+
 LIES = {
     "nan losses": lambda q, a: points(a, lambda losses, n: losses * torch.nan),
     "one nan loss": lambda q, a: points(a, lambda losses, n: losses.index_fill(0, torch.tensor([0]), torch.nan)),
@@ -146,6 +152,10 @@ LIES = {
     "sums of the wrong sign": lambda q, a: points(tensors(a, lambda t: -t), reversed_losses),
     "classes swapped": lambda q, a: points(tensors(a, swapped, is_mean), reversed_losses),
     "no sums at all": lambda q, a: tensors(a, torch.zeros_like),
+    "sums times three": lambda q, a: points(tensors(a, lambda t: 3 * t), reversed_losses),
+    "means of the wrong sign": lambda q, a: points(tensors(a, lambda t: -t, is_mean), reversed_losses),
+    "means thrice as large, and of the wrong sign": lambda q, a: tensors(a, lambda t: -3 * t, is_mean),
+    "noise as loud as the means": lambda q, a: points(tensors(a, noise, is_mean), reversed_losses),
     "billions of examples": lambda q, a: replace(a, judged=10**9, examples=10**10, losses=1e9 * a.losses.flip(0)),
     "fewer than no examples": lambda q, a: replace(a, examples=-1),
     "no answer at all": lambda q, a: replace(a, losses=torch.zeros(0, dtype=torch.float64), statistics={}),
@@ -157,44 +167,6 @@ def test_a_client_that_lies_in_every_answer_costs_no_more_than_leaving_it_out(ki
     told, without = dict.fromkeys(range(CLIENTS), 150), accuracy(left_out().state)
     assert without > accuracy(module_state(net())[0]) + 0.2, "the refinements are of no use here"
     assert accuracy(refined(LIES[kind], told=told).state) >= without - 0.05
-
-
-# In the right form and of the right size, with votes that go with them: nothing tells them from clients unlike others.
-UNDETECTED = {
-    "sums times three": lambda q, a: points(tensors(a, lambda t: 3 * t), reversed_losses),
-    "means of the wrong sign": lambda q, a: points(tensors(a, lambda t: -t, is_mean), reversed_losses),
-}
-
-
-@pytest.mark.parametrize("kind", UNDETECTED)
-def test_a_lie_that_nothing_gives_away_has_its_price(kind):
-    """Far better than the merge, a few points worse than without the client."""
-    found = accuracy(refined(UNDETECTED[kind], told=dict.fromkeys(range(CLIENTS), 150)).state)
-    assert found > accuracy(STATE) + 0.25
-    assert found >= accuracy(left_out().state) - 0.1
-
-
-def test_rivals_without_some_of_the_clients_win_over_sums_that_spoil_the_head():
-    def wrong(question, answer):
-        return tensors(answer, lambda t: -3 * t, is_mean)
-
-    found = {
-        sums: refined(wrong, stages=[RidgeHead()], trust=Trust("trimmed", sums))
-        for sums in ("clipped", "cross_checked")
-    }
-    lost = {sums: one.exchanges[-1].loss for sums, one in found.items()}
-    assert lost["cross_checked"] < lost["clipped"] - 0.05
-    without = refined(clients=[c for c in range(CLIENTS) if c != LIAR], stages=[RidgeHead()])
-    assert accuracy(found["cross_checked"].state) >= accuracy(without.state) - 0.05
-    refused = {sums: [client for one in known.exchanges for client, _ in one.refused] for sums, known in found.items()}
-    assert refused == {"clipped": [], "cross_checked": [LIAR]}  # it is asked no more
-
-
-def test_honest_clients_are_not_parted_from():
-    found, plain = refined(trust=Trust(sums="cross_checked")), refined(trust=Trust())
-    assert [one.refused for one in found.exchanges if one.refused] == []
-    for name, tensor in plain.state.items():  # nor is a model taken that is a little better without some of them
-        torch.testing.assert_close(found.state[name], tensor)
 
 
 @pytest.mark.parametrize("kind", ["nan losses", "negative losses", "nan sums", "fewer than no examples"])
@@ -506,6 +478,8 @@ def test_fedkfac_with_a_client_that_lies_in_every_answer_is_as_good_as_without_i
 
     without = merged(None, [c for c in range(CLIENTS) if c != LIAR])
     found = {kind: merged(lie, range(CLIENTS)) for kind, lie in LIES.items()}
-    costly = {kind for kind, one in found.items() if one < without - 0.05}
-    assert costly <= {"to stay is best"}  # one judgement against all steps, which are small ones here, has a price
-    assert min(found.values()) > without - 0.15
+    costly = {kind: one for kind, one in found.items() if one < without - 0.05}
+    # One judgement against all steps, which are small ones here, has a price: what honest clients gain by a step is
+    # less than what one of them may say that it loses.
+    assert set(costly) <= {"to stay is best"}, without
+    assert min(found.values()) > without - 0.1
