@@ -78,7 +78,8 @@ def roll(tensor: Tensor) -> Tensor:
 def noise(tensor: Tensor) -> Tensor:
     """Noise as loud as what it stands for."""
     drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return (drawn * (tensor.double().norm() / drawn.norm().clamp_min(1e-12))).to(tensor.dtype)
+    loud: Tensor = drawn * (tensor.double().norm() / drawn.norm().clamp_min(1e-12))
+    return loud.to(tensor.dtype)
 
 
 LIES: dict[str, Lie] = {

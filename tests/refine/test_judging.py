@@ -8,6 +8,7 @@ from torch import nn
 
 from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
+from fedmerge.questions import Question, respond
 
 
 class Counting(nn.Module):
@@ -65,3 +66,17 @@ def test_a_layer_that_the_model_never_calls_is_no_head():
     for changed in ({"spare.weight"}, {"head.weight"}):
         found = summed_losses(module, [lambda s=s: resize(module, s) for s in states], batches, changed)
         assert found[0] == pytest.approx(found[1])
+
+
+def test_models_that_are_filled_into_one_copy_are_judged_as_copies_of_their_own():
+    module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    far = {name: torch.full_like(tensor, torch.inf) for name, tensor in state.items() if tensor.is_floating_point()}
+    step = {name: torch.randn_like(tensor) for name, tensor in module.named_parameters()}
+    question = Question(state, (step, far), ((0.0, 0.0), (0.5, 0.0), (0.0, 1.0), (1.0, 0.0)))
+    x, y = torch.randn(40, 4), torch.randint(3, (40,))
+    found = respond(question, module, [(x, y)]).loss
+    for i in (0, 1, 3):  # one that has diverged leaves nothing behind
+        alone = resize(module, question.point(i)).eval()(x[::10])
+        assert float(found[i]) == pytest.approx(float(nn.functional.cross_entropy(alone, y[::10])), rel=1e-6)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())

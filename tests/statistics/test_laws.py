@@ -13,7 +13,8 @@ from fedmerge.questions.pooling import sifted
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, LossGradient
 from fedmerge.statistics.compression import decode
-from fedmerge.statistics.laws import breaches, cancelling, labelledfrom fedmerge.tasks import Regression
+from fedmerge.statistics.laws import breaches, cancelling, labelled
+from fedmerge.tasks import Regression
 
 CLIENTS, LIAR = 5, 3
 
