@@ -1,4 +1,9 @@
-"""Takes client updates in: checks them, drops bad ones, keeps their buffers, hands parameters on."""
+"""Take client updates in: check each one, drop the bad ones, keep the buffers, and hand the parameters on.
+
+Updates come as a stream and are handed on one by one, so that one model is in memory at a time. Two things make an
+update wait until all have come: methods that align neurons, and numbers that are suspiciously large, which only the
+other clients' numbers can confirm (:mod:`fedmerge.outliers`).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +36,7 @@ __all__ = ["Intake", "Partial"]
 
 @dataclass
 class Partial:
-    """The sum over some clients, with their buffers, and who they were."""
+    """What a worker makes of its share of the clients: a sum of their parameters, their buffers, and who they were."""
 
     total: Any
     buffers: BufferFold
@@ -42,7 +47,7 @@ class Partial:
 
 
 class Intake:
-    """Hands good updates on, parameters only, and keeps their buffers, names and the reasons of bad ones."""
+    """Checks the updates of one merge; remembers who was accepted, who was dropped and why, and the buffers."""
 
     def __init__(
         self,
@@ -61,9 +66,9 @@ class Intake:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self._statistics = statistics
         self.reference, self.layout, self.buffers = reference, layout, buffers
-        self._sent = layout.travelling(reference)  # what an update is to bring
+        self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
         self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
-        """What no update brings, or at least not otherwise than it is here."""
+        """Tensors that do not travel: every update gets them from here."""
         rescaled = rescaled and isinstance(aggregator, Aligning)
         self.rescale = Rescale(context.inputs(type(aggregator).__name__)) if rescaled else None
         self._masks = frozenset(name for name in layout.float_buffers if not is_norm_statistic(name))
@@ -72,13 +77,13 @@ class Intake:
         self.unmoved = Unmoved(context.frozen - layout.still)
         self.accepted: list[int] = []
         self.told: dict[int, float] = {}
-        """By client, how many examples it says that it trained on."""
+        """By client, the number of examples that it claims to have trained on."""
         self.dropped: list[BadUpdate] = []
         self.moved: dict[int, State] | None = {} if keeping else None
-        """By client, all of its model once its neurons are in the common order, where they are moved and it is kept."""
+        """By client, its whole model after alignment, where alignment moved neurons; None unless asked to keep them."""
 
     def read(self, updates: Iterable[ClientUpdate | BadUpdate], at_least: int) -> Iterator[ClientUpdate]:
-        """Good updates of a stream, aligned where the method aligns.
+        """Yield the parameters of good updates, with their neurons in one order if the method aligns them.
 
         Raises
         ------
@@ -86,19 +91,20 @@ class Intake:
             At the end of the stream, where fewer than `at_least` were good.
         """
         aggregator = self._aggregator
-        fine = self._good(updates, at_least)
-        good: Iterable[ClientUpdate | BadUpdate] = fine
-        given: dict[int, State] = {}
+        checked = self._good(updates, at_least)
+        ready: Iterable[ClientUpdate | BadUpdate] = checked
+        before: dict[int, State] = {}
         if isinstance(aggregator, Aligning):
-            held = sorted(fine, key=lambda update: update.client)  # some had to wait for all others
-            given = {update.client: update.state for update in held}
-            good = self._aligned(aggregator, held, at_least)
-        for update in good:
+            # Sorted again, for suspicious updates come last.
+            collected = sorted(checked, key=lambda update: update.client)
+            before = {update.client: update.state for update in collected}
+            ready = self._aligned(aggregator, collected, at_least)
+        for update in ready:
             if isinstance(update, BadUpdate):
-                self._leave_out([update], at_least)
+                self._drop_accepted([update], at_least)
                 continue
             self.told[update.client] = update.weight
-            if self.moved is not None and update.state is not given.get(update.client, update.state):
+            if self.moved is not None and update.state is not before.get(update.client, update.state):
                 self.moved[update.client] = update.state
             if self.rescale is not None:
                 module = self._context.module(update.state, type(aggregator).__name__)
@@ -106,41 +112,41 @@ class Intake:
             yield self._split(update)
 
     def late(self) -> Iterator[ClientUpdate]:
-        """Those of a finished sum whose numbers had to wait for all others', where they are no outliers."""
+        """Yield suspicious updates that the finished sum lacks and the other clients' numbers confirm."""
         for update in self._decided():
             yield self._split(update)
 
     def _split(self, update: ClientUpdate) -> ClientUpdate:
-        """The parameters of an update, once its buffers are kept."""
+        """Keep an update's buffers and return it with its parameters only."""
         self.buffers.add(update.state, update.weight)
         self.unmoved.add(update.state)
         return replace(update, state=self._parameters(update.state))
 
     def _aligned(
-        self, aggregator: Aligning, held: list[ClientUpdate], at_least: int
+        self, aggregator: Aligning, updates: list[ClientUpdate], at_least: int
     ) -> Iterator[ClientUpdate | BadUpdate]:
-        """Updates in one order of neurons, without those that cannot be brought into it."""
+        """Updates with their neurons in one order; one that cannot be matched is dropped, and matching starts again."""
         while True:
-            frozen = equal_in_all([update.state for update in held], self._context.frozen)
-            aligned = iter(aggregator.align(held, replace(self._context, frozen=frozen)))
+            frozen = equal_in_all([update.state for update in updates], self._context.frozen)
+            aligned = iter(aggregator.align(updates, replace(self._context, frozen=frozen)))
             try:
-                first = next(aligned)  # nobody is yielded before all are matched
-            except CannotMatch as found:
-                self._leave_out(found.dropped, at_least)
-                held = [update for update in held if update.client in self.accepted]
+                first = next(aligned)  # a method yields nobody before all are matched, so errors come here
+            except CannotMatch as mismatch:
+                self._drop_accepted(mismatch.dropped, at_least)
+                updates = [update for update in updates if update.client in self.accepted]
                 continue
             return chain([first], aligned)
 
-    def _leave_out(self, found: Sequence[BadUpdate], at_least: int) -> None:
-        """Drop clients that were good one by one, but cannot be brought into the others' order."""
-        for bad in found:
+    def _drop_accepted(self, unmatched: Sequence[BadUpdate], at_least: int) -> None:
+        """Drop clients whose updates are good by themselves, but cannot be matched with the others'."""
+        for bad in unmatched:
             self.accepted.remove(int(bad.client))
             self._drop(bad)
         self.check_number(max(at_least, 1))
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
-        """The good ones of clients that trained stacked."""
-        block = replace(block, states=_of_types(self.layout.travelling(block.states), self._sent))
+        """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
+        block = replace(block, states=_of_types(self.layout.travelling(block.states), self._expected))
         suspect = self._suspect(block)
         if suspect or self._aggregator.needs:
             block = self._selected(block, suspect)
@@ -152,16 +158,16 @@ class Intake:
         return replace(block, states=self._parameters(block.states))
 
     def _suspect(self, block: StackedUpdates) -> set[int]:
-        """Rows that need a closer look, found in one pass; the others' peaks are noted."""
-        everybody, want = set(range(len(block))), self._sent
+        """Rows that need a check of their own, found in one pass over the block; the peaks of the others are noted."""
+        every_row, want = set(range(len(block))), self._expected
         if {n: t.shape[1:] for n, t in block.states.items()} != {n: t.shape for n, t in want.items()}:
-            return everybody
+            return every_row
         if any(tensor.dtype != want[name].dtype for name, tensor in block.states.items()):
-            return everybody
+            return every_row
         base = self._context.base or {}
         fine = [fine_rows(name, t, self._masks, base.get(name)) for name, t in block.states.items()]
         fine += [~as_rows(t).isnan().any(1) for n, t in block.states.items() if n in self._masks]
-        sound = torch.stack([one.cpu() for one in fine]).all(0).tolist()
+        sound = torch.stack([rows.cpu() for rows in fine]).all(0).tolist()
         suspect = set()
         for k, (peaks, weight) in enumerate(zip(peaks_of_rows(block.states, self._masks), block.weights, strict=True)):
             usable = sound[k] and all(size <= LARGEST for size in peaks) and LEAST_WEIGHT <= weight <= MOST_EXAMPLES
@@ -172,7 +178,7 @@ class Intake:
         return suspect
 
     def _selected(self, block: StackedUpdates, suspect: set[int]) -> StackedUpdates:
-        """The block without bad updates and those that have to wait, its statistics parsed."""
+        """The block without bad rows and without suspicious ones, which wait; its statistics are parsed."""
         kept, statistics = [], []
         for k, update in enumerate(block):
             try:
@@ -194,17 +200,17 @@ class Intake:
         return StackedUpdates(clients, states, weights, tuple(statistics))
 
     def refuse(self, on_bad: Callable[[BadUpdate], None]) -> None:
-        """Tell of the bad ones now, where that had to wait."""
+        """Report bad updates that were dropped elsewhere, in a worker, and are known by now."""
         for bad in self.dropped:
             on_bad(bad)
 
     def take(self, partial: Partial) -> None:
-        """Take over what has been folded elsewhere."""
+        """Take over what workers folded."""
         self.buffers, self.unmoved = partial.buffers, partial.unmoved
         self.accepted, self.dropped, self.outliers = partial.accepted, partial.dropped, partial.outliers
 
     def check_number(self, at_least: int) -> None:
-        """Make sure that there is enough to merge.
+        """Make sure that enough clients were accepted.
 
         Raises
         ------
@@ -235,7 +241,7 @@ class Intake:
         self.check_number(at_least)
 
     def _decided(self) -> Iterator[ClientUpdate]:
-        """Those whose numbers had to wait for all others', where they are no outliers."""
+        """Yield suspicious updates that the others confirm; drop the rest."""
         for update in self.outliers.decided():
             if isinstance(update, BadUpdate):
                 self._drop(update)
@@ -246,7 +252,7 @@ class Intake:
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
         checked, peaks = checked_update(
             without_still(update, self.layout, self.still),
-            self._sent,
+            self._expected,
             same_shapes=not self._aggregator.may_change_width,
             masks=self._masks,
             start=self._context.base,
@@ -272,14 +278,14 @@ class Intake:
 
 
 def _of_types(states: State, reference: State) -> State:
-    """Stacked tensors in the model's types, where both are floating numbers."""
-    found = dict(states)
+    """Stacked tensors cast to the model's types, floating numbers only."""
+    cast = dict(states)
     for name in reference.keys() & states.keys():
         if states[name].is_floating_point() and reference[name].is_floating_point():
-            found[name] = states[name].to(reference[name].dtype)
-    return found
+            cast[name] = states[name].to(reference[name].dtype)
+    return cast
 
 
 def _copied(state: State) -> State:
-    """What outlives the block that its tensors are rows of."""
+    """A copy that outlives the block, whose memory is used again."""
     return {name: tensor.clone() for name, tensor in state.items()}

@@ -1,4 +1,8 @@
-"""The road from client updates to the next global model: validate, split buffers, combine, step, join."""
+"""From client updates to the next global model.
+
+Updates are checked and split into parameters and buffers (intake). The aggregator combines the parameters, server steps
+move the result, and the merged buffers are joined with it. At last refinements ask clients about the merged model.
+"""
 
 from __future__ import annotations
 
@@ -305,11 +309,12 @@ class Pipeline:
         exchanges: tuple[Exchanged, ...] = ()
         answers = 0
         if self.refinements and context.ask is not None:
-            others = [] if passed is None else [cast_like({**state, **one, **frozen}, state) for one in passed.models()]
+            models = [] if passed is None else passed.models()
+            others = [cast_like({**state, **model, **frozen}, state) for model in models]
             billed = Billed(context.ask)
             ask = bringing(self.privacy.protected(billed, context.round), intake.moved or {})
             told = intake.told if context.told is None else context.told
-            found = refine(
+            refined = refine(
                 state,
                 others,
                 self.refinements,
@@ -322,7 +327,7 @@ class Pipeline:
                 self._knowing(context),
                 told,
             )
-            state, exchanges, answers = found.state, tuple(found.exchanges), billed.questions
+            state, exchanges, answers = refined.state, tuple(refined.exchanges), billed.questions
             _tie(state, context)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
@@ -340,15 +345,15 @@ def _tie(state: dict[str, Tensor], context: MergeContext) -> None:
 
 
 def _wait(bad: BadUpdate) -> None:
-    """A worker only notes bad updates: whoever joins the sums tells of them, in one place."""
+    """Do nothing: a worker only notes bad updates, and whoever joins the workers' sums reports them."""
 
 
 def _inner(context: MergeContext, layout: Layout) -> MergeContext:
-    """What aggregators see: of the base its trained parameters only."""
+    """The context as aggregators see it: its base has trained parameters only."""
     base = None if context.base is None else as_pairs({n: context.base[n] for n in layout.parameters})
     return replace(context, base=base, known=_known(context, layout))
 
 
 def _known(context: MergeContext, layout: Layout) -> State:
-    """What no client sends, as all have it."""
+    """Tensors of the base that do not travel, for every client has them."""
     return {name: context.base[name] for name in layout.still} if context.base is not None else {}

@@ -41,43 +41,54 @@ class Proposal:
     preferred: int | None
 
     def around(self, base: State) -> Question:
-        """The question which point is best."""
+        """Ask clients which of the points is best."""
         return Question(base, self.directions, self.points, self.preferred)
 
 
 class Step(ABC):
     """One exchange of a refinement."""
 
-    dear: ClassVar[bool] = False
-    """Whether what clients measure is so large, or takes so long, that it is not measured on a guess."""
+    expensive: ClassVar[bool] = False
+    """Whether its statistics take many bytes or much time.
 
-    def wanted(self, losses: Tensor, memory: State) -> bool:
-        """Whether to take the step, going by the losses of the last proposal's points (the first is to stay; none where
-        the last step proposed nothing) and what the steps before remember."""
-        return True
+    Statistics of a cheap step are measured at the point that is likely to win, before clients have judged. Where the
+    guess is wrong they are measured again. An expensive step waits for the judgement."""
 
     prepares: ClassVar[bool] = False
-    """Whether it only makes a model fit to be judged, so that the choice between several waits for the next step."""
+    """Whether its model only becomes comparable after the next step: then no choice between models is made yet."""
+
+    def wanted(self, losses: Tensor, memory: State) -> bool:
+        """Whether to take the step at all.
+
+        Parameters
+        ----------
+        losses
+            Of the points of the last proposal, [points]. The first point is the model as it was; empty where the last
+            step proposed nothing.
+        memory
+            What the steps before left.
+        """
+        return True
 
     def least(self, state: State) -> int:
-        """Bytes without which the step makes no sense, however its statistics are compressed."""
+        """Fewest bytes with which the step makes sense, its statistics compressed as far as they can be."""
         return 0
 
     def most(self, state: State) -> float:
-        """Bytes beyond which more are of no use to it."""
+        """Bytes that it can make use of: more would not improve the step."""
         return math.inf
 
     def question(self, state: State, memory: State) -> Question:
-        """What its statistics are about."""
+        """The model at which its statistics are measured, and the directions along which they are."""
         return Question(state)
 
     @abstractmethod
     def needs(self) -> tuple[Statistic, ...]:
-        """What clients measure at the present model."""
+        """Statistics that clients measure for it."""
 
     @abstractmethod
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
-        """Better models than `state`, or None; and what the next steps of the merge should know.
+        """Propose models that may be better than `state`, or None, and hand on a memory to the next steps.
 
         Raises
         ------
@@ -87,7 +98,7 @@ class Step(ABC):
 
 
 class Refinement(ABC):
-    """A stage behind an aggregator, ``fedavg+ridge_head``: a frozen dataclass that says which steps are taken."""
+    """A stage after an aggregator, as in ``fedavg+ridge_head``: a frozen dataclass that lists its steps."""
 
     kind: ClassVar[str] = "refinement"
     compares: ClassVar[bool] = False
@@ -97,9 +108,9 @@ class Refinement(ABC):
 
     @abstractmethod
     def steps(self, state: State) -> tuple[Step, ...]:
-        """The exchanges, one after the other, for a merged model with these tensors; none where it has no use."""
+        """The steps, in order, for a merged model with these tensors; none where the stage cannot improve it."""
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
-        """What clients may be asked to measure, whatever the model is."""
+        """All statistics that clients may be asked for, for any model."""
         return tuple(kind for step in self.steps({}) for kind in step.needs())

@@ -1,4 +1,4 @@
-"""How many bytes clients may still send, and how they are divided among what a merge goes on to ask."""
+"""How many bytes clients may still send, and how they are divided among the steps that are left."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from fedmerge.statistics.compression import state_bytes
 __all__ = ["FIRST_SHARE", "Budget", "model_bytes"]
 
 FIRST_SHARE = 0.2
-"""Of what a client may send besides its model goes to the statistics that travel with the model."""
-_HEAD_SHARE = 0.18
-"""Of what is left goes at most to one cheap step, in each of its exchanges."""
-_DEAR_SHARE = 0.95
-"""Of what is left goes to dear steps: directions' slopes and curvatures come after them."""
+"""Share of the bytes besides the model that goes to the statistics that travel with the model."""
+_CHEAP_SHARE = 0.18
+"""Share of the remaining bytes that a cheap step gets at most, in each of its exchanges."""
+_EXPENSIVE_SHARE = 0.95
+"""Share of the remaining bytes that goes to expensive steps; the rest is for the cheap steps between them."""
 _LOSS, _POINTS = 8, 24
-"""Bytes of a judgement of one point, and about how many points a proposal has."""
+"""Bytes of one loss, and about how many points a proposal has."""
 
 
 @dataclass
 class Budget:
-    """Bytes that each client has left; None for any number.
+    """Bytes that each client may still send.
 
     Parameters
     ----------
     left
-        Of the client that has sent most of those whose answers count: all of them are asked for as much.
+        Remaining bytes of the client that has sent most, for all clients are asked for the same. Clients whose answers
+        do not count are left aside. None for no limit.
     """
 
     left: float | None = None
@@ -40,35 +41,48 @@ class Budget:
         self._most = self.left
 
     def allowed(self, step: Step, state: State, to_come: Sequence[Step], questions: int, points: int) -> float | None:
-        """Bytes for the statistics of one step, per question, or None for any number.
+        """Bytes that the statistics of one step may take, per question; None for no limit.
 
-        Dear steps, this one and those to come, divide evenly what cheap ones are not likely to need and what those that
-        know when they have enough leave; where that is too little for this one, the last of those to come go without.
+        The remaining budget, less what the cheap steps will need, is divided evenly among the expensive steps. What a
+        step cannot use (:meth:`Step.most`) goes to the others. If this step's share is below its least, later steps are
+        dropped from the division, the last one first, until the share suffices.
+
+        Parameters
+        ----------
+        step
+            The step that is about to be taken.
+        state
+            The model.
+        to_come
+            The steps after it.
+        questions, points
+            How many models are asked about in this exchange, and how many points are judged in it.
 
         Raises
         ------
         InvalidOption
-            Not even the least that the step makes do with is left.
+            Fewer bytes are left than the step needs at least.
         """
         if self.left is None:
             return None
-        # Judgements of what is proposed have to be paid as well: those of this exchange, and of the next.
+        # Losses take bytes too: those of this exchange, and those of the next, which judge what this step proposes.
         left = self.left - _LOSS * (points + _POINTS * questions)
         least = step.least(state) * questions
-        if step.dear:
-            enough = [step.most(state), *(other.most(state) for other in to_come if other.dear)]
-            shares = (_even(left * _DEAR_SHARE, enough[:number]) for number in range(len(enough), 0, -1))
-            share = next((share for share in shares if share >= least), left * _DEAR_SHARE)
+        if step.expensive:
+            total = _EXPENSIVE_SHARE * left
+            most = [step.most(state), *(other.most(state) for other in to_come if other.expensive)]
+            shares = (_even_share(total, most[:number]) for number in range(len(most), 0, -1))
+            share = next((share for share in shares if share >= least), total)
         else:
-            share = _HEAD_SHARE * left
+            share = _CHEAP_SHARE * left
         if left <= least:
             raise InvalidOption(f"the budget leaves {max(0, int(left))} bytes of the {least} that it takes at least")
         return min(max(share, least) / questions, step.most(state))
 
     def spend(self, answers: Sequence[tuple[int, Sequence[Answer]]], refused: Collection[int] = ()) -> int:
-        """Note each client's bytes, and tell those of the client that sent most.
+        """Book each client's bytes, and return those of the client that sent most in this exchange.
 
-        What a client sent that is `refused` takes nothing from the others: it is asked no more.
+        The bytes of `refused` clients cost the others nothing, for those clients are asked no more.
         """
         sent = {client: sum(map(_sent, given)) for client, given in answers if client not in refused}
         for client, size in sent.items():
@@ -78,18 +92,24 @@ class Budget:
         return max(sent.values(), default=0)
 
 
-def _even(total: float, most: Sequence[float]) -> float:
-    """What the first gets where all share evenly, and what is more than enough for one goes to the others."""
-    for rank, enough in enumerate(sorted(most)):
-        share = total / (len(most) - rank)
-        if enough >= share:
+def _even_share(total: float, most: Sequence[float]) -> float:
+    """The first one's part of an even division, where nobody gets more than its `most` and the others get the rest.
+
+    Examples
+    --------
+    >>> _even_share(12.0, [9.0, 2.0, 9.0]), _even_share(12.0, [3.0, 2.0, 9.0])
+    (5.0, 3.0)
+    """
+    for served, limit in enumerate(sorted(most)):  # whoever wants less than an even share is served first
+        share = total / (len(most) - served)
+        if limit >= share:
             return min(share, most[0])
-        total -= enough
+        total -= limit
     return most[0]
 
 
 def model_bytes(state: State) -> int:
-    """Of a model's parameters and buffers in float32."""
+    """Bytes of a model's parameters and buffers in float32."""
     return 4 * sum(tensor.numel() for tensor in state.values())
 
 

@@ -1,4 +1,9 @@
-"""Take refinements one exchange after the other, and keep only what the clients' held-out examples find better."""
+"""Improve a merged model step by step, and keep only what the clients' held-out examples find better.
+
+Every step is one exchange: clients measure statistics, and the server proposes models (points along directions).
+In the next exchange the clients judge which point is best, and measure the next step's statistics. So a step costs one
+exchange and not two.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,8 @@ __all__ = ["Exchanged", "Refined", "check_asked", "refine"]
 log = logging.getLogger("fedmerge")
 
 _NEARLY, _CLOSE = 0.95, 1.02
-"""A point nearly as good as the best has this share of its gain in held-out loss, and at most this times its loss."""
+"""A point is nearly as good as the best if it has this share of its gain in held-out loss, and its loss is at most this
+many times as large."""
 _STAY = Proposal((), ((),), 0)
 _TRUST = Trust()
 
@@ -86,10 +92,11 @@ def refine(
 ) -> Refined:
     """Improve a merged model by sums from its clients.
 
-    The first step is taken from the merge and from every alternative; the best of what comes out goes on. From then
-    on a step's proposal is judged in the exchange in which the next step's statistics are measured, at the point that
-    is likely best; where another is found much better, they are measured anew there. A proposal of which no point is
-    better than the present model is declined, and a step that does not apply to the model is skipped with its reason.
+    The first step is taken from the merge and from every alternative, and the best result goes on. From then on a
+    step's proposal is judged in the exchange that measures the next step's statistics. They are measured at the point
+    that is likely to win. If another point turns out to be much better, they are measured again there. A proposal is
+    declined if none of its points is better than the present model. A step that does not apply to the model is skipped,
+    and the reason is logged.
 
     Parameters
     ----------
@@ -138,7 +145,7 @@ def check_asked(refinements: Sequence[Refinement], context: MergeContext, state:
 
 @dataclass
 class _Walk:
-    """Where the refinement stands, and the proposal that is still to be judged."""
+    """How far the refinement has come: the model, and a proposal that clients have not judged yet."""
 
     refined: Refined
     ask: Ask
@@ -154,17 +161,18 @@ class _Walk:
     proposed_by: str = ""
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))
     ahead: Answer | None = None
+    """The next step's statistics, where they were measured at the point that has won."""
     whole: State | None = None
-    """The last model that was judged against another, for between the steps of a stage it may be fit for nothing."""
+    """The last model that won a judgement. Between the steps of a stage a model may be unusable."""
 
     def settle(self) -> None:
-        """Leave a stage that cannot be finished."""
+        """Give up a stage that cannot be finished: go back to the last model that won a judgement."""
         self.proposal = self.ahead = None
         if self.whole is not None:
             self.refined.state = dict(self.whole)
 
     def through(self, steps: list[Step], alternatives: Sequence[State]) -> None:
-        """Take all steps."""
+        """Take all steps, the first of them from every alternative."""
         memory: State = {}
         self.whole = self.refined.state
         if alternatives:
@@ -190,7 +198,7 @@ class _Walk:
         self.judge()
 
     def proposed(self, step: Step, state: State, sums: Answer, memory: State) -> tuple[Proposal | None, State]:
-        """What a step proposes, but for tensors that are frozen."""
+        """A step's proposal without the tensors that are frozen, and its memory."""
         proposal, kept = step.propose(state, sums.statistics, memory)
         if proposal is None or not self.frozen:
             return proposal, kept
@@ -198,17 +206,17 @@ class _Walk:
         return replace(proposal, directions=tuple(free)), kept
 
     def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
-        """Take the first steps from each of several models, and go on with the best; the last one's memory."""
+        """Take the first steps from each of several models and go on with the best one; return its memory."""
         proposals: list[Proposal] = [_STAY] * len(branches)
         memories: list[State] = [{}] * len(branches)
         for step in steps:
-            # Only the last is judged: the others make models fit for it.
+            # The steps before the last one only make models comparable: their proposals are taken unjudged.
             pairs = zip(proposals, branches, strict=True)
             branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
             proposals = [_STAY] * len(branches)
             try:
-                found = self._asked([Question(branch) for branch in branches], step)
-                for i, (branch, sums) in enumerate(zip(branches, found, strict=True)):
+                answers = self._asked([Question(branch) for branch in branches], step)
+                for i, (branch, sums) in enumerate(zip(branches, answers, strict=True)):
                     proposal, memories[i] = self.proposed(step, branch, sums, memories[i])
                     proposals[i] = proposal or proposals[i]
             except TaskError:  # no step can be judged or measured
@@ -225,26 +233,29 @@ class _Walk:
         return memories[best]
 
     def measured(self, step: Step, memory: State) -> Answer | None:
-        """What a step needs, at a good point of the proposal before it; None where it need not be taken."""
+        """The statistics of a step, at the best point of the last proposal; None where the step is not wanted."""
         if self.proposal is not None:
-            self.judge(None if step.dear or self.proposal.preferred is None else step)
+            self.judge(None if step.expensive or self.proposal.preferred is None else step)
         ahead, self.ahead = self.ahead, None
         if not step.wanted(self.losses, memory):
             return None
         return ahead or self._asked([step.question(self.refined.state, memory)], step)[0]
 
     def judge(self, step: Step | None = None) -> None:
-        """Move to the best point of the proposal; what the step needs is measured where that is likely to be."""
+        """Have the open proposal judged and move to its best point.
+
+        The statistics of `step` are measured in the same exchange, at the point that is likely to win.
+        """
         if self.proposal is not None:
             question = self.proposal.around(self.refined.state)
-            (found,) = self._asked([question], step)
-            self._move(question, found, step)
+            (answer,) = self._asked([question], step)
+            self._move(question, answer, step)
 
     def _move(self, question: Question, answer: Answer, then: Step | None = None) -> None:
+        """Move to the point with the least loss, or to one nearly as good where statistics for `then` exist already."""
         losses = answer.loss
         chosen = int(torch.argmin(losses))
         if then is not None and question.at is not None:
-            # A point nearly as good, where the next step's statistics are there already, saves an exchange.
             stays, guess, best = (float(losses[i]) for i in (0, question.at, chosen))
             nearly = stays - guess >= _NEARLY * (stays - best) and guess <= _CLOSE * best
             if chosen == question.at or (guess < stays and nearly):
@@ -262,7 +273,7 @@ class _Walk:
         )
 
     def _asked(self, questions: Sequence[Question], step: Step | None = None) -> list[Answer]:
-        """One exchange."""
+        """Put questions to the clients in one exchange, leave out bad answers, and add up the others."""
         kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
         asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         state = questions[0].base
@@ -276,12 +287,12 @@ class _Walk:
         given = self.ask(asked, self.clients)
         good, refused = sifted(asked, given, self.trust, self.told, self.clients)
         sent = self.budget.spend(given, refused)
-        found = added_up(asked, good, self.trust)
+        answers = added_up(asked, good, self.trust)
         self.clients = [client for client in self.clients if client not in refused]
         names, left_out = tuple(kind.name for kind in kinds), tuple(sorted(refused.items()))
         exchanged = Exchanged("", float("nan"), (), names, self.refined.state, len(asked), sent, left_out)
         self.refined.exchanges.append(exchanged)
-        return found
+        return answers
 
 
 def _name(step: Step) -> str:

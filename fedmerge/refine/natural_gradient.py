@@ -82,7 +82,7 @@ class NaturalGradient(Refinement):
 class GradientStep(Step):
     """Directions by the factors of a step before; the memory is factors, directions, and where the step began."""
 
-    dear: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
 
     dampings: tuple[float, ...]
 
