@@ -226,7 +226,8 @@ class _Share:
                     facts.get(ERROR_KEY),
                 )
             )
-            self.result.bytes_up += each + 8 * (len(facts) + 1)  # and the client's number
+            # A message also has the client's number, and the word that it completes models where it does.
+            self.result.bytes_up += each + 8 * (len(facts) + 1 + self.received.parts.completes)
         self.result.bytes_up += sum(state_bytes(value) for sent in group.statistics for value in sent.values())
         return StackedUpdates(
             group.clients,
