@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -23,8 +24,10 @@ from fedmerge.kinds import KINDS
 from fedmerge.method_names import split_methods
 from fedmerge.observers import make_observers
 from fedmerge.pipeline import build_pipeline
-from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation import Experiment, SimulationGrid, make_config
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
+from fedmerge.training import LocalTraining, train
+from fedmerge.training.schedules import factor_at
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +126,62 @@ def test_the_readmes_merges_run_as_they_stand():
 def test_the_examples_of_the_page_of_tasks_run_as_they_stand():
     for source in blocks("docs/tasks.md"):
         exec(compile(source, "tasks", "exec"), {})
+
+
+def test_the_examples_of_the_page_of_data_run_as_they_stand(tmp_path, monkeypatch):
+    own, clients = blocks("docs/data.md")
+    (config,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "my_data.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    experiment = Experiment(make_config(tomllib.loads(config)), 0)
+    assert experiment.partition.client_names == ("ward 0", "ward 1", "ward 2", "ward 3")
+    sys.modules.pop("my_data")
+    scope = {}
+    exec(compile(clients, "data", "exec"), scope)
+    assert set(scope["result"].arrays) == set(scope["make_model"]().state_dict())
+
+
+def test_the_example_of_the_page_of_what_travels_runs_as_it_stands():
+    (source,) = blocks("docs/travel.md")
+    scope = {}
+    exec(compile(source, "travel", "exec"), scope)
+    start, end = scope["make_model"]().state_dict(), from_arrays(scope["result"].arrays)
+    assert {name for name in start if torch.equal(start[name], end[name])} == {
+        "0.weight",
+        "0.bias",
+        "4.weight",
+        "4.bias",
+    }
+
+
+def test_the_settings_and_functions_of_the_page_of_local_training_are_understood(tmp_path, monkeypatch):
+    page = (ROOT / "docs/training.md").read_text()
+    (config,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    assert make_config(tomllib.loads(config)).training.examples_per_step == 32
+    keys = set(re.findall(r"`(\w+)`", " ".join(line.split(" | ")[0] for line in page.splitlines() if "| `" in line)))
+    assert {field.name for field in dataclasses.fields(LocalTraining)} <= keys
+    (source,) = blocks("docs/training.md")
+    scope = {}
+    exec(compile(source, "training", "exec"), scope)
+    training = LocalTraining(train_fn=scope["train"], proximal_mu=0.1, epochs=1, batch_size=8)
+    model = nn.Linear(2, 2)
+    report = train(model, torch.randn(16, 2), torch.arange(16) % 2, training, seed=0, client=0, round=1)
+    assert report.steps == 2
+    (tmp_path / "my_schedules.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert factor_at("my_schedules:slower(by=0.5)", 2, None) == 0.25
+
+
+def test_the_tables_of_the_page_of_tasks_are_what_is_registered():
+    page = (ROOT / "docs/tasks.md").read_text()
+    for name, one in registry.entries("task").items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert set(one.cls.usual_metrics) <= set(re.findall(r"`(\w+)`", row.split(" | ")[-1]))
+    for name in registry.entries("metric"):
+        assert f"`{name}`" in page
+    for config in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL):
+        make_config(tomllib.loads(config))
 
 
 def test_the_examples_of_the_page_of_observers_run_as_they_stand(tmp_path, monkeypatch):
