@@ -1,6 +1,6 @@
 """How many files of the package a reader crosses to follow one round.
 
-    python benchmarks/round_files.py [--methods fedavg fedavg+fedkfac] [--list]
+    python benchmarks/round_files.py [--methods fedavg fedkfac] [--list]
 
 Runs each method in this process on a tiny federation, one round to warm up and one that is watched: ``sys.setprofile``
 sees every call, and each file of fedmerge counts that a call comes from or goes to. What runs only because a module is
@@ -84,7 +84,7 @@ def files_of(method: str, engine: str = "serial") -> set[str]:
 
 def main(show: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=["fedavg", "fedavg+fedkfac"])
+    parser.add_argument("--methods", nargs="+", default=["fedavg", "fedkfac"])
     parser.add_argument("--engine", default="serial", choices=["serial", "stacked"])
     parser.add_argument("--list", action="store_true", help="name the files too")
     arguments = parser.parse_args()

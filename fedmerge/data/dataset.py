@@ -156,6 +156,9 @@ class Dataset:
     def tested_on(self, test: Examples) -> Dataset:
         """The same with another test part."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
+        if test.tensors is not None:
+            x, y = test.tensors
+            return Dataset(**{**given, "test_x": x, "test_y": y, "test_set": None})
         return Dataset(**{**given, "test_x": None, "test_y": None, "test_set": test})
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
@@ -63,7 +64,11 @@ def meant(key: str, kind: type) -> str | None:
     known = list(keys(kind))
     values = [one for one in known if not any(other.startswith(f"{one}.") for other in known)]
     found = [one for one in values if one == last or one.endswith(f".{last}")]
-    return min(found, key=lambda one: one.count("."), default=None)
+    # A key of the same section that is spelt almost alike is likelier than one of another section.
+    section = key.rpartition(".")[0]
+    beside = [one for one in values if one.rpartition(".")[0] == section] if section else []
+    near = difflib.get_close_matches(key, beside, 1, cutoff=0.9)
+    return near[0] if near else min(found, key=lambda one: one.count("."), default=None)
 
 
 def check_keys(settings: Mapping[str, Any], kind: type) -> None:

@@ -184,10 +184,10 @@ class Experiment:
         UnknownName
             A pattern of what is frozen or personal is the name of no tensor.
         """
-        check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
         check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
+        check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""

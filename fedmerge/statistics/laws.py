@@ -22,6 +22,7 @@ def cancelling(tensor: Tensor) -> float:
 
     Examples
     --------
+    >>> import torch
     >>> cancelling(torch.tensor([[1.0, -2.0], [-1.0, 2.0]])), cancelling(torch.ones(2, 2))
     (0.0, 1.0)
     """
@@ -43,6 +44,7 @@ def labelled(second: Tensor, crossed: Tensor) -> dict[str, float]:
 
     Examples
     --------
+    >>> import torch
     >>> h, y = torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.eye(2)
     >>> labelled(h.T @ h / 2, y.T @ h / 2)
     {'one-hot labels': 0.0, 'moments of labelled features': 0.0}

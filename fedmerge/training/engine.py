@@ -55,6 +55,7 @@ def has_stacked_loss(task: Task | None, participants: Sequence[Participant]) -> 
 
     Examples
     --------
+    >>> from fedmerge.tasks import Classification
     >>> has_stacked_loss(None, []), has_stacked_loss(Classification(class_weights=(1.0, 2.0)), [])
     (True, False)
     """

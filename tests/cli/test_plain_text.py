@@ -181,7 +181,7 @@ def test_tables_show_names_as_text(kind):
     said = capture.get()
     assert all(harmless(line) for line in said.splitlines())
     if kind == "markup":
-        assert said.count("[link=file:///etc]") == 2
+        assert said.count("[link=file:///etc]") == 3  # in both tables, and in the note of who was stopped
 
 
 @pytest.mark.parametrize("kind", ["colours", "more lines", "turned around", "formula", "markup", "long"])

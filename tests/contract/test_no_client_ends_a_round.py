@@ -118,7 +118,12 @@ class Federation:
             assert result.dropped[0].client == place
             assert result.dropped[0].reason
             return
-        assert not kind.must_drop or (kind.wide and self.pipeline.aggregator.may_change_width), "taken"
+        grown = kind.wide and self.pipeline.aggregator.may_change_width
+        assert not kind.must_drop or grown, "taken"
+        if grown:  # honestly so: the wider model is merged with the others
+            assert result.accepted == tuple(range(CLIENTS)), result.dropped
+            assert all(bool(tensor.isfinite().all()) for tensor in result.state.values())
+            return
         self._check_goes_on(result)
         again = self.merged([self._moved(u, result.state) for u in self.honest], result.state, result.memory, 2)
         self._check_goes_on(again)

@@ -262,7 +262,7 @@ def test_methods_that_judge_models_on_the_server_refuse_personal_parts():
     data = [(torch.randn(6, 4), torch.zeros(6).long())]
     context = MergeContext(data=data, model_fn=lambda: model, **facts_of(model, layout)[1])
     with pytest.raises(InvalidOption, match=r"'1\.weight' is personal"):
-        context.accuracy(model.state_dict(), "fedfisher")
+        context.score(model.state_dict(), "fedfisher")
 
 
 def test_fingerprints_tell_models_apart_and_not_processors():
