@@ -82,20 +82,21 @@ def sifted(
         if _form(found) != forms.most_common(1)[0][0]:
             refused[client] = "tensors with other names or shapes than most clients'"
     if not together:
-        refused |= _unlawful(questions, [(client, found) for client, found in good if client not in refused])
+        believed = [(client, found) for client, found in good if client not in refused]
+        refused |= _unlawful(questions, believed, trust.suspects(len(believed), least=1))
     for client, reason in sorted(refused.items()):
         log.warning("client %d: its answer is left out: %s", client, reason[:500])
     return [found for client, found in good if client not in refused], refused
 
 
-def _unlawful(questions: Sequence[Question], good: Given) -> dict[int, str]:
-    """Clients whose sums break an identity that most clients' sums keep, each with the reason."""
+def _unlawful(questions: Sequence[Question], good: Given, liars: int) -> dict[int, str]:
+    """Clients whose sums break an identity that all others' keep but those of the liars, each with the reason."""
     found: dict[int, str] = {}
     for number, question in enumerate(questions):
         for kind in question.needs if question.noise is None else ():
             values = [given[number].statistics[kind.name] for _, given in good]
-            for place, broken in breaches([kind.identities(value) for value in values]).items():
-                reason = f"statistic {kind.name!r}: most clients' numbers keep an identity that its own break: {broken}"
+            for place, broken in breaches([kind.identities(value) for value in values], liars).items():
+                reason = f"statistic {kind.name!r}: all others' numbers keep an identity that its own break: {broken}"
                 found.setdefault(good[place][0], reason)
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in, rows
 from fedmerge.state import State
+from fedmerge.statistics.laws import Breach
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.soundness import sound
 from fedmerge.tasks import Reading, Task
@@ -132,10 +133,10 @@ class Statistic(ABC):
         each with the reason; for values of a few numbers, of which one could take all the say."""
         return {}
 
-    def identities(self, value: State) -> Mapping[str, float]:
-        """Identities that may hold between the numbers of a value, by name, and how far it is from each, from 0.
+    def identities(self, value: State) -> Mapping[str, Breach]:
+        """Identities that may hold between the numbers of a value, by name, and how far it is from each.
 
-        Not all hold for every task and model: those that most clients keep have to be kept by all, see
+        Not all hold for every task and model: those that nearly all clients keep have to be kept by all, see
         :mod:`fedmerge.statistics.laws`.
         """
         return {}

@@ -14,7 +14,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
 from fedmerge.statistics.base import Batches, Shapes
-from fedmerge.statistics.laws import cancelling, labelled
+from fedmerge.statistics.laws import Breach, cancelling, labelled
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
@@ -196,10 +196,10 @@ class HeadSums(_HeadStatistic):
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, _moments)
 
-    def identities(self, value: State) -> Mapping[str, float]:
+    def identities(self, value: State) -> Mapping[str, Breach]:
         """Those of one-hot labels and of features with a final 1."""
         weights = [name.removesuffix(".S") for name in value if name.endswith(".S")]
-        return {k: error for w in weights for k, error in labelled(value[f"{w}.S"], value[f"{w}.C"]).items()}
+        return {"moments of labelled features": labelled(value[f"{w}.S"], value[f"{w}.C"]) for w in weights}
 
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
@@ -230,9 +230,9 @@ class HeadGradient(_HeadStatistic):
         """Measure in one forward pass, in evaluation mode, on a copy."""
         return self._means(model, batches, _gradient_and_fisher)
 
-    def identities(self, value: State) -> Mapping[str, float]:
+    def identities(self, value: State) -> Mapping[str, Breach]:
         """Probabilities add up to 1, and so do labels: rows of the gradient, and of the Fisher, add up to 0."""
-        return {name: cancelling(tensor) for name, tensor in value.items()}
+        return {name: cancelling(tensor) for name, tensor in value.items() if len(tensor) > 1}
 
     def bounds(self) -> Mapping[str, float]:
         """``|p - y| <= sqrt(2)``; the eigenvalues of ``diag(p) - p p^T`` are at most 1/2 and add up to less than 1."""

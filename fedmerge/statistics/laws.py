@@ -1,41 +1,55 @@
 """Identities between the numbers of one statistic, by which sums that nobody can have measured are known.
 
-Nobody has to say which task clients have, or which layer is the last: an identity that holds for most clients' sums is
-one of the task and the model, and has to hold for all.
+Nobody has to say which task clients have, or which layer is the last: an identity that holds for nearly all clients'
+sums is one of the task and the model, and has to hold for all.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["breaches", "cancelling", "labelled"]
+__all__ = ["Breach", "breaches", "cancelling", "labelled"]
 
 _KEPT, _BROKEN = 0.01, 0.2
 """Errors, relative to the terms of an identity: compressed sums keep an identity to a hundredth, and what is off by a
 fifth is no rounding. What lies between counts neither for an identity nor against a client."""
+_STEPS = 127
+"""Of a compressed tensor's numbers, from zero to the largest: smaller differences may be rounding."""
 
 
-def cancelling(tensor: Tensor) -> float:
-    """How far rows are from adding up to zero, from 0 to 1, as they do where they are gradients by softmax logits.
+class Breach(NamedTuple):
+    """How far numbers are from an identity, and how large the terms are that should cancel in it.
+
+    With terms of size 0 the identity says nothing: a layer without gradient, a client without labels.
+    """
+
+    error: float
+    size: float
+
+
+def cancelling(tensor: Tensor) -> Breach:
+    """How far rows are from adding up to zero, as they do where they are gradients by softmax logits.
 
     Examples
     --------
     >>> import torch
     >>> cancelling(torch.tensor([[1.0, -2.0], [-1.0, 2.0]])), cancelling(torch.ones(2, 2))
-    (0.0, 1.0)
+    (Breach(error=0.0, size=6.0), Breach(error=4.0, size=4.0))
     """
     numbers = tensor.double()
-    total = float(numbers.abs().sum())
-    return float(numbers.sum(0).abs().sum()) / total if total > 0 else 0.0
+    return Breach(float(numbers.sum(0).abs().sum()), float(numbers.abs().sum()))
 
 
-def labelled(second: Tensor, crossed: Tensor) -> dict[str, float]:
+def labelled(second: Tensor, crossed: Tensor) -> Breach:
     """How far moments are from those of features h that end in a 1, with one-hot labels y.
 
-    Then the rows of ``C = mean y h^T`` add up to the last row of ``S = mean h h^T``; the last entry of S is at most 1;
-    the last column of C holds the classes' frequencies f; and, by Jensen, ``sum_c C_cj^2 / f_c <= S_jj``.
+    Then the rows of ``C = mean y h^T`` add up to the last row of ``S = mean h h^T``; the last column of C holds the
+    classes' frequencies f, none of them below 0; and, by Jensen, ``sum_c C_cj^2 / f_c <= S_jj``. All this holds of
+    classes that are weighted, too. Labels of one row are those of another task.
 
     Parameters
     ----------
@@ -47,42 +61,55 @@ def labelled(second: Tensor, crossed: Tensor) -> dict[str, float]:
     >>> import torch
     >>> h, y = torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.eye(2)
     >>> labelled(h.T @ h / 2, y.T @ h / 2)
-    {'one-hot labels': 0.0, 'moments of labelled features': 0.0}
+    Breach(error=0.0, size=1.0)
     """
     s, c = second.double(), crossed.double()
     last, total = s[-1], c.sum(0)
     size = max(float(last.abs().sum()), float(total.abs().sum()))
-    one_hot = float((last - total).abs().sum()) / size if size > 0 else 0.0
-    # Without that, the last feature is no 1 and nothing else is known.
-    moments = 1.0
-    if one_hot <= _BROKEN:
-        frequency = c[:, -1]
-        diagonal = s.diagonal()
-        within = (c.square() / frequency.clamp_min(1e-12)[:, None])[frequency > 0].sum(0)
-        unit = diagonal + 1e-3 * diagonal.mean()
-        beyond = float(((within - diagonal) / unit.clamp_min(1e-300)).max())
-        moments = max(0.0, float(last[-1]) - 1, -float(frequency.min()), beyond)
-    return {"one-hot labels": one_hot, "moments of labelled features": moments}
+    if len(c) < 2 or not size > 0:
+        return Breach(0.0, 0.0)
+    one_hot = float((last - total).abs().sum()) / size
+    if not one_hot <= _BROKEN:  # the last feature is no 1, or the labels are not one-hot: nothing else is known
+        return Breach(1.0, 1.0)
+    rounding = c.abs().max() / _STEPS
+    frequency, diagonal = c[:, -1] + rounding, s.diagonal()
+    least = (c.abs() - rounding).clamp_min(0)
+    within = (least.square() / frequency.clamp_min(1e-12)[:, None])[frequency > 0].sum(0)
+    unit = diagonal + 1e-3 * diagonal.mean()
+    beyond = float(((within - diagonal) / unit.clamp_min(1e-300)).max())
+    below = -float(frequency.min()) / max(float(c[:, -1].abs().sum()), 1e-300)
+    return Breach(max(one_hot, below, beyond, 0.0), 1.0)
 
 
-def breaches(errors: Sequence[Mapping[str, float]]) -> dict[int, str]:
-    """Clients that break an identity which more than half of them keep: by place, the identity's name.
+def breaches(found: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int, str]:
+    """Clients that break an identity which all others keep but `liars` at most: by place, the identity's name.
+
+    An error counts by the size of the client's terms, or by the median client's where these are larger: what is left
+    of a gradient after training may be rounding.
 
     Parameters
     ----------
-    errors
-        Each client's error by name of the identity, 0 where it holds exactly.
+    found
+        For each client, by name of the identity, how far it is from it.
+    liars
+        How many clients may lie. An identity that more of them break is none.
 
     Examples
     --------
-    >>> breaches([{"sum": 0.0}, {"sum": 0.001}, {"sum": 0.9}]), breaches([{"sum": 0.0}, {"sum": 0.9}])
+    >>> kept, nearly, broken = Breach(0.0, 1.0), Breach(0.001, 1.0), Breach(0.9, 1.0)
+    >>> breaches([{"sum": kept}, {"sum": nearly}, {"sum": broken}]), breaches([{"sum": kept}, {"sum": broken}])
     ({2: 'sum'}, {})
     """
-    names = dict.fromkeys(name for each in errors for name in each)
-    kept = [name for name in names if 2 * sum(each.get(name, 1.0) <= _KEPT for each in errors) > len(errors)]
-    return {
-        place: name
-        for place, each in enumerate(errors)
-        for name in reversed(kept)
-        if not each.get(name, 1.0) <= _BROKEN  # NaN is broken too
-    }
+    refused: dict[int, str] = {}
+    for name in dict.fromkeys(name for each in found for name in each):
+        told = {place: each.get(name, Breach(1.0, 1.0)) for place, each in enumerate(found)}
+        told = {place: breach for place, breach in told.items() if not breach.size == 0}
+        if not told:
+            continue
+        usual = statistics.median(breach.size for breach in told.values())
+        errors = {place: breach.error / max(breach.size, usual) for place, breach in told.items()}
+        kept = sum(error <= _KEPT for error in errors.values())
+        if kept >= len(errors) - liars and 2 * kept > len(errors):
+            # NaN is broken too.
+            refused |= {p: name for p, error in errors.items() if not error <= _BROKEN and p not in refused}
+    return refused

@@ -13,7 +13,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
-from fedmerge.statistics.laws import cancelling
+from fedmerge.statistics.laws import Breach, cancelling
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
@@ -69,7 +69,7 @@ class LossGradient(LayerStatistic):
         measured = (p for n, p in model.named_parameters() if n in trained_names(model) and self.selects(n))
         return stored_dtype(model).itemsize * sum(p.numel() for p in measured)
 
-    def identities(self, value: State) -> Mapping[str, float]:
+    def identities(self, value: State) -> Mapping[str, Breach]:
         """Rows of a softmax layer's gradient add up to zero."""
         return {name: cancelling(tensor) for name, tensor in value.items() if tensor.ndim and len(tensor) > 1}
 

@@ -13,8 +13,8 @@ from fedmerge.questions.pooling import sifted
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, LossGradient
 from fedmerge.statistics.compression import decode
-from fedmerge.statistics.laws import breaches, cancelling, labelled
-from fedmerge.tasks import Regression
+from fedmerge.statistics.laws import Breach, breaches, cancelling, labelled
+from fedmerge.tasks import Binary, Classification, Regression, make_task
 
 CLIENTS, LIAR = 5, 3
 
@@ -82,7 +82,7 @@ def test_identities_of_labels_are_asked_of_nobody_in_a_regression(kind):
 FORGED = {
     "C negated": lambda name, t: -t if name.endswith(".C") else t,
     "C of noise": lambda name, t: torch.randn_like(t) * t.norm() if name.endswith(".C") else t,
-    "all of it three times": lambda name, t: 3 * t,
+    "labels three times": lambda name, t: 3 * t if name.endswith(".C") else t,
     "one class taken from another": lambda name, t: moved(t) if name.endswith(".C") else t,
     "features of one class too large": lambda name, t: tilted(t) if name.endswith(".C") else t,
 }
@@ -115,19 +115,124 @@ def test_gradients_that_no_softmax_has_are_refused(kind):
     assert list(found) == [LIAR]
 
 
-def test_nobody_is_refused_where_half_of_the_clients_break_one():
-    assert breaches([{"a": 0.0}, {"a": 0.0}, {"a": 0.5}, {"a": 0.5}]) == {}
-    assert breaches([{"a": 0.0, "b": 0.3}, {"a": 0.15, "b": 0.3}, {"a": 0.0, "b": 0.0}]) == {}
-    assert breaches([{"a": 0.0}, {"a": float("nan")}, {"a": 0.0}]) == {1: "a"}
-    assert breaches([{"a": 0.0}, {}, {"a": 0.0}]) == {1: "a"}
+KINDS = [HeadSums(), HeadGradient(), LossGradient()]
+
+
+def refused_of(model, data, task=None, compression="none", budget=1.0):
+    """Who is refused of honest clients, by any statistic with identities."""
+    found = {}
+    for kind in KINDS:
+        question = Question(module_state(model)[0], needs=(kind,), compression=compression, budget=budget)
+        given = [(c, [respond(question, model, [data(c)], task=task)]) for c in range(CLIENTS)]
+        found |= sifted([question], given, Trust())[1]
+    return found
+
+
+def inputs(client, count=24):
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(client))
+
+
+def only(client, odd, usual):
+    """Targets of all clients, and those of the last."""
+    return torch.full((24,), odd if client == CLIENTS - 1 else usual)
+
+
+def confident(score):
+    """A model that is all but certain of class 0."""
+    model = net()
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.copy_(torch.tensor([score, 0.0, 0.0]))
+    return model
+
+
+@pytest.mark.parametrize("usual", [0.0, 1.0])
+def test_clients_of_a_binary_task_may_have_one_class_each(usual):
+    model = net(outputs=1)
+    assert not refused_of(model, lambda c: (inputs(c), only(c, 1 - usual, usual)), Binary())
+
+
+def test_clients_of_other_tasks_may_have_targets_that_look_like_one_hot_labels_at_most():
+    assert not refused_of(net(outputs=1), lambda c: (inputs(c), only(c, 2.0, 1.0)[:, None]), Regression())
+    usual, odd = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    labels_of = lambda c: (odd if c == CLIENTS - 1 else usual).expand(24, 3)  # noqa: E731
+    assert not refused_of(net(), lambda c: (inputs(c), labels_of(c)), make_task("multilabel"))
+
+
+def test_a_client_of_a_class_that_counts_more_keeps_them():
+    weighted = Classification(class_weights=(1.0, 1.0, 6.0))
+    assert not refused_of(net(), lambda c: (inputs(c), only(c, 2, c % 2)), weighted)
+
+
+@pytest.mark.parametrize("score", [10.0, 18.0, 25.0, 60.0])
+def test_what_is_left_of_the_gradient_of_a_client_that_fits_may_be_rounding(score):
+    def data(client):
+        targets = torch.randint(3, (24,), generator=torch.Generator().manual_seed(client))
+        return inputs(client), targets if client < CLIENTS - 1 else torch.zeros(24, dtype=torch.long)
+
+    assert not refused_of(confident(score), data)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_client_in_whose_data_alone_a_layer_is_alive_keeps_them(bias):
+    model = net(bias)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[:, 0], model[0].bias[:] = 5.0, 0.0
+
+    def data(client):
+        rows, sign = inputs(client), 1 if client == CLIENTS - 1 else -1
+        return torch.cat([sign * rows[:, :1].abs(), rows[:, 1:]], 1), labels(torch.Generator().manual_seed(client))
+
+    assert not refused_of(model, data)
+
+
+def test_a_client_whose_labels_count_where_nobody_elses_do_keeps_them():
+    assert not refused_of(net(), lambda c: (inputs(c), only(c, 1, -100)))
+
+
+@pytest.mark.parametrize("compression", ["int8", "float16"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_rare_labels_and_large_features_survive_compression(compression, scale):
+    def data(client):
+        drawing = torch.Generator().manual_seed(client)
+        rare = (torch.rand(60, generator=drawing) >= 0.03).long()
+        usual = torch.randint(3, (60,), generator=drawing)
+        return scale * inputs(client, 60) + scale, rare if client > 2 else usual
+
+    wide = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    for budget in (0.5, 2.0):
+        assert not refused_of(wide, data, None, compression, budget)
+
+
+def within(error):
+    return {"a": Breach(error, 1.0)}
+
+
+def test_an_identity_that_more_break_than_may_lie_is_none():
+    assert breaches([within(0.0), within(0.0), within(0.5), within(0.5)]) == {}
+    assert breaches([within(0.0), within(0.0), within(0.0), within(0.5), within(0.5)]) == {}
+    assert breaches([within(0.0), within(0.0), within(0.0), within(0.5), within(0.5)], liars=2) == {3: "a", 4: "a"}
+    assert breaches([within(0.0), within(0.15), within(0.0)]) == {}
+    assert breaches([within(0.0), within(float("nan")), within(0.0)]) == {1: "a"}
+    assert breaches([within(0.0), {}, within(0.0)]) == {1: "a"}
+    nothing = {"a": Breach(0.0, 0.0)}
+    assert breaches([nothing, nothing, nothing, within(0.9)]) == {}
+    assert breaches([nothing, within(0.0), within(0.0), within(0.9)]) == {3: "a"}
+    assert breaches([within(0.0), within(0.0), {"a": Breach(1e-6, 1e-6)}]) == {}
 
 
 def test_errors_are_relative_to_what_is_summed():
-    assert cancelling(torch.tensor([[1.0], [-0.5]])) == pytest.approx(1 / 3)
-    assert cancelling(torch.zeros(2, 2)) == 0
+    assert cancelling(torch.tensor([[1.0], [-0.5]])) == (0.5, 1.5)
+    assert cancelling(torch.zeros(2, 2)) == (0, 0)
     h = torch.tensor([[1.0, 1.0], [3.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
     y = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     second, crossed = h.T @ h / 3, y.T @ h / 3
-    assert max(labelled(second, crossed).values()) == pytest.approx(0, abs=1e-12)
-    crossed[0] *= 1.3  # 2/3 of the labels, times 0.3; the last row of S is (2, 1)
-    assert labelled(second, crossed)["one-hot labels"] == pytest.approx((0.4 + 0.2) / (2.4 + 1.2))
+    assert labelled(second, crossed).error == pytest.approx(0, abs=1e-12)
+    crossed[0] *= 1.15  # 2/3 of the labels, times 0.15; the last row of S is (2, 1)
+    assert labelled(second, crossed).error == pytest.approx((0.2 + 0.1) / (2.2 + 1.1))
+    crossed[0] *= 2
+    assert labelled(second, crossed).error == 1
