@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from asyncio import CancelledError
 from uuid import uuid4
 
 import flwr
@@ -27,8 +28,8 @@ __all__ = [
 _TESTED = ("1.41", "1.42")
 _CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _SERVER_NODE = 1
-FAILURES = (Exception, SystemExit)
-"""What a client may raise and have failed; an argument parser that it calls ends nothing but the client."""
+FAILURES = (Exception, SystemExit, GeneratorExit, CancelledError)
+"""What a client may raise and have failed: an argument parser, or a cancelled task, that it calls ends nothing but it."""
 FIRST_NODE = _SERVER_NODE + 1
 """Node of client 0."""
 

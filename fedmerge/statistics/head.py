@@ -199,7 +199,7 @@ class HeadSums(_HeadStatistic):
     def identities(self, value: State) -> Mapping[str, Breach]:
         """Those of one-hot labels and of features with a final 1."""
         weights = [name.removesuffix(".S") for name in value if name.endswith(".S")]
-        return {"moments of labelled features": labelled(value[f"{w}.S"], value[f"{w}.C"]) for w in weights}
+        return {f"moments of features and labels at {w}": labelled(value[f"{w}.S"], value[f"{w}.C"]) for w in weights}
 
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""

@@ -103,7 +103,7 @@ def breaches(found: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int,
     refused: dict[int, str] = {}
     for name in dict.fromkeys(name for each in found for name in each):
         told = {place: each.get(name, Breach(1.0, 1.0)) for place, each in enumerate(found)}
-        told = {place: breach for place, breach in told.items() if not breach.size == 0}
+        told = {place: breach for place, breach in told.items() if breach.size != 0}
         if not told:
             continue
         usual = statistics.median(breach.size for breach in told.values())
