@@ -115,8 +115,9 @@ def load_table(
     y, class_names = targets_of(frame[label], task, f"{where}, column {label!r}")
     held = _tested(frame, client, test, test_share, y if class_names else None, where)
     if standardise_label and not class_names:
-        known = y[torch.from_numpy(~held)]
-        y = (y - known.mean()) / known.std(correction=0).clamp_min(torch.finfo(y.dtype).tiny)
+        known = y[torch.from_numpy(~held)].double()  # whose squares may be too large for float32
+        deviation = known.std(correction=0).clamp_min(torch.finfo(y.dtype).tiny)
+        y = ((y.double() - known.mean()) / deviation).to(y.dtype)
     features = Features.of(frame.loc[~held, inputs], set(categorical), missing == "impute", standardise)
     x = torch.from_numpy(features.of_rows(frame))
     chosen = torch.from_numpy(held)

@@ -149,7 +149,13 @@ def _learnt(column: Any, category: bool, fills: bool, standardise: bool) -> _Num
     numbers = np.where(np.isnan(numbers), fill, numbers)
     if not standardise:
         return _Number(name, fill, 0.0, 1.0)
-    deviation = float(numbers.std())
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(numbers.std())
+    if not np.isfinite(deviation):
+        raise DataError(
+            f"column {name!r} has numbers up to {np.abs(known).max():.3g}, too large to standardise: mend or leave out "
+            "these rows, or the column (data.options.drop)"
+        )
     # A constant column tells nothing: it becomes zero rather than NaN.
     return _Number(name, fill, float(numbers.mean()), deviation if deviation > 0 else 1.0)
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions.checking import checked
 from fedmerge.questions.question import Answer, Question
-from fedmerge.questions.robust import judged_losses, shares
+from fedmerge.questions.robust import evened, judged_losses, shares
 from fedmerge.questions.trust import Trust
-from fedmerge.state import State
 from fedmerge.statistics.laws import breaches
 
 __all__ = ["added_up", "pooled", "sifted"]
@@ -127,20 +126,24 @@ def added_up(questions: Sequence[Question], good: Sequence[Sequence[Answer]], tr
     """
     if not good:
         raise NoAnswer("no client answered a question about the merged model with anything that can be used")
-    totals = [_sum([given[i] for given in good], trust, question.base) for i, question in enumerate(questions)]
+    totals = [_sum([given[i] for given in good], trust, question) for i, question in enumerate(questions)]
     totals = _judged(totals, good, trust)
     steadied = [_steadied(question, total) for question, total in zip(questions, totals, strict=True)]
     return [_placed(total, question) for total, question in zip(steadied, questions, strict=True)]
 
 
-def _sum(answers: Sequence[Answer], trust: Trust, base: State) -> Answer:
+def _sum(answers: Sequence[Answer], trust: Trust, question: Question) -> Answer:
+    plain = {kind.name: kind for kind in question.needs} if question.noise is None else {}
     statistics: dict[str, dict[str, Tensor]] = {}
     for kind in answers[0].statistics:
         values = [answer.statistics[kind] for answer in answers]
         weights = [float(answer.examples) for answer in answers]
         suspects = trust.suspects(len(answers), least=1)
         if trust.sums != "mean" and suspects:
-            weights = [w * share for w, share in zip(weights, shares(values, suspects, base), strict=True)]
+            cuts = shares(values, suspects, question.base)
+            if kind in plain:
+                cuts = list(map(min, cuts, evened([plain[kind].label_weight(value) for value in values], suspects)))
+            weights = [weight * cut for weight, cut in zip(weights, cuts, strict=True)]
         total = sum(weights)
         into = statistics.setdefault(kind, {})
         for value, weight in zip(values, weights, strict=True):

@@ -11,10 +11,11 @@ from torch import Tensor
 from fedmerge.questions.trust import Judgement
 from fedmerge.state import State
 
-__all__ = ["judged_losses", "shares"]
+__all__ = ["evened", "judged_losses", "shares"]
 
 _FAR = 4.0
 """Sums of honest clients with unlike data are seldom further apart: most of them are left as they are."""
+_MORE = 1.2
 _TURNS = 8
 _CONTESTED = 0.05
 """Where the choice of the mean is so much worse than another for the others, it is not theirs."""
@@ -127,3 +128,18 @@ def shares(values: Sequence[State], suspects: int, parameters: Collection[str] =
         most = sorted(norms)[-1 - suspects]
         found = [min(s, most / norm) if norm > _FAR * most else s for s, norm in zip(found, norms, strict=True)]
     return found
+
+
+def evened(label_weights: Sequence[float], suspects: int) -> list[float]:
+    """What each client's sums count for, from 0 to 1, where a label may count for no more than 1.
+
+    Classes may be weighted, which nobody but the clients need know: then a label counts for no more than the largest of
+    the label weights that is left without those of the suspects.
+
+    Examples
+    --------
+    >>> evened([1.0, 1.0, 4.0], 1), evened([2.0, 3.0, 4.0], 1)
+    ([1.0, 1.0, 0.25], [1.0, 1.0, 0.75])
+    """
+    most = max(1.0, sorted(label_weights)[-1 - suspects])
+    return [most / weight if weight > _MORE * most else 1.0 for weight in label_weights]

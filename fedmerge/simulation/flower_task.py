@@ -29,7 +29,7 @@ _TESTED = ("1.41", "1.42")
 _CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 _SERVER_NODE = 1
 FAILURES = (Exception, SystemExit, GeneratorExit, CancelledError)
-"""What a client may raise and have failed: an argument parser, or a cancelled task, that it calls ends nothing but it."""
+"""What a client may raise and have failed: an argument parser that it calls, or a cancelled task, ends nothing else."""
 FIRST_NODE = _SERVER_NODE + 1
 """Node of client 0."""
 

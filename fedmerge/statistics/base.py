@@ -141,6 +141,11 @@ class Statistic(ABC):
         """
         return {}
 
+    def label_weight(self, value: State) -> float:
+        """How much an example's label counts in a value, on average, where that stands in it: at most 1 unless classes
+        are weighted."""
+        return 0.0
+
     def check(self, value: State, state: State) -> None:
         """Make sure that a parsed value holds real numbers, finite and bounded, that belong to the model.
 

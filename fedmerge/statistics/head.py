@@ -201,6 +201,13 @@ class HeadSums(_HeadStatistic):
         weights = [name.removesuffix(".S") for name in value if name.endswith(".S")]
         return {f"moments of features and labels at {w}": labelled(value[f"{w}.S"], value[f"{w}.C"]) for w in weights}
 
+    def label_weight(self, value: State) -> float:
+        """The mean square of the final 1, where features and labels go together as they do with one."""
+        for weight in [name.removesuffix(".S") for name in value if name.endswith(".S")]:
+            found = labelled(value[f"{weight}.S"], value[f"{weight}.C"])
+            return float(value[f"{weight}.S"][-1, -1]) if found.size > 0 and found.error < 1 else 0.0
+        return 0.0
+
     def bounds(self) -> Mapping[str, float]:
         """``|h h^T| = |h|^2`` and ``|onehot(y) h^T| = |h|``."""
         clip = float("inf") if self.clip is None else self.clip

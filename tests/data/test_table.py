@@ -194,3 +194,16 @@ def test_numbers_to_be_regressed_on_are_standardised_where_asked(table):
     assert found.train_y.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     scale = raw.train_y.std(correction=0)
     assert torch.allclose(found.test_y, (raw.test_y - raw.train_y.mean()) / scale, atol=1e-5)
+
+
+def test_a_column_with_numbers_too_large_to_standardise_is_named_and_not_flattened(tmp_path):
+    rows = "".join(f"{1e308 if i < 5 else -1e308},{i},{i % 2}\n" for i in range(20))
+    (tmp_path / "large.csv").write_text("dose,age,y\n" + rows)
+    with pytest.raises(DataError, match=r"'dose'.*too large"):
+        load_dataset("large.csv", data_dir=tmp_path, label="y")
+
+
+def test_large_numbers_to_be_regressed_on_are_standardised_too(tmp_path):
+    (tmp_path / "large.csv").write_text("age,y\n" + "".join(f"{i},{i}.5e25\n" for i in range(20)))
+    found = load_dataset("large.csv", data_dir=tmp_path, label="y", standardise_label=True)
+    assert float(found.train_y.std(correction=0)) == pytest.approx(1, rel=1e-4)

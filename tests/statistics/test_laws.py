@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedmerge.questions import Question, Trust, respond
-from fedmerge.questions.pooling import sifted
+from fedmerge.questions.pooling import pooled, sifted
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, LossGradient
 from fedmerge.statistics.compression import decode
@@ -236,3 +236,15 @@ def test_errors_are_relative_to_what_is_summed():
     assert labelled(second, crossed).error == pytest.approx((0.2 + 0.1) / (2.2 + 1.1))
     crossed[0] *= 2
     assert labelled(second, crossed).error == 1
+
+
+def test_sums_that_count_labels_more_than_once_count_that_much_less():
+    for times, clients in ((3, 3), (1e6, 5)):
+        questions, given = answers(HeadSums(), net(), labels)
+        loud = {name: times * t for name, t in decode(given[LIAR][1][0].statistics["head_sums"]).items()}
+        forged = replace(given[LIAR][1][0], statistics={"head_sums": loud})
+        lying = [(client, one if client != LIAR else [forged]) for client, one in given][-clients:]
+        found, plain = (pooled(questions, g, Trust())[0].statistics["head_sums"] for g in (lying, given[-clients:]))
+        assert float(found["2.weight.S"][-1, -1]) == pytest.approx(1)
+        ratio = found["2.weight.S"].norm() / plain["2.weight.S"].norm()
+        assert 0.8 < float(ratio) < 1.25

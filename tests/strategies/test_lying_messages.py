@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
@@ -153,3 +154,16 @@ def test_how_far_clients_are_believed_is_a_setting_of_strategies_runs_and_config
         MergeStrategy(build_pipeline("fedkfac"), trust=wary)
     with pytest.raises(ConfigError, match=r"trust.judgement = 'loud'"):
         make_config({"trust": {"judgement": "loud"}})
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+def test_whatever_else_than_an_error_a_client_raises_costs_that_client_alone(raised):
+    def breaking(message, context, call_next):
+        if context.node_config["partition-id"] == LIAR:
+            raise raised
+        return call_next(message, context)
+
+    strategy = MergeStrategy("fedavg", fraction_evaluate=0.0)
+    with SimulationGrid(tiny_app(breaking, model_fn=plain_model), CLIENTS, workers=1) as grid:
+        strategy.start(grid, initial(plain_model), num_rounds=1)
+    assert strategy.last_report.accepted == (0, 2)
