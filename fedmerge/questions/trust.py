@@ -18,8 +18,9 @@ Sums = Literal["mean", "clipped"]
 class Trust:
     """How far single clients are believed where they answer questions about a merged model.
 
-    Whatever is set here, an answer that cannot be one is refused, as are sums that break an identity which most
-    clients' sums keep (:mod:`fedmerge.statistics.laws`), and nobody counts for more examples than it told in training.
+    Whatever is set here, an answer that cannot be one is refused, as are sums that break an identity which all others'
+    keep but those of as many as may lie (:mod:`fedmerge.statistics.laws`), and nobody counts for more examples than it
+    told in training.
     What is left is a lie in the right form, against which there is only what the other clients say. Under masks no
     single answer can be seen, and nothing here has an effect.
 
