@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.plotting.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["blank", "page_grid", "page_width", "picture_path", "save"]
+__all__ = ["blank", "log_axis", "page_grid", "page_width", "picture_path", "save"]
 
 SETTINGS = {
     "font.size": 8.5,
@@ -55,6 +57,23 @@ def blank(width: float, height: float) -> Iterator[Figure]:
         raise RecordError('figures need matplotlib: pip install "fedmerge[sim]"') from error
     with matplotlib.rc_context(SETTINGS):
         yield figures.Figure(figsize=(width, height), layout="constrained")
+
+
+def log_axis(axis: Axis) -> None:
+    """Make an axis logarithmic, its numbers written plainly: matplotlib's own are formulas, which are off here.
+
+    Every power of ten is named; twice and five times as much too, where the axis spans less than two of them.
+    """
+    scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale  # type: ignore[attr-defined]
+    scale("log")
+
+    def between(value: float, _: int | None = None) -> str:
+        low, high = sorted(axis.get_view_interval())
+        leading = round(value / 10 ** math.floor(math.log10(value))) if value > 0 else 0
+        return f"{value:g}" if high < 100 * low and leading in (2, 5) else ""
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(between)
 
 
 def page_width(columns: int) -> float:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.plotting.canvas import blank, page_grid, page_width, picture_path, save
-from fedmerge.plotting.curves import Curve, Floats, accuracy_limits, curves
+from fedmerge.plotting.canvas import blank, log_axis, page_grid, page_width, picture_path, save
+from fedmerge.plotting.curves import Curve, Floats, accuracy_limits, curves, spans_decades
 from fedmerge.plotting.labels import LABEL_SIZE, name_ends
 from fedmerge.plotting.runs import read_runs
 from fedmerge.plotting.style import Style, styles
@@ -115,6 +115,9 @@ def draw_convergence(
             axes.axhline(100 * target, color="0.35", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
     for axes in panels[:: len(costs) // rows]:
         axes.set_ylabel(drawn[0].axis)
+    if spans_decades(drawn):
+        log_axis(panels[0].yaxis)
+        panels[0].set_ylabel(f"{drawn[0].axis}, log scale")
     panels[0].set_ylim(*accuracy_limits(drawn, target))
     if "rounds" in costs:
         panels[list(costs).index("rounds")].locator_params(axis="x", integer=True, nbins=6)
@@ -145,8 +148,7 @@ def _costs(drawn: Sequence[Curve], against: Sequence[str] | None) -> dict[str, t
 
 def _panel(axes: Axes, drawn: Sequence[Curve], xs: Sequence[Floats], looks: dict[str, Style], log: bool) -> None:
     if log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        log_axis(axes.xaxis)
     # Faint enough that the bands of many methods lie over each other without hiding a line.
     alpha = max(0.05, 0.22 / math.sqrt(len(drawn)))
     for index, (curve, x) in enumerate(zip(drawn, xs, strict=True)):

@@ -12,11 +12,12 @@ from scipy.special import stdtrit
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.plotting.runs import STEPS, Run, by_method, main_measure
 
-__all__ = ["Curve", "accuracy_limits", "curves", "half_width", "uploads"]
+__all__ = ["Curve", "accuracy_limits", "spans_decades", "curves", "half_width", "uploads"]
 
 Floats = NDArray[np.float64]
 
 MEGABYTE = 1e6
+LOSSES_APART = 20.0  # the largest mean loss is so many times the smallest: a linear axis would flatten the small
 BAND_ROOM = 0.15  # of the range of the means: how far a band may widen the axis at either end
 
 
@@ -79,12 +80,23 @@ def half_width(values: Floats, confidence: float) -> Floats | None:
     return width
 
 
+def spans_decades(drawn: Sequence[Curve]) -> bool:
+    """Whether losses differ so much that their axis should be logarithmic; an accuracy's never is."""
+    means = np.concatenate([curve.accuracy for curve in drawn])
+    low, high = float(means.min()), float(means.max())
+    return drawn[0].measure == "test_loss" and 0 < LOSSES_APART * low < high < np.inf
+
+
 def accuracy_limits(drawn: Sequence[Curve], target: float | None) -> tuple[float, float]:
     """Limits of the axis, accuracy in percent or loss: every mean and the target in view, with a little air.
 
     Bands may widen the axis, but only so far: two seeds give a t of 12.7, and a band of such a width would
-    press all curves flat.
+    press all curves flat. On a logarithmic axis the air is a factor, and bands widen nothing.
     """
+    if spans_decades(drawn):
+        means = np.concatenate([curve.accuracy for curve in drawn])
+        air = float(means.max() / means.min()) ** 0.06
+        return float(means.min()) / air, float(means.max()) * air
     means = np.concatenate([curve.accuracy for curve in drawn])
     wanted = means if target is None else np.append(means, 100 * target)
     low, high = float(wanted.min()), float(wanted.max())

@@ -33,8 +33,8 @@ def name_ends(
     if lack > 1:
         figure.set_figheight(figure.get_figheight() + (lack - 1) * axes.bbox.height / figure.dpi)
         line /= lack
-    low, high = axes.get_ylim()
-    ends = [(float(curve.accuracy[-1]) - low) / (high - low) for curve in drawn]
+    to_axes = axes.transData + axes.transAxes.inverted()  # the axis may be logarithmic
+    ends = [float(to_axes.transform((1.0, float(curve.accuracy[-1])))[1]) for curve in drawn]
     heights = [line * (1 + name.count("\n")) for name in names]
     for curve, name, middle, x in zip(drawn, names, place(ends, heights), xs, strict=True):
         axes.annotate(

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedmerge.plotting.canvas import blank, page_width, picture_path, save
-from fedmerge.plotting.curves import Curve, Floats, curves, uploads
+from fedmerge.plotting.canvas import blank, log_axis, page_width, picture_path, save
+from fedmerge.plotting.curves import Curve, Floats, curves, spans_decades, uploads
 from fedmerge.plotting.labels import LABEL_SIZE, wrapped
 from fedmerge.plotting.references import references
 from fedmerge.plotting.runs import Run, by_method, read_runs
@@ -70,6 +70,9 @@ def plot_traffic(
             "megabytes sent by clients" if columns == 1 else "megabytes that all clients sent (models + statistics)"
         )
         axes.set_ylabel(drawn[0].axis)
+        if spans_decades(drawn):
+            log_axis(axes.yaxis)
+            axes.set_ylabel(f"{drawn[0].axis}, log scale")
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         _legend(figure, _caption(runs, drawn), below=columns == 1)
         return save(figure, file)

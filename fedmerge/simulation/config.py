@@ -98,8 +98,9 @@ class TaskSettings(_Section):
 
     By default it is what the data set is made for, and classification where that is not said.
 
-    ``loss`` is ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``, in place of a
-    name; ``metrics`` are names and ``module:function``, those that are usual for the task where not given.
+    ``loss`` is ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``. In place of a
+    name it is all that is known; beside one clients train with it, and models are judged as the task that is named.
+    ``metrics`` are names and ``module:function``, those that are usual for the task where not given.
     """
 
     name: str | None = None

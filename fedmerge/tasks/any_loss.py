@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
+from fedmerge.tasks.metric import Decisions, Metric
 from fedmerge.tasks.task import Estimator, Task, like_outputs
 
 __all__ = ["AnyLoss", "Loss"]
@@ -34,8 +35,10 @@ class AnyLoss(Task):
     elementwise
         Whether each output has a target of its own, which then come in the outputs' shape: torch's losses of numbers
         would set targets [n] against each of the outputs [n, 1].
+    judge
+        The task that models are judged as: it says what is decided, what is right, and which labels count.
     metrics
-        See :class:`~fedmerge.tasks.Task`.
+        Those of the judge where not given.
 
     Examples
     --------
@@ -48,10 +51,26 @@ class AnyLoss(Task):
     loss: Loss
     each: Loss | None = None
     elementwise: bool = False
+    judge: Task | None = None
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """The metrics, built."""
+        return self.judge.measured if self.judge is not None and self.metrics is None else super().measured
+
+    def forward(self, model: nn.Module, inputs: Any) -> Any:
+        """As the judge has it."""
+        return super().forward(model, inputs) if self.judge is None else self.judge.forward(model, inputs)
+
+    def outputs_for(self, targets: Tensor, classes: int) -> int:
+        """As the judge has it."""
+        return classes if self.judge is None else self.judge.outputs_for(targets, classes)
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """That targets are one for each output, where they have to be; of others the loss alone knows."""
+        """That targets are one for each output, where they have to be; of others the judge or the loss alone knows."""
         self._laid(outputs, targets)
+        if self.judge is not None:
+            self.judge.check(outputs, targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One example after the other, for a mean over the batch would mix them."""
@@ -67,18 +86,43 @@ class AnyLoss(Task):
         return like_outputs(targets, outputs).to(outputs.dtype) if self.elementwise else targets
 
     def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One per example."""
+        """Those of the judge, or one per example."""
+        if self.judge is not None:
+            return self.judge.labels(outputs, targets)
         return torch.ones(len(outputs), dtype=torch.long, device=outputs.device)
 
-    def hits(self, outputs: Tensor, targets: Tensor) -> None:
-        """Nothing is known to be right or wrong."""
+    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """As the judge has it; else nothing is known to be right or wrong."""
+        return None if self.judge is None else self.judge.hits(outputs, targets)
+
+    def decisions(self, outputs: Tensor, targets: Tensor) -> Decisions | None:
+        """As the judge has it; else nothing is decided."""
+        return None if self.judge is None else self.judge.decisions(outputs, targets)
+
+    def expected(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As the judge has it; else the outputs."""
+        return outputs if self.judge is None else self.judge.expected(outputs, targets)
+
+    def as_outputs(self, expected: Tensor) -> Tensor:
+        """As the judge has it; else the same."""
+        return expected if self.judge is None else self.judge.as_outputs(expected)
+
+    def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """As the judge has it."""
+        return None if self.judge is None else self.judge.surprise(outputs, targets)
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Outputs and targets, where each output has a target of its own."""
+        """As the judge has it; else outputs and targets, where each output has a target of its own."""
+        if self.judge is not None:
+            return self.judge.errors(outputs, targets)
         if not self.elementwise:
             return None
         columns = outputs.shape[-1] if outputs.ndim == 2 else 1
         return outputs.reshape(-1, columns), self._laid(outputs, targets).reshape(-1, columns)
+
+    def __str__(self) -> str:
+        """Its loss by name, for messages."""
+        return f"the loss {getattr(self.loss, '__name__', self.loss)}"
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """By autograd."""
@@ -115,6 +159,6 @@ class AnyLoss(Task):
 
     def _unknown(self) -> TaskError:
         return TaskError(
-            f"the loss {self.loss!r} has no known label distribution, hence no curvature of its own: set estimator = "
+            f"{self} has no known label distribution, hence no curvature of its own: set estimator = "
             '"empirical" where a Fisher is measured, or say task="classification", "binary" or "regression"'
         )

@@ -105,9 +105,10 @@ def make_task(
         A registered task, or ``module:Task``: a class, a function that makes a task, or a task. Classification where
         neither it nor a loss is given.
     options
-        What it is made with, or the loss where that is a class.
+        What it is made with; without a name, what the loss is made with where that is a class.
     loss
-        Instead of a name, ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``.
+        ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``. Beside a name it is what
+        clients train with, and the task is what models are judged as.
     metrics
         Names and ``module:function``; those that are usual for the task where not given.
 
@@ -126,7 +127,7 @@ def make_task(
     HuberLoss()
     """
     if name is not None and loss is not None:
-        raise TaskError(f"task {name!r} and loss {loss!r} say the same thing: name one of them")
+        return _judged_as(make_task(name, options), name, make_task(loss=loss, metrics=metrics), loss)
     options = dict(options or {})
     if loss is not None:
         given = load_named(loss, "loss", "function", "my_losses:focal", TaskError)
@@ -147,6 +148,16 @@ def make_task(
         task = replace(task, metrics=tuple(metrics))
     _ = task.measured  # a metric that does not exist is told here, not in the first round
     return task
+
+
+def _judged_as(judge: Task, name: str, task: Task, loss: str) -> Task:
+    """The task of a loss of one's own, judged as another."""
+    if not isinstance(task, AnyLoss):
+        raise TaskError(
+            f"task {name!r} and loss {loss!r} say the same thing: name one of them. Beside a name stands a loss whose "
+            "likelihood is not known"
+        )
+    return replace(task, judge=judge)
 
 
 def _made(kind: str, name: str, make: Any, options: Mapping[str, Any]) -> Any:

@@ -20,7 +20,10 @@ __all__ = ["AUROC", "F1", "MAE", "R2", "RMSE", "IoU", "Perplexity"]
 def _decisions(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Decisions:
     found = task.decisions(outputs, targets)
     if found is None:
-        raise TaskError(f"metric {name!r} counts decisions, and {task} makes none: choose mae, rmse or r2")
+        raise TaskError(
+            f"metric {name!r} counts decisions, and {task} makes none: choose mae, rmse or r2. A loss of your own is "
+            'judged as the task that is named beside it, such as name = "classification" in [task]'
+        )
     return found
 
 

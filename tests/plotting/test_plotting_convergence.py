@@ -180,6 +180,34 @@ def test_costs_that_differ_widely_turn_the_axis_logarithmic_without_the_free_rou
     assert [len(line.get_xdata()) for line in figure.axes[1].lines] == [10, 10]
 
 
+def test_numbers_on_logarithmic_axes_are_written_plainly_and_do_not_touch():
+    figure = drawn([synthetic("cheap", 90, cost=0.013), synthetic("dear", 95, cost=0.31)])
+    figure.draw_without_rendering()
+    for axes in figure.axes[1:]:
+        ticks = axes.xaxis.get_ticklabels(which="both")
+        shown = [text for text in ticks if text.get_text() and axes.bbox.x0 <= text.get_window_extent().x1]
+        assert [text.get_text() for text in shown if "$" in text.get_text()] == []
+        boxes = sorted((text.get_window_extent() for text in shown), key=lambda box: box.x0)
+        assert len(boxes) > 2
+        assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_losses_that_fall_by_decades_stand_on_a_logarithmic_axis_with_every_mean_in_view():
+    x = np.arange(5, dtype=float)
+    falling = Curve("steep", 2, 170 * 10.0**-x, np.full(5, 50.0), x, x, x, measure="test_loss")
+    flat = Curve("flat", 2, np.full(5, 150.0), np.full(5, 50.0), x, x, x, measure="test_loss")
+    axes = drawn([falling, flat]).axes[0]
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "test loss, log scale"
+    assert 0 < low < 0.017
+    assert high > 170
+    heights = {name: text.get_position()[1] for name, text in names_at_ends(axes).items()}
+    assert 0 <= heights["steep"] < 0.1
+    assert heights["flat"] > 0.9
+    assert drawn([flat]).axes[0].get_yscale() == "linear"
+
+
 def test_the_last_point_has_a_marker_and_curves_that_coincide_have_theirs_apart():
     lines = drawn([synthetic("a", 90, points=101), synthetic("b", 90, points=101)]).axes[0].lines
     marks = [set(line.get_markevery()) for line in lines]
