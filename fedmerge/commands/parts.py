@@ -20,7 +20,10 @@ def models(names: Names = None, as_json: AsJson = False) -> None:
 
 def datasets(names: Names = None, as_json: AsJson = False) -> None:
     """List the data sets and their options; with a name, tell all about one."""
-    _tell("data set", names, as_json=as_json)
+    from fedmerge.data.table import is_table
+
+    # A file stands for the data set that reads it.
+    _tell("data set", names and ["table" if is_table(name) else name for name in names], as_json=as_json)
 
 
 def list_parts(

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.plotting.runs import STEPS, Run, by_method, main_measure
 
-__all__ = ["Curve", "accuracy_limits", "spans_decades", "curves", "half_width", "uploads"]
+__all__ = ["Curve", "accuracy_limits", "curves", "half_width", "spans_decades", "uploads"]
 
 Floats = NDArray[np.float64]
 

@@ -172,14 +172,18 @@ class _Share:
     def _together(self, group: Group) -> Group | None:
         """A block that has trained in one call; None where that cannot be, or fails."""
         task = self._client.task
-        if len(group) == 1 or (task is not None and not has_stacked_loss(task, _participants(group))):
+        if len(group) == 1:
             return None
         try:
-            return run(self._client, group, TOGETHER)
+            if task is not None and not has_stacked_loss(task, _participants(group)):
+                raise CannotStack(f"clients of {task} train one by one")
+            together = run(self._client, group, TOGETHER)
         except FAILURES as problem:
             if isinstance(problem, CannotStack) and group.order.told.round <= 1:  # later it has the same reason
                 log.warning("%s", problem)
             return None
+        self.result.together += len(together)
+        return together
 
     def _alone(self, group: Group) -> Iterator[StackedUpdates]:
         return self._tried(group, lambda one: run(self._client, one))

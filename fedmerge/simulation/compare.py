@@ -126,10 +126,11 @@ def compare(
     """
     choose_device(config.device)
     experiments = [Experiment(config, seed) for seed in config.seeds]
-    for experiment in experiments:
-        experiment.check_model()
-        for method in config.methods:
-            experiment.strategy(method)
+    with _quiet(config.threads):  # strategies of Flower's tell at once what they are made with
+        for experiment in experiments:
+            experiment.check_model()
+            for method in config.methods:
+                experiment.strategy(method)
     watching = make_observers(observers)
     make_observers(config.observers)
     with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):

@@ -97,6 +97,8 @@ class Workers(ABC):
             choice = self._choice = self._choice or self.choose(order, total)
         answer = self.train_by(order, total, choice.name, kept)
         answer.engine = choice
+        if choice.name == "stacked" and len(answer.trained) > 1 and not answer.together:
+            answer.engine = EngineChoice("serial", "no clients could train in one call")
         return answer
 
     @abstractmethod

@@ -138,6 +138,8 @@ class Answer:
         Nodes that did not answer, and why; None for errors that name no node.
     bytes_up
         Of all answers.
+    together
+        How many clients trained with others in one call.
     engine
         How clients trained; None where each was sent a message.
     kept
@@ -152,6 +154,7 @@ class Answer:
     updates: Iterable[ClientUpdate | BadUpdate] = field(default_factory=list)
     failures: list[tuple[int | None, str]] = field(default_factory=list)
     bytes_up: int = 0
+    together: int = 0
     engine: EngineChoice | None = None
     kept: dict[int, RecordDict] = field(default_factory=dict)
     replies: list[Message] = field(default_factory=list)
@@ -184,6 +187,7 @@ class Answer:
         self.updates = [*self.updates, *other.updates]
         self.failures += other.failures
         self.bytes_up += other.bytes_up
+        self.together += other.together
         self.kept |= other.kept
 
     def merge(

@@ -78,3 +78,10 @@ def test_what_there_is_not_is_told(command, words, told):
     code, _, err = command(*words)
     assert code == 2
     assert told in err
+
+
+def test_a_file_is_told_of_as_the_data_set_that_reads_it(command):
+    code, out, _ = command("datasets", "wards.csv")
+    assert code == 0
+    assert out == command("datasets", "table")[1]
+    assert "standardise=True" in out

@@ -138,6 +138,22 @@ def test_stacking_that_was_asked_for_and_cannot_be_is_told_once(caplog):
     assert "rrelu" in told[0]
 
 
+def test_the_record_has_how_clients_trained_not_what_was_asked_for(caplog):
+    def by_hand(outputs, targets):
+        return outputs.logsumexp(1).mean() - outputs.gather(1, targets[:, None]).mean()
+
+    engines = {}
+    for loss in (None, by_hand):
+        app = client_app(tiny_model, tiny_data, training=LocalTraining(epochs=1), task=loss)
+        with SimulationGrid(app, CLIENTS, engine="stacked") as grid:
+            strategy = MergeStrategy("fedavg", model_fn=tiny_model, fraction_evaluate=0.0)
+            engines[loss] = [exchange.engine for exchange in run(strategy, grid)[2]]
+    assert engines == {None: ["stacked"] * 2, by_hand: ["serial"] * 2}
+    told = [record.getMessage() for record in caplog.records if "stacked weights" in record.getMessage()]
+    assert len(told) == 1
+    assert "the loss by_hand" in told[0]
+
+
 def test_whoever_wants_messages_gets_them():
     seen = []
 

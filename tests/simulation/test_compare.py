@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -266,3 +267,15 @@ def test_two_ray_workers_give_the_same_record(tmp_path):
         a, b = read_checkpoint(first)[1], read_checkpoint(second)[1]
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5 * float(a[name].abs().max()))
+
+
+def test_what_flower_says_of_strategies_that_do_not_judge_stays_out_of_the_progress(tmp_path, caplog):
+    settings = BASE | {"methods": ["fedavg"], "rounds": 1, "seeds": [0], "evaluate_clients": False}
+    caplog.handler.setLevel(0)
+    flower = logging.getLogger("flwr")
+    flower.addHandler(caplog.handler)
+    try:
+        compare(make_config(settings), tmp_path / "runs")
+    finally:
+        flower.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.name == "flwr"] == []

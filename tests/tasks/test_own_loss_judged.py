@@ -50,7 +50,7 @@ def test_metrics_that_are_usual_for_the_task_are_usual_here():
 
 
 def test_a_loss_with_a_likelihood_of_its_own_says_the_same_as_a_name():
-    with pytest.raises(TaskError, match="say the same thing.*name one of them"):
+    with pytest.raises(TaskError, match=r"say the same thing.*name one of them"):
         make_task("classification", loss="torch.nn.functional:cross_entropy")
 
 
