@@ -67,7 +67,7 @@ def log_axis(axis: Axis) -> None:
     scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale  # type: ignore[attr-defined]
     scale("log")
 
-    def between(value: float, _: int | None = None) -> str:
+    def between(value: float, _: float = 0) -> str:
         low, high = sorted(axis.get_view_interval())
         leading = round(value / 10 ** math.floor(math.log10(value))) if value > 0 else 0
         return f"{value:g}" if high < 100 * low and leading in (2, 5) else ""
