@@ -35,9 +35,9 @@ def population_of(method: _Counting, context: MergeContext, taken: int) -> int:
     InvalidOption
         Nobody says.
     """
-    told = context.population if method.population is None else method.population
-    if told is None:
+    population = context.population if method.population is None else method.population
+    if population is None:
         raise InvalidOption(
             f"{type(method).__name__} goes by the number of all clients, which is not known: pass population="
         )
-    return max(told, taken)
+    return max(population, taken)

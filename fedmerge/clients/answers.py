@@ -58,14 +58,14 @@ class Answers:
         """Judge the model sent on the held-out examples."""
         model = self._model(message, context)
         number, data = self._data(context)
-        found = Judged()
+        judged = Judged()
         if len(data.held_out):
             with self.client.telling(model):
-                found = judge(model, data.held_out, what=f"client {number}", task=self.client.task)
+                judged = judge(model, data.held_out, what=f"client {number}", task=self.client.task)
         # Of several labels each counts, so that means over clients are means over all labels.
-        metrics = MetricRecord({"num-examples": found.labels, "eval_loss": found.loss})
-        if found.hits is not None:  # numbers are not right or wrong
-            metrics["eval_acc"] = found.accuracy
+        metrics = MetricRecord({"num-examples": judged.labels, "eval_loss": judged.loss})
+        if judged.hits is not None:  # numbers are not right or wrong
+            metrics["eval_acc"] = judged.accuracy
         return _send(message, number, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:
@@ -167,8 +167,8 @@ def answer_questions(
     ModelError, ConfigError
         The message cannot be read, or is about another model.
     """
-    told = next(iter(message.content.config_records.values()), ConfigRecord())
-    count = told.get("questions")
+    config = _config(message)
+    count = config.get("questions")
     if not isinstance(count, int) or count < 1:
         raise ConfigError(f"the message brings {count!r} questions")
     reply = RecordDict()
@@ -178,15 +178,15 @@ def answer_questions(
             question = read_question(message.content, number)
             question = replace(question, base=completed(question.base))
             own = resize(template, completed(_own(message, context))) if question.compares else None
-            found = respond(question, template, batches, generator, own, task)
+            answer = respond(question, template, batches, generator, own, task)
         except (KeyError, IndexError) as error:
             raise ModelError(f"question {number} of the message is not complete: {error} is missing") from error
         except RuntimeError as error:
             raise ModelError(f"question {number} is about another model than the client's: {error}") from error
-        write_answer(reply, number, found)
-        examples = found.judged + found.examples
+        write_answer(reply, number, answer)
+        examples = answer.judged + answer.examples
     reply[METRICS] = MetricRecord({EXAMPLES_KEY: examples})
-    reply[OF] = ConfigRecord({key: told[key] for key in OCCASION if key in told})
+    reply[OF] = ConfigRecord({key: config[key] for key in OCCASION if key in config})
     return reply
 
 

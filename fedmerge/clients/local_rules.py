@@ -95,16 +95,16 @@ def _placed(record: ArrayRecord | None, group: Group) -> dict[str, Tensor]:
     """The tensors of a record, on the model's device, if they are of its shapes."""
     if record is None:
         return {}
-    found = from_arrays(record)
-    known = _shapes(group)
-    other = [name for name, tensor in found.items() if known.get(name) != tensor.shape]
+    tensors = from_arrays(record)
+    shapes = _shapes(group)
+    other = [name for name, tensor in tensors.items() if shapes.get(name) != tensor.shape]
     if other:
         raise InvalidOption(
             f"the tensors of the local rule are not of the model sent: {other[0]!r} has shape "
-            f"{[*found[other[0]].shape]}; such methods need one architecture in all rounds"
+            f"{[*tensors[other[0]].shape]}; such methods need one architecture in all rounds"
         )
     device = _device(group)
-    return {name: tensor.to(device) for name, tensor in found.items()}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _shapes(group: Group) -> Mapping[str, torch.Size]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmerge.data.example_sets import BatchFunction, DatasetExamples, Examples, TensorExamples
+from fedmerge.data.batch_function import BatchFunction
+from fedmerge.data.example_sets import DatasetExamples, Examples, TensorExamples
 from fedmerge.errors import DataError, shown
 
 __all__ = ["ClientData", "client_data", "examples_of"]
@@ -36,7 +37,7 @@ class ClientData:
         Examples that the client never trains on; may be empty, or left out.
     train, held_out
         Data sets or functions instead, see :class:`~fedmerge.data.example_sets.DatasetExamples` and
-        :class:`~fedmerge.data.example_sets.BatchFunction`.
+        :class:`~fedmerge.data.batch_function.BatchFunction`.
     collate_fn
         Makes ``(inputs, targets)`` of a list of a data set's examples.
 

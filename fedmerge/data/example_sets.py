@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,20 @@ from fedmerge.data.examples import checked_examples
 from fedmerge.errors import DataError, FedMergeError
 from fedmerge.inputs import changed
 
-__all__ = ["BatchFunction", "BatchMaker", "ChangedExamples", "DatasetExamples", "Examples", "TensorExamples"]
+__all__ = [
+    "USUAL_BATCH",
+    "ChangedExamples",
+    "DatasetExamples",
+    "Examples",
+    "TensorExamples",
+    "length_of",
+    "whose",
+]
 
 Rows = NDArray[np.int64]
 
-BatchMaker = Callable[[int, np.random.Generator | None], Iterable[Any]]
-"""``batches(batch_size, generator)``: one pass over the examples; in an order of its own choice where there is no
-generator, the same every time."""
-
-_USUAL_BATCH = 512
+USUAL_BATCH = 512
+"""Examples in a batch that is measured or judged, unless somebody asks for another number."""
 
 
 class Examples(ABC):
@@ -74,7 +78,7 @@ class Examples(ABC):
         for rows in batch_indices(len(self), batch_size, epochs=epochs, steps=steps, generator=generator):
             yield self.take(rows)
 
-    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
+    def in_order(self, batch_size: int = USUAL_BATCH) -> Iterator[Batch]:
         """All examples, always in the same order, for measuring and judging."""
         for start in range(0, len(self), batch_size):
             yield self.take(np.arange(start, min(start + batch_size, len(self))))
@@ -92,7 +96,7 @@ class Examples(ABC):
             They cannot be divided.
         """
         raise DataError(
-            f"{_front(self.what)}a function gives batches of all examples, which cannot be divided: return a map-style "
+            f"{whose(self.what)}a function gives batches of all examples, which cannot be divided: return a map-style "
             "data set"
         )
 
@@ -137,7 +141,7 @@ class TensorExamples(Examples):
         """All of them."""
         return self.x, self.y
 
-    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
+    def in_order(self, batch_size: int = USUAL_BATCH) -> Iterator[Batch]:
         """Views of the tensors."""
         for start in range(0, len(self), batch_size):
             yield self._at(slice(start, start + batch_size))
@@ -180,7 +184,7 @@ class DatasetExamples(Examples):
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = None, what: str = "") -> None:
         self.dataset, self.collate_fn, self.what = dataset, collate_fn, what
-        self._length = _length(dataset, what)
+        self._length = length_of(dataset, what)
 
     def __len__(self) -> int:
         return self._length
@@ -201,7 +205,7 @@ class DatasetExamples(Examples):
         except Exception as error:  # a person's own function may raise anything
             own = "the default collation" if self.collate_fn is None else "collate_fn"
             raise DataError(
-                f"{_front(self.what)}{own} makes no batch of {len(rows)} examples ({type(error).__name__}: {error}). "
+                f"{whose(self.what)}{own} makes no batch of {len(rows)} examples ({type(error).__name__}: {error}). "
                 "Give all examples the same shape, or pass a collate_fn that makes (inputs, targets) of a list"
             ) from error
         return as_batch_of(batch, self.what, rows)
@@ -209,97 +213,6 @@ class DatasetExamples(Examples):
     def subset(self, rows: Tensor) -> Examples:
         """The same data set, of which only these rows will be read."""
         return DatasetExamples(Subset(self.dataset, rows.tolist()), self.collate_fn, self.what)
-
-
-class BatchFunction(Examples):
-    """Examples that a function gives as batches.
-
-    Parameters
-    ----------
-    function
-        ``batches(batch_size, generator)`` gives ``(inputs, targets)`` for one pass over the examples: in an order drawn
-        from the :class:`numpy.random.Generator`, or in a fixed one where it is None. Where it has a ``len()``, that is
-        the number of examples; else a first pass counts them.
-    what
-        Whose they are, in front of an error.
-
-    Examples
-    --------
-    >>> def numbers(batch_size, generator):
-    ...     order = np.arange(5) if generator is None else generator.permutation(5)
-    ...     for start in range(0, 5, batch_size):
-    ...         rows = torch.from_numpy(order[start : start + batch_size])
-    ...         yield rows[:, None].float(), rows % 2
-    >>> mine = BatchFunction(numbers)
-    >>> len(mine), [y.tolist() for x, y in mine.in_order(3)]
-    (5, [[0, 1, 0], [1, 0]])
-    """
-
-    def __init__(self, function: BatchMaker, what: str = "") -> None:
-        self.function, self.what = function, what
-
-    def __len__(self) -> int:
-        return self._count
-
-    @cached_property
-    def _count(self) -> int:
-        if hasattr(self.function, "__len__"):
-            return _length(self.function, self.what)
-        return sum(len(targets) for _, targets in self.in_order())
-
-    def take(self, rows: Rows) -> Batch:
-        """Not to be had.
-
-        Raises
-        ------
-        DataError
-            Always.
-        """
-        raise DataError(
-            f"{_front(self.what)}a function gives batches in its own order, single examples cannot be asked for: pass "
-            "a map-style data set"
-        )
-
-    def drawn(
-        self,
-        batch_size: int,
-        *,
-        epochs: int | None = None,
-        steps: int | None = None,
-        generator: np.random.Generator,
-    ) -> Iterator[Batch]:
-        """As many passes as that takes, each drawn anew from `generator`."""
-        taken = passes = 0
-        while (epochs is None or passes < epochs) and (steps is None or taken < steps):
-            before = taken
-            for batch in self._pass(batch_size, generator):
-                yield batch
-                taken += 1
-                if taken == steps:
-                    return
-            passes += 1
-            if taken == before:
-                raise DataError(f"{_front(self.what)}the function of batches gave none in pass {passes} of training")
-
-    def in_order(self, batch_size: int = _USUAL_BATCH) -> Iterator[Batch]:
-        """One pass without a generator."""
-        return self._pass(batch_size, None)
-
-    def first(self, number: int = 2) -> Batch | None:
-        """The first batch of one pass of batches of this size."""
-        return next(self.in_order(number), None)
-
-    def _pass(self, batch_size: int, generator: np.random.Generator | None) -> Iterator[Batch]:
-        try:
-            for batch in self.function(batch_size, generator):
-                yield as_batch_of(batch, self.what)
-        except FedMergeError:
-            raise
-        except Exception as error:  # a person's own function may raise anything
-            raise DataError(
-                f"{_front(self.what)}the function of batches fails ({type(error).__name__}: {error}); it is called as "
-                "batches(batch_size, generator) and gives pairs (inputs, targets)"
-            ) from error
 
 
 class ChangedExamples(Examples):
@@ -334,15 +247,23 @@ class ChangedExamples(Examples):
         return ChangedExamples(self.examples.of(owner), self.change)
 
 
-def _length(dataset: Any, what: str) -> int:
+def length_of(dataset: Any, what: str) -> int:
+    """How many examples a person's own data set says that it has.
+
+    Raises
+    ------
+    DataError
+        It does not say.
+    """
     try:
         return len(dataset)
     except Exception as error:  # a person's own data set may raise anything
         raise DataError(
-            f"{_front(what)}the number of examples of a {type(dataset).__name__} cannot be had "
+            f"{whose(what)}the number of examples of a {type(dataset).__name__} cannot be had "
             f"({type(error).__name__}: {error}): give it a __len__ that returns a whole number"
         ) from error
 
 
-def _front(what: str) -> str:
+def whose(what: str) -> str:
+    """Whose examples an error is about, to stand in front of it."""
     return f"{what}: " if what else ""

@@ -81,7 +81,7 @@ def labelled(second: Tensor, crossed: Tensor) -> Breach:
     return Breach(max(one_hot, below, beyond, 0.0), 1.0)
 
 
-def breaches(found: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int, str]:
+def breaches(clients: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int, str]:
     """Clients that break an identity which all others keep but `liars` at most: by place, the identity's name.
 
     An error counts by the size of the client's terms, or by the median client's where these are larger: what is left
@@ -89,7 +89,7 @@ def breaches(found: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int,
 
     Parameters
     ----------
-    found
+    clients
         For each client, by name of the identity, how far it is from it.
     liars
         How many clients may lie. An identity that more of them break is none.
@@ -101,13 +101,13 @@ def breaches(found: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int,
     ({2: 'sum'}, {})
     """
     refused: dict[int, str] = {}
-    for name in dict.fromkeys(name for each in found for name in each):
-        told = {place: each.get(name, Breach(1.0, 1.0)) for place, each in enumerate(found)}
-        told = {place: breach for place, breach in told.items() if breach.size != 0}
-        if not told:
+    for name in dict.fromkeys(name for each in clients for name in each):
+        measured = {place: each.get(name, Breach(1.0, 1.0)) for place, each in enumerate(clients)}
+        measured = {place: breach for place, breach in measured.items() if breach.size != 0}
+        if not measured:
             continue
-        usual = statistics.median(breach.size for breach in told.values())
-        errors = {place: breach.error / max(breach.size, usual) for place, breach in told.items()}
+        usual = statistics.median(breach.size for breach in measured.values())
+        errors = {place: breach.error / max(breach.size, usual) for place, breach in measured.items()}
         kept = sum(error <= _KEPT for error in errors.values())
         if kept >= len(errors) - liars and 2 * kept > len(errors):
             # NaN is broken too.
