@@ -48,8 +48,8 @@ def labelled(second: Tensor, crossed: Tensor) -> Breach:
     """How far moments are from those of features h that end in a 1, with one-hot labels y.
 
     Then the rows of ``C = mean y h^T`` add up to the last row of ``S = mean h h^T``; the last column of C holds the
-    classes' frequencies f, none of them below 0; and, by Jensen, ``sum_c C_cj^2 / f_c <= S_jj``. All this holds of
-    classes that are weighted, too. Labels of one row are those of another task.
+    classes' frequencies f; and, by Jensen, ``sum_c C_cj^2 / f_c <= S_jj``, which at the last feature is broken where a
+    frequency is below 0. All this holds of classes that are weighted, too. Labels of one row are those of another task.
 
     Parameters
     ----------
@@ -77,8 +77,7 @@ def labelled(second: Tensor, crossed: Tensor) -> Breach:
     within = (least.square() / frequency.clamp_min(1e-12)[:, None])[frequency > 0].sum(0)
     unit = diagonal + 1e-3 * diagonal.mean()
     beyond = float(((within - diagonal) / unit.clamp_min(1e-300)).max())
-    below = -float(frequency.min()) / max(float(c[:, -1].abs().sum()), 1e-300)
-    return Breach(max(one_hot, below, beyond, 0.0), 1.0)
+    return Breach(max(one_hot, beyond, 0.0), 1.0)
 
 
 def breaches(clients: Sequence[Mapping[str, Breach]], liars: int = 1) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fedmerge.data import ClientData
 from fedmerge.errors import InvalidOption, ModelError, NoUsableUpdates, UnknownName
 from fedmerge.layout import freeze
 from fedmerge.simulation import SimulationGrid
+from fedmerge.simulation.exchanges import MeasuredGrid
 from fedmerge.strategies import MergeStrategy, add_statistics, client_app, from_arrays, to_arrays
 from fedmerge.training import LocalTraining, train
 
@@ -109,6 +111,19 @@ def test_by_message_serial_and_stacked_it_is_one_model(method, personal):
     later = [one for one in grid.sent if one.content["config"]["server-round"] == 2 and "arrays" in one.content]
     assert later
     assert all(not any(n.startswith(still) for n in names(one)) for one in later)
+
+
+@pytest.mark.parametrize("frozen", [(), ("body",)])
+def test_a_cohort_counts_the_bytes_that_messages_have(frozen):
+    def bytes_up(kind):
+        made = partial(model_fn, frozen)
+        strategy = kind("fedavg", model_fn=made, fraction_evaluate=0.0)
+        with SimulationGrid(app(model_fn=made), CLIENTS, engine="serial") as grid:
+            measured = MeasuredGrid(grid)
+            strategy.start(grid=measured, initial_arrays=to_arrays(made().state_dict()), num_rounds=2)
+        return [exchange.bytes_up for exchange in measured.exchanges if exchange.kind == "train"]
+
+    assert bytes_up(MergeStrategy) == bytes_up(ByMessage)
 
 
 def test_statistics_of_what_does_not_travel_stay_as_well():
