@@ -17,10 +17,10 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
 from fedmerge.data import ClientData
-from fedmerge.pipeline import build_pipeline
-from fedmerge.simulation.flower_task import FIRST_NODE
-from fedmerge.simulation.ray_actor import train_on
-from fedmerge.simulation.ray_workers import RayWorkers
+from fedmerge.merging import build_pipeline
+from fedmerge.simulation.workers.flower_task import FIRST_NODE
+from fedmerge.simulation.workers.ray_actor import train_on
+from fedmerge.simulation.workers.ray_workers import RayWorkers
 from fedmerge.strategies import client_app, to_arrays
 from fedmerge.strategies.order import Order
 from fedmerge.training import LocalTraining

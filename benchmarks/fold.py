@@ -17,9 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedmerge import ClientUpdate, MergeContext
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import stamp
+from fedmerge.simulation.workers.flower_task import stamp
 from fedmerge.strategies import FedAvg
 
 TENSORS = 60

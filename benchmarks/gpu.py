@@ -157,9 +157,9 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def _speed(arguments: argparse.Namespace, deadline: float) -> Iterator[dict[str, Any]]:
-    from fedmerge.bench import loop, ours
-    from fedmerge.bench.task import Task
-    from fedmerge.bench.workloads import find_workload
+    from benchmarks.rounds import loop, ours
+    from benchmarks.rounds.task import Task
+    from benchmarks.rounds.workloads import find_workload
 
     systems: dict[str, Callable[..., None]] = {
         "plain loop": loop.run,

@@ -14,7 +14,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from fedmerge.bench import Task, find_workload, measure, rows
+from benchmarks.rounds import Task, find_workload, measure, rows
 
 AXES = {
     "sampled": (20, 50, 100, 200, 500),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedmerge.plain_text import CleanLines
 
 if TYPE_CHECKING:
-    from fedmerge.api import MethodInfo, merge, methods
+    from fedmerge.api import MethodInfo, methods
     from fedmerge.errors import (
         BadUpdate,
         CannotMatch,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         WorkersUnavailable,
         WriteError,
     )
-    from fedmerge.statistics import compute_statistics
     from fedmerge.update import ClientUpdate, MergeContext
 
 __version__ = "0.1.0"
@@ -83,12 +82,12 @@ _HOMES = {
     "MethodInfo": "api",
     "merge": "api",
     "methods": "api",
-    "compute_statistics": "statistics",
+    "compute_statistics": "api",
     "ClientUpdate": "update",
     "MergeContext": "update",
 }
 _MODULES = (
-    *("data", "errors", "models", "observers", "permutations", "pipeline", "plotting"),
+    *("data", "errors", "merging", "models", "observers", "permutations", "plotting"),
     *("simulation", "statistics", "strategies", "tasks", "training"),
 )
 

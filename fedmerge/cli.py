@@ -10,7 +10,8 @@ import click
 import typer
 
 import fedmerge
-from fedmerge.commands import benching, comparing, drawing, listing, merging, parts
+from fedmerge.commands import benching, comparing, listing, merging, parts
+from fedmerge.commands import plotting_command as drawing
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.commands.hints import HelpfulCommand, HelpfulGroup
 from fedmerge.commands.verbosity import log_to_terminal, set_verbosity, tell_error

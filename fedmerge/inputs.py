@@ -19,6 +19,7 @@ __all__ = [
     "beside",
     "call",
     "changed",
+    "evenly",
     "examples_in",
     "joined",
     "rows",
@@ -232,3 +233,32 @@ def joined(nests: Sequence[Any]) -> Any:
         ]
     )
     return changed(first, lambda _: next(whole))
+
+
+def evenly(batches: Iterable[Any], number: int | None, most: int) -> Iterator[Any]:
+    """At most so many examples, evenly from all batches, as the first ones may all be of one kind.
+
+    Parameters
+    ----------
+    batches
+        Of inputs, of any form that a model takes.
+    number
+        How many batches there are; where that is unknown, the first are taken.
+    most
+        How many examples.
+
+    Examples
+    --------
+    >>> [x.tolist() for x in evenly(torch.arange(12).split(4), 3, 6)]
+    [[0, 2], [4, 6], [8, 10]]
+    """
+    taken = 0
+    for i, x in enumerate(batches):
+        share = most - taken if number is None else (i + 1) * most // number - taken
+        size = examples_in(x)
+        share = min(share, size, most - taken)
+        if share > 0:
+            yield x if share == size else rows(x, torch.arange(share) * size // share)
+        taken += max(share, 0)
+        if taken >= most:
+            return

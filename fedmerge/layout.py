@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.state import State, is_mask, is_norm_statistic, is_number, module_state, tied_names, trained_names
 
-__all__ = ["FrozenMode", "Layout", "check_patterns", "freeze", "frozen_parts", "owners"]
+__all__ = [
+    "BatchNormPolicy",
+    "FrozenMode",
+    "Layout",
+    "check_patterns",
+    "freeze",
+    "frozen_parts",
+    "owners",
+    "without_personal",
+]
 
 FrozenMode = Literal["eval", "train"]
 """How frozen parts run while clients train: ``eval``, as in use, or ``train``, with dropout and batch statistics."""
@@ -266,3 +275,18 @@ def owners(buffer: str, parameters: Iterable[str]) -> list[str]:
             return found
         prefix = prefix.rpartition(".")[0]
     return parameters
+
+
+BatchNormPolicy = Literal["mean", "pooled", "recalibrate", "local"]
+"""What becomes of batch-norm statistics. ``mean``: weighted mean. ``pooled``: mean and variance of all
+clients' activations taken together, within plus between clients. ``recalibrate``: clients measure the
+merged model afterwards and the server pools what they find. ``local``: never merged."""
+
+
+def without_personal(model: nn.Module, layout: Layout | None) -> nn.Module:
+    """`model` with what is personal marked as not trained, so that nobody measures, matches or refines it."""
+    names = set() if layout is None else set(layout.personal)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+    return model

@@ -13,10 +13,10 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedmerge.entry_points import load_entry_points
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
-from fedmerge.kinds import KINDS, Kind
-from fedmerge.loading import load_named
+from fedmerge.lookup.entry_points import load_entry_points
+from fedmerge.lookup.kinds import KINDS, Kind
+from fedmerge.lookup.loading import load_named
 
 __all__ = [
     "ENTRY_POINTS",
@@ -74,7 +74,7 @@ def register(name: str, *, kind: str = "", paper: str = "", alone: str = "") -> 
     name
         Lower case, as people will type it.
     kind
-        A name of :data:`~fedmerge.kinds.KINDS`; by default the ``kind`` that the class has from its base class.
+        A name of :data:`~fedmerge.lookup.kinds.KINDS`; by default the ``kind`` that the class has from its base class.
     paper
         Where it comes from, such as ``"arXiv:1602.05629"``.
     alone
@@ -143,7 +143,7 @@ def _forget(before: Mapping[Any, Any]) -> None:
 
 def entries(kind: str) -> Mapping[str, Entry]:
     """Everything registered of one kind, by name: ``"aggregator"``, ``"model"``, ``"observer"`` ...; see
-    :data:`~fedmerge.kinds.KINDS`.
+    :data:`~fedmerge.lookup.kinds.KINDS`.
     """
     for other in KINDS[kind].named_with:
         _discover(other)
@@ -177,7 +177,7 @@ def usual_names() -> Mapping[str, str]:
 def entry(kind: str, name: str) -> Entry:
     """One registered class or function, or one of the user's own, ``module:name``, which is imported.
 
-    Some kinds have none of the user's own, see :class:`~fedmerge.kinds.Kind`.
+    Some kinds have none of the user's own, see :class:`~fedmerge.lookup.kinds.Kind`.
 
     Raises
     ------

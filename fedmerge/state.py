@@ -15,10 +15,12 @@ __all__ = [
     "State",
     "WeightedSum",
     "accumulator_dtype",
+    "as_pairs",
     "as_rows",
     "cast_like",
     "editable",
     "extent",
+    "from_pairs",
     "frozen_names",
     "is_extra",
     "is_finite",
@@ -242,3 +244,28 @@ class WeightedSum:
     def mean(self) -> dict[str, Tensor]:
         """``sum_i w_i theta_i / sum_i w_i``; uses the sums up, so call it once."""
         return {name: total.div_(self.weight) for name, total in self.tensors.items()}
+
+
+def as_pairs(state: State) -> dict[str, Tensor]:
+    """The state with complex tensors [...] as real ones [..., 2]; others as they are.
+
+    Examples
+    --------
+    >>> as_pairs({"w": torch.tensor([1 + 2j])})["w"]
+    tensor([[1., 2.]])
+    """
+    return {name: torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for name, t in state.items()}
+
+
+def from_pairs(state: State, like: State) -> dict[str, Tensor]:
+    """The reverse of :func:`as_pairs`, for those tensors that are complex in `like`.
+
+    Examples
+    --------
+    >>> from_pairs({"w": torch.tensor([[1.0, 2.0]])}, {"w": torch.tensor([0j])})["w"]
+    tensor([1.+2.j])
+    """
+    return {
+        name: torch.view_as_complex(t.contiguous()) if like[name].is_complex() and not t.is_complex() else t
+        for name, t in state.items()
+    }

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
-from fedmerge.inputs import call
+from fedmerge.inputs import call, evenly
 from fedmerge.layout import Layout
-from fedmerge.matching.listening import evenly
 from fedmerge.models.resize import resize
 from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.permutations.holding import held
 from fedmerge.questions import Ask
+from fedmerge.questions.stages import News, Stage
 from fedmerge.seeding import torch_generator
-from fedmerge.stages import News, Stage
 from fedmerge.state import State, frozen_names, is_extra, module_state, tied_names
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
@@ -215,7 +214,7 @@ class MergeContext:
             yield batch[0] if isinstance(batch, tuple | list) else batch
 
     def sample(self, method: str, most: int) -> Iterator[Any]:
-        """At most so many of the server's inputs, see :func:`~fedmerge.matching.listening.evenly`."""
+        """At most so many of the server's inputs, see :func:`~fedmerge.inputs.evenly`."""
         number = length_hint(self.data, 0) if self.data is not None else 0
         return evenly(self.inputs(method), number or None, most)
 

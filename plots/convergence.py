@@ -9,7 +9,7 @@ from pathlib import Path
 from tables import markdown, replace_between
 
 from fedmerge.plotting import plot_convergence, summarise, summarise_references
-from fedmerge.simulation.results import choose_target
+from fedmerge.simulation.runs.results import choose_target
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fedmerge.plotting import plot_hostile
-from fedmerge.plotting.hostile import outcomes
+from fedmerge.plotting.hostile_grid import outcomes
 
 HERE = Path(__file__).parent
 

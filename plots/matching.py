@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fedmerge
 from fedmerge.data import load_dataset
 from fedmerge.diagnostics import barrier, matching_costs
-from fedmerge.matching.weights import match_weights
+from fedmerge.matching.weight_costs import match_weights
 from fedmerge.models import build_model
 from fedmerge.permutations import trace
 from fedmerge.plotting import plot_matching

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fedmerge.api import asked_at_hand
 from fedmerge.data import PartitionSettings, load_dataset, make_partition
 from fedmerge.errors import FedMergeError
+from fedmerge.merging import build_pipeline
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
-from fedmerge.pipeline import build_pipeline
+from fedmerge.offline.merge import asked_at_hand
 from fedmerge.refine.budget import model_bytes
 from fedmerge.registry import entries
 from fedmerge.state import State, module_state

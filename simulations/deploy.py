@@ -21,10 +21,10 @@ from flower_link import Deployment, DeploymentError
 from flower_processes import find_command, flower_home
 
 from fedmerge.errors import ConfigError, FedMergeError
-from fedmerge.method_names import split_methods
-from fedmerge.records import read_checkpoint, write_toml
+from fedmerge.lookup.method_names import split_methods
+from fedmerge.records.run_records import read_checkpoint, write_toml
 from fedmerge.simulation import Config, Experiment, compare, load_config, make_config
-from fedmerge.simulation.compare import check_output, run_folder
+from fedmerge.simulation.runs.compare import check_output, run_folder
 
 TOLERANCE = 1e-5
 

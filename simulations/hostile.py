@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fedmerge.simulation import compare, load_config, make_config
-from fedmerge.simulation.config import parse_assignment
+from fedmerge.simulation.runs.config import parse_assignment
 
 HERE = Path(__file__).parent
 ATTACKS = {"sign_flip": {"scale": 4.0}, "backdoor": {"scale": 4.0}}

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import fedmerge
 from fedmerge.data import PartitionSettings, load_dataset, make_partition
+from fedmerge.merging import build_pipeline
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
-from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.refine import Trust
 from fedmerge.state import module_state

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from fedmerge.api import asked_at_hand
 from fedmerge.data import PartitionSettings, load_dataset, make_partition
+from fedmerge.merging import build_pipeline
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
-from fedmerge.pipeline import build_pipeline
+from fedmerge.offline.merge import asked_at_hand
 from fedmerge.refine import Privacy, epsilon
 from fedmerge.seeding import integer_seed
 from fedmerge.state import module_state

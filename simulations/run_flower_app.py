@@ -31,9 +31,9 @@ from flower_processes import (
 )
 
 from fedmerge.errors import FedMergeError
-from fedmerge.records import write_toml
+from fedmerge.records.run_records import write_toml
 from fedmerge.simulation import Config, Experiment, load_config, make_config
-from fedmerge.simulation.compare import check_output, run_folder
+from fedmerge.simulation.runs.compare import check_output, run_folder
 
 NOT_SUBMITTED = "not submitted"
 

@@ -22,9 +22,9 @@ from fedmerge.data import PartitionSettings, load_dataset, make_partition
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.strategies import client_app
-from fedmerge.strategies.wire import from_arrays
 from fedmerge.training import LocalTraining
 from fedmerge.training.judged import judge
+from fedmerge.wire.flower_records import from_arrays
 from tests.contract.table import Row
 from tests.fuzz.guard import quiet
 from tests.hostile.kinds import Kind

@@ -10,7 +10,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import become_server_task, stamp
+from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from fedmerge.strategies import MergeStrategy, client_app, to_arrays
 from tests.federation import CLIENTS, TRAINING, tiny_data, tiny_model
 

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import nn
 
 from fedmerge.data import ClientData
-from fedmerge.simulation.flower_task import become_server_task, stamp
+from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from fedmerge.strategies import client_app, to_arrays
 from fedmerge.training import LocalTraining
 

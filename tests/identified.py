@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import become_server_task, from_node, stamp
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
+from fedmerge.simulation.workers.flower_task import become_server_task, from_node, stamp
 from fedmerge.strategies import MergeStrategy
 from tests.federation import initial, noisy_states, reply
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fedmerge.checkpoints import newest_checkpoint
+from fedmerge.records.checkpoints import newest_checkpoint
 
 
 def outcome(folder: Path):

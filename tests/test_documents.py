@@ -20,10 +20,10 @@ from torch import nn
 
 import fedmerge
 from fedmerge import cli, registry
-from fedmerge.kinds import KINDS
-from fedmerge.method_names import split_methods
+from fedmerge.lookup.kinds import KINDS
+from fedmerge.lookup.method_names import split_methods
+from fedmerge.merging import build_pipeline
 from fedmerge.observers import make_observers
-from fedmerge.pipeline import build_pipeline
 from fedmerge.simulation import Experiment, SimulationGrid, make_config
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
 from fedmerge.training import LocalTraining, train

@@ -1,5 +1,5 @@
 """Aggregators, one file per method; importing the registry finds them all."""
 
-from fedmerge.aggregators.base import Aggregator, Fold
+from fedmerge.aggregators.aggregator import Aggregator, Fold
 
 __all__ = ["Aggregator", "Fold"]

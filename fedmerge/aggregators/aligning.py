@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import BadUpdate, InvalidOption
-from fedmerge.method_names import parse_method
+from fedmerge.lookup.method_names import parse_method
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import build
 from fedmerge.state import State

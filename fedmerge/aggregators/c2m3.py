@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
-from fedmerge.aggregators.base import check_range
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.fairness import bounded
 from fedmerge.matching.universe import match_universe
-from fedmerge.matching.weights import match_many
+from fedmerge.matching.weight_costs import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.aggregators.base import check_range
+from fedmerge.checks.validation import not_finite
 from fedmerge.errors import BadUpdate
-from fedmerge.matching.activations import Heard, not_heard_singly, permutations_by
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.matching.activation_costs import Heard, not_heard_singly, permutations_by
 from fedmerge.matching.fairness import anchor_of, bounded
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.state import is_sane
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.validation import not_finite
 
 __all__ = ["CCAMerge"]
 

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext

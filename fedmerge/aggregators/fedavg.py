@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmerge.aggregators.base import Fold
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates

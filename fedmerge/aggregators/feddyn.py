@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.aggregators.population import check_population, population_of
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum, accumulator_dtype
-from fedmerge.training.rules.base import LocalRule
 from fedmerge.training.rules.dynamic import DynamicRegularizer
+from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["FedDyn"]

@@ -9,11 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected
 from fedmerge.curvature.diagonal import DiagonalSum
 from fedmerge.curvature.layer_system import LayerSystem
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import FisherDiag, FisherKfac, Statistic

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
-from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
-from fedmerge.matching.weights import match_many
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.matching.weight_costs import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
 from fedmerge.statistics import FisherKfac, Statistic

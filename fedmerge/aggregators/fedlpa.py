@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected, report_averaged
 from fedmerge.curvature.layer_system import LayerSystem
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import FisherKfac, Statistic

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.aggregators.layerwise import Clients, Layerwise
+from fedmerge.checks.validation import check_update
 from fedmerge.errors import BadUpdate
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.features import Unit
 from fedmerge.permutations import PermutationSpec
+from fedmerge.questions.stages import News, Stage, catch_up, reordering
 from fedmerge.registry import register
-from fedmerge.stages import News, Stage, catch_up, reordering
 from fedmerge.state import State
 from fedmerge.update import MergeContext
-from fedmerge.validation import check_update
 
 __all__ = ["FedMA"]
 

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.server_steps import ServerMomentum
 from fedmerge.state import State, WeightedSum, accumulator_dtype

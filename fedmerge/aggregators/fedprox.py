@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.fedavg import FedAvg
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
-from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.training.rules.proximal import Proximal
 
 __all__ = ["FedProx"]

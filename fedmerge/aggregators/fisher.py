@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.curvature.diagonal import DiagonalSum
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import FisherDiag, Statistic

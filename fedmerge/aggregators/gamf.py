@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
-from fedmerge.aggregators.base import check_range
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.fairness import bounded
 from fedmerge.matching.graph import match_graphs
 from fedmerge.permutations import PermutationSpec

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_range
-from fedmerge.aggregators.robust import squared_norm
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.pieces import squared_norm
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext

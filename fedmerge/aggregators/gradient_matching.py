@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.curvature.diagonal import DiagonalSum
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.statistics import FisherDiag, Statistic

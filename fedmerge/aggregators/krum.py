@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_form, check_range
-from fedmerge.aggregators.robust import counted, squared_distances
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.pieces import counted, squared_distances
 from fedmerge.errors import InvalidOption, NoUsableUpdates
+from fedmerge.lookup.option_checks import check_form, check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext

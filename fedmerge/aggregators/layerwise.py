@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.errors import ModelError
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.bayes import match_bayes, readiness
 from fedmerge.matching.blocks import match_blocks
@@ -27,12 +27,12 @@ from fedmerge.matching.fairness import bounded, normalised, shares_of
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
 from fedmerge.matching.units import check_forms
+from fedmerge.matching.widths import check_widest
 from fedmerge.permutations import PermutationSpec, Plan, transport
-from fedmerge.permutations.transport import Plans
+from fedmerge.permutations.carrying import Plans
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Statistic
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.widths import check_widest
 
 __all__ = ["Clients", "Layerwise"]
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected, report_averaged
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Gram, Statistic
+from fedmerge.statistics.weight_matrices import WeightMatrix
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.weights import WeightMatrix
 
 __all__ = ["MAEcho"]
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
-from fedmerge.aggregators.base import Aggregator, check_range
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected, report_averaged
 from fedmerge.curvature.layer_system import LayerSystem
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import FisherKfac, Gram, Statistic

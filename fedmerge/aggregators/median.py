@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator
-from fedmerge.aggregators.robust import coordinate_wise
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.pieces import coordinate_wise
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.update import ClientUpdate, MergeContext

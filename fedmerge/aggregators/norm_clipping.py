@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmerge.aggregators.base import Fold, check_range
-from fedmerge.aggregators.robust import squared_norm
+from fedmerge.aggregators.aggregator import Fold
+from fedmerge.aggregators.pieces import squared_norm
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext

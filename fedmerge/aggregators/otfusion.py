@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.assignment import assign_blocks
 from fedmerge.matching.blocks import match_blocks
 from fedmerge.matching.fairness import anchor_of, bounded, shares_of
 from fedmerge.matching.features import incoming
 from fedmerge.matching.listening import Moments, check_heard, consumers, moments
-from fedmerge.matching.transport import coupling, distances, mass, plan_of
+from fedmerge.matching.optimal_transport import coupling, distances, mass, plan_of
 from fedmerge.matching.units import Unit, check_forms, units
+from fedmerge.matching.widths import check_widest
 from fedmerge.permutations import PermutationSpec, Site, transport
-from fedmerge.permutations.transport import Plan
+from fedmerge.permutations.carrying import Plan
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.widths import check_widest
 
 __all__ = ["OTFusion"]
 

@@ -9,11 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Permuting
-from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
-from fedmerge.matching.activations import match_activations
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.matching.activation_costs import match_activations
 from fedmerge.matching.fairness import anchor_of, bounded
-from fedmerge.matching.weights import match_many
+from fedmerge.matching.weight_costs import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
 from fedmerge.update import ClientUpdate, MergeContext

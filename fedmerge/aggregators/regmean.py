@@ -9,14 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.curvature.collected import report_averaged
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.statistics import Gram, Statistic
+from fedmerge.statistics.weight_matrices import WeightMatrix
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.weights import WeightMatrix
 
 __all__ = ["RegMean"]
 

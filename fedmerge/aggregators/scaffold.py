@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Fold, check_range
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.aggregators.fednova import step_norm
 from fedmerge.aggregators.population import check_population, population_of
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.statistics import LocalSteps, Statistic
-from fedmerge.training.rules.base import LocalRule
 from fedmerge.training.rules.control_variates import ControlVariates
+from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Scaffold"]

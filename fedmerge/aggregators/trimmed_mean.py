@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedmerge.aggregators.base import Aggregator, check_range
-from fedmerge.aggregators.robust import coordinate_wise, counted
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.pieces import coordinate_wise, counted
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.update import ClientUpdate, MergeContext

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.aggregators.base import check_range
 from fedmerge.aggregators.fedavg import FedAvg
-from fedmerge.matching.activations import Heard, not_heard_singly, permutations_by
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.matching.activation_costs import Heard, not_heard_singly, permutations_by
 from fedmerge.matching.fairness import bounded, normalised, shares_of, typical
 from fedmerge.matching.listening import Moments
 from fedmerge.matching.zip import zip_clusters

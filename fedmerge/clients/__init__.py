@@ -5,7 +5,7 @@
     receive ─► enter ─► add_own ─► train ─► attack ─► keep ─► measure ─► fault ─► encode
 
 Three drivers run them: :class:`~fedmerge.clients.answers.Answers` for a Flower message, and
-:mod:`fedmerge.simulation.cohort_work` for clients of a cohort, one by one or stacked. A stage is a function
+:mod:`fedmerge.simulation.workers.cohort_work` for clients of a cohort, one by one or stacked. A stage is a function
 ``stage(client, group) -> group``: `client` is what all clients of a process share
 (:class:`~fedmerge.clients.client.Client`), `group` those who go together
 (:class:`~fedmerge.clients.group.Group`), one of them or many whose models are stacked. It changes nothing but the

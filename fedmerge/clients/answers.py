@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
 from fedmerge.clients.client import Client
-from fedmerge.clients.keeping import kept_buffers, own_model
+from fedmerge.clients.kept_in_context import kept_buffers, own_model
 from fedmerge.clients.measure import add_statistics
 from fedmerge.clients.road import enter, metrics_of, receive, run, sent_model
 from fedmerge.data.client_data import ClientData, client_data
@@ -21,13 +21,12 @@ from fedmerge.questions import respond
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.statistics import Batches
-from fedmerge.strategies.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
-from fedmerge.strategies.questions import OWN
-from fedmerge.strategies.travel import COMPLETES_KEY
-from fedmerge.strategies.wire import CLIENT_KEY, PARTITION_KEY, from_arrays, integer, statistics_records, to_arrays
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches_to_measure
+from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, from_arrays, integer, statistics_records, to_arrays
+from fedmerge.wire.keys import COMPLETES_KEY, OWN
+from fedmerge.wire.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
 
 __all__ = ["Answers", "answer_questions"]
 

@@ -13,11 +13,11 @@ from fedmerge.clients.answers import Answers
 from fedmerge.clients.client import Client, Mishaps, Tamper
 from fedmerge.data.client_data import ClientData
 from fedmerge.errors import InvalidOption, shown
-from fedmerge.keywords_told import check_function
 from fedmerge.layout import check_patterns
-from fedmerge.strategies.questions import ACTION
+from fedmerge.lookup.keyword_check import check_function
 from fedmerge.tasks import TaskLike, either
 from fedmerge.training.local import LocalTraining
+from fedmerge.wire.keys import ACTION
 
 __all__ = ["FedmergeClientApp", "Mod", "client_app"]
 
@@ -68,8 +68,8 @@ def client_app(
         ``tamper(state, base, client, round)`` gives the parameters that a client sends, having trained from `base` to
         `state`: what hostile clients do to their models. Statistics are measured on what it gives.
     mishaps
-        Faults of clients, as :class:`fedmerge.simulation.faults.Mishaps` draws them: crashes before training, damage on
-        the way of what is sent.
+        Faults of clients, as :class:`fedmerge.simulation.scenarios.faults.Mishaps` draws them: crashes before training,
+        damage on the way of what is sent.
     mods
         Flower's mods around whatever sends arrays: training, and statistics in messages of their own. Not around
         evaluation and the question for the partition, to which its mods that clip would answer with an error.

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord
 from torch import nn
 
 from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.model_outputs import check_outputs
 from fedmerge.clients.own_parts import OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
@@ -20,7 +21,6 @@ from fedmerge.errors import ModelError
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.state import State
-from fedmerge.strategies.sent_model import check_outputs
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining

@@ -10,11 +10,11 @@ from typing import Any
 from flwr.app import ConfigRecord
 
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
-from fedmerge.strategies.stages import KEEP_KEY
-from fedmerge.strategies.wire import WITHHOLD_KEY, integer, strings
 from fedmerge.training.local_training import LocalTraining
-from fedmerge.training.rules.base import LocalRule, rule_of
+from fedmerge.training.rules.local_rule import LocalRule, rule_of
 from fedmerge.training.usual_names import USUAL_NAMES
+from fedmerge.wire.flower_records import WITHHOLD_KEY, integer, strings
+from fedmerge.wire.keys import KEEP_KEY
 
 __all__ = ["Instructions", "told_training"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from fedmerge.clients.group import Group
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State, accumulator_dtype
-from fedmerge.strategies.wire import RULE_RECORD, from_arrays, to_arrays
 from fedmerge.training.correction import NO_CORRECTION, Correction
 from fedmerge.training.report import TrainingReport
-from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.local_rule import LocalRule
+from fedmerge.wire.flower_records import RULE_RECORD, from_arrays, to_arrays
 
 __all__ = ["corrections", "keep_rule", "to_keep"]
 

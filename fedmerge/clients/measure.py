@@ -15,14 +15,13 @@ from fedmerge.inputs import OnDeviceOf
 from fedmerge.layout import Layout
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
-from fedmerge.statistics.base import LayerStatistic
 from fedmerge.statistics.compression import Compression
 from fedmerge.statistics.settings import compressed
-from fedmerge.strategies.order import ERROR_KEY
-from fedmerge.strategies.travel import PERSONAL_KEY
-from fedmerge.strategies.wire import statistics_records, strings, told_in
+from fedmerge.statistics.statistic_type import LayerStatistic
 from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport
+from fedmerge.wire.flower_records import statistics_records, strings, told_in
+from fedmerge.wire.keys import ERROR_KEY, PERSONAL_KEY
 
 __all__ = ["add_statistics", "measured"]
 

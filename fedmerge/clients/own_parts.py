@@ -13,13 +13,13 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor, nn
 
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
-from fedmerge.fingerprints import differing, fingerprint, names_mark
-from fedmerge.layout import FrozenMode, Layout
+from fedmerge.layout import FrozenMode, Layout, without_personal
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State, module_state
-from fedmerge.strategies.travel import FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY, without_personal
-from fedmerge.strategies.wire import from_arrays, strings, to_arrays
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.wire.fingerprints import differing, fingerprint, names_mark
+from fedmerge.wire.flower_records import from_arrays, strings, to_arrays
+from fedmerge.wire.keys import FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
 
 __all__ = ["OwnParts", "OwnPartsOf", "unmeasured"]
 

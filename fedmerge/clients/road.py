@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from fedmerge.clients.client import Client
 from fedmerge.clients.group import Group, Received
 from fedmerge.clients.instructions import Instructions
-from fedmerge.clients.keeping import caught_up, kept_buffers, remember
+from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
 from fedmerge.clients.local_rules import corrections, keep_rule, to_keep
 from fedmerge.clients.measure import measured
 from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
 from fedmerge.state import State
-from fedmerge.strategies.order import ERROR_KEY
-from fedmerge.strategies.wire import RULE_RECORD, STEPS_KEY, view_arrays
 from fedmerge.training.cohort import train_cohort
 from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.local import batches_to_measure
 from fedmerge.training.local import train as train_one
+from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY, view_arrays
+from fedmerge.wire.keys import ERROR_KEY
 
 __all__ = [
     "AFTER_TRAINING",

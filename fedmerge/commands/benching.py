@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+import fedmerge
+from fedmerge.errors import ConfigError
 
 __all__ = ["bench"]
 
@@ -26,9 +30,11 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each workload and system.")] = False,
 ) -> None:
     """Measure simulated rounds beside plain PyTorch that does the same work, in turn within one run."""
-    from fedmerge.bench.command import run_bench
-    from fedmerge.bench.report import speed_table
     from fedmerge.commands.tables import show
+
+    _make_importable()
+    from benchmarks.rounds.command import run_bench
+    from benchmarks.rounds.report import speed_table
 
     measured = []
     for row in run_bench(
@@ -39,6 +45,18 @@ def bench(
             typer.echo(json.dumps(row))
     if not as_json:
         show(speed_table(measured))
+
+
+def _make_importable() -> None:
+    """The benchmarks stand beside the package in a checkout, and are not installed with it."""
+    checkout = Path(fedmerge.__file__).parents[1]
+    if not (checkout / "benchmarks" / "rounds").is_dir():
+        raise ConfigError(
+            "fedmerge bench runs the benchmarks of a checkout, which are not installed with the package: "
+            'clone the repository, install it by `pip install -e ".[sim]"`, and run it from there'
+        )
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
 
 
 def _split(names: str) -> list[str]:

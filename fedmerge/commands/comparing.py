@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.commands.arguments import (
+from fedmerge.commands.options import (
     Alpha,
     Clients,
     ConfigFile,
@@ -28,7 +28,7 @@ from fedmerge.commands.arguments import (
 )
 from fedmerge.commands.verbosity import tell_error
 from fedmerge.errors import ConfigError
-from fedmerge.method_names import split_methods
+from fedmerge.lookup.method_names import split_methods
 
 __all__ = ["compare", "resume", "run"]
 
@@ -113,9 +113,9 @@ def resume(
     which nobody disturbed. A folder that a command still writes to is refused.
     """
     from fedmerge.commands.progress import Progress, interruptible
-    from fedmerge.locks import LOCK, held
-    from fedmerge.simulation.compare import Outcome, compare
-    from fedmerge.simulation.unfinished import find_unfinished, finished_runs
+    from fedmerge.records.locks import LOCK, held
+    from fedmerge.simulation.runs.compare import Outcome, compare
+    from fedmerge.simulation.runs.unfinished import find_unfinished, finished_runs
 
     if (folder / LOCK).exists():  # one that has just begun has left nothing yet that could be found
         with held(folder / LOCK, folder):
@@ -153,9 +153,9 @@ def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
 
 def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
     from fedmerge.commands.progress import Progress, interruptible
-    from fedmerge.locks import LOCK, held
-    from fedmerge.simulation.compare import check_output, compare
-    from fedmerge.simulation.unfinished import check_not_begun, finished_runs
+    from fedmerge.records.locks import LOCK, held
+    from fedmerge.simulation.runs.compare import check_output, compare
+    from fedmerge.simulation.runs.unfinished import check_not_begun, finished_runs
 
     folder = out or default_out(config)
     with interruptible(folder), held(folder / LOCK, folder):
@@ -172,8 +172,8 @@ def _show(config: Any, runs: list[Path], failed: list[Any], folder: Path) -> Non
     from fedmerge.commands.conclusion import conclude
     from fedmerge.commands.tables import show, summary_table
     from fedmerge.plotting import read_runs
-    from fedmerge.simulation.partitions import save_partition
-    from fedmerge.simulation.results import write_results
+    from fedmerge.simulation.runs.results import write_results
+    from fedmerge.simulation.runs.saved_partition import save_partition
 
     if runs:
         rows, target, paths = write_results(config, runs, folder)

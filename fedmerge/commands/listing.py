@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedmerge.commands.arguments import (
+from fedmerge.commands.options import (
     Alpha,
     Clients,
     DataDir,
@@ -68,7 +68,7 @@ def partition(
 ) -> None:
     """Divide the data as a configuration says, and draw who holds which labels."""
     from fedmerge.commands.tables import partition_table, show
-    from fedmerge.simulation.partitions import save_partition
+    from fedmerge.simulation.runs.saved_partition import save_partition
 
     flags = {
         "data": given(name=dataset, dir=data_dir),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmerge.commands.arguments import NoCode, tell_code
+from fedmerge.commands.options import NoCode, tell_code
 
 __all__ = ["merge"]
 
@@ -31,7 +31,7 @@ def merge(
     no_code: NoCode = False,
 ) -> None:
     """Merge trained models, or checkpoints of runs, from files into a new file."""
-    from fedmerge.merge_files import merge_files, numbers
+    from fedmerge.offline.merge_files import merge_files, numbers
 
     tell_code("--model", [model], refused=no_code)
     shape, shares = numbers(input_shape, "--input-shape", int), numbers(weights, "--weights", float)

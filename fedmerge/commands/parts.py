@@ -35,7 +35,7 @@ def list_parts(
 ) -> None:
     """List everything of one kind, those of other installed packages included."""
     from fedmerge.errors import UnknownName
-    from fedmerge.kinds import KINDS, kind_of
+    from fedmerge.lookup.kinds import KINDS, kind_of
 
     if kind is None:
         from fedmerge.commands.tables import kinds_table, show

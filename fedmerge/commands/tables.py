@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from fedmerge.api import MethodInfo
-from fedmerge.kinds import KINDS, Kind
+from fedmerge.lookup.kinds import KINDS, Kind
 from fedmerge.plain_text import one_line
 from fedmerge.registry import Entry
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedmerge.curvature.collected import Collected
 from fedmerge.curvature.conjugate_gradients import conjugate_gradients
 from fedmerge.curvature.kronecker import KroneckerSum
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["LayerSystem"]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.examples import IGNORED
 from fedmerge.errors import DataError, FedMergeError, UnknownName, shown
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 
 __all__ = ["as_dataset", "load_own_dataset"]
 

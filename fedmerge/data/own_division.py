@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import FedMergeError, PartitionError, shown
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 from fedmerge.registry import entry
 
 __all__ = ["own_division", "rows_by_client"]

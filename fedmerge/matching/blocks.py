@@ -10,10 +10,10 @@ from torch import Tensor
 from fedmerge.errors import ModelError
 from fedmerge.matching.assignment import Shared, assign_blocks
 from fedmerge.matching.features import incoming
-from fedmerge.matching.transport import distances
+from fedmerge.matching.optimal_transport import distances
 from fedmerge.matching.units import Unit
+from fedmerge.permutations.carrying import Plans, carry
 from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plans, carry
 from fedmerge.state import State, accumulator_dtype
 
 __all__ = ["match_blocks"]

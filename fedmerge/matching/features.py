@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedmerge.matching.assignment import Shared
 from fedmerge.matching.units import Unit, units
+from fedmerge.permutations.carrying import Plans, carry, unfolded
 from fedmerge.permutations.spec import PermutationSpec, Site, reordered
-from fedmerge.permutations.transport import Plans, carry, unfolded
 from fedmerge.state import State, accumulator_dtype
 
 __all__ = ["Unit", "WeightSimilarity", "incoming", "rows", "units"]

@@ -12,8 +12,8 @@ from fedmerge.matching.blocks import match_blocks
 from fedmerge.matching.fairness import anchor_of, shares_of
 from fedmerge.matching.features import rows
 from fedmerge.matching.units import Unit, units
+from fedmerge.permutations.carrying import Plan, carry
 from fedmerge.permutations.spec import PermutationSpec, Site
-from fedmerge.permutations.transport import Plan, carry
 from fedmerge.state import State, WeightedSum
 
 __all__ = ["match_graphs", "sinkhorn"]

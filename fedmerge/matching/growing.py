@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedmerge.permutations.carrying import Plan, carry_line, transport
 from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plan, carry_line, transport
 from fedmerge.state import State, accumulator_dtype
 
 __all__ = ["class_weighted", "filled", "membership", "outputs"]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedmerge.errors import BadUpdate, CannotMatch
-from fedmerge.inputs import call, examples_in, rows
+from fedmerge.inputs import call
 from fedmerge.permutations.spec import Site
 
-__all__ = ["Moments", "check_heard", "consumers", "evenly", "moments"]
+__all__ = ["Moments", "check_heard", "consumers", "moments"]
 
 _LINEAR = {torch.nn.functional.linear, torch._C._nn.linear}
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -45,35 +45,6 @@ class _Inputs(TorchFunctionMode):
 def consumers(sites: Sequence[Site]) -> list[Site]:
     """Sites whose neurons go into a linear layer or a convolution: there they can be heard."""
     return [site for site in sites if site.role == "in"]
-
-
-def evenly(batches: Iterable[Any], number: int | None, most: int) -> Iterator[Any]:
-    """At most so many examples, evenly from all batches, as the first ones may all be of one kind.
-
-    Parameters
-    ----------
-    batches
-        Of inputs, of any form that a model takes.
-    number
-        How many batches there are; where that is unknown, the first are taken.
-    most
-        How many examples.
-
-    Examples
-    --------
-    >>> [x.tolist() for x in evenly(torch.arange(12).split(4), 3, 6)]
-    [[0, 2], [4, 6], [8, 10]]
-    """
-    taken = 0
-    for i, x in enumerate(batches):
-        share = most - taken if number is None else (i + 1) * most // number - taken
-        size = examples_in(x)
-        share = min(share, size, most - taken)
-        if share > 0:
-            yield x if share == size else rows(x, torch.arange(share) * size // share)
-        taken += max(share, 0)
-        if taken >= most:
-            return
 
 
 @dataclass

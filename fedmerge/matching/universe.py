@@ -11,8 +11,8 @@ from torch import Tensor
 from fedmerge.matching.assignment import assign
 from fedmerge.matching.fairness import shares_of
 from fedmerge.matching.features import Unit, rows, units
+from fedmerge.permutations.carrying import Plan, carry, transport
 from fedmerge.permutations.spec import PermutationSpec
-from fedmerge.permutations.transport import Plan, carry, transport
 from fedmerge.state import State
 
 __all__ = ["match_universe"]

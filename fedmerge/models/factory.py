@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from fedmerge.errors import ModelError, UnknownName
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 
 __all__ = ["Factory", "check_options", "factory_options", "load_factory", "wanted"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption, shown
-from fedmerge.observers.base import Observer, Row, Run
+from fedmerge.observers.observer import Observer, Row, Run
 from fedmerge.registry import register
 
 __all__ = ["EarlyStopping"]

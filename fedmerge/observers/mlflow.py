@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedmerge.observers.base import Ending, Observer, Row, Run, numbers_in
-from fedmerge.observers.extras import need
-from fedmerge.records import comparable
+from fedmerge.observers.observer import Ending, Observer, Row, Run, numbers_in
+from fedmerge.observers.tracker_library import need
+from fedmerge.records.run_records import comparable
 from fedmerge.registry import register
 
 __all__ = ["MLflow"]

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption
-from fedmerge.observers.base import Ending, Observer, Row, Run, numbers_in
-from fedmerge.observers.extras import need
+from fedmerge.observers.observer import Ending, Observer, Row, Run, numbers_in
+from fedmerge.observers.tracker_library import need
 from fedmerge.registry import register
 
 __all__ = ["TensorBoard"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedmerge.data.global_rng import untouched_global_rng
 from fedmerge.errors import ConfigError, ObserverFailed, RecordError
-from fedmerge.method_names import Part, parse_method
-from fedmerge.observers.base import Ending, Observer, Row, Run
+from fedmerge.lookup.method_names import Part, parse_method
+from fedmerge.observers.observer import Ending, Observer, Row, Run
 from fedmerge.registry import build, checked_options, entry
 
 __all__ = ["Calling", "ObserverLike", "RunStopped", "Watch", "check_names", "make_observers"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.inputs import changed
-from fedmerge.permutations.buffers import moving_buffers
+from fedmerge.permutations.buffer_axes import moving_buffers
 from fedmerge.permutations.doings import doings
 from fedmerge.permutations.export import Exported, exported
 from fedmerge.permutations.grouping import groups_of, pinned_axes

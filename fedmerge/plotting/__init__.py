@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from fedmerge.plotting.barrier import plot_barrier, plot_matching
 from fedmerge.plotting.changes import plot_costs, plot_similarity
+from fedmerge.plotting.class_shares import plot_partition
 from fedmerge.plotting.convergence import plot_convergence
-from fedmerge.plotting.hostile import plot_hostile
-from fedmerge.plotting.partition import plot_partition
-from fedmerge.plotting.permutations import plot_permutations
+from fedmerge.plotting.hostile_grid import plot_hostile
+from fedmerge.plotting.permutation_graph import plot_permutations
 from fedmerge.plotting.runs import Run, read_runs
 from fedmerge.plotting.summary import summarise, summarise_references, write_summary
 from fedmerge.plotting.traffic import plot_traffic

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.plotting.files import replacing
+from fedmerge.plotting.picture_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.plotting.canvas import blank, log_axis, page_grid, page_width, picture_path, save
+from fedmerge.plotting.curve_labels import LABEL_SIZE, name_ends
 from fedmerge.plotting.curves import Curve, Floats, accuracy_limits, curves, spans_decades
-from fedmerge.plotting.labels import LABEL_SIZE, name_ends
 from fedmerge.plotting.runs import read_runs
 from fedmerge.plotting.style import Style, styles
 from fedmerge.plotting.summary import check_target

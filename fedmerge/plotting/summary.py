@@ -11,8 +11,8 @@ from typing import Any
 
 from fedmerge.errors import InvalidOption
 from fedmerge.plain_text import one_line
-from fedmerge.plotting.files import replacing
-from fedmerge.plotting.references import references
+from fedmerge.plotting.picture_files import replacing
+from fedmerge.plotting.reference_lines import references
 from fedmerge.plotting.runs import Run, by_method, extra_metrics, main_measure, read_runs
 
 __all__ = ["check_target", "summarise", "summarise_references", "write_summary"]

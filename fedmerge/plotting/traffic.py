@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fedmerge.plotting.canvas import blank, log_axis, page_width, picture_path, save
+from fedmerge.plotting.curve_labels import LABEL_SIZE, wrapped
 from fedmerge.plotting.curves import Curve, Floats, curves, spans_decades, uploads
-from fedmerge.plotting.labels import LABEL_SIZE, wrapped
-from fedmerge.plotting.references import references
+from fedmerge.plotting.reference_lines import references
 from fedmerge.plotting.runs import Run, by_method, read_runs
 from fedmerge.plotting.style import styles
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedmerge.data.batch_stream import BatchStream
 from fedmerge.inputs import OnDeviceOf, joined, rows, split
-from fedmerge.judging import summed_losses
 from fedmerge.models.resize import refill, resize
+from fedmerge.questions.judging import summed_losses
 from fedmerge.questions.question import Answer, Question
 from fedmerge.state import State
 from fedmerge.statistics import Batches

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions.checking import checked
 from fedmerge.questions.question import Answer, Question
-from fedmerge.questions.robust import evened, judged_losses, shares
+from fedmerge.questions.robust_sums import evened, judged_losses, shares
 from fedmerge.questions.trust import Trust
 from fedmerge.statistics.laws import breaches
 

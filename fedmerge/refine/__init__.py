@@ -1,12 +1,12 @@
 """Refinements: stages after a merge in which clients send sums and the server improves the merged model."""
 
 from fedmerge.questions import Trust
-from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.guard import Refined, refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
 from fedmerge.refine.privacy import Privacy, epsilon
 from fedmerge.refine.recalibrate import Recalibrate
+from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.refine.ridge_head import RidgeHead
 from fedmerge.refine.sequential_refit import SequentialRefit
 

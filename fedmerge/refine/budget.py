@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fedmerge.errors import InvalidOption
 from fedmerge.questions import Answer
-from fedmerge.refine.base import Step
+from fedmerge.refine.refinement import Step
 from fedmerge.state import State
 from fedmerge.statistics.compression import state_bytes
 

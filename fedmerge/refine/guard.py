@@ -17,8 +17,8 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption, NoAnswer, TaskError
 from fedmerge.questions import Answer, Ask, Question, Trust
 from fedmerge.questions.pooling import added_up, sifted
-from fedmerge.refine.base import Proposal, Refinement, Step
 from fedmerge.refine.budget import Budget, model_bytes
+from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
-from fedmerge.refine.base import Proposal, Refinement, Step, Sums
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.refine.ridge_head import head_of, ridge_proposal
 from fedmerge.registry import register
 from fedmerge.state import State

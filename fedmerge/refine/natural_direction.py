@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.state import State
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["natural_direction"]
 

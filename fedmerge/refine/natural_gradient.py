@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
+from fedmerge.lookup.option_checks import check_range
 from fedmerge.questions import Question
-from fedmerge.refine.base import Proposal, Refinement, Step, Sums
 from fedmerge.refine.natural_direction import natural_direction
+from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.refine.subspace import blocks, coefficients
 from fedmerge.registry import register
 from fedmerge.state import State, cast_like, prefixed, with_prefix

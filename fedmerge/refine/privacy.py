@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
 
-from fedmerge.aggregators.base import Aggregator
-from fedmerge.buffers import BatchNormPolicy
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption
+from fedmerge.layout import BatchNormPolicy
 from fedmerge.questions import Ask
-from fedmerge.refine.base import Refinement
 from fedmerge.refine.masks import least_clients, masked
+from fedmerge.refine.refinement import Refinement
 from fedmerge.statistics import NoisySums
 
 __all__ = ["Privacy", "epsilon"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmerge.refine.base import Proposal, Refinement, Step, Sums
+from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import BatchNormSums, Statistic

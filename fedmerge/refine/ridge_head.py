@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
 from fedmerge.errors import InvalidOption
-from fedmerge.refine.base import Proposal, Refinement, Step, Sums
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import HeadSums, Statistic
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["RidgeHead", "head_of", "ridge_proposal", "ridge_weights"]
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.base import check_range
-from fedmerge.refine.base import Proposal, Refinement, Step, Sums
+from fedmerge.lookup.option_checks import check_range
+from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State, prefixed, with_prefix
 from fedmerge.statistics import RefitSums, Statistic
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["SequentialRefit", "refitted"]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.matrix_layers import MatrixLayer
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.soundness import squares
+from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
@@ -36,7 +36,7 @@ class Activations(LayerStatistic):
     Parameters
     ----------
     layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
     samples
         Rows to keep per layer, at least 0.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
 from fedmerge.tasks import outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 

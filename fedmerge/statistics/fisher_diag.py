@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.base import Batches, Shapes
-from fedmerge.statistics.fisher import FisherStatistic
+from fedmerge.statistics.fisher_labels import FisherStatistic
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.soundness import squares
 from fedmerge.statistics.squared_gradients import SquaredGradients, add_scales
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
@@ -35,7 +35,7 @@ class FisherDiag(FisherStatistic):
     client's share is ``n_i F_i``. Takes as many bytes as the parameters that it covers, in float32 (float64
     for a model in float64).
 
-    Its parameters are those of :class:`~fedmerge.statistics.fisher.FisherStatistic`.
+    Its parameters are those of :class:`~fedmerge.statistics.fisher_labels.FisherStatistic`.
 
     Examples
     --------

@@ -13,8 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, Shapes
-from fedmerge.statistics.fisher import FisherStatistic
+from fedmerge.statistics.fisher_labels import FisherStatistic
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.measurable import (
     Measurable,
@@ -25,9 +24,10 @@ from fedmerge.statistics.measurable import (
 from fedmerge.statistics.per_example import add_squares
 from fedmerge.statistics.soundness import semidefinite, squares
 from fedmerge.statistics.squared_gradients import add_scales
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.statistics.weight_matrices import check_factor_shape, reordered_factor
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor_shape, reordered_factor
 
 __all__ = ["FisherKfac"]
 
@@ -49,7 +49,7 @@ class FisherKfac(FisherStatistic):
     that belong to no such layer (norms, embeddings, attention) come with their diagonal under ``<name>.diag``,
     as :class:`~fedmerge.statistics.FisherDiag` measures it. Takes ``4 (d^2 + out^2)`` bytes a layer.
 
-    Its parameters are those of :class:`~fedmerge.statistics.fisher.FisherStatistic`.
+    Its parameters are those of :class:`~fedmerge.statistics.fisher_labels.FisherStatistic`.
 
     Examples
     --------

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.layer_sums import LayerSums, factor
 from fedmerge.statistics.measurable import Measurable, doubted_factors
 from fedmerge.statistics.soundness import semidefinite
+from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
+from fedmerge.statistics.weight_matrices import check_factor_shape, reordered_factor
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import check_factor_shape, reordered_factor
 
 __all__ = ["Gram"]
 
@@ -34,7 +34,7 @@ class Gram(LayerStatistic):
     Parameters
     ----------
     layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
 
     Examples
     --------

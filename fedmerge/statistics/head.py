@@ -13,16 +13,16 @@ from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
-from fedmerge.statistics.base import Batches, Shapes
 from fedmerge.statistics.laws import Breach, cancelling, labelled
 from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.statistics.noise import Bounded
 from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.statistics.taps import Probe, probe, stored_dtype
+from fedmerge.statistics.weight_matrices import WeightMatrix, bias_of, check_factor_shape
 from fedmerge.tasks import Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
-from fedmerge.weights import WeightMatrix, bias_of, check_factor_shape
 
 __all__ = ["HeadGradient", "HeadSums"]
 

@@ -14,7 +14,7 @@ from torch import nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import LARGEST, State
-from fedmerge.statistics.base import Batches, Shapes, Statistic
+from fedmerge.statistics.statistic_type import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["LocalSteps", "check_proximal"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.base import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.laws import Breach, cancelling
 from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
+from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
@@ -32,7 +32,7 @@ class LossGradient(LayerStatistic):
     Parameters
     ----------
     layers, examples, task
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
 
     Examples
     --------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["MatrixLayer", "example_gradients", "gram", "matrix_layers", "symmetric"]
 

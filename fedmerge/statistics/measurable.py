@@ -14,7 +14,7 @@ from fedmerge.models.copies import copy_of
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.matrix_layers import matrix_layers
 from fedmerge.statistics.unrolled import unroll
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 
 __all__ = ["Measurable", "check_parameter_shape", "doubted_factors", "doubted_parameters"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import LayerStatistic, Statistic
+from fedmerge.statistics.statistic_type import LayerStatistic, Statistic
 
 __all__ = ["Bounded", "NoisySums"]
 
@@ -27,7 +27,7 @@ class Bounded(LayerStatistic):
     clip
         Longest norm of an example's features, which are shortened to it; none where not given.
     layers, examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
     """
 
     moments: ClassVar[tuple[str, ...]] = ()

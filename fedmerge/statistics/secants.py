@@ -14,8 +14,8 @@ from fedmerge.inputs import examples_in, split
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.base import Batches, LayerStatistic
 from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
+from fedmerge.statistics.statistic_type import Batches, LayerStatistic
 from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
@@ -41,7 +41,7 @@ class Secants(LayerStatistic):
     layers
         Has no effect.
     examples
-        See :class:`~fedmerge.statistics.base.LayerStatistic`.
+        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
     reach
         s, above 0.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.base import LayerStatistic, Statistic
 from fedmerge.statistics.compression import Compression, encode, state_bytes
+from fedmerge.statistics.statistic_type import LayerStatistic, Statistic
 
 __all__ = ["StatisticsSettings", "compressed", "to_settings"]
 

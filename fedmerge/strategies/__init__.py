@@ -1,7 +1,6 @@
 """Flower strategies, and the Flower ClientApp that answers them."""
 
-from typing import TYPE_CHECKING, Any
-
+from fedmerge.clients import add_statistics, client_app
 from fedmerge.strategies.flower_names import (
     FedAdagrad,
     FedAdam,
@@ -15,12 +14,9 @@ from fedmerge.strategies.flower_names import (
 )
 from fedmerge.strategies.merge_strategy import MergeReport, MergeStrategy
 from fedmerge.strategies.named import GAMF, PFNM, FedAtt, FedAvg, FedFisher, FedMA, FedNova, OTFusion
+from fedmerge.strategies.observed import start_watched
 from fedmerge.strategies.run_settings import RunSettings
-from fedmerge.strategies.watched import start_watched
-from fedmerge.strategies.wire import from_arrays, to_arrays
-
-if TYPE_CHECKING:
-    from fedmerge.clients import add_statistics, client_app
+from fedmerge.wire.flower_records import from_arrays, to_arrays
 
 __all__ = [
     "GAMF",
@@ -49,12 +45,3 @@ __all__ = [
     "start_watched",
     "to_arrays",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The client side, under the names that it always had here; it stands on this package, so it is imported late."""
-    if name in ("add_statistics", "client_app"):
-        from fedmerge import clients  # noqa: PLC0415 - see above
-
-        return clients.client_app if name == "client_app" else clients.add_statistics
-    raise AttributeError(f"module 'fedmerge.strategies' has no attribute {name!r}")

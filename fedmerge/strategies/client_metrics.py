@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 
-from fedmerge.strategies.wire import weight_of
+from fedmerge.wire.flower_records import weight_of
 
 __all__ = ["alike", "judged"]
 

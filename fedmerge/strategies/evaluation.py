@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedmerge.errors import ClientFailed
-from fedmerge.pipeline import Pipeline
+from fedmerge.merging import Pipeline
 from fedmerge.strategies.client_metrics import judged
 from fedmerge.strategies.failures import failures_in
 from fedmerge.strategies.heard import Sent, heard
@@ -17,7 +17,7 @@ from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.participation import sample_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.travel import Travel
-from fedmerge.strategies.wire import view_arrays
+from fedmerge.wire.flower_records import view_arrays
 
 __all__ = ["EvaluatedByClients"]
 

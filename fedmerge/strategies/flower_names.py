@@ -14,7 +14,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedmerge.strategies.merge_strategy import MergeStrategy
-from fedmerge.strategies.wire import from_arrays, to_arrays
+from fedmerge.wire.flower_records import from_arrays, to_arrays
 
 __all__ = [
     "FedAdagrad",

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedmerge.strategies.wire import sender_of
+from fedmerge.wire.flower_records import sender_of
 
 __all__ = ["Heard", "Sent", "Stray", "heard"]
 

@@ -10,7 +10,7 @@ from flwr.app import Message
 
 from fedmerge.strategies.failures import Name
 from fedmerge.strategies.heard import Heard, Stray, heard
-from fedmerge.strategies.wire import claimed_partition, partition_of
+from fedmerge.wire.flower_records import claimed_partition, partition_of
 
 __all__ = ["Identified", "Identities", "Known", "identify"]
 

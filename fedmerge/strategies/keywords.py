@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedmerge.aggregators.base import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.method_names import parse_method
+from fedmerge.lookup.method_names import parse_method
 from fedmerge.registry import entry, usual_names
 from fedmerge.statistics import StatisticsSettings
 

@@ -14,42 +14,42 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
-from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
-from fedmerge.keywords_told import check_function
-from fedmerge.layout import FrozenMode, check_patterns
-from fedmerge.method_names import parse_method
+from fedmerge.layout import BatchNormPolicy, FrozenMode, check_patterns
+from fedmerge.lookup.keyword_check import check_function
+from fedmerge.lookup.method_names import parse_method
+from fedmerge.merging import Pipeline, build_pipeline
 from fedmerge.observers import ObserverLike, make_observers
-from fedmerge.pipeline import Pipeline, build_pipeline
 from fedmerge.questions import Trust
+from fedmerge.questions.stages import News, Stage
 from fedmerge.refine import Privacy
 from fedmerge.refine.bill import Billed
-from fedmerge.stages import News, Stage
 from fedmerge.state import State
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike
 from fedmerge.strategies.evaluation import EvaluatedByClients
 from fedmerge.strategies.failures import check_mods, failed_client
+from fedmerge.strategies.flower_privacy import check_private
 from fedmerge.strategies.heard import Sent
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.merge_report import MergeReport
+from fedmerge.strategies.observed import UNWATCHED, start_observed
 from fedmerge.strategies.order import Answer, Order, fill_config
 from fedmerge.strategies.participation import check_nodes, check_participation, number_of_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
-from fedmerge.strategies.privacy import check_private
-from fedmerge.strategies.questions import ask
+from fedmerge.strategies.question_messages import ask
 from fedmerge.strategies.reach import Reach
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.rounds import read_replies, run_rounds
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, check_start, too_few
 from fedmerge.strategies.run_settings import RunSettings
-from fedmerge.strategies.stages import KEEP_KEY, exchange
+from fedmerge.strategies.stage_messages import exchange
 from fedmerge.strategies.travel import SendFrozen, Travel
-from fedmerge.strategies.watched import UNWATCHED, start_observed
-from fedmerge.strategies.wire import RULE_RECORD, WITHHOLD_KEY, to_arrays, view_arrays
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.wire.flower_records import RULE_RECORD, WITHHOLD_KEY, to_arrays, view_arrays
+from fedmerge.wire.keys import KEEP_KEY
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -83,7 +83,7 @@ class MergeStrategy(EvaluatedByClients):
     seed
         Root of client sampling, of the method's random streams and of what clients draw.
     batch_norm, on_bad_update, repair, statistics, privacy, trust
-        See :class:`~fedmerge.pipeline.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``. Noise
+        See :class:`~fedmerge.merging.Pipeline`; `statistics` may be a mapping, ``{"compression": "float16"}``. Noise
         is added by the clients themselves; masks are simulated, and hide nothing from the server of a deployment. With
         either, clients neither tell their training loss nor judge the model, see :class:`~fedmerge.refine.Privacy`.
     min_clients

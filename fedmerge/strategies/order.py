@@ -10,23 +10,19 @@ from dataclasses import dataclass, field, replace
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmerge.aggregators.base import Fold
+from fedmerge.aggregators.aggregator import Fold
 from fedmerge.errors import BadUpdate, ConfigError
-from fedmerge.intake import Partial
-from fedmerge.pipeline import MergeResult, Pipeline
+from fedmerge.merging import MergeResult, Pipeline
+from fedmerge.merging.intake import Partial
 from fedmerge.state import State
 from fedmerge.statistics.settings import StatisticsSettings, to_settings
 from fedmerge.strategies.identity import Identities
-from fedmerge.strategies.stages import KEEP_KEY
-from fedmerge.strategies.travel import PERSONAL_KEY
-from fedmerge.strategies.wire import STEPS_KEY, WITHHOLD_KEY
 from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext
+from fedmerge.wire.flower_records import STEPS_KEY, WITHHOLD_KEY
+from fedmerge.wire.keys import ERROR_KEY, KEEP_KEY, PERSONAL_KEY
 
-__all__ = ["ERROR_KEY", "Answer", "Order", "Trained", "TrainingGrid", "fill_config", "request_of"]
-
-ERROR_KEY = "statistics-error"
-"""Metric of a reply: the largest relative error that compression made."""
+__all__ = ["Answer", "Order", "Trained", "TrainingGrid", "fill_config", "request_of"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ from collections.abc import Collection, Sequence
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from fedmerge.buffers import pool_moments
 from fedmerge.errors import InvalidOption
 from fedmerge.layout import Layout
+from fedmerge.merging.buffers import pool_moments
 from fedmerge.state import State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies.reach import Reach
-from fedmerge.strategies.wire import statistics_from_reply, to_arrays, weight_of
+from fedmerge.wire.flower_records import statistics_from_reply, to_arrays, weight_of
 
 __all__ = ["recalibrate"]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Result
 
-from fedmerge.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.files import append_line, read_toml, write_toml
-from fedmerge.locks import LOCK, held
+from fedmerge.records.atomic_files import append_line, read_toml, write_toml
+from fedmerge.records.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from fedmerge.records.locks import LOCK, held
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.numbering import start_after
-from fedmerge.strategies.wire import to_arrays, view_arrays
+from fedmerge.wire.flower_records import to_arrays, view_arrays
 
 if TYPE_CHECKING:
     from fedmerge.strategies.merge_strategy import MergeStrategy

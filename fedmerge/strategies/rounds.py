@@ -15,7 +15,7 @@ from fedmerge.strategies.failures import failed_nodes
 from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.order import Answer, Order, Trained, TrainingGrid
-from fedmerge.strategies.wire import Decoded, weight_of
+from fedmerge.wire.flower_records import Decoded, weight_of
 
 if TYPE_CHECKING:
     from fedmerge.strategies.merge_strategy import MergeStrategy

@@ -8,10 +8,9 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from fedmerge.buffers import BatchNormPolicy
 from fedmerge.errors import InvalidOption
-from fedmerge.layout import FrozenMode
-from fedmerge.pipeline import Pipeline
+from fedmerge.layout import BatchNormPolicy, FrozenMode
+from fedmerge.merging import Pipeline
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings

@@ -10,38 +10,22 @@ from flwr.app import ArrayRecord, ConfigRecord
 from torch import nn
 
 from fedmerge.errors import InvalidOption, ModelError
-from fedmerge.fingerprints import fingerprint, names_mark
-from fedmerge.layout import FrozenMode, Layout, check_patterns
+from fedmerge.layout import FrozenMode, Layout, check_patterns, without_personal
 from fedmerge.state import State
 from fedmerge.statistics.measurable import Measurable
-from fedmerge.strategies.wire import CLIENT_KEY, sender_of
 from fedmerge.update import facts_of
+from fedmerge.wire.fingerprints import fingerprint, names_mark
+from fedmerge.wire.flower_records import CLIENT_KEY, sender_of
+from fedmerge.wire.keys import COMPLETES_KEY, FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
 
 if TYPE_CHECKING:
     from fedmerge.strategies.order import Answer
 
-__all__ = [
-    "COMPLETES_KEY",
-    "FINGERPRINT_KEY",
-    "MODE_KEY",
-    "NAMES_KEY",
-    "PERSONAL_KEY",
-    "SendFrozen",
-    "Travel",
-    "without_personal",
-]
+__all__ = ["SendFrozen", "Travel"]
 
 SendFrozen = Literal["auto", "never", "always"]
 """Whether frozen tensors travel. ``auto``: a node gets them until it has said in a reply that it makes them itself.
 ``never``: all nodes are known to. ``always``: they travel like the rest, and no node has to."""
-
-PERSONAL_KEY = "personal"
-"""Entry of a message's ConfigRecord: patterns of what clients keep to themselves."""
-FINGERPRINT_KEY, NAMES_KEY = "frozen-fingerprint", "frozen-names"
-"""Entries by which a client finds out whether its frozen tensors are the server's, and that it is not to send them."""
-MODE_KEY = "frozen-mode"
-COMPLETES_KEY = "completes-models"
-"""Entry of a reply: the client makes or keeps what of the model does not travel."""
 
 
 @dataclass
@@ -192,12 +176,3 @@ class Travel:
         """What must not change between the rounds of one run, where it is not as usual."""
         changed = {"personal": list(self.personal), "frozen_mode": self.frozen_mode}
         return {name: value for name, value in changed.items() if value not in ([], "eval")}
-
-
-def without_personal(model: nn.Module, layout: Layout | None) -> nn.Module:
-    """`model` with what is personal marked as not trained, so that nobody measures, matches or refines it."""
-    names = set() if layout is None else set(layout.personal)
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(False)
-    return model

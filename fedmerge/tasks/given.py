@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedmerge.errors import FedMergeError, TaskError
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 from fedmerge.registry import build, entries
 from fedmerge.tasks.any_loss import AnyLoss, Loss
 from fedmerge.tasks.binary import Binary

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import FedMergeError, TaskError
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 from fedmerge.registry import build
 
 if TYPE_CHECKING:

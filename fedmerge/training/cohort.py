@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack, InvalidOption
-from fedmerge.seeding_many import Streams
 from fedmerge.tasks import Task
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
 from fedmerge.training.dropout_masks import DropoutStreams
-from fedmerge.training.inputs import device_of
+from fedmerge.training.forward_watch import why_not_stacked
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.model_inputs import device_of
 from fedmerge.training.modes import training_mode
 from fedmerge.training.report import TrainingReport
+from fedmerge.training.seeding_many import Streams
 from fedmerge.training.stack import stacked_rates
 from fedmerge.training.stack_size import clients_at_once
 from fedmerge.training.stacked_autograd import is_out_of_memory, train_by_autograd
 from fedmerge.training.stacked_loss import as_stacked, is_plain
-from fedmerge.training.watched import why_not_stacked
 
 __all__ = ["Participant", "TrainedCohort", "train_cohort"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmerge.data.client_data import examples_of
 from fedmerge.tasks import Metric, Reading, Task
 from fedmerge.tasks.class_axis import check_classes, classification_of
-from fedmerge.training.inputs import outputs_of
+from fedmerge.training.model_inputs import outputs_of
 from fedmerge.training.passes import batches
 
 __all__ = ["Judged", "evaluate", "judge"]

@@ -20,8 +20,8 @@ from fedmerge.tasks import Task
 from fedmerge.training.correction import NO_CORRECTION, Correction, correct
 from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.early_stop import BestPass, Progress
-from fedmerge.training.inputs import device_of, outputs_of
 from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.model_inputs import device_of, outputs_of
 from fedmerge.training.modes import training_mode
 from fedmerge.training.own_training import RoundBatches, train_by_function
 from fedmerge.training.passes import batches, batches_to_measure, moved

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InvalidOption
-from fedmerge.keywords_told import tell_keywords
 from fedmerge.layout import FrozenMode
-from fedmerge.method_names import parse_method
+from fedmerge.lookup.keyword_check import tell_keywords
+from fedmerge.lookup.method_names import parse_method
 from fedmerge.training.optimizers import STACKED_OPTIONS, check_optimizer, default_decay, make_optimizer
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.schedules import factor_at, schedule_of

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ConfigError, InvalidOption, shown
-from fedmerge.loading import load_named
+from fedmerge.lookup.loading import load_named
 from fedmerge.seeding import generator
 from fedmerge.training.correction import Correction, correct
 from fedmerge.training.local_training import LocalTraining

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from fedmerge.errors import ConfigError, InvalidOption
-from fedmerge.loading import load_named
-from fedmerge.method_names import Part, parse_method
+from fedmerge.lookup.loading import load_named
+from fedmerge.lookup.method_names import Part, parse_method
 from fedmerge.registry import build, register
 
 __all__ = ["Constant", "Cosine", "Schedule", "Step", "WarmUp", "factor_at", "schedule_of"]

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
+from benchmarks.rounds import WORKLOADS, Measured, Task, Workload, find_workload, measure, rows, speed_table
+from benchmarks.rounds.child import Reading
+from benchmarks.rounds.command import run_bench
+from benchmarks.rounds.usage import Usage
 from fedmerge import cli
-from fedmerge.bench import WORKLOADS, Measured, Task, Workload, find_workload, measure, rows, speed_table
-from fedmerge.bench.child import Reading
-from fedmerge.bench.command import run_bench
-from fedmerge.bench.usage import Usage
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
 
 TINY = Workload("tiny", "digits", 30, 4, 20, "dealt", (8,), 10, 0.1, 3)
@@ -98,7 +98,7 @@ def test_rows_on_the_gpu_come_where_there_is_one(monkeypatch, capsys, gpu, devic
         asked.append((task.workload.name, task.device, *systems))
         return []
 
-    monkeypatch.setattr("fedmerge.bench.command.measure", noted)
+    monkeypatch.setattr("benchmarks.rounds.command.measure", noted)
     assert list(run_bench(["W1", "W3"], ["loop", "stacked", "fedmerge"], device="cuda")) == []
     assert [device for _, device, *_ in asked] == devices
     assert ("no CUDA device" in capsys.readouterr().err) is not gpu

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from fedmerge.bench import WORKLOADS, Task, Workload
-from fedmerge.bench.child import find_system
-from fedmerge.bench.examples import ClientRows, load_examples
+from benchmarks.rounds import WORKLOADS, Task, Workload
+from benchmarks.rounds.child import find_system
+from benchmarks.rounds.examples import ClientRows, load_examples
 from fedmerge.data import ClientData
 
 MLP = Workload("mlp", "digits", 40, 6, 21, "dealt", (12,), 8, 0.1, 2)

@@ -344,8 +344,8 @@ def test_a_comparison_does_not_shrink(monkeypatch, capsys):
 
 
 def test_a_growing_comparison_that_was_killed_keeps_what_it_had(monkeypatch, capsys, tmp_path):
-    from fedmerge.simulation.config import load_config, make_config
-    from fedmerge.simulation.unfinished import begin
+    from fedmerge.simulation.runs.config import load_config, make_config
+    from fedmerge.simulation.runs.unfinished import begin
 
     command = ["compare", *SMALL, "--out", "g"]
     fedmerge(monkeypatch, capsys, *command, "--rounds", 2)
@@ -365,7 +365,7 @@ def test_a_growing_comparison_that_was_killed_keeps_what_it_had(monkeypatch, cap
 def test_what_was_interrupted_is_neither_begun_anew_nor_added_to_in_silence(
     left, command, monkeypatch, capsys, tmp_path
 ):
-    from fedmerge.simulation.unfinished import PLAN
+    from fedmerge.simulation.runs.unfinished import PLAN
 
     given = ["compare", *SMALL, "--out", "g"]
     fedmerge(monkeypatch, capsys, *given)
@@ -388,7 +388,7 @@ def test_what_was_interrupted_is_neither_begun_anew_nor_added_to_in_silence(
 
 
 def test_a_folder_in_use_is_refused_by_every_command_that_writes_to_it(monkeypatch, capsys, tmp_path):
-    from fedmerge.locks import LOCK, held
+    from fedmerge.records.locks import LOCK, held
 
     given = ["compare", *SMALL, "--out", "g"]
     with held(tmp_path / "g" / LOCK, "g"):  # one that has just begun

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import fedmerge
 from fedmerge import ConfigError, ModelError, RecordError, cli
-from fedmerge.checkpoints import Checkpoint, save_checkpoint
-from fedmerge.merge_files import merge_files, numbers
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
+from fedmerge.offline.merge_files import merge_files, numbers
+from fedmerge.records.checkpoints import Checkpoint, save_checkpoint
 
 SHAPE = (1, 28, 28)
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from fedmerge import cli
+from fedmerge.lookup.own_code import named_code
 from fedmerge.models import build_model
-from fedmerge.own_code import named_code
-from fedmerge.records import write_tensors
+from fedmerge.records.run_records import write_tensors
 
 CODE = """
 from pathlib import Path
@@ -17,7 +17,7 @@ Path("ran").touch()
 from dataclasses import dataclass
 from torch import nn
 from fedmerge.observers import Observer
-from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.scenarios.attacks import Attack
 from flwr.serverapp.strategy import FedAvg
 
 def model(num_classes):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fedmerge import cli
-from fedmerge.kinds import KINDS
+from fedmerge.lookup.kinds import KINDS
 from fedmerge.registry import entries
 
 

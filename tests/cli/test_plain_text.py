@@ -21,7 +21,7 @@ from fedmerge.errors import BadUpdate, ClientFailed, NoUsableUpdates
 from fedmerge.plain_text import both_ends, cut_within, one_line, plain
 from fedmerge.plotting import plot_convergence, plot_partition, plot_traffic, read_runs
 from fedmerge.plotting.summary import COLUMNS
-from fedmerge.records import RunRecord
+from fedmerge.records.run_records import RunRecord
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.failures import failed_client
 from tests.federation import initial, noisy_states, reply

@@ -10,9 +10,9 @@ from torch import nn
 
 from fedmerge.data import ClientData
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.attacks import SignFlip
-from fedmerge.simulation.faults import Faults, Mishaps
-from fedmerge.simulation.hostile import Hostile
+from fedmerge.simulation.scenarios.attacks import SignFlip
+from fedmerge.simulation.scenarios.faults import Faults, Mishaps
+from fedmerge.simulation.scenarios.hostile_clients import Hostile
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.tasks import Classification, LanguageModel, Multilabel
 from fedmerge.training import LocalTraining

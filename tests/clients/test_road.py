@@ -12,11 +12,11 @@ from fedmerge.clients import client_app
 from fedmerge.clients.group import Group
 from fedmerge.clients.road import AFTER_TRAINING, STAGES, TOGETHER, attack, encode, enter, measure, receive, run, train
 from fedmerge.errors import ModelError
-from fedmerge.simulation.attacks import SignFlip
-from fedmerge.simulation.flower_task import become_server_task, stamp
-from fedmerge.simulation.hostile import Hostile
+from fedmerge.simulation.scenarios.attacks import SignFlip
+from fedmerge.simulation.scenarios.hostile_clients import Hostile
+from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from fedmerge.strategies import from_arrays
-from fedmerge.strategies.wire import to_arrays
+from fedmerge.wire.flower_records import to_arrays
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_data, tiny_model
 
 CONFIG = {"server-round": 1, "seed": 3}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmerge.pipeline import Pipeline, build_pipeline
+from fedmerge.merging import Pipeline, build_pipeline
 from fedmerge.state import State
 from fedmerge.statistics import LocalSteps
 from tests.random_statistics import random_diagonal, random_grams, random_kfac

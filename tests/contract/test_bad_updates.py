@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 import fedmerge
-from fedmerge import BadUpdate, ClientUpdate, NoUsableUpdates, intake
-from fedmerge.pipeline import Pipeline
+from fedmerge import BadUpdate, ClientUpdate, NoUsableUpdates
+from fedmerge.merging import Pipeline, intake
 from tests.contract.laws import BAD_WEIGHTS, FAULTS, base, law, merged, modules, same, spoilt, updates
 from tests.contract.table import ROWS
 

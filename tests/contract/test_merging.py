@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmerge import ClientUpdate, MergeContext
-from fedmerge.aggregators.base import Fold
-from fedmerge.records import RunRecord, read_checkpoint
+from fedmerge.aggregators.aggregator import Fold
+from fedmerge.records.run_records import RunRecord, read_checkpoint
 from tests.contract.laws import DRAWN, WEIGHTS, base, copied, drawn, law, merged, same, updates
 from tests.contract.table import ROWS
 from tests.federation import CLIENTS

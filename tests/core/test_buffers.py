@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext, compute_statistics
-from fedmerge.buffers import pool_moments
 from fedmerge.layout import Layout
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
+from fedmerge.merging.buffers import pool_moments
 from fedmerge.state import WeightedSum, module_state
 from tests.federation import tiny_model
 

@@ -9,9 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmerge.checkpoints import Checkpoint, checkpoint_files, load_checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
-from fedmerge.records import RunRecord, read_checkpoint
+from fedmerge.records.checkpoints import (
+    Checkpoint,
+    checkpoint_files,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from fedmerge.records.run_records import RunRecord, read_checkpoint
 
 STATE = {
     "z.weight": torch.arange(6.0).reshape(2, 3),

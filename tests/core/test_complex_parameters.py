@@ -11,7 +11,7 @@ from torch import nn
 import fedmerge
 from fedmerge.aggregators.fedatt import FedAtt
 from fedmerge.errors import ModelError
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.registry import build
 from fedmerge.server_steps import ServerAdam
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from tests.random_statistics import random_kfac
 
 WEIGHTS = (5.0, 1.0, 14.0)

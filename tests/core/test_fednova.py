@@ -10,7 +10,7 @@ from torch import nn
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
 from fedmerge.aggregators.fedavg import FedAvg
 from fedmerge.aggregators.fednova import FedNova, step_norm
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.statistics import LocalSteps
 from fedmerge.training import LocalTraining, train
 

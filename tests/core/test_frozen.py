@@ -8,11 +8,11 @@ from torch import nn
 
 import fedmerge
 from fedmerge.aggregators.fedavg import FedAvg
+from fedmerge.checks.unmoved import Unmoved
+from fedmerge.merging import Pipeline
 from fedmerge.permutations import trace
 from fedmerge.permutations.holding import held
-from fedmerge.pipeline import Pipeline
 from fedmerge.statistics import FisherDiag, FisherKfac, Gram, LossGradient
-from fedmerge.unmoved import Unmoved
 from fedmerge.update import ClientUpdate, MergeContext
 
 MATCHING = ["rebasin", "otfusion", "pfnm", "fedma", "gamf", "c2m3", "zipit", "cca"]

@@ -10,10 +10,10 @@ from torch import nn
 
 import fedmerge
 from fedmerge import BadUpdate, ClientUpdate, MergeContext, NoUsableUpdates
-from fedmerge.outliers import Outliers, Peaks
-from fedmerge.pipeline import build_pipeline
+from fedmerge.checks.outliers import Outliers, Peaks
+from fedmerge.checks.validation import common_form
+from fedmerge.merging import build_pipeline
 from fedmerge.update import StackedUpdates
-from fedmerge.validation import common_form
 
 
 def update(client, weight=1.0, **state):

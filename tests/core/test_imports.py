@@ -10,7 +10,7 @@ HEAVY = {"flwr", "ray", "matplotlib", "torchvision", "sklearn", "flwr_datasets",
 
 def test_the_core_imports_nothing_of_deployment_simulation_or_plotting():
     code = (
-        "import sys, fedmerge, fedmerge.training, fedmerge.pipeline; fedmerge.methods(); "
+        "import sys, fedmerge, fedmerge.training, fedmerge.merging; fedmerge.methods(); "
         f"print(sorted({HEAVY} & set(sys.modules)), fedmerge.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates, UnknownName
-from fedmerge.fingerprints import differing, fingerprint, names_mark
 from fedmerge.layout import Layout, check_patterns, freeze, frozen_parts
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.measurable import Measurable
 from fedmerge.training import LocalTraining, Participant, train_cohort, train_one_by_one
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates, facts_of
+from fedmerge.wire.fingerprints import differing, fingerprint, names_mark
 
 MATCHING = [
     "rebasin", "otfusion", "pfnm(class_aware=false)", "fedma(class_aware=false)", "gamf", "c2m3", "zipit", "cca",

@@ -6,10 +6,10 @@ from torch import nn
 
 import fedmerge
 from fedmerge.aggregators.fedavg import FedAvg
-from fedmerge.buffers import BufferFold
 from fedmerge.errors import BadUpdate, NoUsableUpdates
 from fedmerge.layout import Layout
-from fedmerge.pipeline import Pipeline
+from fedmerge.merging import Pipeline
+from fedmerge.merging.buffers import BufferFold
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 INF = float("inf")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.method_names import Part, parse_method, split_methods
-from fedmerge.pipeline import build_pipeline
+from fedmerge.lookup.method_names import Part, parse_method, split_methods
+from fedmerge.merging import build_pipeline
 
 
 @pytest.mark.parametrize(

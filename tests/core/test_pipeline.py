@@ -10,7 +10,7 @@ import torch
 
 from fedmerge import BadUpdate, ClientUpdate, FedMergeError, InvalidOption, MergeContext, NoUsableUpdates, UnknownName
 from fedmerge.aggregators import Aggregator
-from fedmerge.pipeline import Pipeline, build_pipeline
+from fedmerge.merging import Pipeline, build_pipeline
 
 
 def update(client, value, weight=1.0, **statistics):

@@ -15,7 +15,7 @@ from fedmerge import registry
 from fedmerge.aggregators import Aggregator
 from fedmerge.data import PartitionSettings
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
-from fedmerge.kinds import KINDS, kind_of
+from fedmerge.lookup.kinds import KINDS, kind_of
 from fedmerge.registry import build, entries, entry, register
 
 PLUGIN = '''
@@ -79,7 +79,7 @@ from fedmerge.aggregators import Aggregator
 from fedmerge.data import Dataset
 from fedmerge.observers import Observer
 from fedmerge.refine import Refinement
-from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.scenarios.attacks import Attack
 from fedmerge.statistics import Statistic
 
 def blobs(data_dir, spread: float = 1.0):

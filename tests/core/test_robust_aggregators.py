@@ -9,14 +9,14 @@ from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
 from fedmerge import BadUpdate, ClientUpdate, InvalidOption, MergeContext, NoUsableUpdates
-from fedmerge.aggregators import robust
+from fedmerge.aggregators import pieces as robust
 from fedmerge.aggregators.geometric_median import GeometricMedian
 from fedmerge.aggregators.krum import Krum
 from fedmerge.aggregators.median import Median
 from fedmerge.aggregators.median_norm_clipping import MedianNormClipping
 from fedmerge.aggregators.norm_clipping import NormClipping
 from fedmerge.aggregators.trimmed_mean import TrimmedMean
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 
 SHAPES = {"w": (4, 3), "b": (5,), "temperature": (), "none": (0, 2)}
 ROBUST = [Median(), TrimmedMean(), GeometricMedian(), Krum(), Krum(selected=3), NormClipping(), MedianNormClipping()]

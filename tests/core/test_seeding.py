@@ -12,8 +12,8 @@ from torch import nn
 
 import fedmerge
 from fedmerge.seeding import generator, integer_seed, torch_generator
-from fedmerge.seeding_many import Streams
 from fedmerge.training import LocalTraining, evaluate, train
+from fedmerge.training.seeding_many import Streams
 
 KEYS = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 1), (0, "a", 1, 0), (0, "a", 1, 1)]
 

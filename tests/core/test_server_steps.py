@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.server_steps import ServerAdagrad, ServerAdam, ServerMomentum, ServerYogi
 
 TARGETS = [np.array([1.0, -2.0, 0.1]), np.array([0.5, 3.0, 0.0]), np.array([2.0, 2.0, -1.0])]

@@ -10,7 +10,7 @@ from fedmerge.data import ClientData
 from fedmerge.data.client_data import client_data
 from fedmerge.data.examples import checked_examples
 from fedmerge.errors import DataError
-from fedmerge.simulation.attacks import LabelFlip
+from fedmerge.simulation.scenarios.attacks import LabelFlip
 
 X = torch.arange(12.0).view(4, 3)
 Y = torch.tensor([0, 2, 1, 0])

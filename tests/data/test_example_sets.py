@@ -14,7 +14,7 @@ from fedmerge.data import ClientData
 from fedmerge.data.client_data import client_data, examples_of
 from fedmerge.data.example_sets import ChangedExamples
 from fedmerge.errors import CannotStack, DataError
-from fedmerge.simulation.attacks import Backdoor, LabelFlip
+from fedmerge.simulation.scenarios.attacks import Backdoor, LabelFlip
 from fedmerge.training import LocalTraining, Participant, evaluate, judge, train, train_cohort, train_one_by_one
 from fedmerge.training.local import batches_to_measure
 

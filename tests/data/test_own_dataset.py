@@ -240,7 +240,7 @@ def test_a_partition_of_another_package_goes_by_its_name(monkeypatch):
 def test_flipped_labels_want_classes():
     from fedmerge.data import ClientData
     from fedmerge.errors import ConfigError
-    from fedmerge.simulation.attacks import LabelFlip
+    from fedmerge.simulation.scenarios.attacks import LabelFlip
 
     with pytest.raises(ConfigError, match="these labels are numbers"):
         LabelFlip().poisoned(ClientData(X, X), 0, np.random.default_rng(0))

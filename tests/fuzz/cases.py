@@ -8,8 +8,8 @@ from functools import cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedmerge.simulation.flower_task import become_server_task, stamp
-from fedmerge.simulation.grid import SimulationGrid
+from fedmerge.simulation.grids.simulation_grid import SimulationGrid
+from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from tests.answered import Asked, answer, asked, odd_app, odd_arrays
 from tests.fuzz import mutate
 

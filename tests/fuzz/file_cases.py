@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from fedmerge.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fedmerge.data import PartitionSettings, load_dataset
 from fedmerge.data.partition import Partition, make_partition
-from fedmerge.files import read_toml
-from fedmerge.merge_files import merge_files
-from fedmerge.model_files import read_inputs, read_state
 from fedmerge.models import build_model
+from fedmerge.offline.merge_files import merge_files
+from fedmerge.offline.model_files import read_inputs, read_state
 from fedmerge.plotting.runs import read_runs
-from fedmerge.records import RunRecord
-from fedmerge.simulation.config import make_config, parse_assignment
-from fedmerge.simulation.snapshot import restore
+from fedmerge.records.atomic_files import read_toml
+from fedmerge.records.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fedmerge.records.run_records import RunRecord
+from fedmerge.simulation.runs.config import make_config, parse_assignment
+from fedmerge.simulation.runs.snapshot import restore
 from tests.answered import asked
 from tests.fuzz import mutate
 from tests.fuzz.cases import Case

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmerge.files import _without_none
-from fedmerge.simulation.config import make_config
+from fedmerge.records.atomic_files import _without_none
+from fedmerge.simulation.runs.config import make_config
 from fedmerge.statistics import Activations, FisherKfac, Gram
 from fedmerge.statistics.compression import decode, encode
 from fedmerge.strategies import from_arrays, to_arrays

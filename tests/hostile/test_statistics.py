@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedmerge import ClientUpdate, MergeContext
-from fedmerge.aggregators.base import Aggregator
-from fedmerge.pipeline import Pipeline
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.merging import Pipeline
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.statistics import (
     Activations,

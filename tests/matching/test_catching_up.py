@@ -10,7 +10,7 @@ from fedmerge.errors import ModelError
 from fedmerge.matching.growing import membership
 from fedmerge.models import build_model
 from fedmerge.permutations import trace, transport
-from fedmerge.stages import News, catch_up, reordering
+from fedmerge.questions.stages import News, catch_up, reordering
 
 
 @pytest.mark.parametrize(

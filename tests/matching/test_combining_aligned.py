@@ -8,7 +8,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge import InvalidOption, UnknownName
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 

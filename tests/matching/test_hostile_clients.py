@@ -13,10 +13,10 @@ from fedmerge.aggregators.fedma import FedMA
 from fedmerge.matching.assignment import assign
 from fedmerge.matching.fairness import anchor_of, bounded, normalised, shares_of, typical
 from fedmerge.matching.growing import class_weighted
-from fedmerge.matching.transport import coupling
-from fedmerge.pipeline import build_pipeline
-from fedmerge.repair import Rescale
-from fedmerge.stages import catch_up
+from fedmerge.matching.optimal_transport import coupling
+from fedmerge.merging import build_pipeline
+from fedmerge.merging.repair import Rescale
+from fedmerge.questions.stages import catch_up
 from fedmerge.state import LARGEST, module_state
 from fedmerge.update import facts_of
 from tests.matching.hostile_models import (

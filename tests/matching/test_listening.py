@@ -9,9 +9,10 @@ from torch import nn
 import fedmerge
 from fedmerge.aggregators.cca import CCAMerge
 from fedmerge.errors import InvalidOption
+from fedmerge.inputs import evenly
 from fedmerge.matching.features import units
-from fedmerge.matching.listening import consumers, evenly, moments
-from fedmerge.matching.transport import distances
+from fedmerge.matching.listening import consumers, moments
+from fedmerge.matching.optimal_transport import distances
 from fedmerge.permutations import trace
 
 

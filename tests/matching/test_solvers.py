@@ -15,8 +15,8 @@ from fedmerge.matching.assignment import assign, assign_blocks, total
 from fedmerge.matching.bayes import match_bayes, readiness
 from fedmerge.matching.fairness import anchor_of, shares_of
 from fedmerge.matching.graph import match_graphs, sinkhorn
-from fedmerge.matching.transport import coupling, mass, plan_of
-from fedmerge.matching.weights import layer_by_layer, match_many, match_weights
+from fedmerge.matching.optimal_transport import coupling, mass, plan_of
+from fedmerge.matching.weight_costs import layer_by_layer, match_many, match_weights
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Group, PermutationSpec, Site
 

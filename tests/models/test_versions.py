@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import MNASNet
 
 import fedmerge
-from fedmerge.barriers import barrier
+from fedmerge.diagnostics.barriers import barrier
 from fedmerge.models.resize import fill, resize
 from fedmerge.permutations import Plan, trace, transport
 from tests.permutations.zoo_of_models import difference, free_perms

@@ -14,10 +14,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedmerge.errors import NothingMerged, ObserverFailed
 from fedmerge.observers import Observer
-from fedmerge.records import read_toml
+from fedmerge.records.run_records import read_toml
 from fedmerge.simulation import compare, load_config, make_config
-from fedmerge.simulation.results import write_results
-from fedmerge.simulation.unfinished import find_unfinished
+from fedmerge.simulation.runs.results import write_results
+from fedmerge.simulation.runs.unfinished import find_unfinished
 from tests.outcomes import outcomes
 
 BASE = {

@@ -4,7 +4,7 @@ import pytest
 
 from fedmerge.errors import RecordError
 from fedmerge.plotting import plot_hostile
-from fedmerge.plotting.hostile import Outcome, outcomes
+from fedmerge.plotting.hostile_grid import Outcome, outcomes
 
 
 def attacked(write_run, kind, share, method, seed, accuracy, success=None):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedmerge
-from fedmerge.plotting.labels import place, spread, wrapped
+from fedmerge.plotting.curve_labels import place, spread, wrapped
 from fedmerge.plotting.style import COLOURS, styles
 
 

@@ -13,7 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.models import build_model
 from fedmerge.permutations import PermutationSpec, trace
 from fedmerge.plotting import plot_barrier, plot_costs, plot_matching, plot_permutations, plot_similarity
-from fedmerge.plotting.permutations import cells
+from fedmerge.plotting.permutation_graph import cells
 
 LINES = {
     "as trained": Barrier((0.0, 0.5, 1.0), (0.1, 2.1, 0.1), (0.97, 0.4, 0.97)),

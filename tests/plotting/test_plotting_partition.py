@@ -7,7 +7,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.plotting import plot_partition
 from fedmerge.plotting.canvas import blank
 from fedmerge.plotting.cells import dot_areas, key_counts
-from fedmerge.plotting.partition import draw_partition
+from fedmerge.plotting.class_shares import draw_partition
 
 pytest.importorskip("matplotlib")
 

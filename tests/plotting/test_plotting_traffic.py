@@ -5,7 +5,7 @@ import pytest
 from fedmerge.errors import InvalidOption, RecordError
 from fedmerge.plotting import plot_traffic, read_runs, summarise_references, write_summary
 from fedmerge.plotting.curves import curves, uploads
-from fedmerge.plotting.references import references
+from fedmerge.plotting.reference_lines import references
 
 REFERENCES = {"ensemble": 0.9, "best client": 0.5}
 

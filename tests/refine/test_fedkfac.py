@@ -10,9 +10,9 @@ from torch import nn
 
 import fedmerge
 import fedmerge.permutations
-from fedmerge.api import asked_at_hand
 from fedmerge.errors import InvalidOption
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
+from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import respond
 from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, Gram
@@ -151,8 +151,8 @@ def test_no_client_sends_more_than_the_budget(budget, monkeypatch):
         first[len(first)] = sum(map(state_bytes, result[0].values()))
         return result
 
-    monkeypatch.setattr("fedmerge.api.respond", noted)
-    monkeypatch.setattr("fedmerge.api.compressed", travelled)
+    monkeypatch.setattr("fedmerge.offline.merge.respond", noted)
+    monkeypatch.setattr("fedmerge.offline.merge.compressed", travelled)
     fedmerge.merge(models, "fedkfac", base=net(0), clients=LOADERS, budget=budget)
     most = size + max(first.values()) + max(sent.values(), default=0)
     assert most <= budget * size + 400  # the losses of a last judgement, which has to be taken

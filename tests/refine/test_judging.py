@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedmerge.judging import summed_losses
 from fedmerge.models.resize import resize
 from fedmerge.questions import Question, respond
+from fedmerge.questions.judging import summed_losses
 
 
 class Counting(nn.Module):

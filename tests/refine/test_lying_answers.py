@@ -12,11 +12,11 @@ from torch import nn
 
 import fedmerge
 from fedmerge.errors import InvalidOption, NoAnswer
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.questions import Question, Trust, pooled, respond
 from fedmerge.questions.answering import DIVERGED
 from fedmerge.questions.pooling import sifted
-from fedmerge.questions.robust import judged_losses, shares
+from fedmerge.questions.robust_sums import judged_losses, shares
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, refine
 from fedmerge.state import module_state
 from fedmerge.statistics import BatchNormSums, ClassCounts, FisherKfac, HeadSums, LossGradient, StatisticsSettings

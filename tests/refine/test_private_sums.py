@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedmerge
-from fedmerge.api import asked_at_hand
 from fedmerge.errors import FedMergeError, InvalidOption
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
+from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, epsilon
 from fedmerge.refine.masks import BITS, mask, masked, unmask

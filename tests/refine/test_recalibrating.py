@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fedmerge
 from fedmerge.errors import InvalidOption
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.refine import Recalibrate
 from fedmerge.statistics import BatchNormSums
@@ -72,7 +72,7 @@ def test_deeper_norms_are_near_those_of_one_pass_over_all_data():
 
 def test_nothing_is_asked_of_clients_whose_model_has_no_batch_norm(monkeypatch):
     asked = []
-    monkeypatch.setattr("fedmerge.api.respond", _asks(asked))
+    monkeypatch.setattr("fedmerge.offline.merge.respond", _asks(asked))
     net, batch = nn.Linear(4, 2), (torch.randn(20, 4), torch.randint(2, (20,)))
     merged = fedmerge.merge([net, net], "fedavg+recalibrate", clients=[[batch], [batch]])
     assert not asked

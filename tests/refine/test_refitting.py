@@ -13,7 +13,7 @@ from fedmerge.refine import SequentialRefit
 from fedmerge.refine.sequential_refit import RefitStep
 from fedmerge.state import module_state
 from fedmerge.statistics import Gram, RefitSums
-from fedmerge.weights import WeightMatrix
+from fedmerge.statistics.weight_matrices import WeightMatrix
 from tests.statistics.zoo import made
 
 
@@ -35,7 +35,7 @@ def _answering(monkeypatch):
         seen.append((question, own))
         return respond(question, module, batches, generator, own, *others)
 
-    monkeypatch.setattr("fedmerge.api.respond", noted)
+    monkeypatch.setattr("fedmerge.offline.merge.respond", noted)
     return seen
 
 

@@ -13,11 +13,11 @@ from scipy.stats import chi2
 from torch import nn
 
 import fedmerge
-from fedmerge.api import asked_at_hand
 from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
-from fedmerge.judging import summed_losses
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
+from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import Answer, Question, respond
+from fedmerge.questions.judging import summed_losses
 from fedmerge.refine import Privacy, epsilon, masks
 from fedmerge.refine.masks import Occasion, mask, masked, unmask
 from fedmerge.state import module_state

@@ -10,7 +10,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge import InvalidOption
-from fedmerge.repair import Rescale, recalibrated
+from fedmerge.merging.repair import Rescale, recalibrated
 
 
 def model(seed, norm=False):

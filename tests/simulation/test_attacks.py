@@ -14,8 +14,8 @@ import torch
 from fedmerge.data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.simulation import Experiment, SimulationGrid, compare, load_config, make_config
-from fedmerge.simulation.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate, SignFlip
-from fedmerge.simulation.hostile import Hostile, HostileDataFn, chosen_attackers
+from fedmerge.simulation.scenarios.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate, SignFlip
+from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
 from tests.federation import CLIENTS, TRAINING, initial, tiny_data, tiny_model
 

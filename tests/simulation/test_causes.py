@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedmerge.errors import ModelError
-from fedmerge.simulation.causes import in_words
+from fedmerge.simulation.workers.causes import in_words
 
 
 def raised(call):

@@ -18,12 +18,12 @@ from torch import nn
 from fedmerge.data import ClientData
 from fedmerge.errors import NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.cohort_work import answer
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.flower_task import FIRST_NODE
-from fedmerge.simulation.grid import make_workers
-from fedmerge.simulation.ray_actor import train_on
-from fedmerge.simulation.workers import serial_pieces
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.simulation_grid import make_workers
+from fedmerge.simulation.workers.cohort_work import answer
+from fedmerge.simulation.workers.flower_task import FIRST_NODE
+from fedmerge.simulation.workers.ray_actor import train_on
+from fedmerge.simulation.workers.workers import serial_pieces
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
 from fedmerge.strategies.order import Order, fill_config
 from fedmerge.training import LocalTraining
@@ -342,7 +342,7 @@ def test_any_number_of_workers_gives_the_same_bits(method, batch_norm):
     assert all(set(a.kept) == (set(nodes) if order.keeps else set()) for a in answers)
     for node, first in answers[0].kept.items():
         for other in answers[1:]:
-            mine, theirs = (from_arrays(kept["fedmerge.buffers"]) for kept in (first, other.kept[node]))
+            mine, theirs = (from_arrays(kept["fedmerge.merging.buffers"]) for kept in (first, other.kept[node]))
             assert mine
             assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     merged = [strategy.pipeline.finish(a.partial, context, None, None).state for a in answers]

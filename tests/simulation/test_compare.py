@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedmerge.errors import NoUsableUpdates, PartitionError, RecordError
-from fedmerge.records import RunRecord, read_checkpoint
+from fedmerge.records.run_records import RunRecord, read_checkpoint
 from fedmerge.simulation import compare, make_config
-from fedmerge.simulation.compare import check_output
-from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.runs.compare import check_output
+from fedmerge.simulation.runs.experiment import Experiment
 
 BASE = {
     "methods": ["fedavg", "fednova"],

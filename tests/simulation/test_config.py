@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
-from fedmerge.pipeline import build_pipeline
-from fedmerge.records import read_toml, write_toml
-from fedmerge.simulation.config import load_config, make_config, parse_assignment
+from fedmerge.merging import build_pipeline
+from fedmerge.records.run_records import read_toml, write_toml
+from fedmerge.simulation.runs.config import load_config, make_config, parse_assignment
 
 
 def test_later_layers_win_and_keep_the_rest():

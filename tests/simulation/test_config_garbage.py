@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedmerge import FedMergeError, InvalidOption
-from fedmerge.files import read_toml
-from fedmerge.simulation.config import make_config, parse_assignment
+from fedmerge.records.atomic_files import read_toml
+from fedmerge.simulation.runs.config import make_config, parse_assignment
 from fedmerge.training import LocalTraining
 
 

@@ -188,7 +188,7 @@ def test_private_keys_are_their_owners_and_are_never_replaced(tmp_path, helpers)
 
 
 def test_the_difference_of_models_is_that_of_their_worst_tensor(tmp_path, helpers):
-    from fedmerge.checkpoints import Checkpoint, save_checkpoint
+    from fedmerge.records.checkpoints import Checkpoint, save_checkpoint
 
     largest_difference = helpers("deploy").largest_difference
 

@@ -21,12 +21,12 @@ from fedmerge.errors import (
     NoUsableUpdates,
     UnknownName,
 )
-from fedmerge.records import read_checkpoint
+from fedmerge.records.run_records import read_checkpoint
 from fedmerge.simulation import SimulationGrid, compare, load_config, make_config
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.faults import Faults, Mishaps
-from fedmerge.simulation.faulty_grid import FaultyGrid
-from fedmerge.simulation.unfinished import find_unfinished
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.faulty_grid import FaultyGrid
+from fedmerge.simulation.runs.unfinished import find_unfinished
+from fedmerge.simulation.scenarios.faults import Faults, Mishaps
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
 from tests.federation import CLIENTS, TRAINING, initial, tiny_data, tiny_model
 from tests.outcomes import outcomes

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmerge.records import read_checkpoint
+from fedmerge.records.run_records import read_checkpoint
 from fedmerge.simulation import compare, load_config, make_config
 
 SCRIPT = Path(__file__).parents[2] / "simulations" / "run_flower_app.py"

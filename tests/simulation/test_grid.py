@@ -26,8 +26,8 @@ from flwr.serverapp.strategy import (
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.grid import make_workers, parse_workers
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.simulation_grid import make_workers, parse_workers
 from fedmerge.strategies import from_arrays
 from tests.federation import CLIENTS, initial, tiny_app
 

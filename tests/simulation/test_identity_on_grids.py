@@ -8,9 +8,9 @@ from flwr.clientapp import ClientApp
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.flower_task import become_server_task, from_node
-from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.numbered_grid import NumberedGrid
+from fedmerge.simulation.workers.flower_task import become_server_task, from_node
 from fedmerge.strategies import FedAvg
 from tests.federation import initial, tiny_app
 from tests.identified import CLIENTS, STRANGER, DrawnGrid, PlainGrid, answered

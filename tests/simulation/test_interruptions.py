@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from fedmerge import cli
-from fedmerge.checkpoints import newest_checkpoint
 from fedmerge.clients import road
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.errors import WriteError
-from fedmerge.files import append_line, write_atomically
-from fedmerge.locks import LOCK, held
+from fedmerge.records.atomic_files import append_line, write_atomically
+from fedmerge.records.checkpoints import newest_checkpoint
+from fedmerge.records.locks import LOCK, held
 from fedmerge.simulation import SimulationGrid, compare, make_config
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.unfinished import PLAN, find_unfinished
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.runs.unfinished import PLAN, find_unfinished
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
 from tests.federation import CLIENTS, TRAINING, hanging_data, initial, tiny_data, tiny_model
 from tests.outcomes import outcomes

@@ -15,12 +15,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from fedmerge import locks, processes
 from fedmerge.errors import FolderInUse, RecordError, WriteError
-from fedmerge.locks import LOCK, Holder, held
-from fedmerge.records import lock_of
+from fedmerge.records import locks, processes
+from fedmerge.records.locks import LOCK, Holder, held
+from fedmerge.records.run_records import lock_of
 from fedmerge.simulation import SimulationGrid, compare, make_config
-from fedmerge.simulation.unfinished import PLAN, begin, end, find_unfinished, run_folder
+from fedmerge.simulation.runs.unfinished import PLAN, begin, end, find_unfinished, run_folder
 from fedmerge.strategies import MergeStrategy, client_app
 from tests.federation import CLIENTS, TRAINING, initial, tiny_data, tiny_model
 from tests.outcomes import outcomes
@@ -36,7 +36,7 @@ BASE = {
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedmerge.locks import held
+from fedmerge.records.locks import held
 with held(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedmerge.errors import ConfigError
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmerge.simulation.grids.numbered_grid import NumberedGrid
 from fedmerge.strategies import FedAvg, MergeStrategy
 from tests.federation import CLIENTS, initial, tiny_app
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from fedmerge.cli import app
 from fedmerge.data import ClientData
-from fedmerge.simulation.compare import compare
-from fedmerge.simulation.config import make_config
-from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.runs.compare import compare
+from fedmerge.simulation.runs.config import make_config
+from fedmerge.simulation.runs.experiment import Experiment
 
 MODULE = """
     import numpy as np

@@ -8,8 +8,8 @@ import pytest
 
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption
 from fedmerge.simulation import make_config
-from fedmerge.simulation.compare import compare
-from fedmerge.simulation.experiment import Experiment
+from fedmerge.simulation.runs.compare import compare
+from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.strategies import MergeStrategy
 from tests.simulation.test_compare import BASE, ignore, rows
 

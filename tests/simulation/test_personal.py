@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedmerge.errors import ConfigError, UnknownName
-from fedmerge.records import read_checkpoint
+from fedmerge.records.run_records import read_checkpoint
 from fedmerge.simulation import Experiment, compare, make_config
 
 BASE = {

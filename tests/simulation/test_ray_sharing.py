@@ -46,8 +46,8 @@ def ended():
 @pytest.mark.slow
 def test_two_threads_share_processors_modules_and_ray(ended, tmp_path, monkeypatch, caplog):
     """Each wants the only processor; modules lie where only this process looks, by a path added late, and relative."""
-    from fedmerge.simulation.ray_pool import Pool
-    from fedmerge.simulation.ray_workers import RayWorkers
+    from fedmerge.simulation.workers.ray_pool import Pool
+    from fedmerge.simulation.workers.ray_workers import RayWorkers
 
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "task_beside.py").write_text(MODULE)
@@ -100,7 +100,7 @@ def test_two_threads_share_processors_modules_and_ray(ended, tmp_path, monkeypat
 
 
 def test_gpus_that_others_hold_are_told_with_the_numbers(monkeypatch):
-    places = pytest.importorskip("fedmerge.simulation.ray_places")
+    places = pytest.importorskip("fedmerge.simulation.workers.ray_places")
 
     class Never:
         def wait(self, seconds):

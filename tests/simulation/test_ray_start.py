@@ -13,12 +13,12 @@ import time
 import pytest
 
 from fedmerge.errors import WorkersUnavailable
-from fedmerge.processes import children_of
+from fedmerge.records.processes import children_of
 from fedmerge.simulation import SimulationGrid, compare, make_config
-from fedmerge.simulation.grid import make_workers
+from fedmerge.simulation.grids.simulation_grid import make_workers
 from tests.federation import tiny_app
 
-ray_start = pytest.importorskip("fedmerge.simulation.ray_start")
+ray_start = pytest.importorskip("fedmerge.simulation.workers.ray_start")
 
 CONFIG = {"methods": ["fedavg"], "rounds": 1, "partition": {"clients": 3}, "model": {"name": "logistic"}, "workers": 2}
 
@@ -150,10 +150,10 @@ def test_ray_that_is_damaged_is_told_apart_from_ray_that_is_missing(error, monke
 
     class Damaged(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
-            if name == "fedmerge.simulation.ray_workers":
+            if name == "fedmerge.simulation.workers.ray_workers":
                 raise error
 
-    monkeypatch.delitem(sys.modules, "fedmerge.simulation.ray_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "fedmerge.simulation.workers.ray_workers", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Damaged(), *sys.meta_path])
     with pytest.raises(WorkersUnavailable, match="Ray cannot be imported"):
         make_workers("ray")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedmerge.simulation import compare, make_config
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.experiment import Experiment
-from fedmerge.simulation.grid import SimulationGrid
-from fedmerge.simulation.references import reference_accuracies
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.simulation_grid import SimulationGrid
+from fedmerge.simulation.runs.experiment import Experiment
+from fedmerge.simulation.runs.references import reference_accuracies
 from fedmerge.strategies import from_arrays
 
 BASE = {

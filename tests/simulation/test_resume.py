@@ -18,11 +18,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fedmerge import cli
-from fedmerge.checkpoints import checkpoint_files
 from fedmerge.errors import RecordError
+from fedmerge.records.checkpoints import checkpoint_files
 from fedmerge.simulation import compare, make_config
-from fedmerge.simulation.unfinished import PLAN, find_unfinished
-from fedmerge.simulation.workers import InProcess
+from fedmerge.simulation.runs.unfinished import PLAN, find_unfinished
+from fedmerge.simulation.workers.workers import InProcess
 from fedmerge.training import EngineChoice
 from tests.outcomes import outcome, outcomes
 

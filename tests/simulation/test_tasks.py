@@ -13,7 +13,7 @@ from fedmerge.commands.progress import Progress
 from fedmerge.commands.tables import show, summary_table
 from fedmerge.errors import ConfigError, FedMergeError, TaskError, UnknownName
 from fedmerge.simulation import Experiment, compare, make_config
-from fedmerge.simulation.results import write_results
+from fedmerge.simulation.runs.results import write_results
 
 
 def read(folder):

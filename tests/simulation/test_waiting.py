@@ -11,9 +11,9 @@ from flwr.serverapp.strategy import Krum as FlowerKrum
 
 from fedmerge.errors import InvalidOption
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation import grid as waiting_module
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmerge.simulation.grids import simulation_grid as waiting_module
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.numbered_grid import NumberedGrid
 from fedmerge.strategies import FedAvg, FedNova, MergeStrategy
 from fedmerge.strategies import participation as sampling_module
 from fedmerge.strategies.participation import sample_nodes

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import fedmerge
 from fedmerge import BadUpdate, ClientUpdate, MergeContext
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.statistics.compression import decode, encode
 from fedmerge.training.report import TrainingReport

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import InvalidOption, NoUsableUpdates, UnknownName
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import become_server_task
+from fedmerge.simulation.workers.flower_task import become_server_task
 from fedmerge.strategies import FedAtt, FedAvg, FedNova, MergeStrategy, from_arrays
 from tests.federation import CLIENTS, initial, noisy_states, reply, tiny_app
 

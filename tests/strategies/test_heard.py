@@ -6,8 +6,8 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import from_node, stamp
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
+from fedmerge.simulation.workers.flower_task import from_node, stamp
 from fedmerge.strategies import from_arrays
 from fedmerge.strategies.heard import Sent, heard
 from tests.answered import OddModel, odd_app, odd_arrays, strategy_of

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import become_server_task
+from fedmerge.simulation.workers.flower_task import become_server_task
 from fedmerge.strategies import from_arrays
 from tests.answered import answer, strategy_of
 from tests.federation import CLIENTS, initial, tiny_app, tiny_model

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, MetricRecord
 
 from fedmerge import strategies
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.flower_task import become_server_task
+from fedmerge.simulation.workers.flower_task import become_server_task
 from fedmerge.state import LARGEST
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
 from tests.answered import answer, odd_app, odd_arrays, shallow

@@ -9,9 +9,9 @@ from flwr.app import Error, RecordDict
 
 from fedmerge.errors import NoUsableUpdates
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.exchanges import MeasuredGrid
-from fedmerge.simulation.flower_task import become_server_task, from_node
-from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.numbered_grid import NumberedGrid
+from fedmerge.simulation.workers.flower_task import become_server_task, from_node
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.resume import StrategyCheckpoints

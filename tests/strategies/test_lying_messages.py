@@ -10,14 +10,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmerge.errors import ConfigError, InvalidOption
-from fedmerge.pipeline import build_pipeline
+from fedmerge.merging import build_pipeline
 from fedmerge.refine import Trust
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.config import make_config
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
+from fedmerge.simulation.runs.config import make_config
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
-from fedmerge.strategies.questions import ACTION
 from fedmerge.strategies.run_settings import RunSettings
+from fedmerge.wire.keys import ACTION
 from tests.answered import answer
 from tests.federation import CLIENTS, initial, plain_model, tiny_app
 

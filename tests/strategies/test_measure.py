@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fedmerge.offline.compute import compute_statistics
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedmerge
 from fedmerge.simulation import SimulationGrid
-from fedmerge.statistics import compute_statistics
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies import FedFisher, MergeStrategy, add_statistics, from_arrays
 from tests.federation import CLIENTS, initial, tiny_app, tiny_data, tiny_model

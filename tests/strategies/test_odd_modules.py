@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fedmerge.offline.compute import compute_statistics
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
@@ -13,7 +14,6 @@ from fedmerge.data import ClientData
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.simulation import SimulationGrid
-from fedmerge.statistics import compute_statistics
 from fedmerge.strategies import FedAvg, client_app
 from fedmerge.training import LocalTraining, train
 

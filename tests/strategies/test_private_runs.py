@@ -13,11 +13,12 @@ from flwr.clientapp.mod import LocalDpMod
 from fedmerge.errors import InvalidOption, NothingMerged
 from fedmerge.refine import Privacy
 from fedmerge.simulation import SimulationGrid, compare, make_config
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.statistics import NoisySums
-from fedmerge.strategies import MergeStrategy, client_app, from_arrays, questions
-from fedmerge.strategies.question_records import read_answers
-from fedmerge.strategies.questions import ACTION
+from fedmerge.strategies import MergeStrategy, client_app, from_arrays
+from fedmerge.strategies import question_messages as questions
+from fedmerge.wire.keys import ACTION
+from fedmerge.wire.question_records import read_answers
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
 
 NOISE = NoisySums(clip=2.0, noise_multiplier=0.05)

@@ -11,18 +11,17 @@ from torch import nn
 
 import fedmerge
 from fedmerge.errors import InvalidOption
+from fedmerge.merging import build_pipeline
 from fedmerge.models.resize import resize
-from fedmerge.pipeline import build_pipeline
 from fedmerge.questions import Question
 from fedmerge.refine import Privacy
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.statistics import NoisySums
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
-from fedmerge.strategies.question_records import write_question
-from fedmerge.strategies.questions import ACTION
-from fedmerge.strategies.stages import KEEP_KEY
 from fedmerge.training import train
+from fedmerge.wire.keys import ACTION, KEEP_KEY
+from fedmerge.wire.question_records import write_question
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data
 
 METHODS = [

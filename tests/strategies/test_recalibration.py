@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.wrapped_grid import WrappedGrid
+from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
 from tests.federation import CLIENTS, initial, tiny_app
 

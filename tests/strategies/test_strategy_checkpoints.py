@@ -7,8 +7,8 @@ import logging
 import pytest
 from flwr.app import ArrayRecord
 
-from fedmerge.checkpoints import checkpoint_files, load_checkpoint
 from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.records.checkpoints import checkpoint_files, load_checkpoint
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, FedNova, MergeStrategy
 from tests.federation import CLIENTS, initial, tiny_app

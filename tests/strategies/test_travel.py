@@ -17,7 +17,7 @@ from fedmerge.data import ClientData
 from fedmerge.errors import InvalidOption, ModelError, NoUsableUpdates, UnknownName
 from fedmerge.layout import freeze
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.exchanges import MeasuredGrid
+from fedmerge.simulation.grids.exchanges import MeasuredGrid
 from fedmerge.strategies import MergeStrategy, add_statistics, client_app, from_arrays, to_arrays
 from fedmerge.training import LocalTraining, train
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedmerge.simulation import compare, make_config
-from fedmerge.simulation.unfinished import PLAN, find_unfinished
+from fedmerge.simulation.runs.unfinished import PLAN, find_unfinished
 from tests.outcomes import outcomes
 
 KILLS = 40

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmerge.training import LocalTraining, Participant, known_operators, train_cohort, train_one_by_one
-from fedmerge.training.watched import why_not_stacked
+from fedmerge.training.forward_watch import why_not_stacked
 
 IMAGE, VOLUME = (2, 6, 6), (1, 4, 4, 4)
 POINTWISE = [

@@ -3,15 +3,15 @@
 from fedmerge.permutations.rules import (  # noqa: F401  (each registers its rules)
     attention,
     convolution,
-    drawing,
     linear,
     movement,
     normalisation,
     pointwise,
+    random_draws,
     recurrent,
     reduction,
     writing,
 )
-from fedmerge.permutations.rules.base import RULES, Call, Outcome, tensors_in
+from fedmerge.permutations.rules.rule import RULES, Call, Outcome, tensors_in
 
 __all__ = ["RULES", "Call", "Outcome", "tensors_in"]

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.rules.contraction import contraction
 from fedmerge.permutations.rules.linear import product
 from fedmerge.permutations.rules.pointwise import met
 from fedmerge.permutations.rules.reduction import reduced
+from fedmerge.permutations.rules.rule import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.values import Value, pin_all, settle
 
 __all__: list[str] = []

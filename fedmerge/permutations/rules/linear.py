@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule
 from fedmerge.permutations.rules.contraction import contraction
+from fedmerge.permutations.rules.rule import Call, Outcome, rule
 from fedmerge.permutations.values import Value, factor_at, pin_all, settle, take_vector
 
 __all__ = ["along", "contracted", "product"]

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.rules.linear import along
 from fedmerge.permutations.rules.pointwise import joined, met
+from fedmerge.permutations.rules.rule import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.values import Value, factor_at, pin_all, settle, take_vector
 
 __all__: list[str] = []

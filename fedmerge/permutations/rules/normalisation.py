@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedmerge.permutations.rules.base import Call, Outcome, rule
 from fedmerge.permutations.rules.pointwise import met
+from fedmerge.permutations.rules.rule import Call, Outcome, rule
 from fedmerge.permutations.values import Value, blocks_of, settle, take_vector
 
 __all__: list[str] = []

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule
+from fedmerge.permutations.rules.rule import Call, Outcome, rule
 from fedmerge.permutations.values import Value, settle
 
 __all__ = ["joined", "met"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule
 from fedmerge.permutations.rules.linear import along
 from fedmerge.permutations.rules.pointwise import met
+from fedmerge.permutations.rules.rule import Call, Outcome, rule
 from fedmerge.permutations.values import Value, pin_all, settle, take_vector
 
 __all__: list[str] = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedmerge.permutations.labels import Labels, Vector
-from fedmerge.permutations.rules.base import Call, Outcome, rule
+from fedmerge.permutations.rules.rule import Call, Outcome, rule
 from fedmerge.permutations.values import blocks_of, settle
 
 __all__ = ["reduced"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedmerge.permutations.rules.base import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.rules.linear import along
 from fedmerge.permutations.rules.pointwise import met
+from fedmerge.permutations.rules.rule import Call, Outcome, rule, tensors_in
 from fedmerge.permutations.values import Value, factor_at, pin_all, settle
 
 __all__: list[str] = []

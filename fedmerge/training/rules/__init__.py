@@ -1,8 +1,8 @@
 """Local rules: what methods change in the clients' training, one file each."""
 
-from fedmerge.training.rules.base import LocalRule, rule_of
 from fedmerge.training.rules.control_variates import ControlVariates
 from fedmerge.training.rules.dynamic import DynamicRegularizer
+from fedmerge.training.rules.local_rule import LocalRule, rule_of
 from fedmerge.training.rules.proximal import Proximal
 
 __all__ = ["ControlVariates", "DynamicRegularizer", "LocalRule", "Proximal", "rule_of"]

@@ -13,7 +13,7 @@ from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.training.correction import Correction
 from fedmerge.training.report import TrainingReport
-from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.local_rule import LocalRule
 
 if TYPE_CHECKING:
     from fedmerge.training.local_training import LocalTraining

@@ -11,7 +11,7 @@ from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.training.correction import Correction
 from fedmerge.training.report import TrainingReport
-from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.local_rule import LocalRule
 
 __all__ = ["DynamicRegularizer"]
 

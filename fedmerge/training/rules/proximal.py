@@ -9,7 +9,7 @@ from typing import ClassVar
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.training.correction import Correction
-from fedmerge.training.rules.base import LocalRule
+from fedmerge.training.rules.local_rule import LocalRule
 
 __all__ = ["Proximal"]
 

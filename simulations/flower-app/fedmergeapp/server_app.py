@@ -6,8 +6,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmerge.errors import ConfigError
-from fedmerge.simulation.compare import run_on_grid
-from fedmerge.simulation.numbered_grid import NumberedGrid
+from fedmerge.simulation.grids.numbered_grid import NumberedGrid
+from fedmerge.simulation.runs.compare import run_on_grid
 from fedmergeapp.experiment import experiment
 
 app = ServerApp()

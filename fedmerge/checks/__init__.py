@@ -1,0 +1,1 @@
+"""What every update and model has to be, checked once before any method runs."""

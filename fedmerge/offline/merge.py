@@ -1,0 +1,258 @@
+"""Merging models that are at hand, without a federation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fedmerge.checks.raw_errors import named
+from fedmerge.checks.validation import common_form
+from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.inputs import OnDeviceOf, beside, joined
+from fedmerge.lookup.method_names import parse_method
+from fedmerge.matching.widths import check_equal_widths
+from fedmerge.merging import build_pipeline
+from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import resize
+from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies
+from fedmerge.offline.at_hand import AtHand, plain_modules
+from fedmerge.offline.loaders import first_inputs
+from fedmerge.questions import Answer, Ask, Question, Trust, respond
+from fedmerge.questions.stages import News, Stage, catch_up
+from fedmerge.refine.privacy import Privacy
+from fedmerge.seeding import torch_generator
+from fedmerge.state import State, trained_names
+from fedmerge.statistics import Batches, Statistic, StatisticsSettings
+from fedmerge.statistics.compression import decode
+from fedmerge.statistics.settings import compressed
+from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
+from fedmerge.training.local import LocalTraining, train
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["asked_at_hand", "merge"]
+
+
+def merge(
+    models: Sequence[nn.Module],
+    method: str = "fedavg",
+    *,
+    weights: Sequence[float] | None = None,
+    base: nn.Module | None = None,
+    statistics: Sequence[Mapping[str, Any]] | None = None,
+    data: Iterable[Any] | None = None,
+    clients: Sequence[Batches] | None = None,
+    example: Any = None,
+    task: TaskLike | None = None,
+    loss: TaskLike | None = None,
+    repair: Literal["auto", "rescale", "none"] = "auto",
+    privacy: Privacy | None = None,
+    trust: Trust | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Merge trained models of one architecture into a new one.
+
+    Parameters
+    ----------
+    models
+        Modules of one architecture; none is modified. The merge is made on the first one's device, to which copies of
+        whatever lies elsewhere are moved.
+    method
+        A name of :func:`methods`; ``+`` adds server steps and refinements, as in
+        ``"fedavg+ridge_head"``.
+    weights
+        One number per model, such as its examples; only their ratios matter. Equal where not given.
+    base
+        The model that all started from, for methods that merge updates (``fednova``, ``fedatt``).
+    statistics
+        One mapping per model, as :func:`~fedmerge.compute_statistics` returns it.
+    data
+        Batches of inputs, or ``(inputs, targets)``, on the server, for methods that use them.
+    clients
+        One loader of ``(inputs, targets)`` batches per model: statistics not given are measured there.
+    example
+        What the models are called with, for methods that trace them: one batch of inputs, a tuple of arguments, or
+        keywords in a mapping.
+    task
+        What the models were trained for, for methods that look at labels: ``"classification"``, ``"binary"``,
+        ``"regression"``, a loss such as ``nn.MSELoss()``, or a :class:`~fedmerge.tasks.Task`. Read from outputs and
+        targets where not given, see :func:`~fedmerge.tasks.read_task`.
+    loss
+        Another name of `task`.
+    repair
+        What follows a method that re-orders neurons, see :class:`~fedmerge.merging.Pipeline`.
+    privacy
+        Masks and noise for what clients answer to refinements, see :class:`~fedmerge.refine.privacy.Privacy`.
+    trust
+        How far single `clients` are believed in them, see :class:`~fedmerge.refine.Trust`.
+    seed
+        Root of the method's random streams, where it has any.
+    options
+        Hyper-parameters of the method.
+
+    Returns
+    -------
+    nn.Module
+        A new module.
+
+    Raises
+    ------
+    UnknownName
+        No such method or option.
+    InvalidOption
+        An option out of range, or something the method needs is not given.
+    TaskError
+        The task has to be known, and outputs and targets do not tell; or the targets are none of it.
+    BadUpdate
+        A model that cannot be merged with the others: NaN, missing tensor, wrong shape, zero weight.
+
+    Examples
+    --------
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> merged = merge([a, b], "fedavg", weights=[3, 1])
+    >>> bool(((0.75 * a.weight + 0.25 * b.weight) - merged.weight).abs().max() < 1e-6)
+    True
+    """
+    check_method(method)
+    with named(f"merge by {method}"):
+        check_keywords(method, options, inspect.signature(merge).parameters)
+        hand = AtHand.of(plain_modules(models), base)
+        check_policies(repair, privacy, trust)
+        (privacy or Privacy()).check_clients(len(hand.models))
+        given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
+        # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
+        pipeline = build_pipeline(
+            method,
+            {parse_method(method)[0].name: options},
+            on_bad_update="raise",
+            repair=repair,
+            privacy=privacy or Privacy(),
+            trust=trust or Trust(),
+        )
+        if pipeline.aggregator.local_rule:
+            raise InvalidOption(
+                f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
+                "which is all that its server does"
+            )
+        models, clients = hand.models, given.clients
+        if clients is not None:
+            clients = [OnDeviceOf(models[0], one) for one in clients]
+        if not pipeline.aggregator.may_change_width:
+            check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
+        if pipeline.aggregator.requires_data and data is None:
+            raise InvalidOption(f"{method} needs batches on the server: pass data=.")
+        asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
+        told = either(task, loss)
+        reading = Reading(told)
+        shown = hand.measured(first_inputs(clients), told) if clients is not None and asked else models
+        updates = []
+        for i, model in enumerate(shown):
+            known = {} if given.statistics is None else given.statistics[i]
+            loader = None if clients is None else clients[i]
+            found = _statistics(i, pipeline.measured, known, model, loader, reading)
+            if pipeline.aggregator.upload is not None:
+                found = _as_sent(found, model, pipeline.sent_as)
+            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], beside(models[0], found)))
+        context = MergeContext(
+            base=hand.base,
+            seed=given.seed,
+            data=None if given.data is None else OnDeviceOf(models[0], given.data),
+            example=beside(models[0], given.shown(traced=pipeline.aggregator.requires_model)),
+            model_fn=lambda: copy_of(models[0]),
+            exchange=None if clients is None else _Clients(shown, clients, given.seed, reading),
+            ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown, reading),
+            task=told,
+            frozen=hand.frozen,
+            tied=hand.tied,
+            told={},  # weights may be any, and loaders at hand tell their own length
+        )
+        result = pipeline.merge(updates, context, buffers=hand.buffers)
+        return resize(models[0], {**models[0].state_dict(), **result.state})
+
+
+def _statistics(
+    client: int,
+    needs: Sequence[Statistic],
+    known: Mapping[str, Any],
+    model: nn.Module,
+    batches: Batches | None,
+    reading: Reading,
+) -> dict[str, State]:
+    """The needed statistics of one model, from what was given or else measured."""
+    found = {}
+    for kind in needs:
+        name = kind.name
+        if name in known:
+            value = known[name]
+            try:
+                # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
+                found[name] = kind.parse(value if isinstance(value, Mapping) else known)
+            except InvalidOption as error:
+                raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
+        elif batches is not None:
+            found[name] = kind.told(reading).measure(model, batches, None)
+    return found
+
+
+def _as_sent(statistics: Mapping[str, State], model: nn.Module, settings: StatisticsSettings) -> dict[str, State]:
+    """What arrives of statistics where bytes are few."""
+    sent, _ = compressed(
+        list(statistics.items()), dict(model.named_parameters()), settings.compression, settings.budget
+    )
+    return {name: decode(value) for name, value in sent.items()}
+
+
+def asked_at_hand(
+    model: nn.Module,
+    clients: Sequence[Batches],
+    seed: int = 0,
+    own: Sequence[nn.Module] | None = None,
+    task: Task | Reading | None = None,
+) -> Ask:
+    """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
+
+    `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained,
+    `task` is what for; read from outputs and targets where not given.
+    """
+    generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
+
+    reading = reading_of(task)
+
+    def answer(question: Question, i: int) -> Answer:
+        trained = None if own is None else own[i]
+        trained = resize(model, question.own[i]) if i in question.own else trained
+        return respond(question, model, clients[i], generators[i], trained, reading)
+
+    def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
+        return [(i, [answer(one, i) for one in questions]) for i in sorted(asked)]
+
+    return ask
+
+
+class _Clients:
+    """Further exchanges with clients whose models and loaders are at hand."""
+
+    def __init__(self, models: Sequence[nn.Module], clients: Sequence[Batches], seed: int, reading: Reading) -> None:
+        self._model, self._clients, self._seed, self._reading = models[0], clients, seed, reading
+        self._kept = [dict(model.state_dict()) for model in models]
+
+    def __call__(self, sent: Mapping[int, News], stage: Stage) -> list[ClientUpdate]:
+        answers = []
+        for client, news in sent.items():
+            module = resize(self._model, catch_up(self._kept[client], news))
+            trained = trained_names(module)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in trained and name not in stage.frozen)
+            pairs = list(self._clients[client])
+            x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+            task = self._reading.of(module, pairs)(x, outputs_like(module, x), y)
+            settings = LocalTraining(epochs=stage.epochs)
+            train(module, x, y, settings, seed=self._seed, client=client, round=stage.number, task=task)
+            self._kept[client] = dict(module.state_dict())
+            state = {name: self._kept[client][name] for name in stage.send}
+            answers.append(ClientUpdate(client, state, len(y)))
+        return answers

@@ -1,0 +1,317 @@
+"""One seed of a configuration: its data, clients, model and strategies, the same in every setting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
+from fedmerge.errors import ConfigError
+from fedmerge.inputs import changed
+from fedmerge.lookup.method_names import own_strategy
+from fedmerge.models.resize import resize
+from fedmerge.merging import build_pipeline
+from fedmerge.seeding import integer_seed
+from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.scenarios.faults import Mishaps
+from fedmerge.simulation.runs.fitting import check_fit
+from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
+from fedmerge.simulation.runs.model_fns import ModelFn, OwnModelFn
+from fedmerge.simulation.runs.own_strategy import make_strategy
+from fedmerge.simulation.runs.personal_checks import check_personal_parts
+from fedmerge.state import State
+from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
+from fedmerge.strategies.policies import RoundPolicies
+from fedmerge.tasks import Classification, Reading, Task
+from fedmerge.training.device import choose_device
+from fedmerge.training.model_inputs import outputs_of
+from fedmerge.training.judged import Judged, judge
+from fedmerge.training.local import batches
+
+__all__ = ["Experiment"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What it takes to make the data of an experiment anew, in whichever process."""
+
+    name: str
+    folder: Path | None
+    options: str
+    partition: PartitionSettings
+    seed: int
+
+
+# One entry each: a process works on one experiment at a time, and data sets are large.
+@lru_cache(maxsize=1)
+def _dataset(name: str, folder: Path | None, options: str) -> Dataset:
+    return load_dataset(name, folder, **json.loads(options))
+
+
+@lru_cache(maxsize=1)
+def _partition(source: _Source) -> Partition:
+    return make_partition(
+        _dataset(source.name, source.folder, source.options),
+        source.partition,
+        integer_seed(source.seed, "partition"),
+    )
+
+
+@dataclass(frozen=True)
+class _DataFn:
+    """Gives a client its examples; travels to workers as settings, not as tensors."""
+
+    source: _Source
+
+    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
+        return self.loaded()(partition_id, num_partitions)
+
+    def loaded(self) -> _LoadedDataFn:
+        source = self.source
+        return _LoadedDataFn(_dataset(source.name, source.folder, source.options), _partition(source))
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedDataFn:
+    """The same with the data in it, for processes that share memory."""
+
+    dataset: Dataset
+    partition: Partition
+
+    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
+        known = len(self.partition.train)
+        if num_partitions != known:
+            raise ConfigError(
+                f"the federation has {num_partitions} nodes, the partition {known} clients: make them equal"
+            )
+        return self.partition.client_data(self.dataset, partition_id)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that the methods of a comparison share for one seed.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    seed
+        Root of partition, initialisation, sampling and batches.
+
+    Raises
+    ------
+    DataError, PartitionError, ModelError, UnknownName
+        From its properties, where the configuration asks for what cannot be had.
+    """
+
+    config: Config
+    seed: int
+
+    @property
+    def _source(self) -> _Source:
+        data = self.config.data
+        return _Source(data.name, data.dir, json.dumps(data.every_option), self.config.partition, self.seed)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set, loaded once in a process; its test set is what the server does not hold.
+
+        Raises
+        ------
+        ConfigError
+            The server would hold the whole test set.
+        """
+        whole, held = self._whole, self.config.server_examples
+        if held >= len(whole.test):
+            raise ConfigError(f"server_examples is {held} of {len(whole.test)} in the test set: leave some to test on")
+        return whole.tested_on(whole.test.subset(torch.arange(held, len(whole.test)))) if held else whole
+
+    @property
+    def _whole(self) -> Dataset:
+        return _dataset(self._source.name, self._source.folder, self._source.options)
+
+    @property
+    def _server_data(self) -> list[tuple[Any, Tensor]] | None:
+        held = self.config.server_examples
+        return list(self._whole.test.subset(torch.arange(held)).in_order(256)) if held else None
+
+    @property
+    def partition(self) -> Partition:
+        """Who holds which training examples."""
+        return _partition(self._source)
+
+    @property
+    def num_clients(self) -> int:
+        """Clients in the federation."""
+        return len(self.partition.train)
+
+    @property
+    def task(self) -> Task | None:
+        """What the model is asked to do: as the configuration says, or the data set; None for plain classification."""
+        return self.config.task.made(self.dataset.task)
+
+    @property
+    def model_fn(self) -> ModelFn:
+        """Makes the initial model, the same every time."""
+        model, data, task = self.config.model, self.dataset, self.task
+        return ModelFn(
+            model.name,
+            data.input_shape,
+            data.outputs if task is None else task.outputs_for(data.example[1], data.outputs),
+            integer_seed(self.seed, "initialisation"),
+            json.dumps(model.options),
+            model.frozen,
+        )
+
+    def check_model(self) -> None:
+        """Make sure that the model takes the data, before anything runs.
+
+        Raises
+        ------
+        ModelError
+            It cannot be built, or does not, or gives something else than a score per class.
+        ConfigError
+            Parts of it are personal, and no client holds examples by which its own model could be judged.
+        UnknownName
+            A pattern of what is frozen or personal is the name of no tensor.
+        """
+        data = self.dataset
+        where = f"model {self.config.model.name!r} on data set {data.name!r}"
+        check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
+        check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
+
+    def client_app(self) -> ClientApp:
+        """The client side, small to pickle: workers make their data from the settings."""
+        model = self.config.model
+        data_fn, hostile = _DataFn(self._source), self.hostile
+        own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
+        return client_app(
+            self.model_fn,
+            data_fn if hostile is None else HostileDataFn(data_fn, hostile),
+            training=self.config.local_training,
+            device=self.config.device,
+            own_model_fn=own if model.apart or model.variants else None,
+            tamper=hostile,
+            mishaps=self.mishaps,
+            noise_seed=self.seed,
+            task=self.task,
+            personal=self.config.personal,
+        )
+
+    @property
+    def mishaps(self) -> Mishaps | None:
+        """What befalls clients, where the configuration has faults."""
+        faults = self.config.faults
+        return None if faults is None else Mishaps(faults, self.seed)
+
+    @property
+    def hostile(self) -> Hostile | None:
+        """The clients that attack, where the configuration has any."""
+        settings = self.config.attack
+        if settings is None:
+            return None
+        attackers = chosen_attackers(self.seed, self.num_clients, settings.share)
+        return Hostile(settings.attack, attackers, self.dataset.num_classes, self.seed)
+
+    def initial_arrays(self) -> ArrayRecord:
+        """The initial global model."""
+        return to_arrays(self.model_fn().state_dict())
+
+    def strategy(self, method: str) -> Strategy:
+        """The server side for one method.
+
+        Raises
+        ------
+        ConfigError
+            A ``module:Strategy`` that cannot be imported or made.
+        """
+        held_out = self.config.evaluate_clients and any(len(rows) for rows in self.partition.held_out)
+        flower: dict[str, Any] = {
+            "fraction_train": self.config.fraction_train,
+            "fraction_evaluate": self.config.fraction_train if held_out else 0.0,
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1,
+            "min_available_nodes": self.num_clients,
+        }
+        named = own_strategy(method)
+        if named is not None:
+            options = {**self.config.options.get(named.name, {}), **named.options}
+            return make_strategy(named.name, flower, self.run_settings, options)
+        pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy, trust=self.config.trust)
+        strategy = MergeStrategy(pipeline, **flower)
+        strategy.adopt(self.run_settings)
+        return strategy
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """What the configuration asks of a strategy of ours."""
+        config = self.config
+        return RunSettings(
+            seed=self.seed,
+            policies=RoundPolicies(config.on_client_error, config.on_too_few, config.round_timeout),
+            batch_norm=config.batch_norm,
+            on_bad_update=config.on_bad_update,
+            min_clients=config.min_clients,
+            statistics=config.statistics,
+            privacy=config.privacy,
+            trust=config.trust,
+            model_fn=self.model_fn,
+            # The test set's first inputs show the model's shapes; their values tell nothing.
+            example=changed(self.dataset.example[0], torch.zeros_like),
+            data=self._server_data,
+            task=self.task,
+            personal=config.personal,
+            frozen_mode=config.training.frozen_mode,
+            send_frozen="never",  # all clients are ours
+        )
+
+    def test(self, arrays: ArrayRecord) -> Judged:
+        """Loss, accuracy where there is one, and the task's metrics of a global model on the test set."""
+        return judge(self._judged(from_arrays(arrays)), self.dataset.test, what="the test set", task=self.task)
+
+    def attack_success(self, arrays: ArrayRecord) -> float | None:
+        """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
+        hostile = self.hostile
+        if hostile is None or self.config.personal:
+            return None
+        found = Judged()
+        model = self._judged(from_arrays(arrays))
+        for batch in self.dataset.test.in_order():
+            shown = hostile.attack.triggered(*batch)
+            if shown is None:
+                return None
+            inputs, target = shown
+            found += judge(model, inputs, torch.full((len(inputs),), target))
+        return found.accuracy
+
+    @torch.no_grad()
+    def predictions(self, state: State) -> tuple[Task, Tensor, Tensor]:
+        """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
+        shape), and their targets."""
+        model = self._judged(state).eval()
+        told = self.task or Classification()
+        reading = Reading(told)
+        found, targets = [], []
+        for inputs, labels in batches(self.dataset.test, device=next(model.parameters()).device):
+            outputs = outputs_of(model, inputs, task=told)
+            task = reading(outputs, labels, None, model, inputs)
+            found.append(task.expected(outputs, labels).cpu())
+            targets.append(labels.cpu())
+        return task, torch.cat(found), torch.cat(targets)
+
+    def _judged(self, state: State) -> nn.Module:
+        # Frozen tensors may not be there; and a merged model may be wider than those that clients began with.
+        return resize(self._judge, {**self._judge.state_dict(), **state})
+
+    @cached_property
+    def _judge(self) -> nn.Module:
+        return self.model_fn().to(choose_device(self.config.device))

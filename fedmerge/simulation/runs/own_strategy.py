@@ -1,0 +1,91 @@
+"""Strategies of others for a comparison, as ``module:Strategy(option=value)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.errors import ConfigError, FedMergeError
+from fedmerge.lookup.loading import load_named
+from fedmerge.merging import build_pipeline
+from fedmerge.registry import entries
+from fedmerge.strategies import MergeStrategy, RunSettings
+from fedmerge.strategies.run_settings import AdoptsRun
+
+__all__ = ["make_strategy"]
+
+
+def make_strategy(
+    name: str, keywords: Mapping[str, Any], run: RunSettings, options: Mapping[str, Any] | None = None
+) -> Strategy:
+    """Make any Flower strategy, and hand it the settings of the run where it is one of ours.
+
+    Parameters
+    ----------
+    name
+        ``module:Strategy``: a class, or a function that makes a strategy; or ``module:Aggregator``, which a strategy of
+        ours merges with.
+    keywords
+        What a strategy is called with.
+    run
+        What a strategy with a method ``adopt(run)`` takes over, as those that derive from
+        :class:`~fedmerge.strategies.MergeStrategy` have it; also where another is wrapped around it.
+    options
+        Options of the strategy or aggregator itself, over `keywords`.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be imported or made, or cannot honour a setting of the run.
+    """
+    module = name.partition(":")[0]
+    if module in entries("aggregator"):
+        raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
+    make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
+    if isinstance(make, type) and issubclass(make, Aggregator):
+        ours = MergeStrategy(
+            build_pipeline(name, {name: options or {}}, privacy=run.privacy, trust=run.trust), **keywords
+        )
+        ours.adopt(run)
+        return ours
+    keywords = {**keywords, **(options or {})}
+    if isinstance(make, type) and not issubclass(make, Strategy):
+        older = " of flwr.server, which holds Flower's older ones" if module.startswith("flwr.server.") else ""
+        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {make.__name__}{older}")
+    try:
+        strategy = make(**keywords)
+    except FedMergeError as error:
+        raise ConfigError(f"method {name!r}: {error}") from error
+    except Exception as error:  # somebody else's constructor may raise anything
+        raise ConfigError(
+            f"method {name!r}: cannot make a Flower strategy of it with {dict(keywords)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {type(strategy).__name__}")
+    adopting = list(_adopting(strategy))
+    beyond = run.beyond_flower()
+    if not adopting and beyond:
+        raise ConfigError(
+            f"method {name!r} is Flower's and knows nothing of {', '.join(beyond)}: leave it out of the configuration, "
+            "or the method out of the comparison"
+        )
+    for one in adopting:
+        try:
+            one.adopt(run)
+        except FedMergeError as error:
+            raise ConfigError(f"method {name!r}: {error}") from error
+    return strategy
+
+
+def _adopting(strategy: Strategy) -> Iterator[AdoptsRun]:
+    """The strategies that adopt the run: this one, or those that it is wrapped around."""
+    if isinstance(strategy, AdoptsRun):
+        yield strategy
+        return
+    for value in vars(strategy).values():
+        if isinstance(value, Strategy):
+            yield from _adopting(value)

@@ -1,0 +1,1 @@
+"""What goes wrong on purpose: hostile clients, crashes, lost and late replies."""

@@ -1,0 +1,1 @@
+"""Who runs the clients: this process, or Ray actors."""

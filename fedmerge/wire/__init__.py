@@ -1,0 +1,1 @@
+"""Tensors, statistics and questions as Flower records, and back: no mathematics."""
