@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import fedmerge
 from fedmerge.data import PartitionSettings, load_dataset, make_partition
 from fedmerge.models import build_model
-from fedmerge.offline.measure import compute_statistics
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.training import LocalTraining, train
 
 Statistics = list[dict[str, dict[str, Tensor]]]

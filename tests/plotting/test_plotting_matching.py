@@ -24,7 +24,7 @@ ONES = torch.ones(2, 3, 3, dtype=torch.float64)
 SIMILARITY = Similarity(("conv1.weight", "linear.0.weight"), 0.9 * ONES, -0.1 * ONES)
 
 
-@pytest.mark.parametrize("module", ["barrier", "changes", "permutations"])
+@pytest.mark.parametrize("module", ["barrier", "changes", "permutation_graph"])
 def test_examples_run(module):
     assert doctest.testmod(importlib.import_module(f"fedmerge.plotting.{module}")).failed == 0
 
