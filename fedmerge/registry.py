@@ -215,7 +215,7 @@ def _is_frozen(made: Any) -> bool:
 
 
 def find(name: str) -> Entry:
-    """A method, server step or refinement by its name, or by the usual name of plain averaging with a server step.
+    """A method, or a part of one, by its name; plain averaging with a server step also by its usual name.
 
     Raises
     ------
@@ -227,8 +227,8 @@ def find(name: str) -> Entry:
     >>> find("ridge_head").kind, find("fedadam").name
     ('refinement', 'server_adam')
     """
-    plain = usual_names().get(name, name.removeprefix("+"))
-    for kind in ("server step", "refinement"):
+    plain = usual_names().get(name, name.strip("+"))
+    for kind in ("edit", "server step", "refinement"):
         found = registered(kind, plain)
         if found is not None:
             return found
@@ -237,6 +237,8 @@ def find(name: str) -> Entry:
 
 def _how_to_write(name: str) -> str:
     """What to write instead, where `name` is something else than a method that is misspelt."""
+    if name in entries("edit"):
+        return f"{name!r} goes in front of a method: {name}+fedavg."
     if name in entries("server step") or name in entries("refinement"):
         return f"{name!r} goes behind a method: fedavg+{name}."
     if name.split()[1:]:

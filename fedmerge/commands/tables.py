@@ -152,11 +152,14 @@ def _rounds(row: Mapping[str, Any]) -> str:
 
 
 def methods_table(
-    methods: Mapping[str, MethodInfo], steps: Mapping[str, Entry], refinements: Mapping[str, Entry]
+    methods: Mapping[str, MethodInfo],
+    edits: Mapping[str, Entry],
+    steps: Mapping[str, Entry],
+    refinements: Mapping[str, Entry],
 ) -> Table:
-    """Methods, server steps and refinements with what they need and their options."""
+    """Methods, edits, server steps and refinements with what they need and their options."""
     table = Table(
-        title="Methods; server steps and refinements go behind, as in fedavg+ridge_head",
+        title="Methods; edits go in front, server steps and refinements behind, as in dare+fedavg+ridge_head",
         title_justify="left",
         caption="`fedmerge methods NAME` tells all about one, its options too.",
         caption_justify="left",
@@ -175,6 +178,8 @@ def methods_table(
     for info in methods.values():
         needs = [*info.needs, *(["(server data)"] if info.requires_data else [])]
         add(info.name, info.summary, info.paper, ", ".join(needs) or "nothing", _options(info.options))
+    for edit in edits.values():
+        add(f"{edit.name}+", edit.summary, edit.paper, "nothing", _options(edit.options))
     for step in steps.values():
         usual = f" After fedavg also: {step.alone}." if step.alone else ""
         add(f"+{step.name}", step.summary + usual, step.paper, "nothing", _options(step.options))

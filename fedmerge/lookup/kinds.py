@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "Kind", "kind_of"]
+__all__ = ["KINDS", "METHOD_KINDS", "Kind", "kind_of"]
+
+
+METHOD_KINDS = ("edit", "aggregator", "server step", "refinement")
+"""Kinds of which a method is written, in the order in which they stand."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,21 @@ class Kind:
         return (self.name, *self.shares)
 
 
+def _in_a_method(kind: str) -> tuple[str, ...]:
+    """The other kinds that a method is written of, joined by ``+``."""
+    return tuple(other for other in METHOD_KINDS if other != kind)
+
+
 _DIVIDED = frozenset({"asked", "dataset", "clients", "generator"})
 _FROM_DATA = frozenset({"input_shape", "num_classes"})
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=("server step", "refinement")),
-        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=("aggregator", "refinement"), own=False),
-        Kind("refinement", "refinements", ("fedmerge.refine",), shares=("aggregator", "server step"), own=False),
+        Kind("edit", "edits", ("fedmerge.edits",), shares=_in_a_method("edit"), own=False),
+        Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=_in_a_method("aggregator")),
+        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=_in_a_method("server step"), own=False),
+        Kind("refinement", "refinements", ("fedmerge.refine",), shares=_in_a_method("refinement"), own=False),
         Kind("statistic", "statistics", ("fedmerge.statistics",), own=False),
         Kind("task", "tasks", ("fedmerge.tasks",)),
         Kind("metric", "metrics", ("fedmerge.tasks",)),

@@ -14,14 +14,14 @@ _PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
 
 class Part(NamedTuple):
-    """An aggregator or a server step, and the options written behind its name."""
+    """An edit, an aggregator, a server step or a refinement, and the options written behind its name."""
 
     name: str
     options: dict[str, Any]
 
 
 def parse_method(method: str) -> list[Part]:
-    """The parts of a method: an aggregator, then server steps joined by ``+``, each with options in parentheses.
+    """The parts of a method, joined by ``+``, each with its options in parentheses.
 
     Raises
     ------

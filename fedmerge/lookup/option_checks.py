@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fedmerge.errors import InvalidOption
 
-__all__ = ["check_form", "check_range"]
+__all__ = ["check_form", "check_range", "check_word"]
 
 
-def check_range(owner: object, name: str, low: float, high: float, *, open_high: bool = False) -> None:
-    """Check that hyper-parameter `name` of a dataclass lies in [low, high], or in [low, high).
+def check_range(
+    owner: object, name: str, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Check that option `name` of a dataclass lies in [low, high]; an open end is not in it.
 
     Raises
     ------
@@ -16,9 +20,23 @@ def check_range(owner: object, name: str, low: float, high: float, *, open_high:
         It does not.
     """
     value = getattr(owner, name)
-    if not (low <= value < high if open_high else low <= value <= high):
-        bracket = ")" if open_high else "]"
-        raise InvalidOption(f"{type(owner).__name__}: {name} must lie in [{low:g}, {high:g}{bracket}, got {value!r}")
+    above = low < value if open_low else low <= value
+    if not (above and (value < high if open_high else value <= high)):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise InvalidOption(f"{type(owner).__name__}: {name} must lie in {left}{low:g}, {high:g}{right}, got {value!r}")
+
+
+def check_word(owner: object, name: str, words: Collection[str]) -> None:
+    """Check that option `name` of a dataclass is one of `words`.
+
+    Raises
+    ------
+    InvalidOption
+        It is not.
+    """
+    value = getattr(owner, name)
+    if value not in words:
+        raise InvalidOption(f"{type(owner).__name__}: {name} must be one of {', '.join(words)}, got {value!r}")
 
 
 def check_form(owner: object, form: str) -> None:

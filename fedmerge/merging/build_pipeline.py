@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
@@ -11,7 +12,7 @@ from fedmerge.lookup.method_names import Part, parse_method
 from fedmerge.merging.pipeline import Pipeline
 from fedmerge.registry import build, entries, usual_names
 
-__all__ = ["build_pipeline", "method_parts"]
+__all__ = ["build_pipeline", "divided", "main_part", "method_parts"]
 
 
 def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
@@ -20,8 +21,9 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     Parameters
     ----------
     method
-        An aggregator, by name or one's own as ``module:Aggregator``, then any server steps and refinements, joined by
-        ``+``; options may stand behind each in parentheses, as in ``"fedfisher(variant=diag)+ridge_head"``.
+        In the order in which they happen, joined by ``+``: any edits of client updates; an aggregator, by name or one's
+        own as ``module:Aggregator``; any server steps and refinements. Options may stand behind each in parentheses, as
+        in ``"dare(density=0.2)+fedfisher(variant=diag)+ridge_head"``.
     options
         Hyper-parameters by part, which those in parentheses override:
         ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
@@ -43,7 +45,7 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     (ServerMomentum(momentum=0.9, learning_rate=1.0),)
     """
     options = options or {}
-    first, *others = method_parts(method, options)
+    edits, first, others = divided(method_parts(method, options), method)
     aggregator = build("aggregator", first.name, first.options)
     if not isinstance(aggregator, Aggregator):  # somebody's own
         raise ConfigError(f"{first.name!r} is no fedmerge.aggregators.Aggregator but a {type(aggregator).__name__}")
@@ -54,11 +56,48 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     known = {name: kind for kind in made for name in entries(kind)}
     for part in others:
         if part.name not in known:
-            raise UnknownName("server step or refinement", part.name, known, f"In {method!r}.")
+            raise UnknownName("server step or refinement", part.name, known, _place_of(part.name, method))
         kind = known[part.name]
         made[kind].append(build(kind, part.name, part.options))
     refinements = tuple(made["refinement"])
-    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, **settings)
+    before = tuple(build("edit", part.name, part.options) for part in edits)
+    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, edits=before, **settings)
+
+
+def divided(parts: Sequence[Part], method: str) -> tuple[list[Part], Part, list[Part]]:
+    """The edits that a method begins with, its aggregator, and what stands behind.
+
+    Raises
+    ------
+    ConfigError
+        It has edits only.
+    """
+    known = entries("edit")
+    edits = list(takewhile(lambda part: part.name in known, parts))
+    if len(edits) == len(parts):
+        raise ConfigError(
+            f"method {method!r} edits updates and does not merge them: put an aggregator behind, as in {method}+fedavg"
+        )
+    return edits, parts[len(edits)], list(parts[len(edits) + 1 :])
+
+
+def main_part(method: str) -> Part:
+    """The aggregator of a method, with the options that stand behind its name.
+
+    Examples
+    --------
+    >>> main_part("trim+fedatt(step_size=1)+server_momentum")
+    Part(name='fedatt', options={'step_size': 1})
+    """
+    return divided(parse_method(method), method)[1]
+
+
+def _place_of(name: str, method: str) -> str:
+    if name in entries("edit"):
+        return f"{name} edits updates before they are merged, so it stands in front: {name}+..."
+    if name in entries("aggregator"):
+        return f"{method!r} has an aggregator already, and a method has one."
+    return f"In {method!r}."
 
 
 def method_parts(method: str, options: Mapping[str, Mapping[str, Any]]) -> list[Part]:
@@ -69,16 +108,10 @@ def method_parts(method: str, options: Mapping[str, Mapping[str, Any]]) -> list[
     >>> method_parts("fedadam(tau=0.1)", {"fedadam": {"beta1": 0.5}})
     [Part(name='fedavg', options={}), Part(name='server_adam', options={'beta1': 0.5, 'tau': 0.1})]
     """
-    first, *others = parse_method(method)
+    edits, first, others = divided(parse_method(method), method)
     step = usual_names().get(first.name)
-    if step is not None:
-        own = _with_options(first, options).options
-        return [
-            _with_options(Part("fedavg", {}), options),
-            _with_options(Part(step, own), options),
-            *(_with_options(part, options) for part in others),
-        ]
-    return [_with_options(part, options) for part in (first, *others)]
+    main = [first] if step is None else [Part("fedavg", {}), Part(step, _with_options(first, options).options)]
+    return [_with_options(part, options) for part in (*edits, *main, *others)]
 
 
 def _with_options(part: Part, options: Mapping[str, Mapping[str, Any]]) -> Part:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmerge.aggregators.aggregator import Aggregator, Fold
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.checks.validation import common_form
+from fedmerge.edits.edit import Edit, edited, edited_rows, remembered
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.layout import BatchNormPolicy, Layout
 from fedmerge.merging.bounds import bounded_state, check_step
@@ -50,6 +51,8 @@ class Pipeline:
     ----------
     aggregator
         Combines the clients' parameters.
+    edits
+        Change each client's update before that, one after the other.
     server_steps
         Taken in order after combining; each keeps its own memory.
     batch_norm
@@ -82,6 +85,7 @@ class Pipeline:
     refinements: tuple[Refinement, ...] = ()
     privacy: Privacy = field(default_factory=Privacy)
     trust: Trust = field(default_factory=Trust)
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -169,7 +173,7 @@ class Pipeline:
             reference = common_form([update.state for update in readable])
         layout = context.layout or Layout.of(reference, buffers, context.tied)
         check_complex(self, reference, layout)
-        inner, remembered = _inner(context, layout), prefixed("aggregator", memory)
+        inner = _inner(context, layout)
         check_asked(self.refinements, context, reference)
         reader = StatisticsReader(self.measured)
         if any(kind.agreed for kind in self.measured) or not isinstance(updates, Iterator):
@@ -180,8 +184,10 @@ class Pipeline:
         read = intake.read(updates, self.min_updates)
         if self.refinements and not isinstance(self.aggregator, Fold):
             read = passed.by(read, self.aggregator.falls_back)
+        if self.edits:
+            read = (edited(self.edits, update, inner, memory) for update in read)
         try:
-            merged, own = self.aggregator.merge(read, inner, remembered)
+            merged, own = self.aggregator.merge(read, inner, prefixed("aggregator", memory))
         except NoUsableUpdates as error:
             raise NoUsableUpdates(str(error), intake.dropped) from error
         return self._completed(merged, own, intake, context, memory, passed)
@@ -199,6 +205,7 @@ class Pipeline:
         for block in blocks:
             good = intake.read_stacked(block)
             if good.clients:
+                good = edited_rows(self.edits, good, inner) if self.edits else good
                 total = aggregator.add_stacked(total, good, inner)
         return Partial(total, intake.buffers, intake.accepted, intake.dropped, intake.unmoved, intake.outliers)
 
@@ -233,10 +240,16 @@ class Pipeline:
         intake.refuse(self._refuse)
         total, inner = partial.total, _inner(context, layout)
         for update in intake.late():
-            total = self._folding.add(total, update, inner)
+            whole = edited(self.edits, update, inner, memory) if self.edits else update
+            total = self._folding.add(total, whole, inner)
         intake.check_number(self.min_updates)
         merged, own = self._folding.finish(total, inner, prefixed("aggregator", memory))
         return self._completed(merged, own, intake, context, memory)
+
+    @property
+    def folds(self) -> bool:
+        """Whether sums over some of the clients may be taken apart from the others, by :meth:`fold`."""
+        return isinstance(self.aggregator, Fold) and not any(edit.remembers for edit in self.edits)
 
     @property
     def _folding(self) -> Fold[Any]:
@@ -288,8 +301,10 @@ class Pipeline:
         passed: Passed | None = None,
     ) -> MergeResult:
         """Server steps, buffers, repair and refinements after combining; `passed` is what was combined."""
-        method, reference, base = type(self.aggregator).__name__, intake.reference, _inner(context, intake.layout).base
+        method, reference, inner = type(self.aggregator).__name__, intake.reference, _inner(context, intake.layout)
+        base = inner.base
         next_memory = with_prefix("aggregator", own)
+        next_memory |= remembered(self.edits, merged, inner, memory)
         for i, step in enumerate(self.server_steps):
             if base is None:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")

@@ -13,9 +13,8 @@ from fedmerge.checks.raw_errors import named
 from fedmerge.checks.validation import common_form
 from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.inputs import OnDeviceOf, beside, joined
-from fedmerge.lookup.method_names import parse_method
 from fedmerge.matching.widths import check_equal_widths
-from fedmerge.merging import build_pipeline
+from fedmerge.merging import build_pipeline, main_part
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies
@@ -127,7 +126,7 @@ def merge(
         # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
         pipeline = build_pipeline(
             method,
-            {parse_method(method)[0].name: options},
+            {main_part(method).name: options},
             on_bad_update="raise",
             repair=repair,
             privacy=privacy or Privacy(),

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fedmerge.checks.mergeable import check_mergeable
 from fedmerge.errors import BadUpdate, ConfigError, InvalidOption, ModelError, RecordError
-from fedmerge.lookup.method_names import parse_method, parse_value
+from fedmerge.lookup.method_names import parse_value
 from fedmerge.matching.widths import ALL_BUT
-from fedmerge.merging import build_pipeline
+from fedmerge.merging import build_pipeline, main_part
 from fedmerge.offline.merge import merge
 from fedmerge.offline.model_files import Architecture, read_inputs, read_state
 from fedmerge.records.run_records import write_tensors
@@ -157,7 +157,7 @@ def _split(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_method(method: str, chosen: Mapping[str, Any], base: Path | None) -> None:
     """Refuse, before any file is read, what cannot work."""
-    pipeline = build_pipeline(method, {parse_method(method)[0].name: chosen})
+    pipeline = build_pipeline(method, {main_part(method).name: chosen})
     if pipeline.needs:
         raise InvalidOption(
             f"{method} needs what clients measure ({', '.join(pipeline.needs)}), which files of weights do not hold: "
@@ -169,7 +169,7 @@ def _check_method(method: str, chosen: Mapping[str, Any], base: Path | None) -> 
             f"{method}: {', '.join(asking)} asks clients about the merged model, whom files of weights do not bring: "
             "call fedmerge.merge(models, ..., clients=loaders) in Python, or leave it out"
         )
-    if base is None and (pipeline.aggregator.requires_base or pipeline.server_steps):
+    if base is None and (pipeline.aggregator.requires_base or pipeline.server_steps or pipeline.edits):
         raise InvalidOption(f"{method} merges updates of a common model: name its file with --base")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.lookup.method_names import parse_method
+from fedmerge.merging import main_part
 from fedmerge.registry import entry, usual_names
 from fedmerge.statistics import StatisticsSettings
 
@@ -52,7 +52,7 @@ def statistics_settings(given: StatisticsSettings | Mapping[str, Any] | None) ->
 
 def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None:
     """Name the nearest keyword for a misspelt one, be it Flower's or the method's."""
-    first = parse_method(method)[0].name
+    first = main_part(method).name
     step = usual_names().get(first)
     own = (entry("aggregator", first) if step is None else entry("server step", step)).options
     flower = vars(strategy)["__init__"].__kwdefaults__ or {}

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpdates
 from fedmerge.layout import BatchNormPolicy, FrozenMode, check_patterns
 from fedmerge.lookup.keyword_check import check_function
-from fedmerge.lookup.method_names import parse_method
-from fedmerge.merging import Pipeline, build_pipeline
+from fedmerge.merging import Pipeline, build_pipeline, main_part
 from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.questions import Trust
 from fedmerge.questions.stages import News, Stage
@@ -190,7 +189,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             check_keywords(method, options, MergeStrategy)
             self.pipeline = build_pipeline(
                 method,
-                {parse_method(method)[0].name: options},
+                {main_part(method).name: options},
                 batch_norm=batch_norm,
                 on_bad_update=on_bad_update,
                 min_updates=min_clients,

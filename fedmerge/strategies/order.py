@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmerge.aggregators.aggregator import Fold
 from fedmerge.errors import BadUpdate, ConfigError
 from fedmerge.merging import MergeResult, Pipeline
 from fedmerge.merging.intake import Partial
@@ -103,7 +102,7 @@ class Order:
     @property
     def folds(self) -> bool:
         """Whether sums may travel instead of models."""
-        return isinstance(self.pipeline.aggregator, Fold)
+        return self.pipeline.folds
 
 
 @dataclass(frozen=True)

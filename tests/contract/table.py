@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmerge.merging import Pipeline, build_pipeline
+from fedmerge.merging import Pipeline, build_pipeline, main_part
 from fedmerge.state import State
 from fedmerge.statistics import LocalSteps
 from tests.random_statistics import random_diagonal, random_grams, random_kfac
@@ -80,7 +80,7 @@ class Row:
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """The row's pipeline."""
-        return build_pipeline(self.method, {self.method.split("+")[0]: self.options}, **{**self.settings, **settings})
+        return build_pipeline(self.method, {main_part(self.method).name: self.options}, **{**self.settings, **settings})
 
     def known(self, model_fn: Callable[[], nn.Module] | None) -> dict[str, Any]:
         """What the method has to know besides updates: the model, inputs to trace it on, data on the server."""
@@ -122,6 +122,9 @@ GOES_ON = dict.fromkeys(
     ("copies", "one client"), "it moves as if the clients that were not asked had moved along, by design"
 )
 SENT_OUT = {"memory": "what it remembers moves clients in the next round, not the merge"}
+UNDONE = dict.fromkeys(("copies", "one client"), "part of each update is undone by design")
+DRAWN = UNDONE | {"rows": "which changes stay is drawn for places, and does not move with the rows"}
+DRAWN |= {"strategy": "draws are each client's own, and clients of replies made by hand have other numbers"}
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
@@ -184,6 +187,14 @@ ROWS = (
     Row("pfnm", {"gamma": 1e-3}, counts, ONE_MODEL | CLASSES_APART, traces=True),
     Row("pfnm", {"class_aware": False, "gamma": 1e-3}, excused=ONE_MODEL, traces=True),
     Row("fedma", {"class_aware": False, "gamma": 1e-3, "retrain_epochs": 0}, excused=ONE_MODEL, traces=True),
+    Row("trim+fedavg", excused=UNDONE),
+    Row("trim(density=0.5,scope=tensor)+median", excused=UNDONE),
+    Row("dare+fedavg", excused=DRAWN),
+    Row("della(rescale=l1)+fedavg", excused=DRAWN),
+    Row("breadcrumbs(density=0.8)+fedavg", excused=UNDONE),
+    Row("clip+fedavg", remembers=True),
+    Row("clip(radius=0.1,centre=zero)+fedavg", excused=UNDONE),
+    Row("lines+fednova", {}, unequal_steps, DIFFERENT_STEPS | UNDONE),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fedavg+server_adam(form=flower)", excused=ADAPTS, remembers=True),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from fedmerge.offline.compute import compute_statistics
 
 import fedmerge
 from fedmerge.diagnostics import similarity
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.permutations import trace
 from fedmerge.statistics import statistic as named_statistic
 from fedmerge.training import LocalTraining, Participant, choose_engine, train, train_cohort, train_one_by_one

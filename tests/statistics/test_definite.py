@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fedmerge.offline.compute import compute_statistics
 from torch import nn
 
 import fedmerge
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.statistics import FisherKfac, Gram
 from fedmerge.statistics.compression import decode, encode
 from fedmerge.statistics.definite import definite, is_definite

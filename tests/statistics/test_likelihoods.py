@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from brute_force import by_position, patches
-from fedmerge.offline.compute import compute_statistics
 from likelihoods import KINDS, loss, made, vectors
 from torch import nn
 
 from fedmerge.errors import TaskError
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.statistics import ClassCounts, FisherDiag, FisherKfac, HeadGradient, HeadSums, LossGradient, Secants
 from fedmerge.tasks import Classification
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedmerge.offline.compute import compute_statistics
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedmerge
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.simulation import SimulationGrid
 from fedmerge.statistics.compression import decode
 from fedmerge.strategies import FedFisher, MergeStrategy, add_statistics, from_arrays

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedmerge.offline.compute import compute_statistics
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import nn
@@ -13,6 +12,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 from fedmerge.data import ClientData
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, client_app
 from fedmerge.training import LocalTraining, train

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedmerge.offline.compute import compute_statistics
 from torch import nn
 
 import fedmerge
+from fedmerge.offline.compute import compute_statistics
 from fedmerge.statistics import FisherDiag, FisherKfac, Gram, HeadGradient, HeadSums, LossGradient
 from fedmerge.tasks import Classification, LanguageModel, Regression, called_as_told
 from fedmerge.training import judge, train

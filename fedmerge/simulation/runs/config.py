@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedmerge.lookup.kinds import METHOD_KINDS
 from fedmerge.layout import BatchNormPolicy
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.data.sources import suggested_settings
@@ -18,7 +19,7 @@ from fedmerge.errors import ConfigError, RecordError, UnknownName, shown
 from fedmerge.lookup.method_names import own_strategy, parse_value
 from fedmerge.models import model_options
 from fedmerge.observers.watch import check_names
-from fedmerge.merging import build_pipeline, method_parts
+from fedmerge.merging import build_pipeline, divided, method_parts
 from fedmerge.questions import Trust
 from fedmerge.records.run_records import read_toml
 from fedmerge.refine import Privacy
@@ -222,19 +223,20 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     if named is not None:
         return {named.name: dict(options[named.name])} if named.name in options else {}
     pipeline = build_pipeline(method, options)
-    first, *others = (part.name for part in method_parts(method, options))
+    edits, first, others = divided(method_parts(method, options), method)
     made: dict[type, list[Any]] = {}
-    for part in (*pipeline.server_steps, *pipeline.refinements):
+    for part in (*pipeline.edits, *pipeline.server_steps, *pipeline.refinements):
         made.setdefault(type(part), []).append(part)
-    known = {**entries("server step"), **entries("refinement")}
+    known = {name: part for kind in METHOD_KINDS for name, part in entries(kind).items()}
+    names = [part.name for part in (*edits, *others)]
     # One table cannot describe two of a kind: what was given for them stays, in parentheses or in the table.
-    single = {name: made[known[name].cls][0] for name in others if len(made[known[name].cls]) == 1}
-    parts = {first: pipeline.aggregator, **single}
+    single = {name: made[known[name].cls][0] for name in names if len(made[known[name].cls]) == 1}
+    parts = {first.name: pipeline.aggregator, **single}
     values = {
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         for name, part in parts.items()
     }
-    given = {name: dict(options[name]) for name in others if name not in single and name in options}
+    given = {name: dict(options[name]) for name in names if name not in single and name in options}
     return {name: fields for name, fields in (values | given).items() if fields}
 
 
@@ -373,7 +375,7 @@ def _check_methods(config: Config) -> None:
             made = build_pipeline(method, config.options, trust=config.trust, **settings)
             if made.aggregator.local_rule is not None:
                 made.aggregator.local_rule.check(config.training)
-    known = {name: (kind, name) for kind in ("aggregator", "server step", "refinement") for name in entries(kind)}
+    known = {name: (kind, name) for kind in METHOD_KINDS for name in entries(kind)}
     known |= {usual: ("server step", name) for usual, name in usual_names().items()}
     for part, options in config.options.items():
         if ":" in part:
