@@ -289,6 +289,7 @@ def test_other_packages_methods_are_looked_for_once(open_registry, monkeypatch):
         sorted(one["group"] for one in asked)
         == [
             "fedmerge.aggregators",
+            "fedmerge.edits",
             "fedmerge.refinements",
             "fedmerge.server_steps",
             "fedmerge.statistics",
@@ -306,7 +307,7 @@ def test_only_frozen_dataclasses_register(open_registry, decorate):
 
 
 def test_a_part_of_no_known_kind_is_refused(open_registry):
-    with pytest.raises(FedMergeError, match="a kind of aggregator"):
+    with pytest.raises(FedMergeError, match="a kind of edit, aggregator"):
 
         @register("lost")
         class Lost:

@@ -11,7 +11,7 @@ from fedmerge.simulation import make_config
 from fedmerge.simulation.runs.compare import compare
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.strategies import MergeStrategy
-from tests.simulation.test_compare import BASE, ignore, rows
+from tests.simulation.runs.test_compare import BASE, ignore, rows
 
 SOURCE = '''
 import flwr.serverapp.strategy

@@ -170,7 +170,7 @@ def test_a_backdoor_wants_images_larger_than_its_patch_and_a_class_that_exists()
 
 @pytest.mark.study
 def test_a_fifth_of_sign_flippers_ruins_the_mean_and_costs_robust_methods_three_points_at_most(tmp_path):
-    given = load_config(Path(__file__).parents[2] / "simulations" / "hostile-digits.toml")
+    given = load_config(Path(__file__).parents[3] / "simulations" / "hostile-digits.toml")
     robust = ["median", "trimmed_mean(trim=0.4)", "geometric_median", "krum(attackers=0.4,selected=12)"]
 
     def accuracy(method, share):

@@ -286,7 +286,7 @@ def test_mistakes_in_the_configuration(settings, error, words):
 @pytest.mark.parametrize("data", ["digits", "mnist"])
 def test_a_quarter_of_the_clients_failing_costs_less_than_a_point(data, tmp_path, capsys, caplog):
     caplog.set_level(logging.ERROR, "fedmerge")
-    given = load_config(Path(__file__).parents[2] / "simulations" / "faults-digits.toml")
+    given = load_config(Path(__file__).parents[3] / "simulations" / "faults-digits.toml")
     given |= {"methods": ["fedavg"], "data": {"name": data}}
     quiet = {"faults": {"crash": 0.0, "nan": 0.0, "slow": 0.0}}
 

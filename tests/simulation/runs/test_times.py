@@ -8,7 +8,7 @@ import time
 import pytest
 
 from fedmerge.simulation import compare, make_config
-from tests.simulation.test_compare import BASE, ignore, rows
+from tests.simulation.runs.test_compare import BASE, ignore, rows
 
 SOURCE = """
 import time
