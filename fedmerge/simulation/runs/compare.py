@@ -16,7 +16,7 @@ from fedmerge.records.atomic_files import read_toml
 from fedmerge.records.locks import LOCK, held
 from fedmerge.observers import Observer, ObserverLike, make_observers
 from fedmerge.records.run_records import continuing, differing, differing_federation
-from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.grids.simulation_grid import SimulationGrid, make_workers
 from fedmerge.simulation.runs.recorder import Row

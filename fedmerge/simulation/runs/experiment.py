@@ -21,7 +21,7 @@ from fedmerge.lookup.method_names import own_strategy
 from fedmerge.models.resize import resize
 from fedmerge.merging import build_pipeline
 from fedmerge.seeding import integer_seed
-from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.scenarios.faults import Mishaps
 from fedmerge.simulation.runs.fitting import check_fit
 from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from fedmerge.errors import ConfigError
 from fedmerge.layout import Layout
-
-if TYPE_CHECKING:
-    from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.runs.config_model import Config
 
 __all__ = ["check_personal", "check_personal_parts"]
 

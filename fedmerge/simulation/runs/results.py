@@ -9,7 +9,7 @@ from typing import Any
 
 from fedmerge.plotting import plot_convergence, plot_traffic, read_runs, summarise, summarise_references, write_summary
 from fedmerge.plotting.runs import main_measure
-from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.runs.config_model import Config
 
 __all__ = ["choose_target", "write_results"]
 

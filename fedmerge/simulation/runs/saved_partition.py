@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmerge.plotting import plot_partition
 from fedmerge.records.run_records import write_tensors
-from fedmerge.simulation.runs.config import Config
+from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.experiment import Experiment
 
 __all__ = ["save_partition"]
