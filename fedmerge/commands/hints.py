@@ -39,8 +39,8 @@ class HelpfulCommand(TyperCommand):
         """Which flag, or which ``--set``, says what `flag` is to say."""
         if not any(parameter.name == "config" for parameter in self.params) or not flag.startswith("--"):
             return None
-        from fedmerge.simulation.runs.config_model import Config
         from fedmerge.simulation.runs.config_keys import meant
+        from fedmerge.simulation.runs.config_model import Config
 
         key = meant(flag.removeprefix("--"), Config)
         if key is None:
