@@ -1,0 +1,118 @@
+"""Sections of a configuration: the data, the model, the task, and clients that attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedmerge.data.table import ENDINGS, is_table
+from fedmerge.errors import ConfigError
+from fedmerge.registry import build
+from fedmerge.simulation.scenarios.attacks import Attack
+from fedmerge.tasks import Classification, Task, make_task
+
+__all__ = ["AttackSettings", "DataSettings", "ModelSettings", "Section", "TaskSettings"]
+
+
+class Section(BaseModel):
+    """Settings of which no others are allowed, and which nobody changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    """Which data set, and where it lies: a name, a table's file, or ``module:function``.
+
+    ``label`` is a table's column to predict, ``client`` its column of clients; ``options`` are what
+    :func:`~fedmerge.data.table.load_table` takes besides, or the function.
+    """
+
+    name: str = "digits"
+    dir: Path | None = None
+    label: str | None = None
+    client: str | None = None
+    options: dict[str, Any] = {}
+
+    @property
+    def every_option(self) -> dict[str, Any]:
+        """What the data set is loaded with.
+
+        Raises
+        ------
+        ConfigError
+            A column is named for what is no table.
+        """
+        columns = {key: value for key in ("label", "client") if (value := getattr(self, key)) is not None}
+        if columns and self.name != "table" and not is_table(self.name):
+            raise ConfigError(
+                f"data.{next(iter(columns))} names a column of a table, and data.name = {self.name!r} is none: leave "
+                f"it out, or name a file that ends in {', '.join(ENDINGS)}"
+            )
+        return {**self.options, **columns}
+
+
+class ModelSettings(Section):
+    """Which model: a name or ``module:factory``, and its widths.
+
+    With ``apart``, clients start the first round from an initialisation of their own; with ``variants`` also at
+    widths of their own, client i having the options ``variants[i % len(variants)]`` over the common ones. ``frozen``
+    are patterns of parameters that nobody trains, such as ``["features.*"]``: they are not sent.
+    """
+
+    name: str = "mlp"
+    options: dict[str, Any] = {}
+    apart: bool = False
+    variants: tuple[dict[str, Any], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+class TaskSettings(Section):
+    """What the model is asked to do, and by what it is judged: a registered task, ``module:Task``, or a loss.
+
+    By default it is what the data set is made for, and classification where that is not said.
+
+    ``loss`` is ``module:function`` of outputs and targets, such as ``torch.nn.functional:huber_loss``. In place of a
+    name it is all that is known; beside one clients train with it, and models are judged as the task that is named.
+    ``metrics`` are names and ``module:function``, those that are usual for the task where not given.
+    """
+
+    name: str | None = None
+    loss: str | None = None
+    metrics: tuple[str, ...] | None = None
+    options: dict[str, Any] = {}
+
+    def made(self, usual: str = "") -> Task | None:
+        """The task, its options checked; None for plain classification, whose class axis is then read from shapes.
+
+        `usual` is what the data set is made for, where the configuration names no task.
+        """
+        name = self.name or (None if self.loss else usual or None)
+        made = make_task(name, self.options, loss=self.loss, metrics=self.metrics)
+        return None if made == Classification() and not made.measured else made
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Names of what would be imported."""
+        named = (self.name, self.loss, *(self.metrics or ()))
+        torchs = ("torch.nn:", "torch.nn.functional:")
+        return tuple(name for name in named if name is not None and ":" in name and not name.startswith(torchs))
+
+
+class AttackSettings(Section):
+    """What a share of the clients, chosen by the seed, does to the others.
+
+    ``kind`` is ``label_flip``, ``sign_flip``, ``scaled_update``, ``gaussian_noise`` or ``backdoor``, or one's own,
+    ``module:Attack``; ``options`` are the fields of that class, see :mod:`fedmerge.simulation.scenarios.attacks`.
+    """
+
+    kind: str
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    options: dict[str, Any] = {}
+
+    @property
+    def attack(self) -> Attack:
+        """The behaviour, its options checked."""
+        made: Attack = build("attack", self.kind, self.options)
+        return made
