@@ -324,6 +324,8 @@ class Pipeline:
         answers = 0
         if self.refinements and context.ask is not None:
             models = [] if passed is None else passed.models()
+            if self.aggregator.falls_back and context.round > 1 and context.base is not None:
+                models.append(context.base)  # no merge of clients whose training went astray is to replace it
             others = [cast_like({**state, **model, **frozen}, state) for model in models]
             billed = Billed(context.ask)
             ask = bringing(self.privacy.protected(billed, context.round), intake.moved or {})

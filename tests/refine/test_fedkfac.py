@@ -102,6 +102,21 @@ def test_it_may_go_on_from_the_largest_clients_own_model(method, starts):
     assert found == [False, False, True][:starts]
 
 
+@pytest.mark.parametrize(("round", "keeps"), [(1, False), (2, True)])
+def test_after_the_first_round_no_merge_replaces_a_better_model_that_was_sent(round, keeps):
+    good = fedmerge.merge(trained([0, 0, 0]), "fedkfac", base=net(0), clients=LOADERS)
+    base, ask = module_state(good)[0], asked_at_hand(good, LOADERS)
+    updates = []
+    for client in range(3):
+        astray = {name: 40 * torch.randn(t.shape, generator=torch.Generator().manual_seed(3)) for name, t in base.items()}
+        values = fedmerge.compute_statistics(good, LOADERS[client], ["fisher_kfac"])
+        updates.append(ClientUpdate(client, astray, 10, values))
+    context = MergeContext(base=base, round=round, example=torch.zeros(2, 6), model_fn=lambda: net(0), ask=ask)
+    merged = net(0)
+    merged.load_state_dict(build_pipeline("fedkfac(steps=1)").merge(updates, context).state)
+    assert (accuracy(merged) >= accuracy(good) - 0.01) == keeps
+
+
 @pytest.mark.parametrize("kind", [FisherKfac(), Gram()])
 def test_what_clients_measured_follows_their_neurons(kind):
     """The statistic of a re-ordered model is the re-ordered statistic of the model."""
