@@ -322,6 +322,7 @@ class Pipeline:
             repair_matched(state, context, method, intake.rescale, norms=norms, frozen=frozen)
         exchanges: tuple[Exchanged, ...] = ()
         answers = 0
+        skipped: tuple[tuple[str, str], ...] = ()
         if self.refinements and context.ask is not None:
             models = [] if passed is None else passed.models()
             if self.aggregator.falls_back and context.round > 1 and context.base is not None:
@@ -344,6 +345,7 @@ class Pipeline:
                 told,
             )
             state, exchanges, answers = refined.state, tuple(refined.exchanges), billed.questions
+            skipped = tuple(refined.skipped)
             _tie(state, context)
         return MergeResult(
             {name: state[name] for name in reference if name in state},
@@ -352,6 +354,7 @@ class Pipeline:
             tuple(intake.dropped),
             exchanges,
             answers,
+            skipped,
         )
 
 

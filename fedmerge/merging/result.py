@@ -25,6 +25,8 @@ class MergeResult:
     answers: int = 0
     """How many questions a client was asked at most, those included that were asked again because another client
     failed, or whose answers were of no use: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Steps of refinements that were not taken, and why."""
 
     @property
     def refused(self) -> tuple[tuple[int, str], ...]:

@@ -75,6 +75,13 @@ class Refined:
 
     state: dict[str, Tensor]
     exchanges: list[Exchanged] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Steps that were not taken, and why."""
+
+    def skip(self, step: str, reason: object) -> None:
+        """Note that a step is not taken."""
+        log.warning("%s is skipped: %s", step, reason)
+        self.skipped.append((step, str(reason)))
 
 
 def refine(
@@ -96,7 +103,7 @@ def refine(
     step's proposal is judged in the exchange that measures the next step's statistics. They are measured at the point
     that is likely to win. If another point turns out to be much better, they are measured again there. A proposal is
     declined if none of its points is better than the present model. A step that does not apply to the model is skipped,
-    and the reason is logged.
+    and the reason is logged and noted.
 
     Parameters
     ----------
@@ -125,6 +132,7 @@ def refine(
     except NoAnswer as error:
         # Clients may be gone by now; what there is is a merge of all that they sent.
         log.warning("the merged model is refined no further: %s", error)
+        walk.refined.skipped.append(("all further steps", str(error)))
         walk.settle()
     return walk.refined
 
@@ -192,7 +200,7 @@ class _Walk:
             except TaskError:  # no step can be judged or measured
                 raise
             except InvalidOption as error:
-                log.warning("%s is skipped: %s", _name(step), error)
+                self.refined.skip(_name(step), error)
                 if self.proposal is None or len(self.proposal.points) == 1:
                     self.settle()
         self.judge()
@@ -222,7 +230,7 @@ class _Walk:
             except TaskError:  # no step can be judged or measured
                 raise
             except InvalidOption as error:
-                log.warning("%s is skipped: %s", _name(step), error)
+                self.refined.skip(_name(step), error)
         questions = [proposal.around(branch) for proposal, branch in zip(proposals, branches, strict=True)]
         answers = self._asked(questions)
         losses = [answer.loss for answer in answers]

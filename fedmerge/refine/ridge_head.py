@@ -78,7 +78,10 @@ def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> t
         Nothing is measured at the head.
     """
     if not found:
-        raise InvalidOption("the output layer is frozen (requires_grad=False): there is no head to fit")
+        raise InvalidOption(
+            "there is no head to fit: the output layer is frozen (requires_grad=False), personal or not linear, or some "
+            "labels of an example count and others do not"
+        )
     weight = next(iter(found)).rpartition(".")[0]
     moments = found[f"{weight}.S"]
     matrix = head_of(state, found, moments)

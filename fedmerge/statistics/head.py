@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +29,10 @@ __all__ = ["HeadGradient", "HeadSums"]
 _Sums = Callable[[Task, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
+class _NoHead(InvalidOption):
+    """There is no linear output layer whose sums would mean anything."""
+
+
 @dataclass(frozen=True)
 class _HeadStatistic(Bounded):
     """Measured at the linear layer that gives the model's outputs."""
@@ -38,6 +42,13 @@ class _HeadStatistic(Bounded):
     """The part that holds second moments, and whether of inputs (``"A"``) or of outputs (``"G"``)."""
     other: ClassVar[str]
     """The part that has a row for each output."""
+
+    def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
+        """:meth:`measure`, or nothing where there is no such layer: whoever asks skips the step, and no client fails."""
+        try:
+            return self.measure(model, batches, None)
+        except _NoHead:
+            return {}
 
     def _means(self, model: nn.Module, batches: Batches, sums: _Sums) -> State:
         """Means over labels of what `sums` adds up of the task, input rows, outputs and targets.
@@ -112,7 +123,7 @@ class _HeadStatistic(Bounded):
             if found is None and _ends_frozen(model, inputs):
                 return
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
-                raise InvalidOption(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
+                raise _NoHead(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
             layer: MatrixLayer = probed.layers[found]
             rows = layer.input_rows(tapped[found].inputs[0]).flatten(0, 2).double()
             outputs = (
@@ -128,7 +139,7 @@ class _HeadStatistic(Bounded):
                 rows = rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(self.clip))
             kept = task.kept(outputs, targets).flatten(0, -2)
             if bool((kept.any(1) != kept.all(1)).any()):
-                raise InvalidOption(
+                raise _NoHead(
                     f"statistic {self.name!r}: of some examples only some of the labels are to be ignored"
                 )
             yield layer.matrix, task, rows * kept[:, :1], outputs, targets

@@ -21,6 +21,7 @@ class MergeReport:
     ``skipped`` says why there was no merge and the model stayed as it was, if so; ``answers`` is how many questions a
     client was asked at most, also where what it answered was thrown away or nothing was merged in the end. Over the
     rounds they add up, and :func:`fedmerge.refine.epsilon` says what the sum has cost where clients add noise.
+    ``steps_skipped`` are steps of refinements that were not taken, with the reason.
     ``metrics`` are the means of what clients told of their training.
     """
 
@@ -31,4 +32,5 @@ class MergeReport:
     answers: int = 0
     failed: tuple[ClientFailed, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
+    steps_skipped: tuple[tuple[str, str], ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -411,6 +411,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             answers=asked.questions,
             failed=tuple(failures.clients),
             refused=result.refused,
+            steps_skipped=result.skipped,
             metrics=dict(metrics or {}),
         )
         arrays = to_arrays(result.state)

@@ -166,5 +166,6 @@ def _facts(report: MergeReport) -> dict[str, Any]:
         "failures": [{"client": one.client, "reason": one.reason} for one in report.failed],
         "dropped": [{"client": one.client, "reason": one.reason} for one in report.dropped],
         "skipped": report.skipped,
+        "steps_skipped": [{"step": step, "reason": why} for step, why in report.steps_skipped],
         **report.metrics,
     }

@@ -165,6 +165,7 @@ class Recorder:
             "dropped": [{"client": bad.client, "reason": bad.reason} for bad in dropped],
             "refused": [] if report is None else [{"client": c, "reason": reason} for c, reason in report.refused],
             "skipped": skipped,
+            "steps_skipped": [] if report is None else [{"step": s, "reason": why} for s, why in report.steps_skipped],
             # What an accountant of noise on them wants to know, for each client.
             "answers": 0 if report is None else report.answers,
         }
