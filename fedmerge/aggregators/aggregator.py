@@ -31,9 +31,9 @@ class Aggregator(ABC):
     requires_model: ClassVar[bool] = False
     """Whether it has to know the model and an example of its inputs."""
     falls_back: ClassVar[bool] = False
-    """Whether its refinements may start from the model of the client with most examples instead, or after the first round
-    from the model that was sent, where that is better: models that cannot be aligned merge into less than any of them,
-    and so do models whose training has diverged."""
+    """Whether its refinements may start from the model of the client with most examples instead, or after the first
+    round from the model that was sent, where that is better: models that cannot be aligned merge into less than any of
+    them, and so do models whose training has diverged."""
     counts_clients: ClassVar[bool] = False
     """Whether it has to know how many clients the federation has, be they asked in a round or not."""
     may_change_width: ClassVar[bool] = False

@@ -30,7 +30,8 @@ from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.questions import Trust, bringing
 from fedmerge.refine.bill import Billed
 from fedmerge.refine.budget import FIRST_SHARE, model_bytes
-from fedmerge.refine.guard import Exchanged, check_asked, refine
+from fedmerge.refine.exchanged import Exchanged
+from fedmerge.refine.guard import check_asked, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.refine.refinement import Refinement
 from fedmerge.server_steps import ServerStep

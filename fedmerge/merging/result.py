@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedmerge.errors import BadUpdate
-from fedmerge.refine.guard import Exchanged
+from fedmerge.refine.exchanged import Exchanged
 
 __all__ = ["MergeResult"]
 

@@ -1,7 +1,8 @@
 """Refinements: stages after a merge in which clients send sums and the server improves the merged model."""
 
 from fedmerge.questions import Trust
-from fedmerge.refine.guard import Refined, refine
+from fedmerge.refine.exchanged import Refined
+from fedmerge.refine.guard import refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
 from fedmerge.refine.privacy import Privacy, epsilon

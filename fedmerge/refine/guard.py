@@ -18,13 +18,14 @@ from fedmerge.errors import InvalidOption, NoAnswer, TaskError
 from fedmerge.questions import Answer, Ask, Question, Trust
 from fedmerge.questions.pooling import added_up, sifted
 from fedmerge.refine.budget import Budget, model_bytes
+from fedmerge.refine.exchanged import Exchanged, Refined
 from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.settings import StatisticsSettings
 from fedmerge.update import MergeContext
 
-__all__ = ["Exchanged", "Refined", "check_asked", "refine"]
+__all__ = ["check_asked", "refine"]
 
 log = logging.getLogger("fedmerge")
 
@@ -33,55 +34,6 @@ _NEARLY, _CLOSE = 0.95, 1.02
 many times as large."""
 _STAY = Proposal((), ((),), 0)
 _TRUST = Trust()
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """What one exchange was about, and where it led.
-
-    Parameters
-    ----------
-    judged
-        Name of the step whose proposal was judged; empty where none was.
-    loss
-        Mean held-out loss of the model that was chosen; NaN where nothing was judged.
-    point
-        Factors of the point that was chosen, all zeros where the proposal was declined.
-    measured
-        Statistics that clients sent for the next step.
-    state
-        The model as it stood after the exchange.
-    answers
-        How many questions it put; those asked again count in ``MergeResult.answers``.
-    bytes_up
-        Tensors that the client that sent most sent in it, of those whose answers count.
-    refused
-        Clients whose answers do not count, and why; they are asked no more in the same merge.
-    """
-
-    judged: str
-    loss: float
-    point: tuple[float, ...]
-    measured: tuple[str, ...]
-    state: State = field(repr=False)
-    answers: int = 1
-    bytes_up: int = 0
-    refused: tuple[tuple[int, str], ...] = ()
-
-
-@dataclass
-class Refined:
-    """The model after all stages, and the exchanges that led to it."""
-
-    state: dict[str, Tensor]
-    exchanges: list[Exchanged] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Steps that were not taken, and why."""
-
-    def skip(self, step: str, reason: object) -> None:
-        """Note that a step is not taken."""
-        log.warning("%s is skipped: %s", step, reason)
-        self.skipped.append((step, str(reason)))
 
 
 def refine(

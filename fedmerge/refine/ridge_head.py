@@ -79,8 +79,8 @@ def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> t
     """
     if not found:
         raise InvalidOption(
-            "there is no head to fit: the output layer is frozen (requires_grad=False), personal or not linear, or some "
-            "labels of an example count and others do not"
+            "there is no head to fit: the output layer is frozen (requires_grad=False), personal or not linear, or "
+            "some labels of an example count and others do not"
         )
     weight = next(iter(found)).rpartition(".")[0]
     moments = found[f"{weight}.S"]

@@ -44,7 +44,7 @@ class _HeadStatistic(Bounded):
     """The part that has a row for each output."""
 
     def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
-        """:meth:`measure`, or nothing where there is no such layer: whoever asks skips the step, and no client fails."""
+        """:meth:`measure`, or nothing where there is no such layer: the step is skipped then, and no client fails."""
         try:
             return self.measure(model, batches, None)
         except _NoHead:
@@ -139,9 +139,7 @@ class _HeadStatistic(Bounded):
                 rows = rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(self.clip))
             kept = task.kept(outputs, targets).flatten(0, -2)
             if bool((kept.any(1) != kept.all(1)).any()):
-                raise _NoHead(
-                    f"statistic {self.name!r}: of some examples only some of the labels are to be ignored"
-                )
+                raise _NoHead(f"statistic {self.name!r}: of some examples only some of the labels are to be ignored")
             yield layer.matrix, task, rows * kept[:, :1], outputs, targets
 
     def nbytes(self, model: nn.Module, example: Tensor) -> int:

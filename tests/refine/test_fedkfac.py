@@ -108,7 +108,8 @@ def test_after_the_first_round_no_merge_replaces_a_better_model_that_was_sent(ro
     base, ask = module_state(good)[0], asked_at_hand(good, LOADERS)
     updates = []
     for client in range(3):
-        astray = {name: 40 * torch.randn(t.shape, generator=torch.Generator().manual_seed(3)) for name, t in base.items()}
+        draws = torch.Generator().manual_seed(3)
+        astray = {name: 40 * torch.randn(tensor.shape, generator=draws) for name, tensor in base.items()}
         values = fedmerge.compute_statistics(good, LOADERS[client], ["fisher_kfac"])
         updates.append(ClientUpdate(client, astray, 10, values))
     context = MergeContext(base=base, round=round, example=torch.zeros(2, 6), model_fn=lambda: net(0), ask=ask)
