@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
 from fedmerge.lookup.entry_points import load_entry_points
-from fedmerge.lookup.kinds import KINDS, Kind
+from fedmerge.lookup.kinds import KINDS, METHOD_KINDS, Kind
 from fedmerge.lookup.loading import load_named
 
 __all__ = [
@@ -228,7 +228,7 @@ def find(name: str) -> Entry:
     ('refinement', 'server_adam')
     """
     plain = usual_names().get(name, name.strip("+"))
-    for kind in ("edit", "server step", "refinement"):
+    for kind in METHOD_KINDS[2:] + METHOD_KINDS[:1]:
         found = registered(kind, plain)
         if found is not None:
             return found
@@ -239,7 +239,7 @@ def _how_to_write(name: str) -> str:
     """What to write instead, where `name` is something else than a method that is misspelt."""
     if name in entries("edit"):
         return f"{name!r} goes in front of a method: {name}+fedavg."
-    if name in entries("server step") or name in entries("refinement"):
+    if any(name in entries(kind) for kind in METHOD_KINDS[2:]):
         return f"{name!r} goes behind a method: fedavg+{name}."
     if name.split()[1:]:
         return f"Methods are separated by commas: {','.join(name.split())}."

@@ -52,7 +52,7 @@ def methods(
         return
     from fedmerge.commands.tables import methods_table, show
 
-    show(methods_table(known, entries("edit"), entries("server step"), entries("refinement")))
+    show(methods_table(known, entries("edit"), entries("server step"), entries("refinement"), entries("trajectory")))
 
 
 def partition(

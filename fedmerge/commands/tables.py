@@ -156,10 +156,11 @@ def methods_table(
     edits: Mapping[str, Entry],
     steps: Mapping[str, Entry],
     refinements: Mapping[str, Entry],
+    trajectories: Mapping[str, Entry],
 ) -> Table:
-    """Methods, edits, server steps and refinements with what they need and their options."""
+    """Methods and the parts that go in front and behind, with what they need and their options."""
     table = Table(
-        title="Methods; edits go in front, server steps and refinements behind, as in dare+fedavg+ridge_head",
+        title="Methods; edits go in front, all else behind, as in dare+fedavg+server_momentum+ridge_head+swa",
         title_justify="left",
         caption="`fedmerge methods NAME` tells all about one, its options too.",
         caption_justify="left",
@@ -186,6 +187,9 @@ def methods_table(
     for one in refinements.values():
         sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
         add(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))
+    for one in trajectories.values():
+        sends = "losses of models" if one.cls.asks else "nothing"
+        add(f"+{one.name}", one.summary, one.paper, sends, _options(one.options))
     return table
 
 

@@ -63,10 +63,14 @@ def keep_largest(delta: State, density: float, scope: Literal["global", "tensor"
     if density >= 1 or not delta:
         return delta
     if scope == "tensor":
-        return {name: t * largest_mask(t.abs().flatten(), density).view(t.shape) for name, t in delta.items()}
+        return {name: _kept(t, largest_mask(t.abs().flatten(), density)) for name, t in delta.items()}
     sizes = torch.cat([t.abs().flatten() for t in delta.values()])
     masks = torch.split(largest_mask(sizes, density), [t.numel() for t in delta.values()])
-    return {name: t * mask.view(t.shape) for (name, t), mask in zip(delta.items(), masks, strict=True)}
+    return {name: _kept(t, mask) for (name, t), mask in zip(delta.items(), masks, strict=True)}
+
+
+def _kept(tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.masked_fill(~mask.view(tensor.shape), 0.0)
 
 
 def largest_mask(sizes: Tensor, density: float) -> Tensor:

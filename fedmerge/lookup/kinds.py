@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["KINDS", "METHOD_KINDS", "Kind", "kind_of"]
 
 
-METHOD_KINDS = ("edit", "aggregator", "server step", "refinement")
+METHOD_KINDS = ("edit", "aggregator", "server step", "refinement", "trajectory")
 """Kinds of which a method is written, in the order in which they stand."""
 
 
@@ -58,10 +58,11 @@ class Kind:
 
         Examples
         --------
-        >>> KINDS["server step"].title, KINDS["data set"].title
-        ('Server steps', 'Data sets')
+        >>> KINDS["server step"].title, KINDS["trajectory"].title
+        ('Server steps', 'Trajectories')
         """
-        return f"{self.name}s".capitalize()
+        ending = "ies" if self.name.endswith("y") else self.name[-1] + "s"
+        return f"{self.name[:-1]}{ending}".capitalize()
 
     @property
     def named_with(self) -> tuple[str, ...]:
@@ -84,6 +85,7 @@ KINDS = {
         Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=_in_a_method("aggregator")),
         Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=_in_a_method("server step"), own=False),
         Kind("refinement", "refinements", ("fedmerge.refine",), shares=_in_a_method("refinement"), own=False),
+        Kind("trajectory", "trajectories", ("fedmerge.trajectories",), shares=_in_a_method("trajectory"), own=False),
         Kind("statistic", "statistics", ("fedmerge.statistics",), own=False),
         Kind("task", "tasks", ("fedmerge.tasks",)),
         Kind("metric", "metrics", ("fedmerge.tasks",)),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from fedmerge.errors import InvalidOption
 
-__all__ = ["check_form", "check_range", "check_word"]
+__all__ = ["check_count", "check_form", "check_range", "check_word"]
 
 
 def check_range(
@@ -24,6 +24,19 @@ def check_range(
     if not (above and (value < high if open_high else value <= high)):
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise InvalidOption(f"{type(owner).__name__}: {name} must lie in {left}{low:g}, {high:g}{right}, got {value!r}")
+
+
+def check_count(owner: object, name: str, least: int) -> None:
+    """Check that option `name` of a dataclass is a whole number of at least `least`.
+
+    Raises
+    ------
+    InvalidOption
+        It is not.
+    """
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidOption(f"{type(owner).__name__}: {name} must be a whole number of at least {least}, got {value!r}")
 
 
 def check_word(owner: object, name: str, words: Collection[str]) -> None:

@@ -22,8 +22,8 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     ----------
     method
         In the order in which they happen, joined by ``+``: any edits of client updates; an aggregator, by name or one's
-        own as ``module:Aggregator``; any server steps and refinements. Options may stand behind each in parentheses, as
-        in ``"dare(density=0.2)+fedfisher(variant=diag)+ridge_head"``.
+        own as ``module:Aggregator``; any server steps, refinements and trajectories. Options may stand behind each in
+        parentheses, as in ``"dare(density=0.2)+fedfisher(variant=diag)+ridge_head"``.
     options
         Hyper-parameters by part, which those in parentheses override:
         ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
@@ -52,16 +52,21 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     if aggregator.refined_by:
         own = [_with_options(part, options) for part in parse_method(aggregator.refined_by)]
         others = [*own, *others]
-    made: dict[str, list[Any]] = {"server step": [], "refinement": []}
+    made: dict[str, list[Any]] = {"server step": [], "refinement": [], "trajectory": []}
     known = {name: kind for kind in made for name in entries(kind)}
     for part in others:
         if part.name not in known:
-            raise UnknownName("server step or refinement", part.name, known, _place_of(part.name, method))
+            raise UnknownName("server step, refinement or trajectory", part.name, known, _place_of(part.name, method))
         kind = known[part.name]
         made[kind].append(build(kind, part.name, part.options))
-    refinements = tuple(made["refinement"])
-    before = tuple(build("edit", part.name, part.options) for part in edits)
-    return Pipeline(aggregator, tuple(made["server step"]), refinements=refinements, edits=before, **settings)
+    return Pipeline(
+        aggregator,
+        tuple(made["server step"]),
+        refinements=tuple(made["refinement"]),
+        edits=tuple(build("edit", part.name, part.options) for part in edits),
+        trajectories=tuple(made["trajectory"]),
+        **settings,
+    )
 
 
 def divided(parts: Sequence[Part], method: str) -> tuple[list[Part], Part, list[Part]]:

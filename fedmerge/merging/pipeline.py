@@ -23,6 +23,7 @@ from fedmerge.merging.bounds import bounded_state, check_step
 from fedmerge.merging.buffers import BufferFold, check_policy
 from fedmerge.merging.complex_check import check_complex
 from fedmerge.merging.intake import Intake, Partial
+from fedmerge.merging.judged_model import judged, losses_of_clients
 from fedmerge.merging.passed import Passed
 from fedmerge.merging.repair import repair_matched
 from fedmerge.merging.result import MergeResult
@@ -35,8 +36,9 @@ from fedmerge.refine.guard import check_asked, refine
 from fedmerge.refine.privacy import Privacy
 from fedmerge.refine.refinement import Refinement
 from fedmerge.server_steps import ServerStep
-from fedmerge.state import State, as_pairs, cast_like, from_pairs, prefixed, with_prefix
+from fedmerge.state import State, as_pairs, cast_like, from_pairs, is_norm_statistic, prefixed, with_prefix
 from fedmerge.statistics import Statistic, StatisticsSettings
+from fedmerge.trajectories import Trajectory, TrajectoryContext
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Pipeline"]
@@ -74,6 +76,8 @@ class Pipeline:
         How those answers are protected, see :class:`~fedmerge.refine.privacy.Privacy`.
     trust
         How far single clients are believed in them, see :class:`~fedmerge.questions.Trust`.
+    trajectories
+        Make an average over rounds of what comes of all this, which the round ends with.
     """
 
     aggregator: Aggregator
@@ -87,6 +91,7 @@ class Pipeline:
     privacy: Privacy = field(default_factory=Privacy)
     trust: Trust = field(default_factory=Trust)
     edits: tuple[Edit, ...] = ()
+    trajectories: tuple[Trajectory, ...] = ()
 
     def __post_init__(self) -> None:
         check_policy(self.batch_norm)
@@ -98,6 +103,9 @@ class Pipeline:
         if isinstance(least, bool) or not isinstance(least, int) or least < 1:
             raise InvalidOption(f"min_updates must be at least 1, an integer, got {least!r} (min_clients)")
         self.privacy.check(self.aggregator, self.refinements, self.batch_norm)
+        if self.privacy != Privacy() and any(one.asks for one in self.trajectories):
+            names = ", ".join(type(one).__name__ for one in self.trajectories if one.asks)
+            raise InvalidOption(f"{names} has clients judge models, which privacy does not cover: leave one out")
         if self.privacy.masks and self.trust not in (Trust(), Trust("mean", "mean")):
             raise InvalidOption(f"{self.trust} cannot look at single answers under masks: leave out one of the two")
 
@@ -258,6 +266,22 @@ class Pipeline:
             raise InvalidOption(f"{type(self.aggregator).__name__} is no sum over clients: pass its updates to merge()")
         return self.aggregator
 
+    def _judged(
+        self, state: dict[str, Tensor], intake: Intake, context: MergeContext, memory: State
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The average over rounds that this round ends with, and the memory of whoever makes it."""
+        layout, told, ask = intake.layout, intake.told if context.told is None else context.told, context.ask
+        norms = [name for name in layout.float_buffers if is_norm_statistic(name)]
+        averaged = [name for name in (*layout.parameters, *norms) if name in state and name not in layout.still]
+
+        def known(model: State) -> TrajectoryContext:
+            asks = None if ask is None else losses_of_clients(ask, intake.accepted, model, self._knowing(context), told)
+            return TrajectoryContext(context.round, context.base, asks)
+
+        ends, kept = judged(self.trajectories, state, averaged, known, memory)
+        _tie(ends, context)
+        return ends, kept
+
     def _left(self, model: State) -> float | None:
         """Bytes that a client may still send for refinements; None where nothing bounds them."""
         if self.aggregator.upload is None:
@@ -348,6 +372,9 @@ class Pipeline:
             state, exchanges, answers = refined.state, tuple(refined.exchanges), billed.questions
             skipped = tuple(refined.skipped)
             _tie(state, context)
+        if self.trajectories:
+            state, kept = self._judged(state, intake, context, memory)
+            next_memory |= kept
         return MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,

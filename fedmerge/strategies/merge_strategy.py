@@ -18,6 +18,7 @@ from fedmerge.errors import BadUpdate, ClientFailed, InvalidOption, NoUsableUpda
 from fedmerge.layout import BatchNormPolicy, FrozenMode, check_patterns
 from fedmerge.lookup.keyword_check import check_function
 from fedmerge.merging import Pipeline, build_pipeline, main_part
+from fedmerge.merging.judged_model import going_on
 from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.questions import Trust
 from fedmerge.questions.stages import News, Stage
@@ -303,6 +304,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             raise InvalidOption(UNWATCHED)
         if self._order is None:
             check_server(self.pipeline.aggregator, self.travel.model_fn, self._data, self._example)
+        goes_on = going_on(self.memory)
+        if goes_on:  # `arrays` are an average that was judged, and clients train on from the model behind it
+            arrays = to_arrays({**view_arrays(arrays), **goes_on})
         self.travel.check(arrays)
         check_nodes(grid, vars(self))
         before = () if self._order is None else self._order.numbers

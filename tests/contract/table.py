@@ -125,6 +125,8 @@ SENT_OUT = {"memory": "what it remembers moves clients in the next round, not th
 UNDONE = dict.fromkeys(("copies", "one client"), "part of each update is undone by design")
 DRAWN = UNDONE | {"rows": "which changes stay is drawn for places, and does not move with the rows"}
 DRAWN |= {"strategy": "draws are each client's own, and clients of replies made by hand have other numbers"}
+HALF_WAY = dict.fromkeys(("copies", "one client"), "it ends half-way between the model sent and theirs, by design")
+AVERAGED = {"memory": "the mean over rounds that end alike is how they end"}
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
@@ -201,5 +203,13 @@ ROWS = (
     Row("fedavg+server_yogi", excused=ADAPTS, remembers=True),
     # At tau = 1e-3 a first step is up to 100 times the update, and so are its last bits.
     Row("fedavg+server_adagrad(tau=0.1)", excused=ADAPTS, remembers=True),
+    Row("fedavg+swa", excused=AVERAGED, remembers=True),
+    Row("median+ema(rate=0.5)", excused=AVERAGED, remembers=True),
+    Row("fedavg+lawa(latest=2)", excused=AVERAGED, remembers=True),
+    Row(
+        "fedavg+wise_ft",
+        excused=HALF_WAY | {"rounding": "the model between two rounded ones is rounded again"},
+        remembers=True,
+    ),
     Row("fednova+server_momentum", {"server_momentum": 0.5}, unequal_steps, DIFFERENT_STEPS, remembers=True),
 )

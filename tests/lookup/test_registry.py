@@ -293,6 +293,7 @@ def test_other_packages_methods_are_looked_for_once(open_registry, monkeypatch):
             "fedmerge.refinements",
             "fedmerge.server_steps",
             "fedmerge.statistics",
+            "fedmerge.trajectories",
         ][: len(asked)]
     )
 

@@ -106,7 +106,7 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     pipeline = build_pipeline(method, options)
     edits, first, others = divided(method_parts(method, options), method)
     made: dict[type, list[Any]] = {}
-    for part in (*pipeline.edits, *pipeline.server_steps, *pipeline.refinements):
+    for part in (*pipeline.edits, *pipeline.server_steps, *pipeline.refinements, *pipeline.trajectories):
         made.setdefault(type(part), []).append(part)
     known = {name: part for kind in METHOD_KINDS for name, part in entries(kind).items()}
     names = [part.name for part in (*edits, *others)]
