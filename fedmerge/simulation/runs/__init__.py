@@ -1,0 +1,1 @@
+"""Comparisons: configuration, experiment, runs, their records, and going on after an interruption."""
