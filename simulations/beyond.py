@@ -29,8 +29,8 @@ from fedmerge.refine.budget import model_bytes
 from fedmerge.registry import entries
 from fedmerge.state import State, module_state
 from fedmerge.statistics import Statistic
-from fedmerge.statistics.compression import decode, state_bytes
-from fedmerge.statistics.settings import compressed
+from fedmerge.statistics.sending.compression import decode, state_bytes
+from fedmerge.statistics.sending.settings import compressed
 from fedmerge.training import TrainingReport
 from fedmerge.training.judged import evaluate
 from fedmerge.training.local import LocalTraining, train

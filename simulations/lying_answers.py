@@ -33,7 +33,7 @@ from fedmerge.models.resize import resize
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.refine import Trust
 from fedmerge.state import module_state
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.training import LocalTraining, train
 from fedmerge.training.judged import judge
 from fedmerge.update import ClientUpdate, MergeContext

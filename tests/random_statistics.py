@@ -6,7 +6,7 @@ import torch
 
 from fedmerge.layout import Layout
 from fedmerge.state import State
-from fedmerge.statistics.weight_matrices import bias_of
+from fedmerge.statistics.measuring.weight_matrices import bias_of
 
 
 def random_diagonal(state: State, seed: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates, UnknownNa
 from fedmerge.layout import Layout, check_patterns, freeze, frozen_parts
 from fedmerge.merging import build_pipeline
 from fedmerge.statistics import BatchNormMoments
-from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.training import LocalTraining, Participant, train_cohort, train_one_by_one
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates, facts_of
 from fedmerge.wire.fingerprints import differing, fingerprint, names_mark

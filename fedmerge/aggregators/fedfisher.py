@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected
 from fedmerge.curvature.diagonal import DiagonalSum
-from fedmerge.curvature.layer_system import LayerSystem
+from fedmerge.curvature.kronecker import LayerSystem
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register

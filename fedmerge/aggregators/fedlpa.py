@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected, report_averaged
-from fedmerge.curvature.layer_system import LayerSystem
+from fedmerge.curvature.kronecker import LayerSystem
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State

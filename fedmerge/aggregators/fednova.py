@@ -17,7 +17,7 @@ from fedmerge.server_steps import ServerMomentum
 from fedmerge.state import State, WeightedSum, accumulator_dtype
 from fedmerge.statistics import LocalSteps, Statistic
 from fedmerge.statistics.local_steps import check_proximal
-from fedmerge.training.step_norm import norm_of_steps
+from fedmerge.training.report import norm_of_steps
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["FedNova", "step_norm"]

@@ -14,7 +14,7 @@ from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import ClassCounts, Gram, Statistic
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["MAEcho"]

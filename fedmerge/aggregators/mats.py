@@ -10,7 +10,7 @@ import torch
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.curvature.collected import Collected, report_averaged
-from fedmerge.curvature.layer_system import LayerSystem
+from fedmerge.curvature.kronecker import LayerSystem
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register

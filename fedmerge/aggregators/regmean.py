@@ -16,7 +16,7 @@ from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum
 from fedmerge.statistics import Gram, Statistic
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["RegMean"]

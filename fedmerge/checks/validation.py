@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmerge.checks.buffer_checks import check_buffer
-from fedmerge.checks.casting import in_models_type
 from fedmerge.checks.outliers import Peaks
+from fedmerge.checks.tensor_checks import check_buffer, in_models_type
 from fedmerge.checks.unmoved import same
 from fedmerge.errors import BadUpdate, shown
 from fedmerge.layout import Layout

@@ -10,9 +10,8 @@ from typing import Any
 from flwr.app import ConfigRecord
 
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
-from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.local_training import USUAL_NAMES, LocalTraining
 from fedmerge.training.rules.local_rule import LocalRule, rule_of
-from fedmerge.training.usual_names import USUAL_NAMES
 from fedmerge.wire.flower_records import WITHHOLD_KEY, integer, strings
 from fedmerge.wire.keys import KEEP_KEY
 

@@ -15,8 +15,8 @@ from fedmerge.inputs import OnDeviceOf
 from fedmerge.layout import Layout
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
-from fedmerge.statistics.compression import Compression
-from fedmerge.statistics.settings import compressed
+from fedmerge.statistics.sending.compression import Compression
+from fedmerge.statistics.sending.settings import compressed
 from fedmerge.statistics.statistic_type import LayerStatistic
 from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport

@@ -12,8 +12,8 @@ from typing import Any
 from fedmerge.checks.raw_errors import RAW
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.state import State
-from fedmerge.statistics.compression import decode, mean_diagonals, shapes_of
-from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.statistics.sending.compression import decode, mean_diagonals, shapes_of
 from fedmerge.statistics.statistic_type import Shapes, Statistic
 
 __all__ = ["UNREADABLE", "Agreement", "Vote", "agree", "most_complete"]

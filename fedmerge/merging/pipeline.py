@@ -29,8 +29,7 @@ from fedmerge.merging.repair import repair_matched
 from fedmerge.merging.result import MergeResult
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.questions import Trust, bringing
-from fedmerge.refine.bill import Billed
-from fedmerge.refine.budget import FIRST_SHARE, model_bytes
+from fedmerge.refine.budget import FIRST_SHARE, Billed, model_bytes
 from fedmerge.refine.exchanged import Exchanged
 from fedmerge.refine.guard import check_asked, refine
 from fedmerge.refine.privacy import Privacy

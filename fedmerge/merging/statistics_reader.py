@@ -11,8 +11,8 @@ from fedmerge.errors import BadUpdate
 from fedmerge.merging.agreement import UNREADABLE, Agreement, Vote, agree
 from fedmerge.state import State
 from fedmerge.statistics import Statistic
-from fedmerge.statistics.compression import decode
-from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["StatisticsReader"]

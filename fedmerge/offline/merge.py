@@ -26,8 +26,8 @@ from fedmerge.refine.privacy import Privacy
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
 from fedmerge.statistics import Batches, Statistic, StatisticsSettings
-from fedmerge.statistics.compression import decode
-from fedmerge.statistics.settings import compressed
+from fedmerge.statistics.sending.compression import decode
+from fedmerge.statistics.sending.settings import compressed
 from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext

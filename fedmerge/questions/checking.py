@@ -12,9 +12,8 @@ from fedmerge.questions.answering import DIVERGED, judging
 from fedmerge.questions.question import Answer, Question
 from fedmerge.state import State
 from fedmerge.statistics import Statistic
-from fedmerge.statistics.compression import decode
-from fedmerge.statistics.forms import bounded_bytes, check_forms
-from fedmerge.statistics.noise import Bounded
+from fedmerge.statistics.sending.compression import bounded_bytes, check_forms, decode
+from fedmerge.statistics.sending.noise import Bounded
 
 __all__ = ["checked"]
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.questions.checking import checked
 from fedmerge.questions.question import Answer, Question
-from fedmerge.questions.robust_sums import evened, judged_losses, shares
-from fedmerge.questions.trust import Trust
-from fedmerge.statistics.laws import breaches
+from fedmerge.questions.trust import Trust, evened, judged_losses, shares
+from fedmerge.statistics.sending.laws import breaches
 
 __all__ = ["added_up", "pooled", "sifted"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedmerge.state import State, cast_like
 from fedmerge.statistics import ComparingStatistic, Statistic
-from fedmerge.statistics.compression import Compression
-from fedmerge.statistics.noise import NoisySums
+from fedmerge.statistics.sending.compression import Compression
+from fedmerge.statistics.sending.noise import NoisySums
 
 __all__ = ["Answer", "Ask", "Question", "bringing"]
 

@@ -1,17 +1,17 @@
-"""How many bytes clients may still send, and how they are divided among the steps that are left."""
+"""What refinements cost: the bytes that clients may still send, and the questions that they have been asked."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedmerge.errors import InvalidOption
-from fedmerge.questions import Answer
+from fedmerge.questions import Answer, Ask, Question
 from fedmerge.refine.refinement import Step
 from fedmerge.state import State
-from fedmerge.statistics.compression import state_bytes
+from fedmerge.statistics.sending.compression import state_bytes
 
-__all__ = ["FIRST_SHARE", "Budget", "model_bytes"]
+__all__ = ["FIRST_SHARE", "Billed", "Budget", "model_bytes"]
 
 FIRST_SHARE = 0.2
 """Share of the bytes besides the model that goes to the statistics that travel with the model."""
@@ -116,3 +116,37 @@ def model_bytes(state: State) -> int:
 def _sent(answer: Answer) -> int:
     statistics: Mapping[str, State] = answer.statistics
     return sum(map(state_bytes, statistics.values())) + answer.losses.nbytes
+
+
+@dataclass
+class Billed:
+    """Clients, and the number of questions that were put to each of those who were asked every time.
+
+    What was asked counts, not what was of use: a client may have answered what the server then threw away because
+    another one failed, or what came too late, and whoever listens on the way has it.
+
+    Parameters
+    ----------
+    ask
+        Reaches the clients.
+    before
+        Called with the number of questions before they are put, say to write it down first.
+
+    Examples
+    --------
+    >>> ask = Billed(lambda questions, clients: [])
+    >>> _ = ask([Question({}), Question({})], [0, 1]), ask([Question({})], [1])
+    >>> ask.questions
+    3
+    """
+
+    ask: Ask
+    before: Callable[[int], None] | None = None
+    questions: int = 0
+
+    def __call__(self, questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
+        """Charge for the questions, then put them."""
+        self.questions += len(questions)
+        if self.before is not None:
+            self.before(len(questions))
+        return self.ask(questions, clients)

@@ -22,7 +22,7 @@ from fedmerge.refine.exchanged import Exchanged, Refined
 from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
-from fedmerge.statistics.settings import StatisticsSettings
+from fedmerge.statistics.sending.settings import StatisticsSettings
 from fedmerge.update import MergeContext
 
 __all__ = ["check_asked", "refine"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
 from fedmerge.questions import Answer, Ask, Question
-from fedmerge.statistics.noise import NoisySums
+from fedmerge.statistics.sending.noise import NoisySums
 
 __all__ = ["BITS", "Masked", "Occasion", "least_clients", "mask", "masked", "unmask"]
 

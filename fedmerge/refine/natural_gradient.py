@@ -11,9 +11,8 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.questions import Question
-from fedmerge.refine.natural_direction import natural_direction
 from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
-from fedmerge.refine.subspace import blocks, coefficients
+from fedmerge.refine.second_order import blocks, coefficients, natural_direction
 from fedmerge.registry import register
 from fedmerge.state import State, cast_like, prefixed, with_prefix
 from fedmerge.statistics import FisherKfac, LossGradient, Secants, Statistic

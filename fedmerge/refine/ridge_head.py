@@ -14,7 +14,7 @@ from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics import HeadSums, Statistic
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix
 
 __all__ = ["RidgeHead", "head_of", "ridge_proposal", "ridge_weights"]
 

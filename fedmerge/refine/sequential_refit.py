@@ -13,7 +13,7 @@ from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.registry import register
 from fedmerge.state import State, prefixed, with_prefix
 from fedmerge.statistics import RefitSums, Statistic
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix
 
 __all__ = ["SequentialRefit", "refitted"]
 

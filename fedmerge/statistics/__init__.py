@@ -15,10 +15,10 @@ from fedmerge.statistics.gram import Gram
 from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
-from fedmerge.statistics.noise import NoisySums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.secants import Secants
-from fedmerge.statistics.settings import StatisticsSettings
+from fedmerge.statistics.sending.noise import NoisySums
+from fedmerge.statistics.sending.settings import StatisticsSettings
 from fedmerge.statistics.statistic_type import Batches, ComparingStatistic, Statistic
 
 __all__ = [

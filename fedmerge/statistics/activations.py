@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.matrix_layers import MatrixLayer
-from fedmerge.statistics.measurable import Measurable
-from fedmerge.statistics.soundness import squares
+from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.statistics.measuring.taps import Probe, Tapped, pieces, probe, stored_dtype
+from fedmerge.statistics.measuring.weight_matrices import MatrixLayer
+from fedmerge.statistics.sending.soundness import squares
 from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
-from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Activations"]

@@ -16,8 +16,8 @@ from fedmerge.layout import frozen_parts
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, is_norm_statistic
-from fedmerge.statistics.measurable import Measurable, check_parameter_shape
-from fedmerge.statistics.soundness import squares
+from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape
+from fedmerge.statistics.sending.soundness import squares
 from fedmerge.statistics.statistic_type import Batches, Shapes, Statistic
 from fedmerge.training.report import TrainingReport
 

@@ -13,12 +13,11 @@ from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.fisher_labels import FisherStatistic
-from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
-from fedmerge.statistics.per_example import add_squares
-from fedmerge.statistics.soundness import squares
-from fedmerge.statistics.squared_gradients import SquaredGradients, add_scales
+from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape, doubted_parameters
+from fedmerge.statistics.measuring.squared_gradients import SquaredGradients, add_scales, add_squares
+from fedmerge.statistics.measuring.taps import Probe, Tapped, pieces, probe, stored_dtype
+from fedmerge.statistics.sending.soundness import squares
 from fedmerge.statistics.statistic_type import Batches, Shapes
-from fedmerge.statistics.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["FisherDiag"]

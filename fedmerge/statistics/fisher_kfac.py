@@ -14,19 +14,17 @@ from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.statistics.fisher_labels import FisherStatistic
-from fedmerge.statistics.layer_sums import LayerSums, factor
-from fedmerge.statistics.measurable import (
+from fedmerge.statistics.measuring.measurable import (
     Measurable,
     check_parameter_shape,
     doubted_factors,
     doubted_parameters,
 )
-from fedmerge.statistics.per_example import add_squares
-from fedmerge.statistics.soundness import semidefinite, squares
-from fedmerge.statistics.squared_gradients import add_scales
+from fedmerge.statistics.measuring.squared_gradients import add_scales, add_squares
+from fedmerge.statistics.measuring.taps import LayerSums, Probe, factor, pieces, probe, stored_dtype
+from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, reordered_factor
+from fedmerge.statistics.sending.soundness import semidefinite, squares
 from fedmerge.statistics.statistic_type import Batches, Shapes
-from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
-from fedmerge.statistics.weight_matrices import check_factor_shape, reordered_factor
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["FisherKfac"]
@@ -139,7 +137,7 @@ class FisherKfac(FisherStatistic):
         return name.endswith(".A")
 
     def check(self, value: State, state: State) -> None:
-        """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
+        """Of the layers' sizes, see :func:`~fedmerge.statistics.sending.soundness.semidefinite`."""
         self.received(value, state)
 
     def received(self, value: State, state: State) -> State:

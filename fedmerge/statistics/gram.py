@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.layer_sums import LayerSums, factor
-from fedmerge.statistics.measurable import Measurable, doubted_factors
-from fedmerge.statistics.soundness import semidefinite
+from fedmerge.statistics.measuring.measurable import Measurable, doubted_factors
+from fedmerge.statistics.measuring.taps import LayerSums, Probe, factor, pieces, probe, stored_dtype
+from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, reordered_factor
+from fedmerge.statistics.sending.soundness import semidefinite
 from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
-from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
-from fedmerge.statistics.weight_matrices import check_factor_shape, reordered_factor
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Gram"]
@@ -78,7 +77,7 @@ class Gram(LayerStatistic):
         return True
 
     def check(self, value: State, state: State) -> None:
-        """Of the layers' sizes, see :func:`~fedmerge.statistics.soundness.semidefinite`."""
+        """Of the layers' sizes, see :func:`~fedmerge.statistics.sending.soundness.semidefinite`."""
         self.received(value, state)
 
     def received(self, value: State, state: State) -> State:

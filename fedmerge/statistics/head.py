@@ -13,14 +13,19 @@ from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
-from fedmerge.statistics.laws import Breach, cancelling, labelled
-from fedmerge.statistics.matrix_layers import MatrixLayer, symmetric
-from fedmerge.statistics.measurable import Measurable
-from fedmerge.statistics.noise import Bounded
-from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
+from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.statistics.measuring.taps import Probe, probe, stored_dtype
+from fedmerge.statistics.measuring.weight_matrices import (
+    MatrixLayer,
+    WeightMatrix,
+    bias_of,
+    check_factor_shape,
+    symmetric,
+)
+from fedmerge.statistics.sending.laws import Breach, cancelling, labelled
+from fedmerge.statistics.sending.noise import Bounded
+from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.statistic_type import Batches, Shapes
-from fedmerge.statistics.taps import Probe, probe, stored_dtype
-from fedmerge.statistics.weight_matrices import WeightMatrix, bias_of, check_factor_shape
 from fedmerge.tasks import Regression, Task, outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 
@@ -187,7 +192,7 @@ class HeadSums(_HeadStatistic):
     Parameters
     ----------
     layers, examples, clip
-        See :class:`~fedmerge.statistics.noise.Bounded`.
+        See :class:`~fedmerge.statistics.sending.noise.Bounded`.
 
     Examples
     --------
@@ -234,7 +239,7 @@ class HeadGradient(_HeadStatistic):
     Parameters
     ----------
     layers, examples, clip
-        See :class:`~fedmerge.statistics.noise.Bounded`.
+        See :class:`~fedmerge.statistics.sending.noise.Bounded`.
     """
 
     name: ClassVar[str] = "head_gradient"

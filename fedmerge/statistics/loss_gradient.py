@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.laws import Breach, cancelling
-from fedmerge.statistics.measurable import Measurable, check_parameter_shape, doubted_parameters
+from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape, doubted_parameters
+from fedmerge.statistics.measuring.taps import stored_dtype
+from fedmerge.statistics.sending.laws import Breach, cancelling
 from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
-from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.layer_sums import factor
-from fedmerge.statistics.matrix_layers import gram
-from fedmerge.statistics.measurable import Measurable, doubted_factors
-from fedmerge.statistics.soundness import FIXED_POINT, semidefinite, sound
+from fedmerge.statistics.measuring.measurable import Measurable, doubted_factors
+from fedmerge.statistics.measuring.taps import Probe, factor, pieces, probe, stored_dtype
+from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, gram
+from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite, sound
 from fedmerge.statistics.statistic_type import Batches, ComparingStatistic, Shapes
-from fedmerge.statistics.taps import Probe, pieces, probe, stored_dtype
-from fedmerge.statistics.weight_matrices import check_factor_shape
 
 __all__ = ["RefitSums"]
 

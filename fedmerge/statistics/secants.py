@@ -14,9 +14,9 @@ from fedmerge.inputs import examples_in, split
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.soundness import FIXED_POINT, semidefinite
+from fedmerge.statistics.measuring.taps import stored_dtype
+from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.statistic_type import Batches, LayerStatistic
-from fedmerge.statistics.taps import stored_dtype
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in, rows
 from fedmerge.state import State
-from fedmerge.statistics.laws import Breach
-from fedmerge.statistics.measurable import Measurable
-from fedmerge.statistics.soundness import sound
+from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.statistics.sending.laws import Breach
+from fedmerge.statistics.sending.soundness import sound
 from fedmerge.tasks import Reading, Task
 from fedmerge.training.report import TrainingReport
 
@@ -137,7 +137,7 @@ class Statistic(ABC):
         """Identities that may hold between the numbers of a value, by name, and how far it is from each.
 
         Not all hold for every task and model: those that nearly all clients keep have to be kept by all, see
-        :mod:`fedmerge.statistics.laws`.
+        :mod:`fedmerge.statistics.sending.laws`.
         """
         return {}
 

@@ -23,7 +23,7 @@ from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.questions import Trust
 from fedmerge.questions.stages import News, Stage
 from fedmerge.refine import Privacy
-from fedmerge.refine.bill import Billed
+from fedmerge.refine.budget import Billed
 from fedmerge.state import State
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.client_metrics import alike

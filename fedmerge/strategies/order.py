@@ -14,7 +14,7 @@ from fedmerge.errors import BadUpdate, ConfigError
 from fedmerge.merging import MergeResult, Pipeline
 from fedmerge.merging.intake import Partial
 from fedmerge.state import State
-from fedmerge.statistics.settings import StatisticsSettings, to_settings
+from fedmerge.statistics.sending.settings import StatisticsSettings, to_settings
 from fedmerge.strategies.identity import Identities
 from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext

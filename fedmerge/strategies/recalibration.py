@@ -13,7 +13,7 @@ from fedmerge.layout import Layout
 from fedmerge.merging.buffers import pool_moments
 from fedmerge.state import State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies.reach import Reach
 from fedmerge.wire.flower_records import statistics_from_reply, to_arrays, weight_of
 

@@ -12,7 +12,7 @@ from torch import nn
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, check_patterns, without_personal
 from fedmerge.state import State
-from fedmerge.statistics.measurable import Measurable
+from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.update import facts_of
 from fedmerge.wire.fingerprints import fingerprint, names_mark
 from fedmerge.wire.flower_records import CLIENT_KEY, sender_of

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,7 @@ from fedmerge.errors import FedMergeError, TaskError
 from fedmerge.lookup.loading import load_named
 from fedmerge.registry import build
 
-if TYPE_CHECKING:
-    from fedmerge.tasks.task import Task
-
-__all__ = ["Decisions", "Metric", "OwnMetric", "metrics_of"]
+__all__ = ["Answers", "Decisions", "Metric", "OwnMetric", "metrics_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +38,24 @@ class Decisions:
     kept: Tensor
 
 
+class Answers(Protocol):
+    """What a metric asks a task about outputs and targets; see :class:`~fedmerge.tasks.Task`, which has all of it."""
+
+    exclusive: ClassVar[bool]
+
+    def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How many labels of each example count, [B]."""
+
+    def decisions(self, outputs: Tensor, targets: Tensor) -> Decisions | None:
+        """What is decided for each label; None where nothing is."""
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Predicted and true numbers [n, outputs]; None where outputs are none."""
+
+    def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Summed negative log-likelihood of the labels that count; None where labels are no classes."""
+
+
 class Metric(ABC):
     """One figure of a model. Subclasses are frozen dataclasses, registered under their names.
 
@@ -53,7 +68,7 @@ class Metric(ABC):
     larger_is_better: ClassVar[bool] = True
 
     @abstractmethod
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Of a batch, in a shape that does not depend on the batch.
 
         Raises
@@ -91,7 +106,7 @@ class OwnMetric(Metric):
     name: str
     function: Callable[[Tensor, Tensor], Any]
 
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Total and number of examples."""
         try:
             found = torch.as_tensor(self.function(outputs, targets), dtype=torch.float64)

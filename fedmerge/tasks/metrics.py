@@ -11,13 +11,12 @@ from torch import Tensor
 
 from fedmerge.errors import TaskError
 from fedmerge.registry import register
-from fedmerge.tasks.metric import Decisions, Metric
-from fedmerge.tasks.task import Task
+from fedmerge.tasks.metric import Answers, Decisions, Metric
 
 __all__ = ["AUROC", "F1", "MAE", "R2", "RMSE", "IoU", "Perplexity"]
 
 
-def _decisions(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Decisions:
+def _decisions(name: str, task: Answers, outputs: Tensor, targets: Tensor) -> Decisions:
     found = task.decisions(outputs, targets)
     if found is None:
         raise TaskError(
@@ -30,7 +29,7 @@ def _decisions(name: str, task: Task, outputs: Tensor, targets: Tensor) -> Decis
 class _Counted(Metric):
     """A mean over classes of what right and wrong decisions say of each; classes that never occur are left out."""
 
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Of each class what is chosen rightly, chosen wrongly, and missed: [3, C]."""
         found = _decisions(self.name, task, outputs, targets)
         right, kept = found.chosen & found.truths & found.kept, found.kept
@@ -112,7 +111,7 @@ class AUROC(Metric):
         if not self.bins >= 2 or not 0 < self.reach < math.inf:
             raise TaskError(f"metric 'auroc': want 2 bins or more and a positive reach, got {self.bins}, {self.reach}")
 
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many false and true labels each bin has: [2, C, bins]."""
         found = _decisions(self.name, task, outputs, targets)
         scores, truths, kept = found.scores, found.truths, found.kept
@@ -139,7 +138,7 @@ class _OfNumbers(Metric):
 
     larger_is_better = False
 
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """See each."""
         found = task.errors(outputs, targets)
         if found is None:
@@ -216,7 +215,7 @@ class Perplexity(Metric):
     name = "perplexity"
     larger_is_better = False
 
-    def sums(self, task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropies and labels."""
         found = task.surprise(outputs, targets)
         if found is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.data.examples import IGNORED
 from fedmerge.errors import TaskError
 from fedmerge.inputs import examples_in, rows
 from fedmerge.tasks.binary import Binary
@@ -23,8 +24,6 @@ Batches = Iterable[tuple[Any, Tensor]]
 
 TaskAt = Callable[[Any, Tensor, Tensor], Task]
 """The task at a batch's inputs, outputs and targets."""
-
-_IGNORED = -100
 
 
 class Reading:
@@ -199,7 +198,7 @@ def _one_each(outputs: Tensor, targets: Tensor) -> bool:
 
 def _of_single_outputs(outputs: Tensor, targets: Tensor, before: Task | None) -> Task:
     flat = targets.reshape(len(targets), -1)
-    counted = flat[flat != _IGNORED]
+    counted = flat[flat != IGNORED]
     zero_or_one = bool(((counted == 0) | (counted == 1)).all())
     if targets.is_floating_point():
         if isinstance(before, Regression) or not bool(((flat >= 0) & (flat <= 1)).all()):

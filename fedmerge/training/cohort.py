@@ -18,8 +18,7 @@ from fedmerge.training.forward_watch import why_not_stacked
 from fedmerge.training.linear_layers import linear_layers
 from fedmerge.training.linear_stack import train_linear
 from fedmerge.training.local_training import LocalTraining
-from fedmerge.training.model_inputs import device_of
-from fedmerge.training.modes import training_mode
+from fedmerge.training.model_on_data import device_of, training_mode
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.seeding_many import Streams
 from fedmerge.training.stack import stacked_rates

@@ -16,7 +16,7 @@ from fedmerge.data.example_sets import Examples
 from fedmerge.data.examples import IGNORED
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.state import State
-from fedmerge.tasks import Classification, Regression, Task
+from fedmerge.tasks import Regression, Task
 from fedmerge.tasks.class_axis import check_classes
 from fedmerge.training.local_training import LocalTraining
 
@@ -142,7 +142,7 @@ class CohortBatches:
         self._y = _Rows([one.y for one in participants])
         self.rows, self.sizes = _draw(participants, settings, draws)
 
-    def check_classes(self, classes: int, task: Classification) -> None:
+    def check_classes(self, classes: int) -> None:
         """Make sure that all labels are classes, or to be ignored.
 
         Raises
@@ -153,7 +153,7 @@ class CohortBatches:
         if self._y.within(classes):
             return
         for one in self.participants:
-            check_classes(one.y, classes, task, f"client {one.client}")
+            check_classes(one.y, classes, f"client {one.client}")
 
     @property
     def steps(self) -> int:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.tasks import Metric, Reading, Task
-from fedmerge.tasks.class_axis import check_classes, classification_of
-from fedmerge.training.model_inputs import outputs_of
-from fedmerge.training.passes import batches
+from fedmerge.tasks import Classification, Metric, Reading, Task
+from fedmerge.tasks.class_axis import check_classes, class_axis_of
+from fedmerge.training.model_on_data import batches, outputs_of
 
 __all__ = ["Judged", "evaluate", "judge"]
 
@@ -121,8 +120,9 @@ def judge(
     for inputs, labels in batches(data, None, batch_size, device):
         outputs = outputs_of(model, inputs, what, None if reading is None else task)
         if reading is None and (task is None or known is None):
-            task = found = classification_of(model, inputs, outputs, labels, what)
-            check_classes(labels if known is None else known, outputs.shape[found.class_axis or 0], found, what)
+            axis = class_axis_of(model, inputs, outputs, labels, what)
+            check_classes(labels if known is None else known, outputs.shape[axis], what)
+            task = Classification(class_axis=axis)
         elif reading is not None and (not sums or known is None):
             task = reading(outputs, labels, None, model, inputs)
         assert task is not None

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmerge.tasks import Classification
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.stack import Stack, descend
@@ -66,7 +65,7 @@ def train_linear(
     count = len(batches.sizes)
     frozen = {name: t.expand(count, *t.shape) for name, t in start.items() if name not in stack.weights}
     last = layers[-1].weight
-    batches.check_classes(len(start[last]), Classification())
+    batches.check_classes(len(start[last]))
     plain = settings.optimizer == "sgd" and not settings.momentum and settings.clip_norm is None and rates is None
     decay = settings.decay
     for step in range(batches.steps):

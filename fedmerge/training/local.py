@@ -17,14 +17,12 @@ from fedmerge.errors import InvalidOption
 from fedmerge.inputs import changed
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
+from fedmerge.tasks.class_axis import CrossEntropy
 from fedmerge.training.correction import NO_CORRECTION, Correction, correct
-from fedmerge.training.cross_entropy import CrossEntropy
 from fedmerge.training.early_stop import BestPass, Progress
 from fedmerge.training.local_training import LocalTraining
-from fedmerge.training.model_inputs import device_of, outputs_of
-from fedmerge.training.modes import training_mode
+from fedmerge.training.model_on_data import batches, batches_to_measure, device_of, moved, outputs_of, training_mode
 from fedmerge.training.own_training import RoundBatches, train_by_function
-from fedmerge.training.passes import batches, batches_to_measure, moved
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["LocalTraining", "batches", "batches_to_measure", "moved", "train"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,13 +15,29 @@ from fedmerge.errors import InvalidOption
 from fedmerge.layout import FrozenMode
 from fedmerge.lookup.keyword_check import tell_keywords
 from fedmerge.lookup.method_names import parse_method
-from fedmerge.training.optimizers import STACKED_OPTIONS, check_optimizer, default_decay, make_optimizer
-from fedmerge.training.report import TrainingReport
+from fedmerge.training.optimizers import (
+    check_options,
+    default_decay,
+    optimizer_with,
+    options_table,
+    why_not_stacked,
+)
+from fedmerge.training.report import TrainingReport, norm_of_rates, norm_of_steps
 from fedmerge.training.schedules import factor_at, schedule_of
-from fedmerge.training.step_norm import norm_of_rates, norm_of_steps
-from fedmerge.training.usual_names import USUAL_NAMES
 
-__all__ = ["LocalTraining"]
+__all__ = ["USUAL_NAMES", "LocalTraining"]
+
+USUAL_NAMES = {
+    "bs": "batch_size",
+    "local_batch_size": "batch_size",
+    "local_epochs": "epochs",
+    "local_steps": "steps",
+    "lr": "learning_rate",
+    "mu": "proximal_mu",
+    "num_epochs": "epochs",
+    "wd": "weight_decay",
+}
+"""What Flower's templates and other programs call the settings of local training."""
 
 _USUAL_EPOCHS = 2
 _WHOLE = ("epochs", "steps", "batch_size", "accumulate", "patience", "total_rounds")
@@ -131,8 +147,10 @@ class LocalTraining:
         named = isinstance(self.train_fn, str) and ":" in self.train_fn
         demand(named or self.train_fn is None or callable(self.train_fn), "train_fn", "a function or module:function")
         object.__setattr__(self, "optimizer", self.optimizer.lower())
-        object.__setattr__(self, "optimizer_options", _table(self.optimizer_options))
-        check_optimizer(self)
+        object.__setattr__(self, "optimizer_options", options_table(self.optimizer_options))
+        check_options(self.optimizer, self.optimizer_options, self.weight_decay)
+        if why_not_stacked(self.optimizer, self.optimizer_options) is not None or self.optimizer_options:
+            self.make_optimizer([nn.Parameter(torch.zeros(1, 1))])  # torch knows which values its options take
         schedule_of(self.schedule)
         schedule_of(self.step_schedule)
 
@@ -161,11 +179,9 @@ class LocalTraining:
         """Why clients train one after the other under these settings; None where they can train stacked."""
         if self.train_fn is not None:
             return "a training function of one's own trains one client at a time"
-        if self.optimizer not in STACKED_OPTIONS:
-            return f"optimizer {self.optimizer} steps one client at a time"
-        unknown = set(self.optimizer_options) - STACKED_OPTIONS[self.optimizer]
-        if unknown:
-            return f"optimizer {self.optimizer} with {', '.join(sorted(unknown))} steps one client at a time"
+        reason = why_not_stacked(self.optimizer, self.optimizer_options)
+        if reason is not None:
+            return reason
         for name, usual in (("autocast", None), ("patience", None), ("accumulate", 1)):
             if getattr(self, name) != usual:
                 return f"training.{name} goes with one client at a time"
@@ -232,17 +248,20 @@ class LocalTraining:
         return norm_of_rates(rates, self.momentum, self.proximal_mu, **damping) / (self.learning_rate * usual)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser."""
-        return make_optimizer(self, parameters)
+        """A fresh optimiser.
 
-
-def _table(options: object) -> dict[str, Any]:
-    """Options as given, or as a message brings them."""
-    if isinstance(options, str):
+        Raises
+        ------
+        InvalidOption
+            It does not take such options, or such parameters.
+        """
         try:
-            options = json.loads(options)
-        except ValueError as error:
-            raise InvalidOption(f"training.optimizer_options: cannot read {options!r} as JSON ({error})") from error
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise InvalidOption(f"training.optimizer_options must be a table of options, got {options!r}")
-    return dict(options)
+            return self._optimizer_of(parameters)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidOption(f"training.optimizer = {self.optimizer!r}: {error}") from error
+
+    @cached_property
+    def _optimizer_of(self) -> Callable[..., torch.optim.Optimizer]:
+        """Settled once: clients make a fresh optimiser in every round."""
+        options = self.optimizer_options
+        return optimizer_with(self.optimizer, options, self.learning_rate, self.momentum, self.weight_decay)

@@ -31,8 +31,7 @@ from fedmerge.lookup.loading import load_named
 from fedmerge.seeding import generator
 from fedmerge.training.correction import Correction, correct
 from fedmerge.training.local_training import LocalTraining
-from fedmerge.training.modes import training_mode
-from fedmerge.training.passes import moved
+from fedmerge.training.model_on_data import moved, training_mode
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["RoundBatches", "train_by_function"]

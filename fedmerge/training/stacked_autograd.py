@@ -13,7 +13,8 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.errors import CannotStack
-from fedmerge.tasks.class_axis import classification_of
+from fedmerge.tasks.class_axis import class_axis_of
+from fedmerge.tasks.classification import Classification
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
 from fedmerge.training.local_training import LocalTraining
@@ -160,9 +161,9 @@ def _settled(model: nn.Module, x: Tensor, outputs: Tensor, y: Tensor, batches: C
     """The loss for this model, once all labels are known to fit it."""
     if batches.task is not None:
         return settled_loss(batches.task, model, x, outputs, y, batches.participants)
-    task = classification_of(model, x, outputs, y)
-    batches.check_classes(outputs.shape[task.class_axis or 0], task)
-    return StackedLoss(task)
+    axis = class_axis_of(model, x, outputs, y)
+    batches.check_classes(outputs.shape[axis])
+    return StackedLoss(Classification(class_axis=axis))
 
 
 def _dropout_calls(model: nn.Module, x: Tensor) -> tuple[list[DropoutCall | None], Tensor]:

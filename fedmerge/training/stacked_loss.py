@@ -127,7 +127,7 @@ def settled_loss(
     if isinstance(task, Classification):
         task = replace(task, class_axis=task.axis(outputs, y))
         for one in participants:
-            check_classes(one.y, outputs.shape[task.class_axis or 0], task, f"client {one.client}")
+            check_classes(one.y, outputs.shape[task.class_axis or 0], f"client {one.client}", task.ignore_index)
         return StackedLoss(task)
     for one in participants:
         task.check(outputs[:1].expand(len(one.y), *outputs.shape[1:]), one.y)

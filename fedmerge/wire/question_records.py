@@ -14,8 +14,8 @@ from torch import Tensor
 from fedmerge.errors import ConfigError, shown
 from fedmerge.questions import Answer, Question
 from fedmerge.statistics import NoisySums, statistic
-from fedmerge.statistics.compression import Compression
-from fedmerge.statistics.settings import to_settings
+from fedmerge.statistics.sending.compression import Compression
+from fedmerge.statistics.sending.settings import to_settings
 from fedmerge.wire.flower_records import (
     CLIENT_KEY,
     PARTITION_KEY,

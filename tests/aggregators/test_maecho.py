@@ -8,7 +8,7 @@ import torch
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
 from fedmerge.merging import build_pipeline
-from fedmerge.statistics import compression
+from fedmerge.statistics.sending import compression
 from tests.random_statistics import random_grams
 
 WEIGHTS = (5.0, 1.0, 14.0)

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord
 import fedmerge
 from fedmerge import ClientUpdate, MergeContext
 from fedmerge.simulation import SimulationGrid
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import MergeStrategy, from_arrays
 from fedmerge.wire.flower_records import statistics_records
 from tests.contract.laws import WEIGHTS, base, law, modules, same, updates

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedmerge.records.atomic_files import _without_none
 from fedmerge.simulation.runs.config import make_config
 from fedmerge.statistics import Activations, FisherKfac, Gram
-from fedmerge.statistics.compression import decode, encode
+from fedmerge.statistics.sending.compression import decode, encode
 from fedmerge.strategies import from_arrays, to_arrays
 
 DRAWN = settings(max_examples=60, deadline=None, derandomize=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.state import State
-from fedmerge.statistics.compression import decode, encode
+from fedmerge.statistics.sending.compression import decode, encode
 from tests.hostile.kind import Kind, table
 
 __all__ = ["STATISTICS", "spoilt_statistic"]

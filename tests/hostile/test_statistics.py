@@ -30,7 +30,7 @@ from fedmerge.statistics import (
     Secants,
     Statistic,
 )
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from tests.federation import noisy_states, tiny_data, tiny_model
 from tests.hostile.kinds import STATISTICS
 

@@ -16,8 +16,8 @@ from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import respond
 from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, Gram
-from fedmerge.statistics.compression import state_bytes
-from fedmerge.statistics.settings import compressed
+from fedmerge.statistics.sending.compression import state_bytes
+from fedmerge.statistics.sending.settings import compressed
 from fedmerge.training import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 

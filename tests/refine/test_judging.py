@@ -8,7 +8,7 @@ from torch import nn
 
 from fedmerge.models.resize import resize
 from fedmerge.questions import Question, respond
-from fedmerge.questions.judging import summed_losses
+from fedmerge.questions.answering import summed_losses
 
 
 class Counting(nn.Module):

@@ -16,11 +16,11 @@ from fedmerge.merging import build_pipeline
 from fedmerge.questions import Question, Trust, pooled, respond
 from fedmerge.questions.answering import DIVERGED
 from fedmerge.questions.pooling import sifted
-from fedmerge.questions.robust_sums import judged_losses, shares
+from fedmerge.questions.trust import judged_losses, shares
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, refine
 from fedmerge.state import module_state
 from fedmerge.statistics import BatchNormSums, ClassCounts, FisherKfac, HeadSums, LossGradient, StatisticsSettings
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.training import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
 

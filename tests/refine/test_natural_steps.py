@@ -14,11 +14,10 @@ from fedmerge.errors import InvalidOption
 from fedmerge.questions import Question, respond
 from fedmerge.refine import NaturalGradient, Proposal, Refinement, RidgeHead, Step, refine
 from fedmerge.refine.budget import Budget
-from fedmerge.refine.natural_direction import natural_direction
 from fedmerge.refine.natural_gradient import GradientStep, NaturalStep, SecantStep
-from fedmerge.refine.subspace import blocks, coefficients
+from fedmerge.refine.second_order import blocks, coefficients, natural_direction
 from fedmerge.statistics import FisherKfac, LossGradient, Secants, StatisticsSettings
-from fedmerge.statistics.compression import state_bytes
+from fedmerge.statistics.sending.compression import state_bytes
 
 
 def net(seed=0, norm=False):

@@ -21,7 +21,7 @@ from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, epsilon
 from fedmerge.refine.masks import BITS, mask, masked, unmask
-from fedmerge.refine.natural_direction import natural_direction
+from fedmerge.refine.second_order import natural_direction
 from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, HeadGradient, HeadSums, LossGradient, NoisySums
 

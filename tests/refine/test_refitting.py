@@ -13,7 +13,7 @@ from fedmerge.refine import SequentialRefit
 from fedmerge.refine.sequential_refit import RefitStep
 from fedmerge.state import module_state
 from fedmerge.statistics import Gram, RefitSums
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix
 from tests.statistics.zoo import made
 
 

@@ -17,12 +17,12 @@ from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
 from fedmerge.merging import build_pipeline
 from fedmerge.offline.merge import asked_at_hand
 from fedmerge.questions import Answer, Question, respond
-from fedmerge.questions.judging import summed_losses
+from fedmerge.questions.answering import summed_losses
 from fedmerge.refine import Privacy, epsilon, masks
 from fedmerge.refine.masks import Occasion, mask, masked, unmask
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, NoisySums
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.tasks import AnyLoss
 
 LONG = 4096

@@ -15,7 +15,7 @@ import fedmerge
 from fedmerge import BadUpdate, ClientUpdate, MergeContext
 from fedmerge.merging import build_pipeline
 from fedmerge.statistics import StatisticsSettings
-from fedmerge.statistics.compression import decode, encode
+from fedmerge.statistics.sending.compression import decode, encode
 from fedmerge.training.report import TrainingReport
 
 CLIENTS = 5

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics import FisherKfac, Gram, LocalSteps, StatisticsSettings, statistic
-from fedmerge.statistics.compression import decode, encode, state_bytes
-from fedmerge.statistics.matrix_layers import symmetric
-from fedmerge.statistics.settings import compressed, to_settings
+from fedmerge.statistics.measuring.weight_matrices import symmetric
+from fedmerge.statistics.sending.compression import decode, encode, state_bytes
+from fedmerge.statistics.sending.settings import compressed, to_settings
 from tests.random_statistics import random_factor
 
 

@@ -7,8 +7,8 @@ from torch import nn
 import fedmerge
 from fedmerge.offline.compute import compute_statistics
 from fedmerge.statistics import FisherKfac, Gram
-from fedmerge.statistics.compression import decode, encode
-from fedmerge.statistics.definite import definite, is_definite
+from fedmerge.statistics.sending.compression import decode, encode
+from fedmerge.statistics.sending.soundness import definite, is_definite
 
 SCALES = {"[-1, 1]": (2.0, -1.0), "[0, 1]": (1.0, 0.0), "[0, 255]": (255.0, 0.0)}
 
@@ -99,7 +99,7 @@ def test_projection_brings_a_rounded_matrix_nearer_to_what_it_was():
 
 
 def test_large_matrices_are_shifted(monkeypatch):
-    monkeypatch.setattr("fedmerge.statistics.definite._EXACT", 10)
+    monkeypatch.setattr("fedmerge.statistics.sending.soundness._EXACT", 10)
     rows = nn.functional.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1).double()
     rounded = (rows @ rows.T)[None].half()
     found = definite(rounded)

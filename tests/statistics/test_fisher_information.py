@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fedmerge import compute_statistics
 from fedmerge.errors import InvalidOption
 from fedmerge.statistics import FisherDiag, FisherKfac, Gram
-from fedmerge.statistics.taps import probe
+from fedmerge.statistics.measuring.taps import probe
 from tests.statistics.brute_force import diagonal, gradients, kfac, patches
 from tests.statistics.zoo import MODELS, made, sequences
 
@@ -155,8 +155,8 @@ def test_batches_and_pieces_do_not_matter(name, kind, monkeypatch):
     for size in (1, 3):
         parts = kind.measure(model, list(zip(x.split(size), y.split(size), strict=True)), None)
         torch.testing.assert_close(parts, whole)
-    monkeypatch.setattr("fedmerge.statistics.taps._BUDGET", 1)
-    monkeypatch.setattr("fedmerge.statistics.per_example._BUDGET", 1)
+    monkeypatch.setattr("fedmerge.statistics.measuring.taps._BUDGET", 1)
+    monkeypatch.setattr("fedmerge.statistics.measuring.squared_gradients._BUDGET", 1)
     torch.testing.assert_close(kind.measure(model, [(x, y)], None), whole)
 
 

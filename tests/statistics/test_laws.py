@@ -12,8 +12,8 @@ from fedmerge.questions import Question, Trust, respond
 from fedmerge.questions.pooling import pooled, sifted
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, LossGradient
-from fedmerge.statistics.compression import decode
-from fedmerge.statistics.laws import Breach, breaches, cancelling, labelled
+from fedmerge.statistics.sending.compression import decode
+from fedmerge.statistics.sending.laws import Breach, breaches, cancelling, labelled
 from fedmerge.tasks import Binary, Classification, Regression, make_task
 
 CLIENTS, LIAR = 5, 3

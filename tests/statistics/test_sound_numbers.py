@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedmerge import InvalidOption
-from fedmerge.statistics.compression import decode, encode
-from fedmerge.statistics.soundness import FIXED_POINT, semidefinite, sound, squares
+from fedmerge.statistics.sending.compression import decode, encode
+from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite, sound, squares
 
 
 def rows(n, size, seed=0):

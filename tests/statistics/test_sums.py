@@ -12,7 +12,7 @@ import fedmerge
 from fedmerge import BadUpdate, compute_statistics
 from fedmerge.errors import InvalidOption, UnknownName
 from fedmerge.statistics import Activations, ClassCounts, FisherDiag, FisherKfac, Gram
-from fedmerge.statistics.compression import state_bytes
+from fedmerge.statistics.sending.compression import state_bytes
 from tests.statistics.brute_force import kfac
 from tests.statistics.zoo import made, sequences
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fedmerge.statistics import FisherKfac, Gram
-from fedmerge.statistics.compression import decode, encode
 from fedmerge.statistics.head import HeadGradient, HeadSums
+from fedmerge.statistics.sending.compression import decode, encode
 
 
 class Grouped(nn.Module):

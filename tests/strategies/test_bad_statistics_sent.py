@@ -7,7 +7,7 @@ import torch
 from flwr.app import ConfigRecord
 
 from fedmerge.simulation import SimulationGrid
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import MergeStrategy, from_arrays, to_arrays
 from tests.answered import shallow
 from tests.federation import CLIENTS, initial, tiny_app, tiny_model

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from fedmerge import InvalidOption
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.workers.flower_task import become_server_task
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import from_arrays, to_arrays
 from fedmerge.wire.npy import read_array
 from tests.answered import asked, odd_app, odd_arrays, shallow, strategy_of

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 import fedmerge
 from fedmerge.offline.compute import compute_statistics
 from fedmerge.simulation import SimulationGrid
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import FedFisher, MergeStrategy, add_statistics, from_arrays
 from tests.federation import CLIENTS, initial, tiny_app, tiny_data, tiny_model
 

@@ -12,8 +12,8 @@ from fedmerge.aggregators.fednova import step_norm
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.statistics import LocalSteps
 from fedmerge.training import LocalTraining, Participant, cohort, train, train_cohort
+from fedmerge.training.report import norm_of_rates, norm_of_steps
 from fedmerge.training.schedules import factor_at
-from fedmerge.training.step_norm import norm_of_rates, norm_of_steps
 
 OWN = """
 def halved(position, length, by=2.0):

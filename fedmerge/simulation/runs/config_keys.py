@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedmerge.errors import ConfigError, FedMergeError, UnknownName, shown
-from fedmerge.training.usual_names import USUAL_NAMES
+from fedmerge.training.local_training import USUAL_NAMES
 
 __all__ = ["keys", "meant", "typed_error"]
 

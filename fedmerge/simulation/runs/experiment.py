@@ -18,24 +18,24 @@ from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, loa
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import changed
 from fedmerge.lookup.method_names import own_strategy
-from fedmerge.models.resize import resize
 from fedmerge.merging import build_pipeline
+from fedmerge.models.resize import resize
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.runs.config_model import Config
-from fedmerge.simulation.scenarios.faults import Mishaps
 from fedmerge.simulation.runs.fitting import check_fit
-from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.simulation.runs.model_fns import ModelFn, OwnModelFn
 from fedmerge.simulation.runs.own_strategy import make_strategy
 from fedmerge.simulation.runs.personal_checks import check_personal_parts
+from fedmerge.simulation.scenarios.faults import Mishaps
+from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.tasks import Classification, Reading, Task
 from fedmerge.training.device import choose_device
-from fedmerge.training.model_inputs import outputs_of
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches
+from fedmerge.training.model_on_data import outputs_of
 
 __all__ = ["Experiment"]
 

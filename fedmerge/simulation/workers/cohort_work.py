@@ -18,7 +18,7 @@ from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, r
 from fedmerge.errors import CannotStack, FedMergeError
 from fedmerge.simulation.workers.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
-from fedmerge.statistics.compression import decode
+from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies.order import Answer, Order, Trained
 from fedmerge.training import EngineChoice, Participant, choose_engine
 from fedmerge.training.engine import has_stacked_loss

@@ -29,7 +29,7 @@ class ControlVariates(LocalRule):
     Karimireddy et al. 2020, algorithm 1, option II: ``c_i+ = c_i - c + (x - y_i) / (K eta)``. Both start at zero, also
     those of a client that is asked for the first time late in a run. Under momentum, a proximal term or a schedule,
     ``K eta`` is what an equal gradient in every step would have moved it, see
-    :func:`~fedmerge.training.step_norm.norm_of_rates`.
+    :func:`~fedmerge.training.report.norm_of_rates`.
     """
 
     name: ClassVar[str] = "control_variates"

@@ -1,4 +1,4 @@
-"""Taps: what goes into each matrix layer in a forward pass, and the gradients at what comes out."""
+"""Taps: what goes into each matrix layer in a forward pass, the gradients at what comes out, and sums over both."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from fedmerge.inputs import examples_in, rows, split
 from fedmerge.models.copies import copy_of
 from fedmerge.state import trained_names
-from fedmerge.statistics.affine_layers import AffineLayer, affine_layers, split_norms
-from fedmerge.statistics.matrix_layers import MatrixLayer, example_gradients, matrix_layers
-from fedmerge.statistics.unrolled import unroll
+from fedmerge.statistics.measuring.weight_matrices import MatrixLayer, example_gradients, gram, matrix_layers
+from fedmerge.statistics.measuring.written_out import AffineLayer, affine_layers, split_norms, unroll
 from fedmerge.tasks import as_batch
 
-__all__ = ["Probe", "Tapped", "pieces", "probe", "stored_dtype"]
+__all__ = ["LayerSums", "Probe", "Tapped", "factor", "pieces", "probe", "stored_dtype"]
 
 
 @dataclass
@@ -165,3 +164,36 @@ def pieces(probed: Probe, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Ten
 def stored_dtype(model: nn.Module) -> torch.dtype:
     """What sums, kept in float64, are sent as: float32, or the model's own dtype where that is wider."""
     return torch.promote_types(next(model.parameters()).dtype, torch.float32)
+
+
+@dataclass
+class LayerSums:
+    """``sum r r^T`` of the rows of one side, by weight, in float64, and how many positions there were."""
+
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def add_inputs(self, layers: Sequence[MatrixLayer], tapped: Sequence[Tapped]) -> None:
+        """Add what went into every layer."""
+        for layer, taps in zip(layers, tapped, strict=True):
+            for inputs in taps.inputs:
+                rows = layer.input_rows(inputs)
+                self._add(layer, rows)
+                self.positions[layer.matrix.weight] = (
+                    self.positions.get(layer.matrix.weight, 0) + rows.shape[0] * rows.shape[2]
+                )
+
+    def add_gradients(self, layers: Sequence[MatrixLayer], gradients: Sequence[Sequence[Tensor]]) -> None:
+        """Add gradients at the outputs of every layer."""
+        for layer, calls in zip(layers, gradients, strict=True):
+            for gradient in calls:
+                self._add(layer, layer.output_rows(gradient))
+
+    def _add(self, layer: MatrixLayer, rows: Tensor) -> None:
+        name, found = layer.matrix.weight, gram(rows)
+        self.grams[name] = self.grams[name].add_(found) if name in self.grams else found
+
+
+def factor(total: Tensor) -> Tensor:
+    """One group's factor is a plain matrix."""
+    return total[0] if len(total) == 1 else total

@@ -1,19 +1,42 @@
-"""What a model has to say of its inputs before it sees them: the device, and the kinds of numbers."""
+"""A model on a client's examples: its device and mode, the batches that it sees, and what it makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedmerge.data.batch_stream import BatchStream
+from fedmerge.data.client_data import examples_of
+from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ModelError
-from fedmerge.inputs import call
+from fedmerge.inputs import call, changed
+from fedmerge.layout import FrozenMode, frozen_parts
 from fedmerge.tasks import Task
 
-__all__ = ["device_of", "outputs_of", "told_of_types"]
+__all__ = ["batches", "batches_to_measure", "device_of", "moved", "outputs_of", "told_of_types", "training_mode"]
+
+
+def training_mode(model: nn.Module, frozen_mode: FrozenMode = "eval") -> None:
+    """Put a model into training mode, but for parts that are frozen as a whole, which run as in use.
+
+    Their dropout is off and their batch norms keep to their running statistics, so that what is trained behind them
+    sees what it will see in use. With ``frozen_mode="train"`` they go with the rest.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.Dropout(), nn.Linear(3, 2))
+    >>> _ = model[0].requires_grad_(False)
+    >>> training_mode(model)
+    >>> [part.training for part in model]
+    [False, True, True]
+    """
+    model.train()
+    for part in frozen_parts(model) if frozen_mode == "eval" else ():
+        part.eval()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -89,3 +112,30 @@ def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]
             f"{what + ': ' if what else ''}the model, whose parameters are {sorted(map(str, kinds))[0]}, cannot take "
             f"inputs of {x.dtype} ({reason}): convert them, x.to({want})"
         ) from error
+
+
+def moved(batch: tuple[Any, Tensor], device: torch.device | None) -> tuple[Any, Tensor]:
+    """Inputs of any form, and targets, on a device."""
+    inputs, targets = batch
+    return changed(inputs, lambda tensor: tensor.to(device)), targets.to(device)
+
+
+def batches(
+    x: Any, y: Tensor | None = None, batch_size: int = 512, device: torch.device | None = None
+) -> Iterator[tuple[Any, Tensor]]:
+    """All examples in order, `batch_size` at a time, on `device`; `x` and `y` as for :func:`train`."""
+    for batch in examples_of(x, y).in_order(batch_size):
+        yield moved(batch, device)
+
+
+def batches_to_measure(examples: Examples, device: torch.device | None = None) -> Iterable[tuple[Any, Tensor]]:
+    """All examples in order, to be read as often as it takes: views of tensors, else read anew each time.
+
+    Examples
+    --------
+    >>> from fedmerge.data.client_data import examples_of
+    >>> found = batches_to_measure(examples_of([(torch.zeros(2), 0), (torch.ones(2), 1)]))
+    >>> [len(y) for x, y in found], [len(y) for x, y in found]
+    ([2], [2])
+    """
+    return list(batches(examples, device=device)) if examples.tensors is not None else BatchStream(examples, device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.compression import Compression, encode, state_bytes
+from fedmerge.statistics.sending.compression import Compression, encode, state_bytes
 from fedmerge.statistics.statistic_type import LayerStatistic, Statistic
 
 __all__ = ["StatisticsSettings", "compressed", "to_settings"]
@@ -29,7 +29,7 @@ class StatisticsSettings:
     layers
         Patterns of parameter names, such as ``"fc*"``; what is not measured is averaged. All where not given.
     compression
-        See :func:`~fedmerge.statistics.compression.encode`.
+        See :func:`~fedmerge.statistics.sending.compression.encode`.
     budget
         Bytes of all statistics together, in units of the model's size in float32: 1 keeps an upload at twice
         the model. A larger one allows more; ``compression="none"`` heeds none.

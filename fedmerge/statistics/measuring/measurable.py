@@ -12,9 +12,8 @@ from fedmerge.errors import InvalidOption
 from fedmerge.layout import frozen_parts
 from fedmerge.models.copies import copy_of
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.matrix_layers import matrix_layers
-from fedmerge.statistics.unrolled import unroll
-from fedmerge.statistics.weight_matrices import WeightMatrix
+from fedmerge.statistics.measuring.weight_matrices import WeightMatrix, matrix_layers
+from fedmerge.statistics.measuring.written_out import unroll
 
 __all__ = ["Measurable", "check_parameter_shape", "doubted_factors", "doubted_parameters"]
 

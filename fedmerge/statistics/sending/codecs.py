@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedmerge.statistics.definite import definite, is_definite
+from fedmerge.statistics.sending.soundness import definite, is_definite
 
 __all__ = ["Spectrum", "decode", "encode", "is_symmetric", "mean_diagonal", "shape_of", "spectrum", "truncated"]
-
 
 _FORMS = frozenset(
     frozenset(parts.split())

@@ -1,0 +1,1 @@
+"""How statistics are measured: taps on layers, layers as matrices, gradients example by example."""

@@ -1,0 +1,1 @@
+"""How statistics travel, and what has to be so of those that arrive."""
