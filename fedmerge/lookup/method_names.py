@@ -1,4 +1,8 @@
-"""How a method is written: ``fedavg``, ``fednova+server_adam``, ``fedfisher(variant=diag)``."""
+"""How a method is written: ``fedavg``, ``fednova+server_adam``, ``fedfisher(variant=diag)``.
+
+This is no Python, and so not for ``ast``: names hold colons and hyphens, values are TOML's (``true``, ``1e-3``) or text
+without quotes (``kfac``, a path, another method).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedmerge.errors import InvalidOption
 
-__all__ = ["Part", "own_strategy", "parse_method", "parse_value", "split_methods"]
+__all__ = ["Part", "own_part", "parse_method", "parse_value", "split_methods"]
 
 _PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
@@ -38,27 +42,29 @@ def parse_method(method: str) -> list[Part]:
     return [_part(text, method) for text in _split(method, "+")]
 
 
-def own_strategy(method: str) -> Part | None:
-    """The ``module:Strategy`` that a method is, with the options behind it; None where it is a method by name.
+def own_part(method: str) -> Part | None:
+    """The part of a method that goes by ``module:name``, with the options behind it; None where all have plain names.
+
+    It is a whole Flower strategy, or an aggregator, which others may stand beside.
 
     Raises
     ------
     InvalidOption
-        Something is added to it by ``+``, which a whole strategy has no place for.
+        There are two, of which one cannot be an aggregator.
 
     Examples
     --------
-    >>> own_strategy("mine:Strategy(rate=0.5)")
-    Part(name='mine:Strategy', options={'rate': 0.5})
+    >>> own_part("dare+mine:Mean(rate=0.5)+server_momentum")
+    Part(name='mine:Mean', options={'rate': 0.5})
     """
-    if ":" not in method.partition("(")[0]:
+    if ":" not in method:
         return None
-    first, *others = parse_method(method)
-    if others:
+    own = [part for part in parse_method(method) if ":" in part.name]
+    if len(own) > 1:
         raise InvalidOption(
-            f"method {method!r}: {first.name!r} is a whole strategy, to which {others[0].name!r} cannot be added by +"
+            f"method {method!r}: {own[0].name!r} and {own[1].name!r} both go by module:name, as only an aggregator can"
         )
-    return first
+    return own[0] if own else None
 
 
 def split_methods(text: str) -> list[str]:
@@ -87,11 +93,14 @@ def parse_value(text: str) -> Any:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at separators that stand in no parentheses."""
-    pieces, depth = [""], 0
+    """Split at separators that stand in no brackets and no quotes."""
+    pieces, depth, quote = [""], 0, ""
     for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == separator and depth == 0:
+        if quote or character in "\"'":
+            quote = "" if character == quote else quote or character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == separator and depth == 0 and not quote:
             pieces.append("")
         else:
             pieces[-1] += character

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fedmerge.errors import ConfigError
-from fedmerge.lookup.method_names import own_strategy
+from fedmerge.lookup.method_names import own_part
 
 __all__ = ["check_no_code", "named_code"]
 
@@ -31,14 +31,14 @@ def named_code(models: Iterable[str], methods: Iterable[str] = (), **others: Ite
 
     Examples
     --------
-    >>> named_code(["mlp", "mine:cnn"], ["fedavg", "theirs:Strategy(rate=1)", "flwr.serverapp.strategy:FedAvgM"])
-    ['model mine:cnn', 'method theirs:Strategy']
+    >>> named_code(["mlp", "mine:cnn"], ["fedavg", "trim+mine:Mean(rate=1)", "flwr.serverapp.strategy:FedAvgM"])
+    ['model mine:cnn', 'method mine:Mean']
     """
     found = [f"model {name}" for name in models if ":" in name]
-    parts = [part.name for part in map(own_strategy, methods) if part is not None]
+    parts = [part.name for part in map(own_part, methods) if part is not None]
     found += [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]
     for kind, names in others.items():
-        found += [f"{kind} {part.name}" for part in map(own_strategy, names) if part is not None]
+        found += [f"{kind} {part.name}" for part in map(own_part, names) if part is not None]
     return list(dict.fromkeys(found))
 
 

@@ -12,7 +12,7 @@ from fedmerge.lookup.method_names import Part, parse_method
 from fedmerge.merging.pipeline import Pipeline
 from fedmerge.registry import build, entries, usual_names
 
-__all__ = ["build_pipeline", "divided", "main_part", "method_parts"]
+__all__ = ["build_pipeline", "divided", "main_part", "method_parts", "parts_beside"]
 
 
 def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any) -> Pipeline:
@@ -52,6 +52,25 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
     if aggregator.refined_by:
         own = [_with_options(part, options) for part in parse_method(aggregator.refined_by)]
         others = [*own, *others]
+    beside = parts_beside(edits, others, method)
+    return Pipeline(
+        aggregator,
+        beside["server step"],
+        refinements=beside["refinement"],
+        edits=beside["edit"],
+        trajectories=beside["trajectory"],
+        **settings,
+    )
+
+
+def parts_beside(edits: Sequence[Part], others: Sequence[Part], method: str) -> dict[str, tuple[Any, ...]]:
+    """What stands before and behind an aggregator, made, by its kind.
+
+    Raises
+    ------
+    UnknownName, InvalidOption
+        As :func:`build_pipeline`.
+    """
     made: dict[str, list[Any]] = {"server step": [], "refinement": [], "trajectory": []}
     known = {name: kind for kind in made for name in entries(kind)}
     for part in others:
@@ -59,14 +78,8 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
             raise UnknownName("server step, refinement or trajectory", part.name, known, _place_of(part.name, method))
         kind = known[part.name]
         made[kind].append(build(kind, part.name, part.options))
-    return Pipeline(
-        aggregator,
-        tuple(made["server step"]),
-        refinements=tuple(made["refinement"]),
-        edits=tuple(build("edit", part.name, part.options) for part in edits),
-        trajectories=tuple(made["trajectory"]),
-        **settings,
-    )
+    made["edit"] = [build("edit", part.name, part.options) for part in edits]
+    return {kind: tuple(parts) for kind, parts in made.items()}
 
 
 def divided(parts: Sequence[Part], method: str) -> tuple[list[Part], Part, list[Part]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.lookup.method_names import Part, parse_method, split_methods
+from fedmerge.lookup.method_names import Part, own_part, parse_method, split_methods
 from fedmerge.merging import build_pipeline
 
 
@@ -17,6 +17,8 @@ from fedmerge.merging import build_pipeline
         ("fedfisher(variant=diag, damping=1e-3)", [("fedfisher", {"variant": "diag", "damping": 1e-3})]),
         ("a(x=1)+b(y=true,z=+2)", [("a", {"x": 1}), ("b", {"y": True, "z": 2})]),
         ("a()", [("a", {})]),
+        ("a(betas=[0.9, 0.99], x=1)", [("a", {"betas": [0.9, 0.99], "x": 1})]),
+        ("a(path='b,c+d')+e", [("a", {"path": "b,c+d"}), ("e", {})]),
     ],
 )
 def test_parts_and_their_options(text, parts):
@@ -42,3 +44,21 @@ def test_options_in_parentheses_override_those_of_the_part():
 def test_a_wrong_option_in_parentheses_is_named():
     with pytest.raises(UnknownName, match=r"varient.*variant"):
         build_pipeline("fedfisher(varient=diag)")
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("fedavg+server_adam", None),
+        ("rebasin(combine=mine:Mean)", None),
+        ("mine:Mean", Part("mine:Mean", {})),
+        ("dare(density=0.5)+mine:Mean(x=1)+ridge_head", Part("mine:Mean", {"x": 1})),
+    ],
+)
+def test_the_part_that_would_be_imported(method, own):
+    assert own_part(method) == own
+
+
+def test_two_parts_of_ones_own_are_refused():
+    with pytest.raises(InvalidOption, match="only an aggregator"):
+        own_part("mine:Mean+mine:Step")

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 
 from fedmerge.errors import FedMergeError, RecordError, WriteError
+from fedmerge.observers import Observer, ObserverLike, make_observers
 from fedmerge.records.atomic_files import read_toml
 from fedmerge.records.locks import LOCK, held
-from fedmerge.observers import Observer, ObserverLike, make_observers
 from fedmerge.records.run_records import continuing, differing, differing_federation
+from fedmerge.simulation.grids.simulation_grid import SimulationGrid, make_workers
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.experiment import Experiment
-from fedmerge.simulation.grids.simulation_grid import SimulationGrid, make_workers
-from fedmerge.simulation.runs.recorder import Row
 from fedmerge.simulation.runs.method_run import run_on_grid
+from fedmerge.simulation.runs.recorder import Row
 from fedmerge.simulation.runs.unfinished import begin, end, finished_runs, is_finished, run_folder
 from fedmerge.simulation.workers.workers import Workers
 from fedmerge.training.device import choose_device

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName
 from fedmerge.lookup.kinds import METHOD_KINDS
-from fedmerge.lookup.method_names import own_strategy, parse_value
-from fedmerge.merging import build_pipeline
+from fedmerge.lookup.method_names import parse_value
+from fedmerge.merging import build_pipeline, divided, method_parts, parts_beside
 from fedmerge.observers.watch import check_names
 from fedmerge.records.run_records import read_toml
 from fedmerge.registry import build, entries, usual_names
@@ -133,7 +133,10 @@ def _check_methods(config: Config) -> None:
             twice = next(value for value in values if values.count(value) > 1)
             raise ConfigError(f"{kind} names {twice!r} twice: name each once")
     for method in config.methods:
-        if own_strategy(method) is None:
+        edits, first, others = divided(method_parts(method, config.options), method)
+        if ":" in first.name:  # what a configuration names is not imported before somebody has agreed
+            parts_beside(edits, others, method)
+        else:
             settings: dict[str, Any] = {"privacy": config.privacy, "batch_norm": config.batch_norm}
             made = build_pipeline(method, config.options, trust=config.trust, **settings)
             if made.aggregator.local_rule is not None:

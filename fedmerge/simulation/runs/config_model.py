@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,8 +12,7 @@ from pydantic import Field
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.layout import BatchNormPolicy
 from fedmerge.lookup.kinds import METHOD_KINDS
-from fedmerge.lookup.method_names import own_strategy
-from fedmerge.merging import build_pipeline, divided, method_parts
+from fedmerge.merging import build_pipeline, divided, method_parts, parts_beside
 from fedmerge.models import model_options
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
@@ -28,13 +28,13 @@ __all__ = ["Config"]
 class Config(Section):
     """Everything that a comparison depends on.
 
-    ``methods`` may hold names of :func:`fedmerge.methods`, with server steps added by ``+`` and options in
-    parentheses (``fedfisher(variant=diag)``), and ``module:Strategy`` for any Flower strategy; ``options`` has
-    a table per part. ``references`` also judges the clients' own models of the first round, their ensemble
-    and the best alone. ``server_examples`` gives the server so many examples of the test set, for methods that use
-    data there; the rest is the test set then. ``statistics`` says how clients measure what methods need; ``privacy``
-    masks and noise for what they answer to refinements (they then keep training losses and evaluations to themselves),
-    ``trust`` how far single clients are believed there.
+    ``methods`` may hold names of :func:`fedmerge.methods`, or ``module:Aggregator``, with other parts before and behind
+    them, joined by ``+``, and options in parentheses (``fedfisher(variant=diag)``); and ``module:Strategy`` for any
+    Flower strategy. ``options`` has a table per part. ``references`` also judges the
+    clients' own models of the first round, their ensemble and the best alone. ``server_examples`` gives the server so
+    many examples of the test set, for methods that use data there; the rest is the test set then. ``statistics`` says
+    how clients measure what methods need; ``privacy`` masks and noise for what they answer to refinements (they then
+    keep training losses and evaluations to themselves), ``trust`` how far single clients are believed there.
     With ``attack`` some clients are hostile; with ``faults`` they crash, send nonsense, disappear or are late.
 
     ``personal`` are patterns of tensors that stay with the clients, such as ``["head.*"]``, see
@@ -50,7 +50,7 @@ class Config(Section):
     """
 
     methods: tuple[str, ...] = ("fedavg", "fednova", "fedatt")
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     rounds: Annotated[int, Field(ge=1)] = 10
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     data: DataSettings = DataSettings()
@@ -100,24 +100,26 @@ class Config(Section):
 
 
 def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    named = own_strategy(method)
-    if named is not None:
-        return {named.name: dict(options[named.name])} if named.name in options else {}
-    pipeline = build_pipeline(method, options)
     edits, first, others = divided(method_parts(method, options), method)
+    if ":" in first.name:  # it is imported when it runs, and not to write down its defaults
+        beside, own = [*parts_beside(edits, others, method).values()], {}
+    else:
+        pipeline = build_pipeline(method, options)
+        beside = [pipeline.edits, pipeline.server_steps, pipeline.refinements, pipeline.trajectories]
+        own = {first.name: pipeline.aggregator}
     made: dict[type, list[Any]] = {}
-    for part in (*pipeline.edits, *pipeline.server_steps, *pipeline.refinements, *pipeline.trajectories):
+    for part in chain.from_iterable(beside):
         made.setdefault(type(part), []).append(part)
     known = {name: part for kind in METHOD_KINDS for name, part in entries(kind).items()}
     names = [part.name for part in (*edits, *others)]
     # One table cannot describe two of a kind: what was given for them stays, in parentheses or in the table.
     single = {name: made[known[name].cls][0] for name in names if len(made[known[name].cls]) == 1}
-    parts = {first.name: pipeline.aggregator, **single}
+    parts = {**own, **single}
     values = {
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         for name, part in parts.items()
     }
-    given = {name: dict(options[name]) for name in names if name not in single and name in options}
+    given = {name: dict(options[name]) for name in (first.name, *names) if name not in parts and name in options}
     return {name: fields for name, fields in (values | given).items() if fields}
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,13 +13,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedmerge.data import ClientData, Dataset, Partition, PartitionSettings, load_dataset, make_partition
+from fedmerge.data import Dataset, Partition
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import changed
-from fedmerge.lookup.method_names import own_strategy
-from fedmerge.merging import build_pipeline
+from fedmerge.merging import build_pipeline, main_part
 from fedmerge.models.resize import resize
 from fedmerge.seeding import integer_seed
+from fedmerge.simulation.runs.client_sources import DataFn, DataSource
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.fitting import check_fit
 from fedmerge.simulation.runs.model_fns import ModelFn, OwnModelFn
@@ -38,62 +37,6 @@ from fedmerge.training.local import batches
 from fedmerge.training.model_on_data import outputs_of
 
 __all__ = ["Experiment"]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What it takes to make the data of an experiment anew, in whichever process."""
-
-    name: str
-    folder: Path | None
-    options: str
-    partition: PartitionSettings
-    seed: int
-
-
-# One entry each: a process works on one experiment at a time, and data sets are large.
-@lru_cache(maxsize=1)
-def _dataset(name: str, folder: Path | None, options: str) -> Dataset:
-    return load_dataset(name, folder, **json.loads(options))
-
-
-@lru_cache(maxsize=1)
-def _partition(source: _Source) -> Partition:
-    return make_partition(
-        _dataset(source.name, source.folder, source.options),
-        source.partition,
-        integer_seed(source.seed, "partition"),
-    )
-
-
-@dataclass(frozen=True)
-class _DataFn:
-    """Gives a client its examples; travels to workers as settings, not as tensors."""
-
-    source: _Source
-
-    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
-        return self.loaded()(partition_id, num_partitions)
-
-    def loaded(self) -> _LoadedDataFn:
-        source = self.source
-        return _LoadedDataFn(_dataset(source.name, source.folder, source.options), _partition(source))
-
-
-@dataclass(frozen=True, eq=False)
-class _LoadedDataFn:
-    """The same with the data in it, for processes that share memory."""
-
-    dataset: Dataset
-    partition: Partition
-
-    def __call__(self, partition_id: int, num_partitions: int) -> ClientData:
-        known = len(self.partition.train)
-        if num_partitions != known:
-            raise ConfigError(
-                f"the federation has {num_partitions} nodes, the partition {known} clients: make them equal"
-            )
-        return self.partition.client_data(self.dataset, partition_id)
 
 
 @dataclass(frozen=True)
@@ -117,9 +60,9 @@ class Experiment:
     seed: int
 
     @property
-    def _source(self) -> _Source:
+    def _source(self) -> DataSource:
         data = self.config.data
-        return _Source(data.name, data.dir, json.dumps(data.every_option), self.config.partition, self.seed)
+        return DataSource(data.name, data.dir, json.dumps(data.every_option), self.config.partition, self.seed)
 
     @property
     def dataset(self) -> Dataset:
@@ -137,7 +80,7 @@ class Experiment:
 
     @property
     def _whole(self) -> Dataset:
-        return _dataset(self._source.name, self._source.folder, self._source.options)
+        return self._source.dataset
 
     @property
     def _server_data(self) -> list[tuple[Any, Tensor]] | None:
@@ -147,7 +90,7 @@ class Experiment:
     @property
     def partition(self) -> Partition:
         """Who holds which training examples."""
-        return _partition(self._source)
+        return self._source.partition
 
     @property
     def num_clients(self) -> int:
@@ -192,7 +135,7 @@ class Experiment:
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
         model = self.config.model
-        data_fn, hostile = _DataFn(self._source), self.hostile
+        data_fn, hostile = DataFn(self._source), self.hostile
         own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
             self.model_fn,
@@ -242,10 +185,8 @@ class Experiment:
             "min_evaluate_nodes": 1,
             "min_available_nodes": self.num_clients,
         }
-        named = own_strategy(method)
-        if named is not None:
-            options = {**self.config.options.get(named.name, {}), **named.options}
-            return make_strategy(named.name, flower, self.run_settings, options)
+        if ":" in main_part(method).name:
+            return make_strategy(method, flower, self.run_settings, self.config.options)
         pipeline = build_pipeline(method, self.config.options, privacy=self.config.privacy, trust=self.config.trust)
         strategy = MergeStrategy(pipeline, **flower)
         strategy.adopt(self.run_settings)

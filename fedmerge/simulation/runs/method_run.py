@@ -13,19 +13,19 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedmerge.records.checkpoints import Checkpoint
-from fedmerge.simulation.runs.environment import describe_environment
 from fedmerge.errors import FedMergeError, NothingMerged, RecordError
-from fedmerge.records.atomic_files import read_toml
-from fedmerge.records.locks import held
 from fedmerge.observers import Observer, ObserverLike, Run, RunStopped, Watch, make_observers
+from fedmerge.records.atomic_files import read_toml
+from fedmerge.records.checkpoints import Checkpoint
+from fedmerge.records.locks import held
 from fedmerge.records.run_records import PARTIAL, RunRecord, lock_of
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.grids.exchanges import MeasuredGrid
-from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.grids.faulty_grid import FaultyGrid
-from fedmerge.simulation.runs.record_observer import Keeping
 from fedmerge.simulation.grids.policed_grid import PolicedGrid
+from fedmerge.simulation.runs.environment import describe_environment
+from fedmerge.simulation.runs.experiment import Experiment
+from fedmerge.simulation.runs.record_observer import Keeping
 from fedmerge.simulation.runs.recorder import Recorder, Row
 from fedmerge.simulation.runs.snapshot import cannot_restore, restore
 from fedmerge.simulation.runs.unfinished import run_folder

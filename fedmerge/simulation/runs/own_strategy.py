@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.lookup.loading import load_named
-from fedmerge.merging import build_pipeline
+from fedmerge.merging import build_pipeline, divided, method_parts
 from fedmerge.registry import entries
 from fedmerge.strategies import MergeStrategy, RunSettings
 from fedmerge.strategies.run_settings import AdoptsRun
@@ -19,39 +19,45 @@ __all__ = ["make_strategy"]
 
 
 def make_strategy(
-    name: str, keywords: Mapping[str, Any], run: RunSettings, options: Mapping[str, Any] | None = None
+    method: str, keywords: Mapping[str, Any], run: RunSettings, options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Strategy:
     """Make any Flower strategy, and hand it the settings of the run where it is one of ours.
 
     Parameters
     ----------
-    name
-        ``module:Strategy``: a class, or a function that makes a strategy; or ``module:Aggregator``, which a strategy of
-        ours merges with.
+    method
+        As it is written: ``module:Strategy``, a class, or a function that makes a strategy; or ``module:Aggregator``,
+        which a strategy of ours merges with, and which other parts may stand beside.
     keywords
         What a strategy is called with.
     run
         What a strategy with a method ``adopt(run)`` takes over, as those that derive from
         :class:`~fedmerge.strategies.MergeStrategy` have it; also where another is wrapped around it.
     options
-        Options of the strategy or aggregator itself, over `keywords`.
+        By part, for a strategy over `keywords`; those in parentheses go before them.
 
     Raises
     ------
     ConfigError
         It cannot be imported or made, or cannot honour a setting of the run.
     """
+    options = options or {}
+    edits, own, others = divided(method_parts(method, options), method)
+    name = own.name
     module = name.partition(":")[0]
     if module in entries("aggregator"):
         raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
     make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
     if isinstance(make, type) and issubclass(make, Aggregator):
-        ours = MergeStrategy(
-            build_pipeline(name, {name: options or {}}, privacy=run.privacy, trust=run.trust), **keywords
-        )
+        ours = MergeStrategy(build_pipeline(method, options, privacy=run.privacy, trust=run.trust), **keywords)
         ours.adopt(run)
         return ours
-    keywords = {**keywords, **(options or {})}
+    if edits or others:
+        raise ConfigError(
+            f"method {method!r}: {name!r} is no fedmerge.aggregators.Aggregator, and only with one do other parts go "
+            f"by +: leave out {', '.join(part.name for part in (*edits, *others))}"
+        )
+    keywords = {**keywords, **own.options}
     if isinstance(make, type) and not issubclass(make, Strategy):
         older = " of flwr.server, which holds Flower's older ones" if module.startswith("flwr.server.") else ""
         raise ConfigError(f"method {name!r} is no flwr.serverapp.strategy.Strategy but a {make.__name__}{older}")

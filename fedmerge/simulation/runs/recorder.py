@@ -13,14 +13,14 @@ from fedmerge.errors import NothingMerged
 from fedmerge.observers import Watch
 from fedmerge.plain_text import cut_within
 from fedmerge.simulation.grids.exchanges import Exchange, MeasuredGrid
-from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.grids.faulty_grid import FaultyGrid
 from fedmerge.simulation.grids.policed_grid import PolicedGrid, client_of
+from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.runs.references import reference_accuracies
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.wire.keys import ERROR_KEY
 from fedmerge.wire.flower_records import view_arrays
+from fedmerge.wire.keys import ERROR_KEY
 
 __all__ = ["Recorder"]
 

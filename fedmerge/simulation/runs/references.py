@@ -11,8 +11,8 @@ from torch import Tensor
 from fedmerge.errors import BadUpdate
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.strategies.identity import identify
-from fedmerge.wire.flower_records import decode_update
 from fedmerge.tasks import Classification, Task
+from fedmerge.wire.flower_records import decode_update
 
 __all__ = ["REFERENCES", "reference_accuracies"]
 

@@ -9,8 +9,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedmerge.records.checkpoints import Checkpoint
 from fedmerge.errors import RecordError
+from fedmerge.records.checkpoints import Checkpoint
 from fedmerge.simulation.grids.simulation_grid import SimulationGrid
 from fedmerge.simulation.runs.plain_values import NotPlain, from_plain, to_plain
 from fedmerge.state import State

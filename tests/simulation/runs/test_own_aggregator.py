@@ -12,7 +12,8 @@ from torch import nn
 import fedmerge
 from fedmerge.aggregators import Aggregator
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
-from fedmerge.simulation import compare, make_config
+from fedmerge.merging import build_pipeline
+from fedmerge.simulation import Experiment, compare, make_config
 from fedmerge.strategies import MergeStrategy
 from tests.outcomes import outcome
 
@@ -71,9 +72,49 @@ def test_it_is_compared_beside_others_and_its_record_gives_it_again(tmp_path):
     assert outcome(run) == outcome(half)
 
 
+def test_in_a_comparison_others_stand_beside_it_and_their_options_in_its_record(tmp_path):
+    base = {"rounds": 2, "partition": {"clients": 2, "scheme": "iid"}, "model": {"name": "logistic"}}
+    chain = f"trim(density=0.5)+{HERE}:Mean+server_momentum"
+    options = {f"{HERE}:Mean": {"factor": 0.5}, "server_momentum": {"momentum": 0.3}}
+    alone = f"{HERE}:Mean"
+    config = make_config(base, {"methods": [chain, alone], "options": options})
+    by_name = build_pipeline("trim(density=0.5)+fedavg+server_momentum(momentum=0.3)")
+    pipeline = Experiment(config, 0).strategy(chain).pipeline
+    assert (pipeline.edits, pipeline.server_steps) == (by_name.edits, by_name.server_steps)
+    assert pipeline.aggregator == Mean(0.5)
+    (half, other), failed = compare(config, tmp_path / "one")
+    assert not failed
+    assert outcome(half)[1]["state"] != outcome(other)[1]["state"]
+    resolved = config.resolved(chain, 0)
+    assert resolved["options"][f"{HERE}:Mean"] == {"factor": 0.5}
+    assert resolved["options"]["server_momentum"]["momentum"] == 0.3
+    assert resolved["options"]["trim"]["density"] == 0.5
+    again = make_config(resolved)
+    assert again.resolved(chain, 0) == resolved
+    (run,), failed = compare(again, tmp_path / "two")
+    assert not failed
+    assert outcome(run) == outcome(half)
+
+
 @pytest.mark.parametrize(
     ("method", "kind", "words"),
     [
+        (f"{HERE}:Mean+server_momentun", UnknownName, "server_momentum"),
+        (f"{HERE}:Mean+server_momentum(momentun=0.5)", UnknownName, "Did you mean 'momentum'"),
+        (f"trim(density=2)+{HERE}:Mean", InvalidOption, "density"),
+        (f"{HERE}:Mean+fedavg", UnknownName, "has an aggregator already"),
+        (f"fedavg+{HERE}:Mean", UnknownName, "Mean"),
+    ],
+)
+def test_what_is_wrong_beside_it_is_told_without_importing_it(method, kind, words):
+    with pytest.raises(kind, match=words):
+        make_config({"methods": [method]})
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "words"),
+    [
+        ("NoAggregator+server_momentum", ConfigError, "leave out server_momentum"),
         ("Mean(facter=2)", UnknownName, "Did you mean 'factor'"),
         ("Mean(factor=much)", InvalidOption, "factor"),
         ("Loose", ConfigError, "frozen=True"),
