@@ -17,6 +17,7 @@ from fedmerge.registry import build, entries
 from fedmerge.tasks.any_loss import AnyLoss, Loss
 from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.classification import Classification
+from fedmerge.tasks.metric import check_metrics
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Task
 
@@ -126,9 +127,18 @@ def make_task(
     >>> make_task(loss="torch.nn:HuberLoss", options={"delta": 0.5}).loss
     HuberLoss()
     """
+    task = _task(name, dict(options or {}), loss)
+    if metrics is not None:
+        task = replace(task, metrics=tuple(metrics))
+    check_metrics(
+        task, task.measured
+    )  # one that does not exist, or is none of the task, is told here, not in the first round
+    return task
+
+
+def _task(name: str | None, options: dict[str, Any], loss: str | None) -> Task:
     if name is not None and loss is not None:
-        return _judged_as(make_task(name, options), name, make_task(loss=loss, metrics=metrics), loss)
-    options = dict(options or {})
+        return _judged_as(_task(name, options, None), name, _task(None, {}, loss), loss)
     if loss is not None:
         given = load_named(loss, "loss", "function", "my_losses:focal", TaskError)
         if isinstance(given, type) or options:
@@ -144,9 +154,6 @@ def make_task(
         raise TaskError(
             f"task {name!r} is no fedmerge.tasks.Task but a {type(task).__name__}: a loss function goes under loss"
         )
-    if metrics is not None:
-        task = replace(task, metrics=tuple(metrics))
-    _ = task.measured  # a metric that does not exist is told here, not in the first round
     return task
 
 

@@ -15,7 +15,7 @@ from fedmerge.errors import FedMergeError, TaskError
 from fedmerge.lookup.loading import load_named
 from fedmerge.registry import build
 
-__all__ = ["Answers", "Decisions", "Metric", "OwnMetric", "metrics_of"]
+__all__ = ["Answers", "Decisions", "Metric", "OwnMetric", "check_metrics", "metrics_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,25 @@ class Metric(ABC):
     name: str
     """Lower case: the record has it as ``test_<name>``."""
     larger_is_better: ClassVar[bool] = True
+    asks: ClassVar[str] = ""
+    """What the sums ask of a task: ``decisions``, ``errors`` or ``surprise``, which not all tasks have."""
+
+    def asked(self, task: Answers, outputs: Tensor, targets: Tensor) -> Any:
+        """What the task says there.
+
+        Raises
+        ------
+        TaskError
+            It has nothing to say.
+        """
+        found = getattr(task, self.asks)(outputs, targets)
+        if found is None:
+            raise self.lacking(task)
+        return found
+
+    def lacking(self, task: Answers) -> TaskError:
+        """What to say of a task that has nothing to say."""
+        return TaskError(f"metric {self.name!r} {_LACKING[self.asks].format(task=task)}")
 
     @abstractmethod
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -80,6 +99,40 @@ class Metric(ABC):
     @abstractmethod
     def value(self, sums: Tensor) -> float:
         """The figure; NaN where the sums do not tell."""
+
+
+_LACKING = {
+    "decisions": "counts decisions, and {task} makes none: choose mae, rmse or r2. A loss of your own is judged as the "
+    'task that is named beside it, such as name = "classification" in [task]',
+    "errors": "is of numbers, and {task} has none: choose f1, auroc or iou",
+    "surprise": "is of classes, and {task} has none",
+}
+
+
+def check_metrics(task: Answers, metrics: Iterable[Metric]) -> None:
+    """Make sure that a task has what its metrics are made of, before anything is measured.
+
+    Raises
+    ------
+    TaskError
+        It has not.
+
+    Examples
+    --------
+    >>> from fedmerge.tasks import Regression
+    >>> check_metrics(Regression(), metrics_of(["f1"]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    fedmerge.errors.TaskError: metric 'f1' counts decisions, and Regression() makes none: choose mae, rmse or r2...
+    """
+    for metric in metrics:
+        if metric.asks:
+            try:
+                found = getattr(task, metric.asks)(torch.zeros(1, 1), torch.zeros(1))
+            except Exception:  # these are no outputs that it knows, so it would look at others
+                continue
+            if found is None:
+                raise metric.lacking(task)
 
 
 @dataclass(frozen=True)

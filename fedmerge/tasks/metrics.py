@@ -16,22 +16,14 @@ from fedmerge.tasks.metric import Answers, Decisions, Metric
 __all__ = ["AUROC", "F1", "MAE", "R2", "RMSE", "IoU", "Perplexity"]
 
 
-def _decisions(name: str, task: Answers, outputs: Tensor, targets: Tensor) -> Decisions:
-    found = task.decisions(outputs, targets)
-    if found is None:
-        raise TaskError(
-            f"metric {name!r} counts decisions, and {task} makes none: choose mae, rmse or r2. A loss of your own is "
-            'judged as the task that is named beside it, such as name = "classification" in [task]'
-        )
-    return found
-
-
 class _Counted(Metric):
     """A mean over classes of what right and wrong decisions say of each; classes that never occur are left out."""
 
+    asks = "decisions"
+
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Of each class what is chosen rightly, chosen wrongly, and missed: [3, C]."""
-        found = _decisions(self.name, task, outputs, targets)
+        found: Decisions = self.asked(task, outputs, targets)
         right, kept = found.chosen & found.truths & found.kept, found.kept
         return torch.stack([right, found.chosen & ~found.truths & kept, ~found.chosen & found.truths & kept]).sum(1)
 
@@ -104,6 +96,7 @@ class AUROC(Metric):
     """
 
     name = "auroc"
+    asks = "decisions"
     bins: int = 1000
     reach: float = 16.0
 
@@ -113,7 +106,7 @@ class AUROC(Metric):
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many false and true labels each bin has: [2, C, bins]."""
-        found = _decisions(self.name, task, outputs, targets)
+        found: Decisions = self.asked(task, outputs, targets)
         scores, truths, kept = found.scores, found.truths, found.kept
         if scores.shape[1] == 2 and task.exclusive:
             scores, truths, kept = scores[:, 1:], truths[:, 1:], kept[:, 1:]
@@ -137,13 +130,11 @@ class _OfNumbers(Metric):
     """Of predicted and true numbers, over all outputs."""
 
     larger_is_better = False
+    asks = "errors"
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """See each."""
-        found = task.errors(outputs, targets)
-        if found is None:
-            raise TaskError(f"metric {self.name!r} is of numbers, and {task} has none: choose f1, auroc or iou")
-        predicted, true = (numbers.double() for numbers in found)
+        predicted, true = (numbers.double() for numbers in self.asked(task, outputs, targets))
         return self._added(predicted - true, true)
 
     @staticmethod
@@ -214,12 +205,11 @@ class Perplexity(Metric):
 
     name = "perplexity"
     larger_is_better = False
+    asks = "surprise"
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropies and labels."""
-        found = task.surprise(outputs, targets)
-        if found is None:
-            raise TaskError(f"metric 'perplexity' is of classes, and {task} has none")
+        found: Tensor = self.asked(task, outputs, targets)
         return torch.stack([found.double(), task.labels(outputs, targets).sum().double()])
 
     def value(self, sums: Tensor) -> float:

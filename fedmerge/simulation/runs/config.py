@@ -19,6 +19,7 @@ from fedmerge.registry import build, entries, usual_names
 from fedmerge.simulation.runs.config_keys import typed_error
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.personal_checks import check_personal
+from fedmerge.tasks.metric import metrics_of
 
 __all__ = ["Config", "load_config", "make_config", "parse_assignment"]
 
@@ -71,6 +72,8 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     # What a configuration names is not run before somebody has agreed, and without a name the data set tells the task.
     if not config.task.code and (config.task.name or config.task.loss):
         _ = config.task.made()
+    elif config.task.metrics is not None:
+        _ = metrics_of(name for name in config.task.metrics if ":" not in name)
     if config.attack is not None and ":" not in config.attack.kind:  # one's own is imported when it runs
         _ = config.attack.attack
     return config

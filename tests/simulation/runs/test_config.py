@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
+from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, TaskError, UnknownName
 from fedmerge.merging import build_pipeline
 from fedmerge.records.run_records import read_toml, write_toml
 from fedmerge.simulation.runs.config import load_config, make_config, parse_assignment
@@ -152,3 +152,36 @@ def test_files_that_are_missing_or_no_toml(tmp_path):
         load_config(broken)
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "words"),
+    [
+        ({"name": "regression", "metrics": ["mae", "f1"]}, TaskError, "'f1' counts decisions, and Regression"),
+        ({"name": "multilabel", "metrics": ["rmse"]}, TaskError, "'rmse' is of numbers, and"),
+        ({"name": "classification", "metrics": ["r2"]}, TaskError, "'r2' is of numbers, and"),
+        ({"name": "binary", "metrics": ["perplexity"]}, TaskError, "'perplexity' is of classes, and"),
+        ({"loss": "torch.nn.functional:huber_loss", "metrics": ["auroc"]}, TaskError, "'auroc' counts decisions"),
+        ({"metrics": ["f2"]}, UnknownName, "unknown metric 'f2'"),
+        ({"name": "regression", "metrics": ["mae", "mae"]}, TaskError, "a name of its own"),
+    ],
+)
+def test_metrics_that_a_task_does_not_have_are_told_when_it_is_read(task, kind, words):
+    with pytest.raises(kind, match=words):
+        make_config({"task": task})
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "regression", "metrics": ["mae", "rmse", "r2"]},
+        {"name": "classification", "metrics": ["f1", "iou", "auroc", "perplexity", "accuracy"]},
+        {"name": "multilabel", "metrics": ["f1", "auroc"]},
+        {"name": "language_model", "metrics": ["perplexity"]},
+        {"loss": "torch.nn.functional:huber_loss", "metrics": ["mae"]},
+        {"name": "classification", "loss": "torch.nn.functional:multi_margin_loss", "metrics": ["f1", "auroc"]},
+        {"metrics": ["f1", "mae"]},  # the data set says what the task is
+    ],
+)
+def test_metrics_that_a_task_has_are_taken(task):
+    assert make_config({"task": task}).task.metrics == tuple(task["metrics"])
