@@ -142,6 +142,8 @@ class MergeContext:
         How many clients the federation has, be they asked in this round or not; None where nobody knows.
     told
         How many examples each client told of in training: it answers for no more. The updates' weights where not given.
+    signed
+        Whether weights below 0 are good ones, of models to be subtracted; never those of a federation's clients.
     """
 
     base: State | None = None
@@ -160,6 +162,7 @@ class MergeContext:
     left_out: Callable[[], int] = int
     told: Mapping[int, float] | None = None
     population: int | None = None
+    signed: bool = False
 
     def required_base(self, method: str) -> State:
         """`base`, or an error that tells how to give one.

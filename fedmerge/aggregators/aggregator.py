@@ -38,6 +38,8 @@ class Aggregator(ABC):
     """Whether it has to know how many clients the federation has, be they asked in a round or not."""
     may_change_width: ClassVar[bool] = False
     """Whether the merged model may be wider or narrower than the clients'."""
+    allows_negative_weights: ClassVar[bool] = False
+    """Whether models at hand may have negative weights, to be subtracted; clients of a federation never have."""
 
     @property
     def several_exchanges(self) -> bool:

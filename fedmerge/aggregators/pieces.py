@@ -10,7 +10,7 @@ from torch import Tensor
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate
 
-__all__ = ["coordinate_wise", "counted", "squared_distances", "squared_norm"]
+__all__ = ["coordinate_wise", "counted", "squared_distances", "squared_norm", "stacked_pieces"]
 
 _NUMBERS = 1 << 22  # of all clients together in one piece
 
@@ -26,7 +26,7 @@ def coordinate_wise(updates: Sequence[ClientUpdate], combine: Callable[[Tensor],
     """
     merged = {}
     for name, first in updates[0].state.items():
-        pieces = [combine(piece) for piece in _pieces(updates, name)]
+        pieces = [combine(piece) for piece in stacked_pieces(updates, name)]
         flat = torch.cat(pieces) if pieces else _flat(first)
         merged[name] = (torch.view_as_complex(flat.view(-1, 2)) if first.is_complex() else flat).reshape(first.shape)
     return merged
@@ -40,7 +40,7 @@ def squared_distances(updates: Sequence[ClientUpdate]) -> Tensor:
     """
     total = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     for name in updates[0].state:
-        for piece in _pieces(updates, name):
+        for piece in stacked_pieces(updates, name):
             found = torch.cdist(piece.double(), piece.double(), compute_mode="donot_use_mm_for_euclid_dist")
             total += found.square().cpu()
     return total
@@ -65,11 +65,14 @@ def counted(share: float, clients: int) -> int:
     return int(share * clients + 1e-9)
 
 
-def _pieces(updates: Sequence[ClientUpdate], name: str) -> Iterator[Tensor]:
+def stacked_pieces(updates: Sequence[ClientUpdate], name: str, origin: State | None = None) -> Iterator[Tensor]:
+    """A tensor of all clients, or how far it is from that of `origin`, in pieces [clients, n] of float32 or better."""
     rows = [_flat(update.state[name]) for update in updates]
+    start = None if origin is None else _flat(origin[name])
     step = max(1, _NUMBERS // len(rows))
-    for start in range(0, rows[0].numel(), step):
-        yield torch.stack([row[start : start + step] for row in rows])
+    for first in range(0, rows[0].numel(), step):
+        piece = torch.stack([row[first : first + step] for row in rows])
+        yield piece if start is None else piece.sub_(start[first : first + step])
 
 
 def _flat(tensor: Tensor) -> Tensor:

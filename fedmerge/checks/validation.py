@@ -63,8 +63,8 @@ def _sane(tensor: Tensor) -> bool:
         return False
 
 
-def weight_of(client: int, weight: Any) -> float:
-    """A client's weight as a number.
+def weight_of(client: int, weight: Any, *, signed: bool = False) -> float:
+    """A client's weight as a number; `signed` ones may be below 0.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def weight_of(client: int, weight: Any) -> float:
         number = float(weight) if isinstance(weight, Real | Tensor) else math.nan
     except (OverflowError, RuntimeError, TypeError, ValueError):
         number = math.nan
-    if not LEAST_WEIGHT <= number <= MOST_EXAMPLES:
+    if not LEAST_WEIGHT <= (abs(number) if signed else number) <= MOST_EXAMPLES:
         raise BadUpdate(
             client,
             f"its weight (number of examples) is {shown(weight)}",
@@ -97,6 +97,7 @@ def checked_update(
     masks: Collection[str] = (),
     start: State | None = None,
     tied: Mapping[str, str] | None = None,
+    signed: bool = False,
 ) -> tuple[ClientUpdate, Peaks]:
     """Check one update against a state with the right names, shapes and kinds of numbers.
 
@@ -113,6 +114,8 @@ def checked_update(
         The model that the client was sent, where there is one, which is more to hold buffers against.
     tied
         By further names of shared tensors, their first.
+    signed
+        Whether its weight may be below 0.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def checked_update(
     BadUpdate
         No examples, a missing or unknown tensor, a wrong shape or kind of number, NaN or infinity.
     """
-    client, weight, state = update.client, weight_of(update.client, update.weight), update.state
+    client, weight, state = update.client, weight_of(update.client, update.weight, signed=signed), update.state
     if not isinstance(state, Mapping):
         raise BadUpdate(client, f"it is a {type(state).__name__}, not named tensors", "Send a state_dict.")
     missing = [name for name in reference if name not in state]

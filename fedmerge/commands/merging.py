@@ -13,7 +13,9 @@ __all__ = ["merge"]
 
 
 def merge(
-    files: Annotated[list[Path], typer.Argument(metavar="MODEL.safetensors...", help="Trained models, two or more.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="MODEL.safetensors...", help="Trained models, two or more; one with --base.")
+    ],
     model: Annotated[str, typer.Option(help="Their architecture: mlp, lenet, ... or module:factory.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     method: Annotated[str, typer.Option(help="One of `fedmerge methods`.")] = "fedavg",

@@ -117,7 +117,8 @@ class Intake:
 
     def _split(self, update: ClientUpdate) -> ClientUpdate:
         """Keep an update's buffers and return it with its parameters only."""
-        self.buffers.add(update.state, update.weight)
+        if update.weight > 0:  # what is subtracted has no part in means of statistics, nor in counts
+            self.buffers.add(update.state, update.weight)
         self.unmoved.add(update.state)
         return replace(update, state=self._parameters(update.state))
 
@@ -256,6 +257,7 @@ class Intake:
             masks=self._masks,
             start=self._context.base,
             tied=self._context.tied,
+            signed=self._context.signed,
         )
         if self.still:
             checked = replace(checked, state={**self.still, **checked.state})

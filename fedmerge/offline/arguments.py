@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES
-from fedmerge.errors import InvalidOption, UnknownName, shown
+from fedmerge.errors import BadUpdate, InvalidOption, UnknownName, shown
 from fedmerge.inputs import tensors_of
 from fedmerge.lookup.kinds import METHOD_KINDS
 from fedmerge.lookup.method_names import parse_method
@@ -33,6 +34,7 @@ __all__ = [
     "check_method",
     "check_policies",
     "check_seed",
+    "check_signs",
     "one_each",
 ]
 
@@ -134,6 +136,26 @@ def check_keywords(method: str, options: Mapping[str, Any], own: Iterable[str]) 
             holders = [p.name for p in others if p.name in parts and option in parts[p.name].options]
             remedy = "" if not holders else f"Options of {holders[0]} stand behind it: {holders[0]}({option}=...)."
             raise UnknownName(f"option of {first.name}", option, known, remedy)
+
+
+def check_signs(weights: Sequence[float], method: str, aggregator: Aggregator) -> None:
+    """Make sure that models are subtracted only by methods that can.
+
+    Raises
+    ------
+    BadUpdate
+        A weight is below 0, and the method takes none.
+    """
+    if aggregator.allows_negative_weights:
+        return
+    for i, weight in enumerate(weights):
+        if weight < 0:
+            able = [name for name, found in entries("aggregator").items() if found.cls.allows_negative_weights]
+            raise BadUpdate(
+                i,
+                f"its weight (number of examples) is {weight:g}, and {method} subtracts no models",
+                f"Pass a positive number, or take a method that does: {', '.join(able)}.",
+            )
 
 
 def check_seed(seed: Any) -> int:

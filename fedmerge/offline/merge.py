@@ -17,7 +17,7 @@ from fedmerge.matching.widths import check_equal_widths
 from fedmerge.merging import build_pipeline, main_part
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
-from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies
+from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies, check_signs
 from fedmerge.offline.at_hand import AtHand, plain_modules
 from fedmerge.offline.loaders import first_inputs
 from fedmerge.questions import Answer, Ask, Question, Trust, respond
@@ -64,7 +64,8 @@ def merge(
         A name of :func:`methods`; ``+`` adds server steps and refinements, as in
         ``"fedavg+ridge_head"``.
     weights
-        One number per model, such as its examples; only their ratios matter. Equal where not given.
+        One number per model, such as its examples; only their ratios matter. Equal where not given. Methods on task
+        vectors, such as ``task_arithmetic``, subtract models of negative weight.
     base
         The model that all started from, for methods that merge updates (``fednova``, ``fedatt``).
     statistics
@@ -137,6 +138,7 @@ def merge(
                 f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
                 "which is all that its server does"
             )
+        check_signs(given.weights, method, pipeline.aggregator)
         models, clients = hand.models, given.clients
         if clients is not None:
             clients = [OnDeviceOf(models[0], one) for one in clients]
@@ -168,9 +170,11 @@ def merge(
             frozen=hand.frozen,
             tied=hand.tied,
             told={},  # weights may be any, and loaders at hand tell their own length
+            signed=True,
         )
         result = pipeline.merge(updates, context, buffers=hand.buffers)
-        return resize(models[0], {**models[0].state_dict(), **result.state})
+        # The base's buffers stay where all models are subtracted.
+        return resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **result.state})
 
 
 def _statistics(

@@ -87,8 +87,8 @@ def merge_files(
     ...             model="mlp", method="otfusion").name
     'merged.safetensors'
     """
-    if len(files) < 2:
-        raise ConfigError(f"{len(files)} file to merge: name two or more")
+    if len(files) < (2 if base is None else 1):
+        raise ConfigError(f"{len(files)} file to merge: name two or more, or one and the --base that it started from")
     if out.is_dir():
         raise RecordError(f"{out} is a folder: name the file to write, such as {out / 'merged.safetensors'}")
     chosen, model_options = _split(settings)
