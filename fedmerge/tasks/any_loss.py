@@ -10,8 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import TaskError
+from fedmerge.tasks.classification import Classification
+from fedmerge.tasks.label_shapes import like_outputs
 from fedmerge.tasks.metric import Decisions, Metric
-from fedmerge.tasks.task import Estimator, Task, like_outputs
+from fedmerge.tasks.own_loss import gradient_of_losses
+from fedmerge.tasks.reading import read_task
+from fedmerge.tasks.regression import Regression
+from fedmerge.tasks.task import Estimator, Task
 
 __all__ = ["AnyLoss", "Loss"]
 
@@ -38,7 +43,8 @@ class AnyLoss(Task):
     judge
         The task that models are judged as: it says what is decided, what is right, and which labels count.
     metrics
-        Those of the judge where not given.
+        Those of the judge where not given. Without a judge, outputs and targets tell what they count: numbers where
+        there is one for each output, classes where the outputs have an axis more.
 
     Examples
     --------
@@ -86,18 +92,26 @@ class AnyLoss(Task):
         return like_outputs(targets, outputs).to(outputs.dtype) if self.elementwise else targets
 
     def labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Those of the judge, or one per example."""
-        if self.judge is not None:
-            return self.judge.labels(outputs, targets)
+        """Those of the judge, or of what is decided where the accuracy is asked for; else one per example."""
+        judge = self._decider(outputs, targets) if self._counts_hits else self.judge
+        if judge is not None:
+            return judge.labels(outputs, targets)
         return torch.ones(len(outputs), dtype=torch.long, device=outputs.device)
 
     def hits(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """As the judge has it; else nothing is known to be right or wrong."""
-        return None if self.judge is None else self.judge.hits(outputs, targets)
+        """As the judge has it; else nothing is known to be right or wrong, unless the accuracy is asked for."""
+        judge = self._decider(outputs, targets) if self._counts_hits else self.judge
+        if judge is None and self._counts_hits:
+            raise TaskError(
+                f"metric 'accuracy' counts decisions, and outputs of shape {list(outputs.shape)} for {targets.dtype} "
+                f"targets of shape {list(targets.shape)} make none that {self} would tell of: name the task beside it"
+            )
+        return None if judge is None else judge.hits(outputs, targets)
 
     def decisions(self, outputs: Tensor, targets: Tensor) -> Decisions | None:
-        """As the judge has it; else nothing is decided."""
-        return None if self.judge is None else self.judge.decisions(outputs, targets)
+        """As the judge has it, or as outputs and targets tell."""
+        judge = self._decider(outputs, targets)
+        return None if judge is None else judge.decisions(outputs, targets)
 
     def expected(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """As the judge has it; else the outputs."""
@@ -108,17 +122,35 @@ class AnyLoss(Task):
         return expected if self.judge is None else self.judge.as_outputs(expected)
 
     def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """As the judge has it."""
-        return None if self.judge is None else self.judge.surprise(outputs, targets)
+        """As the judge has it, or of classes where targets are some."""
+        judge = self._decider(outputs, targets)
+        return None if judge is None else judge.surprise(outputs, targets)
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """As the judge has it; else outputs and targets, where each output has a target of its own."""
         if self.judge is not None:
             return self.judge.errors(outputs, targets)
-        if not self.elementwise:
+        try:
+            return Regression().errors(outputs, targets)
+        except TaskError:
             return None
-        columns = outputs.shape[-1] if outputs.ndim == 2 else 1
-        return outputs.reshape(-1, columns), self._laid(outputs, targets).reshape(-1, columns)
+
+    @property
+    def _counts_hits(self) -> bool:
+        """Whether the accuracy is asked for, and no judge knows it anyway."""
+        return self.judge is None and "accuracy" in (self.metrics or ())
+
+    def _decider(self, outputs: Tensor, targets: Tensor) -> Task | None:
+        """The judge, or the task that decides as outputs and targets look; None where they look like numbers."""
+        if self.judge is not None:
+            return self.judge
+        try:
+            found = read_task(outputs, targets)
+        except TaskError:
+            return None
+        if isinstance(found, Classification):
+            return Classification(where_unclear=1)  # as in torch's losses
+        return None if isinstance(found, Regression) else found
 
     def __str__(self) -> str:
         """Its loss by name, for messages."""
@@ -126,10 +158,7 @@ class AnyLoss(Task):
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """By autograd."""
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            total = self.losses(leaf, targets).sum()
-        return torch.autograd.grad(total, leaf)[0]
+        return gradient_of_losses(self, outputs, targets)
 
     def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
         """Not known."""

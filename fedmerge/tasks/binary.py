@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from fedmerge.errors import TaskError
 from fedmerge.registry import register
+from fedmerge.tasks.label_shapes import by_example, like_outputs, units
 from fedmerge.tasks.metric import Decisions
-from fedmerge.tasks.task import Task, by_example, like_outputs, units
+from fedmerge.tasks.task import Task
 
 __all__ = ["Binary"]
 

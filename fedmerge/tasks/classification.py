@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.registry import register
 from fedmerge.tasks.class_axis import laid
+from fedmerge.tasks.label_shapes import by_example, units
 from fedmerge.tasks.metric import Decisions
-from fedmerge.tasks.task import Task, by_example, units
+from fedmerge.tasks.task import Task
 
 __all__ = ["Classification"]
 
@@ -180,7 +181,8 @@ class Classification(Task):
 
     def surprise(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy without smoothing and weights."""
-        return replace(self, label_smoothing=0.0, class_weights=None).losses(outputs, targets).sum()
+        logits, labels = self._rows(outputs, targets)
+        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=self.ignore_index)
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """``s p - w y``: y smoothed where labels are, w the weights of the classes, s the sum of ``w y``."""

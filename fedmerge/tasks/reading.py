@@ -15,8 +15,9 @@ from fedmerge.inputs import examples_in, rows
 from fedmerge.tasks.binary import Binary
 from fedmerge.tasks.class_axis import axis_by_length
 from fedmerge.tasks.classification import Classification
+from fedmerge.tasks.label_shapes import like_outputs
 from fedmerge.tasks.regression import Regression
-from fedmerge.tasks.task import Task, as_batch, like_outputs
+from fedmerge.tasks.task import Task, as_batch
 
 __all__ = ["Reading", "TaskAt", "outputs_like", "read_task", "reading_of"]
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fedmerge.errors import TaskError
 from fedmerge.registry import register
-from fedmerge.tasks.task import Task, by_example, like_outputs, units
+from fedmerge.tasks.label_shapes import by_example, like_outputs, units
+from fedmerge.tasks.task import Task
 
 __all__ = ["Regression"]
 

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import TaskError
 from fedmerge.inputs import call
 from fedmerge.tasks.metric import Decisions, Metric, metrics_of
+from fedmerge.tasks.own_loss import derive_likelihood
 
-__all__ = ["Estimator", "Task", "as_batch", "by_example", "like_outputs", "units"]
+__all__ = ["Estimator", "Task", "as_batch"]
 
 Estimator = Literal["auto", "exact", "sampled", "empirical"]
 
@@ -27,7 +27,8 @@ class Task(ABC):
 
     All methods take outputs [B, ...] and targets [B, ...] of a batch, and raise
     :class:`~fedmerge.errors.TaskError` where their shapes do not belong together. An example may have several labels,
-    one for each position; labels that are to be ignored count nowhere.
+    one for each position; labels that are to be ignored count nowhere. What a subclass inherits of the likelihood of
+    another loss than its own is derived from its loss, or refused: see :mod:`fedmerge.tasks.own_loss`.
 
     Parameters
     ----------
@@ -47,6 +48,10 @@ class Task(ABC):
 
     # What a model is judged by does not change what it is asked to do: tasks that differ in it are equal.
     metrics: tuple[Any, ...] | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        derive_likelihood(cls)
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """The model's outputs for a batch: a tensor, a tuple of arguments, or a mapping of keywords.
@@ -235,20 +240,6 @@ def _ratio(total: Tensor, count: Tensor) -> float:
     return float(total) / float(count) if float(count) else 0.0
 
 
-def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:
-    """One-hot masks [1, *shape], one per output of an example.
-
-    Examples
-    --------
-    >>> [mask.tolist() for mask in units(torch.Size([2]), torch.device("cpu"))]
-    [[[True, False]], [[False, True]]]
-    """
-    for i in range(shape.numel()):
-        one = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
-        one[i] = True
-        yield one.view(1, *shape)
-
-
 def as_batch(outputs: Tensor) -> Tensor:
     """Outputs with the axis of examples that ``squeeze()`` has taken from a batch of one.
 
@@ -258,42 +249,3 @@ def as_batch(outputs: Tensor) -> Tensor:
     tensor([3.])
     """
     return outputs.reshape(1) if outputs.ndim == 0 else outputs
-
-
-def like_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets of single outputs in the outputs' shape: axes of size 1 are no matter, nor is flattening one of them.
-
-    Raises
-    ------
-    TaskError
-        Their shapes do not belong together: torch would broadcast them, every output against every target.
-
-    Examples
-    --------
-    >>> like_outputs(torch.zeros(5), torch.zeros(5, 1)).shape
-    torch.Size([5, 1])
-    """
-    if targets.shape == outputs.shape:
-        return targets
-    if outputs.ndim == 0 and targets.numel() == 1:
-        return targets.reshape(())
-    one, other = ([size for size in tensor.shape[1:] if size != 1] for tensor in (outputs, targets))
-    same = one == other or (targets[:1].numel() == outputs[:1].numel() and min(len(one), len(other)) == 1)
-    if not (targets.ndim and outputs.ndim and len(targets) == len(outputs) and same):
-        raise TaskError(
-            f"targets of shape {list(targets.shape)} are not one for each of the outputs of shape "
-            f"{list(outputs.shape)}: give both the same shape"
-        )
-    return targets.reshape(outputs.shape)
-
-
-def by_example(values: Tensor, targets: Tensor) -> Tensor:
-    """Sums [B] of what was found at every label of the examples.
-
-    Examples
-    --------
-    >>> by_example(torch.ones(6), torch.zeros(2, 3)).tolist()
-    [3.0, 3.0]
-    """
-    count = len(targets)
-    return values.reshape(count, values.numel() // max(1, count)).sum(1)

@@ -57,5 +57,40 @@ def test_a_loss_with_a_likelihood_of_its_own_says_the_same_as_a_name():
 def test_a_metric_of_decisions_names_the_loss_and_the_remedy():
     metric = make_task("classification", metrics=["iou"]).measured[0]
     with pytest.raises(TaskError, match=r'the loss dice makes none.*name = "classification"') as caught:
-        metric.sums(task_of(dice), *pictures())
+        metric.sums(task_of(dice), torch.randn(4, 1), torch.randn(4))
     assert " at 0x" not in str(caught.value)
+
+
+def cubed(outputs, targets):
+    return outputs.pow(3)
+
+
+NUMBERS = torch.tensor([[1.0], [4.0], [-2.0]]), torch.tensor([[2.0], [1.0], [-2.5]])
+ANSWERS = torch.tensor([[1.0], [4.0], [-2.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+CLASSES = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 3.0]]), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "metrics"),
+    [
+        (NUMBERS, "regression", ["mae", "rmse", "r2"]),
+        (ANSWERS, "binary", ["f1", "auroc", "accuracy"]),
+        (CLASSES, "classification", ["f1", "iou", "perplexity", "accuracy"]),
+        (pictures(), "classification", ["iou", "accuracy"]),
+    ],
+)
+def test_a_loss_alone_takes_every_metric_that_its_outputs_and_targets_tell(data, name, metrics):
+    ours, theirs = make_task(loss=f"{__name__}:cubed", metrics=metrics), make_task(name, metrics=metrics)
+    found, wanted = (task.figures(task.sums(*data)) for task in (ours, theirs))
+    assert {name: found[name] for name in metrics} == pytest.approx({name: wanted[name] for name in metrics}, rel=1e-5)
+    assert set(found) == {"loss", *metrics}
+
+
+@pytest.mark.parametrize(
+    ("data", "metric"), [(NUMBERS, "f1"), (NUMBERS, "accuracy"), (CLASSES, "mae"), (NUMBERS, "perplexity")]
+)
+def test_a_metric_that_they_do_not_tell_is_refused(data, metric):
+    loss = "torch.nn.functional:l1_loss" if data is NUMBERS else f"{__name__}:cubed"
+    task = make_task(loss=loss, metrics=[metric])
+    with pytest.raises(TaskError, match=f"metric '{metric}'"):
+        task.sums(*data)
