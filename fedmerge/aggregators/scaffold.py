@@ -40,8 +40,8 @@ class Scaffold(Fold[_Total]):
     :class:`~fedmerge.training.rules.ControlVariates`; then ``x+ = x + server_lr / |S| sum_i (y_i - x)`` and
     ``c+ = c + 1 / N sum_i (c_i+ - c_i)`` over the clients S of the round, of N in all. Since ``c_i+ - c_i`` is
     ``(x - y_i) / (K eta) - c``, clients send no more than their model and steps; c goes out beside the model, and c_i
-    never leaves its client. Every client counts the same, as in the paper. A client whose update is lost or dropped has
-    moved its c_i while c has not: the mean of all c_i and c part by that much.
+    never leaves its client. Every client counts the same, as in the paper. A client whose update is lost or dropped is
+    told so with the next order, and takes back what its c_i moved, for c has not: c stays the mean of all c_i.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class Answers:
         """Train the model sent: the road of one client, from a message to its reply."""
         number, total = _node(context)
         order = receive(self.client, message.content)
-        gone = run(self.client, enter(self.client, order, number, total, context.state))
+        gone = run(self.client, enter(self.client, order, number, total, context.state, context.node_id))
         reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord({**metrics_of(gone)})})
         for key, record in statistics_records(gone.statistics[0]).items():
             reply[key] = record

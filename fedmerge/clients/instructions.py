@@ -41,6 +41,7 @@ _ELSEWHERE = frozenset(
         "personal",
         "frozen_fingerprint",
         "frozen_names",
+        "missed_replies",
     }
 )
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.clients.group import Group
+from fedmerge.clients.instructions import Instructions
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.training.correction import NO_CORRECTION, Correction
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.rules.local_rule import LocalRule
-from fedmerge.wire.flower_records import RULE_RECORD, from_arrays, to_arrays
+from fedmerge.wire.flower_records import RULE_RECORD, from_arrays, integer, strings, to_arrays
+from fedmerge.wire.keys import MISSED_KEY
 
-__all__ = ["corrections", "keep_rule", "to_keep"]
+__all__ = ["corrections", "keep_rule", "take_back", "to_keep"]
 
-_KEPT = "fedmerge.rule."
+_KEPT, _BEFORE, _ROUND = "fedmerge.rule.", "fedmerge.before.", "fedmerge.round."
+"""What a client keeps of a rule, what it kept before its last training, and the round of that."""
 
 
 def corrections(group: Group) -> tuple[Correction, ...]:
@@ -63,11 +66,36 @@ def to_keep(
 
 
 def keep_rule(group: Group) -> None:
-    """Have each client keep what its training has left for it in the group."""
+    """Have each client keep what its training has left for it in the group, and what it kept before."""
     rule = group.order.told.rule
     if rule is not None and rule.keeps:
         for record, tensors in zip(group.kept, group.ruled, strict=True):
+            _move(record, _KEPT + rule.name, _BEFORE + rule.name)
             record[_KEPT + rule.name] = to_arrays(tensors)
+            record[_ROUND + rule.name] = ConfigRecord({"round": group.order.told.server_round})
+
+
+def take_back(kept: RecordDict, told: Instructions, node: int | None) -> None:
+    """Have a client go back to what it kept before its last training, where the server has not merged its reply.
+
+    The server's tensors of the rule have not moved then: SCAFFOLD's c is the mean of all c_i only if neither has. A
+    server that repeats a round, as after a crash, has not merged it either.
+    """
+    rule = told.rule
+    trained = None if rule is None else kept.config_records.get(_ROUND + rule.name)
+    if rule is None or trained is None:
+        return
+    missed = dict(entry.split(":", 1) for entry in strings(told.config, MISSED_KEY))
+    if integer(trained, "round") >= int(missed.get(str(node), told.server_round)):
+        _move(kept, _BEFORE + rule.name, _KEPT + rule.name)
+        kept.pop(_ROUND + rule.name)
+
+
+def _move(kept: RecordDict, source: str, target: str) -> None:
+    """Put one record, or its absence, in the place of another."""
+    kept.pop(target, None)
+    if source in kept:
+        kept[target] = kept.pop(source)
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fedmerge.clients.client import Client
 from fedmerge.clients.group import Group, Received
 from fedmerge.clients.instructions import Instructions
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
-from fedmerge.clients.local_rules import corrections, keep_rule, to_keep
+from fedmerge.clients.local_rules import corrections, keep_rule, take_back, to_keep
 from fedmerge.clients.measure import measured
 from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
@@ -100,7 +100,9 @@ def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
         raise ModelError(f"the model sent cannot be decoded: {error}") from error
 
 
-def enter(client: Client, order: Received, number: int, total: int, kept: RecordDict | None = None) -> Group:
+def enter(
+    client: Client, order: Received, number: int, total: int, kept: RecordDict | None = None, node: int | None = None
+) -> Group:
     """One client takes up an order, with its examples.
 
     Parameters
@@ -113,6 +115,8 @@ def enter(client: Client, order: Received, number: int, total: int, kept: Record
         Of the client, and how many clients there are.
     kept
         What it remembers, if anything.
+    node
+        By which number the server knows it, as far as there is one.
 
     Raises
     ------
@@ -125,6 +129,8 @@ def enter(client: Client, order: Received, number: int, total: int, kept: Record
     if client.mishaps is not None and not order.told.stage:
         client.mishaps.begin(number, order.told.round)
     data = client_data(client.data_fn, number, total)
+    if kept is not None and not order.told.stage:
+        take_back(kept, order.told, node)
     return Group(order, (number,), (data,), () if kept is None else (kept,))
 
 

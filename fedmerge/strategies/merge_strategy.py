@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -34,6 +34,7 @@ from fedmerge.strategies.heard import Sent
 from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.merge_report import MergeReport
+from fedmerge.strategies.missed_replies import keeping_missed, missed_by, noted
 from fedmerge.strategies.observed import UNWATCHED, start_observed
 from fedmerge.strategies.order import Answer, Order, fill_config
 from fedmerge.strategies.participation import check_nodes, check_participation, number_of_nodes
@@ -49,7 +50,7 @@ from fedmerge.strategies.stage_messages import exchange
 from fedmerge.strategies.travel import SendFrozen, Travel
 from fedmerge.update import ClientUpdate, MergeContext
 from fedmerge.wire.flower_records import RULE_RECORD, WITHHOLD_KEY, to_arrays, view_arrays
-from fedmerge.wire.keys import KEEP_KEY
+from fedmerge.wire.keys import KEEP_KEY, MISSED_KEY
 
 __all__ = ["MergeReport", "MergeStrategy"]
 
@@ -322,6 +323,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         if self.fraction_train:
             nodes = self._sampled(grid, self.fraction_train, self.min_train_nodes, "sampling", server_round)
             self._awaited = server_round
+        missed = missed_by(self.memory, nodes)
+        if missed:
+            config[MISSED_KEY] = missed
         if nodes and self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
         brief, whole = self._records(arrays, config)
@@ -402,7 +406,9 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         taken = set(result.accepted)
         if self.pipeline.batch_norm == "recalibrate":
             recalibrate(reach(), result.state, result.accepted, self.travel.norms)
-        self.memory = result.memory
+        self.memory = keeping_missed(result.memory, self.memory)
+        if answer.nodes:  # a grid may name none
+            self._note_merged(server_round, {node for client, node in answer.nodes.items() if client in taken})
         if answer.contents:
             contents = [content for client, content in answer.contents.items() if client in taken]
             metrics = self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)
@@ -444,6 +450,12 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             self._skipped(server_round, WITHHELD, (), ())
         return super().configure_evaluate(server_round, arrays, config, grid)
 
+    def _note_merged(self, round: int, nodes: Collection[int]) -> None:
+        """Remember whose replies were merged, where clients keep what goes with them."""
+        rule = self.pipeline.aggregator.local_rule
+        if rule is not None and rule.keeps and self._order is not None:
+            self.memory = noted(self.memory, self._order.nodes, nodes, round)
+
     def _charge(self, round: int, questions: int) -> None:
         self.answers += questions
         if self._checkpoints is not None:
@@ -460,6 +472,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """Keep the model as it is, which is what Flower makes of no arrays, where that is the policy."""
         if self.fraction_train == 0.0:  # nobody is to train
             return None, None
+        self._note_merged(round, ())
         error = too_few(round, reason, dropped, failed)
         self._run.skip(error)
         told = str(error).removeprefix(f"round {round}: ")

@@ -8,6 +8,7 @@ __all__ = [
     "ERROR_KEY",
     "FINGERPRINT_KEY",
     "KEEP_KEY",
+    "MISSED_KEY",
     "MODE_KEY",
     "NAMES_KEY",
     "OWN",
@@ -22,6 +23,11 @@ ERROR_KEY = "statistics-error"
 
 KEEP_KEY = "keep-model"
 """Entry of a message's ConfigRecord: the client keeps its model in its Context until the next message."""
+
+
+MISSED_KEY = "missed-replies"
+"""Entry of a message's ConfigRecord: nodes whose last reply was not merged, each as ``node:round`` with the first round
+of which that is so."""
 
 
 SOURCES = "sources"

@@ -141,7 +141,7 @@ class _Share:
             try:
                 group = enter(
                     self._client, self.received, node - FIRST_NODE, self._total,
-                    self._kept.get(node, RecordDict()) if keeps else None,
+                    self._kept.get(node, RecordDict()) if keeps else None, node,
                 )  # fmt: skip
             except FAILURES as problem:
                 self._fail(node, problem)
