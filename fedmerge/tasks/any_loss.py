@@ -136,13 +136,18 @@ class AnyLoss(Task):
             return None
 
     @property
+    def reads_outputs(self) -> bool:
+        """Whether only outputs and targets tell which metrics there are."""
+        return self.judge is None and not self.elementwise
+
+    @property
     def _counts_hits(self) -> bool:
         """Whether the accuracy is asked for, and no judge knows it anyway."""
         return self.judge is None and "accuracy" in (self.metrics or ())
 
     def _decider(self, outputs: Tensor, targets: Tensor) -> Task | None:
         """The judge, or the task that decides as outputs and targets look; None where they look like numbers."""
-        if self.judge is not None:
+        if not self.reads_outputs:
             return self.judge
         try:
             found = read_task(outputs, targets)

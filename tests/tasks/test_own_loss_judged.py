@@ -91,6 +91,5 @@ def test_a_loss_alone_takes_every_metric_that_its_outputs_and_targets_tell(data,
 )
 def test_a_metric_that_they_do_not_tell_is_refused(data, metric):
     loss = "torch.nn.functional:l1_loss" if data is NUMBERS else f"{__name__}:cubed"
-    task = make_task(loss=loss, metrics=[metric])
     with pytest.raises(TaskError, match=f"metric '{metric}'"):
-        task.sums(*data)
+        make_task(loss=loss, metrics=[metric]).sums(*data)
