@@ -1,12 +1,13 @@
 """Heart disease in four hospitals: small tables, and natural clients that differ.
 
-The rows and columns kept are those of FLamby's Fed-Heart-Disease (arXiv:2210.04620), and so are the sizes of the
-hospitals' training and test parts; which patient falls into which part is our own draw.
+Rows, columns, division into training and test part and standardisation are those of FLamby's Fed-Heart-Disease
+(arXiv:2210.04620), so that what is measured here can be held against its tables.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,27 +22,29 @@ __all__ = ["load_heart_disease"]
 
 _HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 _COLUMNS = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak")
-_CONTINUOUS = ("age", "trestbps", "chol", "thalach", "oldpeak")
 _CATEGORIES = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2)}
 _FILE_COLUMNS = 14  # _COLUMNS, then slope, ca, thal (mostly missing, dropped), num
 _TEST_SHARE = 0.34
-_SPLIT_SEED = 0
+_SPLIT_SEED = 43  # FLamby's
 _FEWEST_PATIENTS = 6  # any fewer cannot be split in three
 
 Table = NDArray[np.float64]
 
 
 @register("heart_disease", kind="data set")
-def load_heart_disease(data_dir: Path) -> Dataset:
+def load_heart_disease(data_dir: Path, standardised: Literal["hospital", "all"] = "hospital") -> Dataset:
     """Load 740 patients `[n, 13]`, of whom `train_client` names the hospital; class 1 has the disease.
 
-    A patient with a missing value is left out. Chest pain and ECG are one-hot (first category dropped),
-    the continuous columns standardised by the training patients of all hospitals.
+    A patient with a missing value is left out. Chest pain and ECG are one-hot (first category dropped). Every column
+    has mean 0 and variance 1 over training patients.
 
     Parameters
     ----------
     data_dir : Path
         Holds `heart-disease/processed.HOSPITAL.data` for cleveland, hungarian, switzerland and va.
+    standardised
+        ``"hospital"``: by each hospital's own training patients, as hospitals can without telling anybody of them;
+        ``"all"``: by those of all hospitals, as pooled training can.
 
     Raises
     ------
@@ -60,17 +63,22 @@ def load_heart_disease(data_dir: Path) -> Dataset:
         rows = _read(data_dir / "heart-disease" / f"processed.{hospital}.data")
         ill = rows[:, -1] > 0
         # Switzerland has a single complete patient without the disease: nothing to divide by class.
-        by_class = ill if 2 <= ill.sum() <= len(ill) - 2 else None
+        by_class = ill if min(ill.sum(), (~ill).sum()) > 2 else None
         train, test = split(rows, test_size=_TEST_SHARE, stratify=by_class, random_state=_SPLIT_SEED)
         train_parts.append(train)
         test_parts.append(test)
+    references = train_parts if standardised == "hospital" else [np.concatenate(train_parts)] * len(_HOSPITALS)
+    train_x, test_x = (
+        torch.cat([_features(part, reference) for part, reference in zip(parts, references, strict=True)])
+        for parts in (train_parts, test_parts)
+    )
     train, test = np.concatenate(train_parts), np.concatenate(test_parts)
     clients = np.repeat(np.arange(len(_HOSPITALS)), [len(part) for part in train_parts])
     return Dataset(
         name="heart_disease",
-        train_x=_features(train, reference=train),
+        train_x=train_x,
         train_y=torch.from_numpy(train[:, -1] > 0).to(torch.int64),
-        test_x=_features(test, reference=train),
+        test_x=test_x,
         test_y=torch.from_numpy(test[:, -1] > 0).to(torch.int64),
         num_classes=2,
         train_client=torch.from_numpy(clients),
@@ -108,15 +116,19 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 
 def _features(rows: Table, reference: Table) -> torch.Tensor:
+    columns, known = _columns(rows), _columns(reference)
+    spread = known.std(axis=0, ddof=1)
+    # A column that is constant among the training patients tells nothing: it becomes zero rather than NaN.
+    spread[spread == 0] = np.inf
+    return torch.from_numpy(((columns - known.mean(axis=0)) / spread).astype(np.float32))
+
+
+def _columns(rows: Table) -> Table:
     columns = []
     for position, name in enumerate(_COLUMNS):
         values = rows[:, position]
         if name in _CATEGORIES:
             columns += [values == category for category in _CATEGORIES[name][1:]]
-        elif name in _CONTINUOUS:
-            spread = reference[:, position].std()
-            # A constant column tells nothing: it becomes zero rather than NaN.
-            columns.append((values - reference[:, position].mean()) / (spread if spread > 0 else 1.0))
         else:
             columns.append(values)
-    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+    return np.stack(columns, axis=1).astype(np.float64)

@@ -35,17 +35,21 @@ def test_rows_with_a_missing_value_go_and_missing_columns_do_not_matter(made_up)
     assert data.client_names == HOSPITALS
 
 
-def test_columns(made_up):
-    x = load_dataset("heart_disease", made_up).train_x
-    assert x.shape[1] == 13
-    assert (x[:, 12] == 0).all()  # oldpeak is the same for everybody here
-    one_hot = x[:, [2, 3, 4, 8, 9]]
-    assert set(one_hot.unique().tolist()) == {0.0, 1.0}
-    assert one_hot[:, :3].sum(1).max() == 1
-    assert one_hot[:, 3:].sum(1).max() == 1
-    for column in (0, 5, 6, 10):  # age, trestbps, chol, thalach
-        assert abs(x[:, column].mean()) < 1e-5
-        assert abs(x[:, column].std(correction=0) - 1) < 1e-5
+def test_columns_are_standardised_by_each_hospitals_training_patients(made_up):
+    data = load_dataset("heart_disease", made_up)
+    assert data.train_x.shape[1] == 13
+    assert (data.train_x[:, 12] == 0).all()  # oldpeak is the same for everybody here
+    assert (data.train_x[:, 1] == 0).all()  # and so is sex
+    for hospital in range(4):
+        own = data.train_x[data.train_client == hospital][:, [0, 2, 3, 4, 5, 6, 8, 9, 10]]
+        torch.testing.assert_close(own.mean(0), torch.zeros(9), rtol=0, atol=1e-5)
+        torch.testing.assert_close(own.std(0), torch.ones(9), rtol=1e-5, atol=0)
+
+
+def test_columns_may_be_standardised_by_all_training_patients(made_up):
+    x = load_dataset("heart_disease", made_up, standardised="all").train_x[:, [0, 2, 5, 6, 8, 10]]
+    torch.testing.assert_close(x.mean(0), torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.std(0), torch.ones(6), rtol=1e-5, atol=0)
 
 
 def test_real_files(real_data):
