@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fedmerge.errors import BadUpdate
+from fedmerge.personal import PersonalPart, parts_in
 from fedmerge.refine.exchanged import Exchanged
+from fedmerge.state import prefixed
 
 __all__ = ["MergeResult"]
 
@@ -27,6 +30,11 @@ class MergeResult:
     failed, or whose answers were of no use: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Steps of refinements that were not taken, and why."""
+
+    @property
+    def personal(self) -> Mapping[int, PersonalPart]:
+        """What makes each client's own model of the shared one, for methods that say so (``emr``, ``tall_masks``)."""
+        return parts_in(prefixed("aggregator", self.memory))
 
     @property
     def refused(self) -> tuple[tuple[int, str], ...]:

@@ -127,6 +127,11 @@ DRAWN = UNDONE | {"rows": "which changes stay is drawn for places, and does not 
 DRAWN |= {"strategy": "draws are each client's own, and clients of replies made by hand have other numbers"}
 HALF_WAY = dict.fromkeys(("copies", "one client"), "it ends half-way between the model sent and theirs, by design")
 AVERAGED = {"memory": "the mean over rounds that end alike is how they end"}
+OWN_MODELS = {"memory": "what it remembers is clients' own models, which the shared one does not depend on"}
+SEVERAL_NEED = dict.fromkeys(("copies", "one client"), "what fewer than two clients need above all others is dropped")
+EVENED = dict.fromkeys(("copies", "one client"), "every direction of an update gets the same strength, by design")
+CUT = {"copies": "of each of K clients a K-th of the directions is kept, by design"}
+STEPS_FROM_SUM = {"copies": "it begins at the sum of the updates, and steps of 1e-5 are short"}
 WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
@@ -184,6 +189,15 @@ ROWS = (
     Row("karcher"),
     Row("karcher", {"of": "updates", "scope": "model"}),
     Row("soup"),
+    Row("consensus", excused=SEVERAL_NEED),
+    Row("consensus", {"threshold": 0.0, "agreeing": 1}),
+    Row("tall_masks", excused=OWN_MODELS, remembers=True),
+    Row("emr", excused=OWN_MODELS, remembers=True),
+    Row("iso_c", excused=EVENED),
+    Row("tsv_m", excused=CUT),
+    Row("tsv_m", {"kept": 1.0}),
+    Row("wudi"),
+    Row("wudi", {"solver": "adam", "steps": 20}, excused=STEPS_FROM_SUM),
     Row("rebasin", excused=ONE_MODEL, traces=True),
     Row("rebasin", {"combine": "median"}, excused=ONE_MODEL, traces=True),
     Row("otfusion", {"combine": "trimmed_mean(trim=0.4)"}, excused=ONE_MODEL, traces=True),

@@ -1,0 +1,58 @@
+"""Singular directions of a matrix, by the eigenvectors of its smaller Gram matrix in float64.
+
+That costs a fraction of a full decomposition where a matrix is long, as kernels of convolutions are. It cannot tell
+singular values apart that are below 1e-7 of the largest, and these are rounding in models of single precision.
+Directions in which a matrix is zero up to rounding are left out: a decomposition fills them up with arbitrary ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["leading", "polar"]
+
+
+def leading(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular values of a matrix that are not zero, and their vectors, in float64.
+
+    Parameters
+    ----------
+    matrix
+        A matrix [m, n].
+    most
+        At most so many; all where not given.
+
+    Returns
+    -------
+    tuple
+        Left vectors [m, k], values [k] in descending order, right vectors [n, k].
+
+    Examples
+    --------
+    >>> left, values, right = leading(torch.diag(torch.tensor([3.0, 0.0, 4.0])))
+    >>> values
+    tensor([4., 3.], dtype=torch.float64)
+    """
+    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    matrix = matrix.double()
+    wide = matrix.shape[0] <= matrix.shape[1]
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    values, vectors = squares.clamp_min(0).sqrt().flip(0)[:most], vectors.flip(1)[:, :most]
+    kept = values > max(rounding, 1e-7) * values[:1]
+    values, vectors = values[kept], vectors[:, kept]
+    others = (matrix.T if wide else matrix) @ vectors / values
+    return (vectors, values, others) if wide else (others, values, vectors)
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The matrix nearest to `matrix` whose singular values are all one, but for those that are zero.
+
+    Examples
+    --------
+    >>> polar(torch.tensor([[2.0, 0.0], [0.0, -0.5]])).float()
+    tensor([[ 1.,  0.],
+            [ 0., -1.]])
+    """
+    left, _, right = leading(matrix)
+    return left @ right.T
