@@ -17,7 +17,8 @@ from fedmerge.registry import build, entries
 OF_LABELS_LATER = sorted(set(entries("refinement")) - {"recalibrate", "sequential_refit"})
 REFINED = [f"fedavg+{name}" for name in OF_LABELS_LATER]
 LOCAL = [name for name in fedmerge.methods() if build("aggregator", name, {}).local_rule]
-AVERAGES = ("fedavg", "task_arithmetic")  # which are one, until somebody is subtracted
+# The average of two is one until somebody is subtracted; the shared model of the third is, and its clients' are not.
+AVERAGES = ("fedavg", "task_arithmetic", "tall_masks")
 METHODS = [name for name in fedmerge.methods() if name not in AVERAGES and name not in LOCAL] + REFINED
 LOSSES = {"regression": F.mse_loss, "binary": F.binary_cross_entropy_with_logits}
 OF_LABELS = [
