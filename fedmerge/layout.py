@@ -20,6 +20,7 @@ __all__ = [
     "check_patterns",
     "freeze",
     "frozen_parts",
+    "matching_names",
     "owners",
     "without_personal",
 ]
@@ -123,7 +124,7 @@ class Layout:
         """
         state, buffers = module_state(module)
         tied, free = tied_names(module), trained_names(module)
-        own = _matching(state, personal, tied, "personal")
+        own = matching_names(state, personal, tied, "personal")
         parameters = [name for name in state if name not in buffers]
         frozen = set() if send_frozen else {name for name in parameters if name not in free and name not in own}
         still_buffers: dict[str, bool] = {}
@@ -240,14 +241,14 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> nn.Module:
     ['1.weight', '1.bias']
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name in _matching(parameters, patterns, tied_names(module), "frozen"):
+    for name in matching_names(parameters, patterns, tied_names(module), "frozen"):
         parameters[name].requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
         raise InvalidOption(f"frozen = {list(patterns)} leaves nothing to train: name fewer")
     return module
 
 
-def _matching(state: State, patterns: Sequence[str], tied: Mapping[str, str], what: str) -> set[str]:
+def matching_names(state: State, patterns: Sequence[str], tied: Mapping[str, str], what: str) -> set[str]:
     """Names that a pattern matches; of a shared tensor all, where it matches one."""
     first: set[str] = set()
     for pattern in patterns:

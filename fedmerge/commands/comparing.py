@@ -40,6 +40,9 @@ def compare(
     ] = None,
     dataset: DataSet = None,
     model: Annotated[str | None, typer.Option(help="mlp, lenet, resnet8, ... or module:factory.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="What all start from: a .safetensors file, an index of shards, module:factory.")
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="classification, multilabel, regression, language_model, ... or module:Task.")
     ] = None,
@@ -74,7 +77,7 @@ def compare(
         "workers": workers,
         "device": device,
         "data": given(name=dataset, dir=data_dir),
-        "model": given(name=model),
+        "model": given(name=model, pretrained=pretrained),
         "task": given(name=task),
         "observers": None if observers is None else split_methods(observers),
         "partition": given(scheme=partition, clients=clients, alpha=alpha),
@@ -147,6 +150,7 @@ def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
     attacks = [one.attack.kind for one in configs if one.attack is not None]
     parts = [("observer", [name for one in configs for name in one.observers]), ("attack", attacks)]
     parts += [("task", [name for one in configs for name in one.task.code])]
+    parts += [("pretrained base", [name for one in configs for name in one.model.own_base])]
     parts += [part for one in configs for part in own_parts(one).items()]
     return {kind: [name for other, names in parts if other == kind for name in names] for kind, _ in parts}
 

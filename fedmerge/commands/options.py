@@ -87,10 +87,16 @@ def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str]
 
 
 def _beside(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings, with a table that lies beside the file named by its path, and modules there importable."""
+    """A file's settings, with a table or a base that lies beside it named by its path, and modules there importable."""
     folder = path.parent.resolve()
     if folder != Path.cwd() and str(folder) not in sys.path:
         sys.path.append(str(folder))
+    from fedmerge.models.pretrained import is_base_file
+
+    model = settings.get("model")
+    base = model.get("pretrained") if isinstance(model, dict) else None
+    if isinstance(model, dict) and isinstance(base, str) and is_base_file(base):
+        settings = {**settings, "model": {**model, "pretrained": str(folder / Path(base).expanduser())}}
     data = settings.get("data")
     name = data.get("name") if isinstance(data, dict) else None
     if isinstance(data, dict) and isinstance(name, str) and not Path(name).is_file():

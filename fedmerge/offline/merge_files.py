@@ -15,7 +15,8 @@ from fedmerge.lookup.method_names import parse_value
 from fedmerge.matching.widths import ALL_BUT
 from fedmerge.merging import build_pipeline, main_part
 from fedmerge.offline.merge import merge
-from fedmerge.offline.model_files import Architecture, read_inputs, read_state
+from fedmerge.offline.model_files import Architecture, read_inputs
+from fedmerge.records.model_tensors import read_state
 from fedmerge.records.run_records import write_tensors
 from fedmerge.registry import entries
 from fedmerge.state import State, is_extra, tied_names

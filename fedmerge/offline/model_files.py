@@ -1,4 +1,4 @@
-"""Models in safetensors files: reading them, and finding an architecture that they fit."""
+"""Models in safetensors files: finding an architecture that they fit, and an example that it takes."""
 
 from __future__ import annotations
 
@@ -8,43 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedmerge.checks.mergeable import check_mergeable
-from fedmerge.checks.unmoved import same
 from fedmerge.errors import ConfigError, DataError, FedMergeError, ModelError
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
-from fedmerge.records.checkpoints import checkpoint_files, is_checkpoint, load_checkpoint
+from fedmerge.models.state_fit import check_kinds, tied_tensors
+from fedmerge.records.model_tensors import read_tensors
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, is_uninitialised, module_state
 
-__all__ = ["Architecture", "read_inputs", "read_state"]
+__all__ = ["Architecture", "read_inputs"]
 
 # Of MNIST, scikit-learn's digits, CIFAR-10: what to try where nobody says what a model takes.
 USUAL_SHAPES = ((1, 28, 28), (1, 8, 8), (3, 32, 32))
 USUAL_CLASSES = 10  # only to build with: widths are those of the files then
 EXAMPLES = 8
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a model's file, or of the model in a run's checkpoint.
-
-    Raises
-    ------
-    ModelError
-        The file is missing, no safetensors, or empty.
-    RecordError
-        It is a checkpoint that was damaged or edited.
-    """
-    tensors = _read(file, ModelError)
-    if is_checkpoint(file):
-        tensors = dict(load_checkpoint(file).section("state"))
-    if not tensors:
-        raise ModelError(f"{file} holds no tensors")
-    return tensors
 
 
 def read_inputs(file: Path) -> tuple[Tensor, Tensor | None]:
@@ -55,7 +35,7 @@ def read_inputs(file: Path) -> tuple[Tensor, Tensor | None]:
     DataError
         The file is missing or no safetensors; it has no inputs, or targets of another number.
     """
-    tensors = _read(file, DataError)
+    tensors = read_tensors(file, DataError)
     inputs, targets = tensors.get("inputs"), tensors.get("targets")
     if inputs is None or inputs.ndim < 2 or not len(inputs):
         held = ", ".join(f"{name} {list(t.shape)}" for name, t in list(tensors.items())[:5]) or "nothing"
@@ -63,26 +43,6 @@ def read_inputs(file: Path) -> tuple[Tensor, Tensor | None]:
     if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
         raise DataError(f"{file}: 'targets' has shape {list(targets.shape)} for {len(inputs)} inputs")
     return inputs, targets
-
-
-def _read(file: Path, kind: type[FedMergeError]) -> dict[str, Tensor]:
-    if file.is_dir():
-        written = checkpoint_files(file) or checkpoint_files(file / "checkpoint")
-        raise kind(
-            f"{file} is a folder: name the file in it, such as {written[-1] if written else file / 'model.safetensors'}"
-        )
-    try:
-        return load_file(file)
-    except FileNotFoundError as error:
-        raise kind(f"there is no file {file}") from error
-    except OSError as error:
-        raise kind(f"cannot read {file}: {error.strerror or error}") from error
-    # A dtype that this torch lacks is no error of the format.
-    except (SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise kind(
-            f"{file} is no safetensors file ({error}); fedmerge reads no pickles: "
-            "save a state_dict with safetensors.torch.save_file"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -150,8 +110,8 @@ class Architecture:
         ConfigError
             It has another number of classes than was asked for.
         """
-        whole = {**_shared(file, self.built, state), **state}
-        _check_kinds(file, self.built, state)
+        whole = {**tied_tensors(file, self.built, state), **state}
+        check_kinds(file, self.built, state)
         try:
             module = resize(self.built, whole).eval()
         except (ModelError, RuntimeError) as error:
@@ -201,32 +161,6 @@ def _ready(name: str, module: nn.Module, example: Tensor) -> nn.Module:
     return module
 
 
-_OTHER_KIND = {
-    ("integer", "float"): "whole numbers, such as codes of a quantised model, have no mean. Dequantise it",
-    ("complex", "float"): "its imaginary part would be lost. Build the model with complex tensors, or split it in two",
-    ("float", "complex"): "it lacks an imaginary part. Make it complex",
-    ("float", "integer"): "its fractions would be lost. Save it as whole numbers",
-}
-"""By the kind that a file has and the kind that the model wants: why not, and what to do."""
-
-
-def _check_kinds(file: Path, module: nn.Module, state: State) -> None:
-    """Tensors of another kind than the model's are spoilt by turning them into it."""
-    for name, tensor in module_state(module)[0].items():
-        kinds = (_kind(state[name]), _kind(tensor)) if name in state else ("", "")
-        if kinds[0] != kinds[1]:
-            why = _OTHER_KIND.get(kinds, "the two have nothing in common. Save it as the model has it")
-            raise ModelError(
-                f"{file}: {name!r} is {state[name].dtype}, in the model {tensor.dtype}: {why} before the merge"
-            )
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_complex():
-        return "complex"
-    return "float" if tensor.is_floating_point() else "integer"
-
-
 def _flat_shapes(state: State) -> list[tuple[int, ...]]:
     """Shapes of flat inputs: the columns of each matrix, one of which may be the first layer."""
     return list(dict.fromkeys((t.shape[1],) for t in state.values() if t.ndim == 2))
@@ -237,25 +171,3 @@ def _examples(shape: Sequence[int], seed: int) -> Iterator[Tensor]:
     generator = torch_generator(seed, "example")
     yield torch.randn(EXAMPLES, *shape, generator=generator)
     yield torch.randint(0, 2, (EXAMPLES, *shape), generator=generator)
-
-
-def _shared(file: Path, module: nn.Module, state: State) -> dict[str, Tensor]:
-    """Tensors that a file names once and the model twice, as tied weights are saved.
-
-    Raises
-    ------
-    ModelError
-        The file has two, and they differ.
-    """
-    of: dict[int, str] = {}
-    own = {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-    for name, tensor in own.items():
-        if name in state:
-            first = of.setdefault(id(tensor), name)
-            if not same(state[first], state[name]):
-                raise ModelError(
-                    f"{file}: {first!r} and {name!r} are one tensor in the model, and differ in the file, which was "
-                    "trained with the tie cut: build the model without the tie (--model, --set model.option=value), or "
-                    f"save the file without {name!r}"
-                )
-    return {name: state[of[id(tensor)]] for name, tensor in own.items() if name not in state and id(tensor) in of}

@@ -18,10 +18,11 @@ from fedmerge.data import PartitionSettings, load_dataset
 from fedmerge.data.partition import Partition, make_partition
 from fedmerge.models import build_model
 from fedmerge.offline.merge_files import merge_files
-from fedmerge.offline.model_files import read_inputs, read_state
+from fedmerge.offline.model_files import read_inputs
 from fedmerge.plotting.runs import read_runs
 from fedmerge.records.atomic_files import read_toml
 from fedmerge.records.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fedmerge.records.model_tensors import read_state
 from fedmerge.records.run_records import RunRecord
 from fedmerge.simulation.runs.config import make_config, parse_assignment
 from fedmerge.simulation.runs.snapshot import restore

@@ -61,6 +61,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise typed_error(error, settings, Config) from error
+    config = config.model_copy(update={"model": config.model.with_base_found()})
     _check_methods(config)
     check_personal(config)
     check_names(config.observers)

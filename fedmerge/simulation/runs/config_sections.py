@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedmerge.data.table import ENDINGS, is_table
 from fedmerge.errors import ConfigError
+from fedmerge.models.pretrained import FILE_ENDINGS, Pretrained, is_base_file
+from fedmerge.records.model_tensors import digest
 from fedmerge.registry import build
 from fedmerge.simulation.scenarios.attacks import Attack
 from fedmerge.tasks import Classification, Task, make_task
@@ -59,6 +61,11 @@ class ModelSettings(Section):
     With ``apart``, clients start the first round from an initialisation of their own; with ``variants`` also at
     widths of their own, client i having the options ``variants[i % len(variants)]`` over the common ones. ``frozen``
     are patterns of parameters that nobody trains, such as ``["features.*"]``: they are not sent.
+
+    With ``pretrained``, a file or ``module:factory``, the server and all clients start from that base, see
+    :class:`~fedmerge.models.pretrained.Pretrained`. ``prefix`` gives its names other beginnings, such as
+    ``{"module." = ""}``; tensors that match ``pretrained_except``, such as ``["head.*"]``, stay as initialised.
+    ``pretrained_digest`` is filled in when a configuration is read: a record can only be taken up with the same file.
     """
 
     name: str = "mlp"
@@ -66,6 +73,65 @@ class ModelSettings(Section):
     apart: bool = False
     variants: tuple[dict[str, Any], ...] = ()
     frozen: tuple[str, ...] = ()
+    pretrained: str | None = None
+    pretrained_except: tuple[str, ...] = ()
+    prefix: dict[str, str] = {}
+    pretrained_digest: str | None = None
+
+    @property
+    def base(self) -> Pretrained | None:
+        """What the model starts from, where that is no initialisation."""
+        if self.pretrained is None:
+            return None
+        prefix = tuple(self.prefix.items())
+        return Pretrained(self.pretrained, self.pretrained_digest or "", prefix, self.pretrained_except)
+
+    @property
+    def own_base(self) -> tuple[str, ...]:
+        """Name of the code that makes the base, if any."""
+        return () if self.pretrained is None or is_base_file(self.pretrained) else (self.pretrained,)
+
+    def with_base_found(self) -> ModelSettings:
+        """The same with the full path of the base's file and its digest.
+
+        Raises
+        ------
+        ConfigError
+            The file has changed, or a setting means nothing with this base or without one.
+        ModelError
+            There is no such file.
+        """
+        if self.pretrained is None:
+            names = ("pretrained_except", "prefix", "pretrained_digest")
+            unused = next((name for name in names if getattr(self, name)), None)
+            if unused is not None:
+                raise ConfigError(f"model.{unused} is for a pretrained base: name one in model.pretrained")
+            return self
+        if self.variants:
+            raise ConfigError(
+                "model.variants gives clients widths of their own, which one pretrained base does not have: leave out "
+                "model.variants or model.pretrained"
+            )
+        if self.apart and not self.pretrained_except:
+            raise ConfigError(
+                "model.apart has clients start apart, and model.pretrained from one base: leave one out, or name what "
+                "each initialises for itself in model.pretrained_except"
+            )
+        if not is_base_file(self.pretrained):
+            if ":" not in self.pretrained or self.pretrained_digest:
+                raise ConfigError(
+                    f"model.pretrained = {self.pretrained!r}: name a file that ends in {' or '.join(FILE_ENDINGS)}, or "
+                    "module:factory, which has no pretrained_digest"
+                )
+            return self
+        file = Path(self.pretrained).expanduser().resolve()
+        found = digest(file)
+        if self.pretrained_digest not in (None, found):
+            raise ConfigError(
+                f"{file} is not the file that this was run with (model.pretrained_digest differs): put the old file "
+                "back, or begin a new run in another folder"
+            )
+        return self.model_copy(update={"pretrained": str(file), "pretrained_digest": found})
 
 
 class TaskSettings(Section):

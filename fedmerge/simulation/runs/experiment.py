@@ -113,6 +113,7 @@ class Experiment:
             integer_seed(self.seed, "initialisation"),
             json.dumps(model.options),
             model.frozen,
+            model.base,
         )
 
     def check_model(self) -> None:

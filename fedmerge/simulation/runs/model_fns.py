@@ -9,6 +9,7 @@ from torch import nn
 
 from fedmerge.layout import freeze
 from fedmerge.models import build_model
+from fedmerge.models.pretrained import Pretrained
 from fedmerge.seeding import integer_seed
 
 __all__ = ["ModelFn", "OwnModelFn"]
@@ -24,13 +25,15 @@ class ModelFn:
     seed: int
     options: str
     frozen: tuple[str, ...] = ()
+    pretrained: Pretrained | None = None
 
     def __call__(self) -> nn.Module:
         """A new one, always the same."""
         options = json.loads(self.options)
-        return freeze(
-            build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **options), self.frozen
-        )
+        model = build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **options)
+        if self.pretrained is not None:
+            self.pretrained.put_into(model, self.input_shape, self.num_classes)
+        return freeze(model, self.frozen)
 
 
 @dataclass(frozen=True)
