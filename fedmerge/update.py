@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.errors import InvalidOption, MissingStatistic, ModelError
-from fedmerge.inputs import call, evenly
+from fedmerge.errors import InvalidOption, MissingStatistic
 from fedmerge.layout import Layout
 from fedmerge.models.resize import resize
-from fedmerge.permutations import PermutationSpec, trace
-from fedmerge.permutations.holding import held
 from fedmerge.questions import Ask
 from fedmerge.questions.stages import News, Stage
 from fedmerge.seeding import torch_generator
-from fedmerge.state import State, frozen_names, is_extra, module_state, tied_names
+from fedmerge.state import State
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 
-__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates", "facts_of"]
+__all__ = ["ClientUpdate", "MergeContext", "StackedUpdates"]
 
 
 @dataclass(frozen=True)
@@ -216,25 +212,6 @@ class MergeContext:
         for batch in self.data:
             yield batch[0] if isinstance(batch, tuple | list) else batch
 
-    def sample(self, method: str, most: int) -> Iterator[Any]:
-        """At most so many of the server's inputs, see :func:`~fedmerge.inputs.evenly`."""
-        number = length_hint(self.data, 0) if self.data is not None else 0
-        return evenly(self.inputs(method), number or None, most)
-
-    def symmetries(self, state: State, method: str) -> PermutationSpec:
-        """Which neurons of a model with the shapes of `state` may be re-ordered: none that a frozen tensor holds.
-
-        Raises
-        ------
-        InvalidOption
-            There is neither an example nor data to trace the model on, or no ``model_fn``.
-        ModelError
-            The model cannot be traced.
-        """
-        module = self.module(state, method)
-        module.register_state_dict_post_hook(_without_extra)  # type: ignore[no-untyped-call]
-        return held(trace(module, self.shown(method)), self.frozen)
-
     def shown(self, method: str) -> Any:
         """One batch of inputs: the example, or the first of the data.
 
@@ -249,21 +226,6 @@ class MergeContext:
         if example is None:
             raise InvalidOption(f"{method} has to trace the model: pass example=, one batch of inputs.")
         return example
-
-    def computes_alike(self, one: State, other: State, method: str) -> bool:
-        """Whether a model of other shapes runs on the example, and its outputs are those of the first.
-
-        A neuron that is there and says nothing changes no sum, but it does change a norm over all of them.
-        """
-        example = self.shown(method)
-        found: list[list[Tensor]] = []
-        for state in (one, other):
-            try:
-                with torch.no_grad():
-                    found.append(_leaves(call(self.module(state, method).eval(), example)))
-            except (RuntimeError, ValueError, AssertionError, ModelError):
-                return False
-        return all(a.shape == b.shape and _close(a, b) for a, b in zip(*found, strict=True))
 
     def score(self, state: State, method: str) -> float:
         """How good the model with these parameters is on the server's data: the larger the better.
@@ -287,37 +249,3 @@ class MergeContext:
         module = self.module(state, method)
         found = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
         return -found.loss if found.hits is None else found.accuracy
-
-
-def _without_extra(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
-    """What modules keep besides tensors has no neurons."""
-    for name in [name for name in state if is_extra(name)]:
-        del state[name]
-
-
-def facts_of(model: nn.Module, layout: Layout | None = None) -> tuple[frozenset[str], dict[str, Any]]:
-    """What a model tells of its tensors: which are buffers, and for a :class:`MergeContext` which are frozen and tied.
-
-    With a `layout` of which something does not travel, that is told too.
-
-    Examples
-    --------
-    >>> facts_of(nn.Linear(1, 1).requires_grad_(False))
-    (frozenset(), {'frozen': frozenset(), 'tied': {}})
-    """
-    facts: dict[str, Any] = {"frozen": frozen_names(model), "tied": tied_names(model)}
-    if layout is not None and layout.still:
-        facts |= {"frozen": facts["frozen"] | layout.still, "layout": layout}
-    return module_state(model)[1], facts
-
-
-def _leaves(outputs: Any) -> list[Tensor]:
-    """The floating tensors in what a model returns."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else ()
-    return [tensor for part in parts for tensor in _leaves(part)]
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).double().abs().max() <= 1e-3 * one.double().abs().max())

@@ -11,8 +11,9 @@ from fedmerge.layout import Layout, check_patterns, freeze, frozen_parts
 from fedmerge.merging import build_pipeline
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.strategies.travel import facts_of
 from fedmerge.training import LocalTraining, Participant, train_cohort, train_one_by_one
-from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates, facts_of
+from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 from fedmerge.wire.fingerprints import differing, fingerprint, names_mark
 
 MATCHING = [

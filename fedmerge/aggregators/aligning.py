@@ -13,6 +13,7 @@ from torch import Tensor
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.lookup.method_names import parse_method
+from fedmerge.matching.symmetries import symmetries
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import build
 from fedmerge.state import State
@@ -96,7 +97,7 @@ class Permuting(Aligning):
         if len(updates) == 1:
             yield from updates
             return
-        spec = context.symmetries(updates[0].state, type(self).__name__)
+        spec = symmetries(context, updates[0].state, type(self).__name__)
         found = self.permutations(spec, updates, context)
         carried = {kind.name: kind for kind in self.needs}
         for update, perms in zip(updates, found, strict=True):

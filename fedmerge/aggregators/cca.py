@@ -14,6 +14,7 @@ from fedmerge.errors import BadUpdate
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.activation_costs import Heard, not_heard_singly, permutations_by
 from fedmerge.matching.fairness import anchor_of, bounded
+from fedmerge.matching.symmetries import sampled_inputs, symmetries
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
 from fedmerge.state import is_sane
@@ -58,13 +59,13 @@ class CCAMerge(Aligning):
         if len(updates) == 1:
             yield from updates
             return
-        spec = context.symmetries(updates[0].state, "CCA merging")
+        spec = symmetries(context, updates[0].state, "CCA merging")
         modules = [context.module(u.state, "CCA merging") for u in updates]
         trained = bounded([context.trained(u.state, "CCA merging") for u in updates])
         anchor = anchor_of(trained, [u.weight for u in updates])
         others = [i for i in range(len(updates)) if i != anchor]
         pairs = [(anchor, anchor), *((i, i) for i in others), *((anchor, i) for i in others)]
-        heard = Heard.of(spec, modules, pairs, context.sample("CCA merging", self.examples))
+        heard = Heard.of(spec, modules, pairs, sampled_inputs(context, "CCA merging", self.examples))
         heard.check([u.client for u in updates])
         for j, update in enumerate(updates):
             if j == anchor:

@@ -10,8 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
-from fedmerge.curvature.collected import Collected
-from fedmerge.curvature.diagonal import DiagonalSum
+from fedmerge.curvature.collected import Collected, DiagonalSum
 from fedmerge.curvature.kronecker import LayerSystem
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fedmerge.aggregators.aggregator import Fold
-from fedmerge.curvature.diagonal import DiagonalSum
+from fedmerge.curvature.collected import DiagonalSum
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State

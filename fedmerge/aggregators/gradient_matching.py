@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from fedmerge.aggregators.aggregator import Fold
-from fedmerge.curvature.diagonal import DiagonalSum
+from fedmerge.curvature.collected import DiagonalSum
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype

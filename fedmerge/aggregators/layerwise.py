@@ -26,6 +26,7 @@ from fedmerge.matching.blocks import match_blocks
 from fedmerge.matching.fairness import bounded, normalised, shares_of
 from fedmerge.matching.features import Unit, incoming, units
 from fedmerge.matching.growing import class_weighted, filled, membership, outputs
+from fedmerge.matching.symmetries import computes_alike, symmetries
 from fedmerge.matching.units import check_forms
 from fedmerge.matching.widths import check_widest
 from fedmerge.permutations import PermutationSpec, Plan, transport
@@ -152,7 +153,7 @@ class Layerwise(Aligning):
         name = type(self).__name__
         check_widest([u.client for u in updates], [u.state for u in updates])
         trained = bounded([context.trained(u.state, name) for u in updates])
-        specs = [context.symmetries(u.state, name) for u in updates]
+        specs = [symmetries(context, u.state, name) for u in updates]
         check_forms(specs, updates)
         counts = None
         if self.class_aware:
@@ -205,7 +206,7 @@ class Layerwise(Aligning):
             grown = clients.carried()[0]
         except ModelError:
             return False
-        return context.computes_alike(own, grown, type(self).__name__)
+        return computes_alike(context, own, grown, type(self).__name__)
 
     def _precisions(self, described: Sequence[Sequence[Tensor]], clients: Clients) -> list[Tensor]:
         """``1 / sigma`` times a client's share of all examples or, for output weights, of the examples of a class."""

@@ -18,6 +18,7 @@ from fedmerge.matching.fairness import anchor_of, bounded, shares_of
 from fedmerge.matching.features import incoming
 from fedmerge.matching.listening import Moments, check_heard, consumers, moments
 from fedmerge.matching.optimal_transport import coupling, distances, mass, plan_of
+from fedmerge.matching.symmetries import sampled_inputs, symmetries
 from fedmerge.matching.units import Unit, check_forms, units
 from fedmerge.matching.widths import check_widest
 from fedmerge.permutations import PermutationSpec, Site, transport
@@ -87,7 +88,7 @@ class OTFusion(Aligning):
             yield from updates
             return
         check_widest([u.client for u in updates], [u.state for u in updates])
-        specs, weights = [context.symmetries(u.state, "OTFusion") for u in updates], [u.weight for u in updates]
+        specs, weights = [symmetries(context, u.state, "OTFusion") for u in updates], [u.weight for u in updates]
         check_forms(specs, updates)
         trained, shares = bounded([context.trained(u.state, "OTFusion") for u in updates]), shares_of(weights)
         sizes = [sum(t.numel() for t in state.values()) for state in trained]
@@ -115,7 +116,7 @@ class OTFusion(Aligning):
         modules = [context.module(u.state, "OTFusion") for u in updates]
         sites = [[consumers(s) for unit in units(spec) for s in (unit.sites, *unit.kind_sites)] for spec in specs]
         pairs = [(order[0], i) for i in order]
-        found = moments(sites, modules, pairs, context.sample("OTFusion", self.examples))
+        found = moments(sites, modules, pairs, sampled_inputs(context, "OTFusion", self.examples))
         check_heard(found, [u.client for u in updates])
         return found
 

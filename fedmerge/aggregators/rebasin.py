@@ -13,6 +13,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.activation_costs import match_activations
 from fedmerge.matching.fairness import anchor_of, bounded
+from fedmerge.matching.symmetries import sampled_inputs
 from fedmerge.matching.weight_costs import match_many
 from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
@@ -79,5 +80,5 @@ class Rebasin(Permuting):
         if self.ground == "weights":
             return match_many(spec, trained, weights, rounds=self.sweeps, restarts=self.restarts, generator=generator)
         modules = [context.module(state, "Rebasin") for state in states]
-        inputs, anchor = context.sample("Rebasin", self.examples), anchor_of(trained, weights)
+        inputs, anchor = sampled_inputs(context, "Rebasin", self.examples), anchor_of(trained, weights)
         return match_activations(spec, modules, trained, inputs, anchor, [u.client for u in updates])

@@ -14,6 +14,7 @@ from fedmerge.lookup.option_checks import check_range
 from fedmerge.matching.activation_costs import Heard, not_heard_singly, permutations_by
 from fedmerge.matching.fairness import bounded, normalised, shares_of, typical
 from fedmerge.matching.listening import Moments
+from fedmerge.matching.symmetries import sampled_inputs, symmetries
 from fedmerge.matching.zip import zip_clusters
 from fedmerge.permutations import Plan, transport
 from fedmerge.registry import register
@@ -61,12 +62,12 @@ class ZipIt(Aligning):
         if len(updates) == 1:
             yield from updates
             return
-        spec = context.symmetries(updates[0].state, "ZipIt")
+        spec = symmetries(context, updates[0].state, "ZipIt")
         count = len(updates)
         modules = [context.module(u.state, "ZipIt") for u in updates]
         trained = bounded([context.trained(u.state, "ZipIt") for u in updates])
         pairs = [(i, j) for i in range(count) for j in range(i, count)]
-        heard = Heard.of(spec, modules, pairs, context.sample("ZipIt", self.examples))
+        heard = Heard.of(spec, modules, pairs, sampled_inputs(context, "ZipIt", self.examples))
         heard.check([u.client for u in updates])
         first = min(typical(trained))
         turned = {(g, b, a): one.turned() for (g, a, b), one in heard.found.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fedmerge.checks.unmoved import equal_in_all
+from fedmerge.checks.tensor_checks import equal_in_all
 from fedmerge.errors import ModelError
 from fedmerge.state import is_uninitialised
 

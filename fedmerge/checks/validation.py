@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.checks.outliers import Peaks
-from fedmerge.checks.tensor_checks import check_buffer, in_models_type
-from fedmerge.checks.unmoved import same
+from fedmerge.checks.tensor_checks import check_buffer, in_models_type, same
 from fedmerge.errors import BadUpdate, shown
 from fedmerge.layout import Layout
 from fedmerge.state import LARGEST, State, extent, is_finite, is_norm_statistic, is_sane

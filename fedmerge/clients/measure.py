@@ -15,9 +15,9 @@ from fedmerge.inputs import OnDeviceOf
 from fedmerge.layout import Layout
 from fedmerge.state import State
 from fedmerge.statistics import Batches, statistic
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.sending.compression import Compression
 from fedmerge.statistics.sending.settings import compressed
-from fedmerge.statistics.statistic_type import LayerStatistic
 from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport
 from fedmerge.wire.flower_records import statistics_records, strings, told_in

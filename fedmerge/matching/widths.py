@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedmerge.checks.raw_errors import RAW
 from fedmerge.errors import BadUpdate, CannotMatch, ModelError
+from fedmerge.matching.symmetries import symmetries
 from fedmerge.permutations.spec import PermutationSpec
 from fedmerge.registry import entries
 from fedmerge.state import State
@@ -95,7 +96,7 @@ def check_widths(update: ClientUpdate, reference: State, context: MergeContext, 
                 "Start from a model of about the clients' widths.",
             )
     try:
-        spec = context.symmetries(update.state, method)
+        spec = symmetries(context, update.state, method)
     except (ModelError, *RAW) as error:
         shapes = ", ".join(f"{name!r} {list(update.state[name].shape)}" for name in other[:3])
         raise BadUpdate(

@@ -18,8 +18,7 @@ from torch import Tensor
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.checks.outliers import Outliers, Peaks, peaks_of_rows
-from fedmerge.checks.tensor_checks import fine_rows
-from fedmerge.checks.unmoved import Unmoved, equal_in_all
+from fedmerge.checks.tensor_checks import Unmoved, equal_in_all, fine_rows
 from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update, without_still
 from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout

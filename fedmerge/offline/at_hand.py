@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.checks.mergeable import check_codes, check_mergeable, check_pruned
-from fedmerge.checks.unmoved import equal_in_all, same
+from fedmerge.checks.tensor_checks import equal_in_all, same
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
 from fedmerge.layout import owners
 from fedmerge.models.copies import copy_of

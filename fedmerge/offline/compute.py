@@ -15,7 +15,7 @@ from fedmerge.offline.loaders import few, first_inputs, read_pairs
 from fedmerge.offline.outputs import with_one_output
 from fedmerge.registry import entries
 from fedmerge.statistics import Batches, Statistic, statistic
-from fedmerge.statistics.statistic_type import LayerStatistic
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.tasks import Reading, TaskLike, called_as_told, either
 
 __all__ = ["compute_statistics"]

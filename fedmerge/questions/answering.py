@@ -13,28 +13,14 @@ from fedmerge.data.batch_stream import BatchStream
 from fedmerge.inputs import OnDeviceOf, joined, rows, split
 from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import refill, resize
-from fedmerge.questions.question import Answer, Question
+from fedmerge.questions.question import DIVERGED, Answer, Question, judging_examples
 from fedmerge.state import State
 from fedmerge.statistics import Batches
 from fedmerge.statistics.measuring.taps import stored_dtype
 from fedmerge.statistics.sending.settings import compressed
 from fedmerge.tasks import Reading, Task, TaskAt, as_batch, called_as_told, outputs_like, reading_of
 
-__all__ = ["DIVERGED", "judging", "respond", "summed_losses"]
-
-DIVERGED = 1e30
-"""Mean loss of a model that has none, for its outputs are infinite or none at all."""
-
-
-def judging(examples: int, holdout: int) -> int:
-    """How many of a client's examples judge.
-
-    Examples
-    --------
-    >>> judging(21, 10), judging(1, 10)
-    (3, 0)
-    """
-    return -(-examples // holdout) if examples > 1 else 0  # a single example has to serve for measuring
+__all__ = ["respond", "summed_losses"]
 
 
 def respond(
@@ -135,7 +121,7 @@ def _divided(module: nn.Module, batches: Batches, holdout: int) -> _Parts:
 def _judges(count: int, holdout: int) -> Tensor:
     """Which of so many examples judge."""
     mask = torch.zeros(count, dtype=torch.bool)
-    mask[: judging(count, holdout) * holdout : holdout] = True
+    mask[: judging_examples(count, holdout) * holdout : holdout] = True
     return mask
 
 

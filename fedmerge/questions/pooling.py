@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption, NoAnswer
-from fedmerge.questions.checking import checked
-from fedmerge.questions.question import Answer, Question
+from fedmerge.questions.question import Answer, Question, checked
 from fedmerge.questions.trust import Trust, evened, judged_losses, shares
 from fedmerge.statistics.sending.laws import breaches
 

@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from numbers import Integral, Real
 
@@ -50,12 +51,12 @@ class Privacy:
                 "NoisySums: sharers above 1 leave each client's answer too little noise: add masks=True"
             )
 
-    @property
+    @cached_property
     def active(self) -> bool:
         """Whether anything is protected."""
         return self.masks or self.noise is not None
 
-    @property
+    @cached_property
     def withholds_metrics(self) -> bool:
         """Whether clients keep training losses and evaluations to themselves."""
         return self.active and not self.exact_metrics

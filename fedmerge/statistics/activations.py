@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.statistics.measuring.taps import Probe, Tapped, pieces, probe, stored_dtype
 from fedmerge.statistics.measuring.weight_matrices import MatrixLayer
 from fedmerge.statistics.sending.soundness import squares
-from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Activations"]
@@ -36,7 +37,7 @@ class Activations(LayerStatistic):
     Parameters
     ----------
     layers, examples
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
     samples
         Rows to keep per layer, at least 0.
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.registry import register
 from fedmerge.state import State
-from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.layer_statistic import LayerStatistic
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import outputs_like, reading_of
 from fedmerge.training.report import TrainingReport
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, trained_names
-from fedmerge.statistics.fisher_labels import FisherStatistic
+from fedmerge.statistics.layer_statistic import FisherStatistic
 from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape, doubted_parameters
-from fedmerge.statistics.measuring.squared_gradients import SquaredGradients, add_scales, add_squares
+from fedmerge.statistics.measuring.squared_gradients import SquaredGradients, add_squares
 from fedmerge.statistics.measuring.taps import Probe, Tapped, pieces, probe, stored_dtype
+from fedmerge.statistics.measuring.written_out import add_scales
 from fedmerge.statistics.sending.soundness import squares
 from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.training.report import TrainingReport
@@ -34,7 +35,7 @@ class FisherDiag(FisherStatistic):
     client's share is ``n_i F_i``. Takes as many bytes as the parameters that it covers, in float32 (float64
     for a model in float64).
 
-    Its parameters are those of :class:`~fedmerge.statistics.fisher_labels.FisherStatistic`.
+    Its parameters are those of :class:`~fedmerge.statistics.layer_statistic.FisherStatistic`.
 
     Examples
     --------
@@ -80,7 +81,7 @@ class FisherDiag(FisherStatistic):
             gradients = probed.gradients(outputs, tapped, vector)
             for sums, found in zip(squares, gradients[: len(squares)], strict=True):
                 sums.add(found)
-            add_scales(total, probed.scales, scales, gradients[len(squares) :])
+            add_scales(total, probed.scales, [taps.inputs for taps in scales], gradients[len(squares) :])
             vectors.append(vector)
         for sums in squares:
             for name, value in sums.layer.matrix.scatter(sums.total()).items():

@@ -13,16 +13,17 @@ from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
-from fedmerge.statistics.fisher_labels import FisherStatistic
+from fedmerge.statistics.layer_statistic import FisherStatistic
 from fedmerge.statistics.measuring.measurable import (
     Measurable,
     check_parameter_shape,
     doubted_factors,
     doubted_parameters,
 )
-from fedmerge.statistics.measuring.squared_gradients import add_scales, add_squares
+from fedmerge.statistics.measuring.squared_gradients import add_squares
 from fedmerge.statistics.measuring.taps import LayerSums, Probe, factor, pieces, probe, stored_dtype
 from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, reordered_factor
+from fedmerge.statistics.measuring.written_out import add_scales
 from fedmerge.statistics.sending.soundness import semidefinite, squares
 from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.training.report import TrainingReport
@@ -47,7 +48,7 @@ class FisherKfac(FisherStatistic):
     that belong to no such layer (norms, embeddings, attention) come with their diagonal under ``<name>.diag``,
     as :class:`~fedmerge.statistics.FisherDiag` measures it. Takes ``4 (d^2 + out^2)`` bytes a layer.
 
-    Its parameters are those of :class:`~fedmerge.statistics.fisher_labels.FisherStatistic`.
+    Its parameters are those of :class:`~fedmerge.statistics.layer_statistic.FisherStatistic`.
 
     Examples
     --------
@@ -84,7 +85,7 @@ class FisherKfac(FisherStatistic):
                 for vector in self.vectors(tasks, x, outputs, y, generator):
                     gradients = probed.gradients(outputs, tapped, vector)
                     outer.add_gradients(probed.layers, gradients[: len(matrices)])
-                    add_scales(diagonals, probed.scales, scales, gradients[len(matrices) :])
+                    add_scales(diagonals, probed.scales, [taps.inputs for taps in scales], gradients[len(matrices) :])
                     vectors.append(vector)
                 if probed.others:
                     add_squares(diagonals, probed.model, probed.others, x, torch.stack(vectors))

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fedmerge.registry import register
 from fedmerge.state import State
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.measuring.measurable import Measurable, doubted_factors
 from fedmerge.statistics.measuring.taps import LayerSums, Probe, factor, pieces, probe, stored_dtype
 from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, reordered_factor
 from fedmerge.statistics.sending.soundness import semidefinite
-from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["Gram"]
@@ -33,7 +34,7 @@ class Gram(LayerStatistic):
     Parameters
     ----------
     layers, examples
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
+from fedmerge.statistics.layer_statistic import Bounded
 from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.statistics.measuring.taps import Probe, probe, stored_dtype
 from fedmerge.statistics.measuring.weight_matrices import (
@@ -23,7 +24,6 @@ from fedmerge.statistics.measuring.weight_matrices import (
     symmetric,
 )
 from fedmerge.statistics.sending.laws import Breach, cancelling, labelled
-from fedmerge.statistics.sending.noise import Bounded
 from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import Regression, Task, outputs_like, reading_of

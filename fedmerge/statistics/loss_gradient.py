@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape, doubted_parameters
 from fedmerge.statistics.measuring.taps import stored_dtype
 from fedmerge.statistics.sending.laws import Breach, cancelling
-from fedmerge.statistics.statistic_type import Batches, LayerStatistic, Shapes
+from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
@@ -32,7 +33,7 @@ class LossGradient(LayerStatistic):
     Parameters
     ----------
     layers, examples, task
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
 
     Examples
     --------

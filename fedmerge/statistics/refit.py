@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.registry import register
 from fedmerge.state import State
+from fedmerge.statistics.layer_statistic import ComparingStatistic
 from fedmerge.statistics.measuring.measurable import Measurable, doubted_factors
 from fedmerge.statistics.measuring.taps import Probe, factor, pieces, probe, stored_dtype
 from fedmerge.statistics.measuring.weight_matrices import check_factor_shape, gram
 from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite, sound
-from fedmerge.statistics.statistic_type import Batches, ComparingStatistic, Shapes
+from fedmerge.statistics.statistic_type import Batches, Shapes
 
 __all__ = ["RefitSums"]
 
@@ -33,7 +34,7 @@ class RefitSums(ComparingStatistic):
     Parameters
     ----------
     layers, examples
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
 
     Examples
     --------

@@ -14,9 +14,10 @@ from fedmerge.inputs import examples_in, split
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.measuring.taps import stored_dtype
 from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite
-from fedmerge.statistics.statistic_type import Batches, LayerStatistic
+from fedmerge.statistics.statistic_type import Batches
 from fedmerge.tasks import as_batch, reading_of
 from fedmerge.training.report import TrainingReport
 
@@ -41,7 +42,7 @@ class Secants(LayerStatistic):
     layers
         Has no effect.
     examples
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
     reach
         s, above 0.
 

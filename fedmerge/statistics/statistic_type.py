@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
-from fedmerge.inputs import examples_in, rows
 from fedmerge.state import State
 from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.statistics.sending.laws import Breach
@@ -21,7 +18,7 @@ from fedmerge.statistics.sending.soundness import sound
 from fedmerge.tasks import Reading, Task
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["Batches", "ComparingStatistic", "LayerStatistic", "Shapes", "Statistic"]
+__all__ = ["Batches", "Shapes", "Statistic"]
 
 _ALWAYS_UNPACKED = 1 << 16  # numbers, whatever the size of the model
 
@@ -172,90 +169,3 @@ class Statistic(ABC):
     def reordered(self, value: State, state: State, move: Callable[[State], State]) -> State:
         """A value of the model with parameters `state` as it is once `move` has re-ordered the model's neurons."""
         return value
-
-
-@dataclass(frozen=True)
-class LayerStatistic(Statistic):
-    """A statistic that is measured layer by layer over a client's examples.
-
-    Parameters
-    ----------
-    layers
-        Patterns of parameter names, with ``*`` for anything; a bare layer name such as ``"fc1"`` means all of
-        its parameters. Everything where not given.
-    examples
-        At most so many examples, the first that the loader gives.
-    task
-        What the model is asked to do, for what depends on it; known where it is measured, and never sent. Read from
-        outputs and targets where not given, see :func:`~fedmerge.tasks.read_task`.
-    """
-
-    layers: tuple[str, ...] | None = None
-    examples: int | None = None
-    task: Task | Reading | None = field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:  # a list where it was read from JSON or TOML
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if not all(isinstance(pattern, str) for pattern in self.layers or ()):
-                raise InvalidOption(f"statistic {self.name!r}: layers must be texts, got {self.layers!r}")
-        if self.examples is not None and (not isinstance(self.examples, int) or self.examples < 1):
-            raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples!r}")
-
-    @abstractmethod
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Bytes of the value that measuring `model` gives, before any compression; `example` is a batch of inputs."""
-
-    def told(self, task: Task | Reading | None) -> LayerStatistic:
-        """This statistic with this task, unless it has one."""
-        return self if not self.of_labels or self.task is not None else replace(self, task=task)
-
-    def selects(self, name: str) -> bool:
-        """Whether the parameter called `name` is to be measured."""
-        if self.layers is None:
-            return True
-        return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in self.layers)
-
-    def limited(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first ``examples`` of `batches`.
-
-        Raises
-        ------
-        InvalidOption
-            There are none.
-        """
-        seen = 0
-        for inputs, targets in batches:
-            end = None if self.examples is None else self.examples - seen
-            count = examples_in(inputs)
-            if count:
-                yield (inputs, targets) if end is None else (rows(inputs, slice(end)), targets[:end])
-            seen += count
-            if self.examples is not None and seen >= self.examples:
-                break
-        if not seen:
-            raise InvalidOption(f"statistic {self.name!r}: there are no examples to measure on")
-
-
-class ComparingStatistic(LayerStatistic):
-    """A statistic of a merged model beside the one that the client itself has trained."""
-
-    def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
-        """The comparison; see :meth:`Statistic.answer`."""
-        if own is None:
-            raise InvalidOption(f"statistic {self.name!r} needs the client's own model, and it has kept none")
-        return self.compare(model, own, batches)
-
-    @abstractmethod
-    def compare(self, model: nn.Module, own: nn.Module, batches: Batches) -> State:
-        """Measure on the client: the merged `model`, its `own` one in the merged order of neurons, its examples."""
-
-    def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
-        """Refused, for there is only one model.
-
-        Raises
-        ------
-        InvalidOption
-            Always.
-        """
-        raise InvalidOption(f"statistic {self.name!r} compares a merged model with the client's own: call compare()")

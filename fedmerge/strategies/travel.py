@@ -11,9 +11,8 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, check_patterns, without_personal
-from fedmerge.state import State
+from fedmerge.state import State, frozen_names, module_state, tied_names
 from fedmerge.statistics.measuring.measurable import Measurable
-from fedmerge.update import facts_of
 from fedmerge.wire.fingerprints import fingerprint, names_mark
 from fedmerge.wire.flower_records import CLIENT_KEY, sender_of
 from fedmerge.wire.keys import COMPLETES_KEY, FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
@@ -176,3 +175,19 @@ class Travel:
         """What must not change between the rounds of one run, where it is not as usual."""
         changed = {"personal": list(self.personal), "frozen_mode": self.frozen_mode}
         return {name: value for name, value in changed.items() if value not in ([], "eval")}
+
+
+def facts_of(model: nn.Module, layout: Layout | None = None) -> tuple[frozenset[str], dict[str, Any]]:
+    """What a model tells of its tensors: which are buffers, and for a :class:`MergeContext` which are frozen and tied.
+
+    With a `layout` of which something does not travel, that is told too.
+
+    Examples
+    --------
+    >>> facts_of(nn.Linear(1, 1).requires_grad_(False))
+    (frozenset(), {'frozen': frozenset(), 'tied': {}})
+    """
+    facts: dict[str, Any] = {"frozen": frozen_names(model), "tied": tied_names(model)}
+    if layout is not None and layout.still:
+        facts |= {"frozen": facts["frozen"] | layout.still, "layout": layout}
+    return module_state(model)[1], facts

@@ -117,6 +117,8 @@ def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]
 def moved(batch: tuple[Any, Tensor], device: torch.device | None) -> tuple[Any, Tensor]:
     """Inputs of any form, and targets, on a device."""
     inputs, targets = batch
+    if isinstance(inputs, Tensor):
+        return inputs.to(device), targets.to(device)
     return changed(inputs, lambda tensor: tensor.to(device)), targets.to(device)
 
 

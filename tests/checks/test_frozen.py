@@ -8,7 +8,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge.aggregators.fedavg import FedAvg
-from fedmerge.checks.unmoved import Unmoved
+from fedmerge.checks.tensor_checks import Unmoved
 from fedmerge.merging import Pipeline
 from fedmerge.permutations import trace
 from fedmerge.permutations.holding import held

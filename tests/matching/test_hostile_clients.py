@@ -18,7 +18,7 @@ from fedmerge.merging import build_pipeline
 from fedmerge.merging.repair import Rescale
 from fedmerge.questions.stages import catch_up
 from fedmerge.state import LARGEST, module_state
-from fedmerge.update import facts_of
+from fedmerge.strategies.travel import facts_of
 from tests.matching.hostile_models import (
     WIDTH,
     X,

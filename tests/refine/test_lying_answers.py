@@ -14,8 +14,8 @@ import fedmerge
 from fedmerge.errors import InvalidOption, NoAnswer
 from fedmerge.merging import build_pipeline
 from fedmerge.questions import Question, Trust, pooled, respond
-from fedmerge.questions.answering import DIVERGED
 from fedmerge.questions.pooling import sifted
+from fedmerge.questions.question import DIVERGED
 from fedmerge.questions.trust import judged_losses, shares
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, refine
 from fedmerge.state import module_state

@@ -14,9 +14,8 @@ from torch.func import functional_call, vjp, vmap
 from fedmerge.inputs import changed, rows, tensors_of
 from fedmerge.statistics.measuring.taps import Tapped
 from fedmerge.statistics.measuring.weight_matrices import MatrixLayer, example_gradients
-from fedmerge.statistics.measuring.written_out import AffineLayer
 
-__all__ = ["SquaredGradients", "add_scales", "add_squares"]
+__all__ = ["SquaredGradients", "add_squares"]
 
 
 @dataclass
@@ -53,18 +52,6 @@ class SquaredGradients:
             return self._sum
         squares = self.rows[0].square()  # [B, groups, 1, d]
         return torch.einsum("bgto,bgtd->god", self._sum, squares).double()
-
-
-def add_scales(
-    total: dict[str, Tensor],
-    layers: Sequence[AffineLayer],
-    tapped: Sequence[Tapped],
-    gradients: Sequence[Sequence[Tensor]],
-) -> None:
-    """Add ``sum_b g_b^2`` of scales and shifts to `total`, for one vector's gradients at the outputs of every call."""
-    for layer, taps, found in zip(layers, tapped, gradients, strict=True):
-        for name, own in layer.example_gradients(taps.inputs, found).items():
-            total[name] += own.square().sum(0).double()
 
 
 _BUDGET = 1 << 24  # numbers held at once

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AffineLayer", "affine_layers", "split_norms", "unroll"]
+__all__ = ["AffineLayer", "add_scales", "affine_layers", "split_norms", "unroll"]
 
 _States = tuple[Tensor, Tensor]
 
@@ -182,3 +182,15 @@ def affine_layers(model: nn.Module, names: Mapping[int, str], selects: Callable[
             if all(map(selects, chosen)) and all(owners.count(id(p)) == 1 for p in own):
                 found.append(AffineLayer(module, chosen))
     return found
+
+
+def add_scales(
+    total: dict[str, Tensor],
+    layers: Sequence[AffineLayer],
+    inputs: Sequence[Sequence[Tensor]],
+    gradients: Sequence[Sequence[Tensor]],
+) -> None:
+    """Add ``sum_b g_b^2`` of scales and shifts to `total`, for one vector's gradients at the outputs of every call."""
+    for layer, seen, given_back in zip(layers, inputs, gradients, strict=True):
+        for name, each in layer.example_gradients(seen, given_back).items():
+            total[name] += each.square().sum(0).double()

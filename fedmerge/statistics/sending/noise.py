@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State
-from fedmerge.statistics.statistic_type import LayerStatistic, Statistic
+from fedmerge.statistics.layer_statistic import Bounded
+from fedmerge.statistics.statistic_type import Statistic
 
-__all__ = ["Bounded", "NoisySums"]
-
-
-@dataclass(frozen=True)
-class Bounded(LayerStatistic):
-    """A statistic of which it is known how much one example adds, once its features are clipped.
-
-    Parameters
-    ----------
-    clip
-        Longest norm of an example's features, which are shortened to it; none where not given.
-    layers, examples
-        See :class:`~fedmerge.statistics.statistic_type.LayerStatistic`.
-    """
-
-    moments: ClassVar[tuple[str, ...]] = ()
-    """Parts that are symmetric matrices without negative eigenvalues."""
-
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clip is not None and not (isfinite(self.clip) and self.clip > 0):
-            raise InvalidOption(f"statistic {self.name!r}: clip must be a positive number, got {self.clip!r}")
-
-    @abstractmethod
-    def bounds(self) -> Mapping[str, float]:
-        """Largest Frobenius norm that one example adds to the sum of each part (last piece of a tensor's name)."""
+__all__ = ["NoisySums"]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from typing import get_args
 
 from torch import Tensor
 
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, UnknownName
+from fedmerge.registry import entries, registered
 from fedmerge.state import State
+from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.sending.compression import Compression, encode, state_bytes
-from fedmerge.statistics.statistic_type import LayerStatistic, Statistic
+from fedmerge.statistics.statistic_type import Statistic
 
-__all__ = ["StatisticsSettings", "compressed", "to_settings"]
+__all__ = ["StatisticsSettings", "compressed", "statistic", "tellable", "to_settings"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,46 @@ def to_settings(statistic: Statistic) -> str:
     default = type(statistic)()
     names = [field.name for field in dataclasses.fields(statistic) if field.name != "task"]  # type: ignore[arg-type]
     return json.dumps({n: getattr(statistic, n) for n in names if getattr(statistic, n) != getattr(default, n)})
+
+
+def statistic(name: str, settings: str = "{}") -> Statistic:
+    """The statistic called `name`, with the fields that `settings` (JSON) sets and defaults for the rest.
+
+    Raises
+    ------
+    UnknownName
+        There is none of that name.
+    InvalidOption
+        Settings that it does not have.
+
+    Examples
+    --------
+    >>> statistic("gram", '{"examples": 100}').examples
+    100
+    """
+    entry = registered("statistic", name)  # what others send names no module to import
+    if entry is None:
+        raise UnknownName("statistic", name, entries("statistic"))
+    try:
+        fields = json.loads(settings)
+        if "loss" in fields or "task" in fields:
+            raise TypeError("a loss is a function, which cannot be written")
+        made: Statistic = entry.cls(**fields)
+        return made
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidOption(f"statistic {name!r}: cannot read its settings {settings!r} ({error})") from error
+
+
+def tellable(name: str) -> bool:
+    """Whether `name` is a statistic that a client may report among its metrics.
+
+    Examples
+    --------
+    >>> tellable("local_steps"), tellable("gram"), tellable("train_loss")
+    (True, False, False)
+    """
+    entry = registered("statistic", name)
+    return entry is not None and bool(entry.cls.among_metrics)
 
 
 def compressed(
