@@ -1,4 +1,8 @@
-"""A client's answer to a question about a merged model."""
+"""How a client answers a question about a merged model.
+
+Some of its examples judge models, and statistics are measured on the others. The models to be judged often differ in
+their last layer only; then the layers before it run once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -31,101 +35,108 @@ def respond(
     own: nn.Module | None = None,
     task: Task | Reading | None = None,
 ) -> Answer:
-    """A client's answer; what is returned is what would be sent.
+    """Answer a question with a client's examples; the result is what would be sent.
 
     Parameters
     ----------
     question
         What is asked.
     module
-        Of the architecture, on the client's device; left as it is.
+        A module of the model's architecture, on the client's device. It is not modified.
     batches
-        ``(inputs, targets)`` of the client's examples, on any device.
+        The client's examples as batches ``(inputs, targets)``, on any device.
     generator
-        Of noise, on the CPU. Freshly seeded by the operating system where not given, as it has to be in earnest: noise
-        that the server can draw as well protects nothing.
+        Draws the noise, on the CPU. By default it is seeded by the operating system. Outside of tests it has to be:
+        noise protects nothing if the server can draw it too.
     own
-        The model that the client trained, in the order of neurons that the question has; needed where it compares.
+        The model that the client trained, with its neurons in the order of ``question.base``. Needed where the question
+        compares the merged model with it.
     task
-        What models are to do: by its loss they are judged and measured. Read from outputs and targets where not given.
+        The task whose loss judges models and that statistics are measured for. Read from outputs and targets where not
+        given.
 
     Raises
     ------
     TaskError
-        The task cannot be known, or the targets are none of it.
+        The task cannot be known, or the targets do not belong to it.
     InvalidOption
-        Noise is asked for on what has none, or the question compares and there is no `own`.
+        Noise is asked for on a statistic that has none, or the question compares and there is no `own`.
     """
-    parts = _divided(module, batches, question.holdout)
-    x, y = parts.shown
+    examples = _divided(module, batches, question.holdout)
+    x, y = examples.first
     reading = reading_of(task)
     module = called_as_told(module, reading.told, x)
     own = None if own is None else called_as_told(own, reading.told, x)
     noise, base = question.noise, resize(module, question.base).eval()
     if len(y) and (question.points or any(kind.of_labels for kind in question.needs)):
-        # Of all examples at once: the few that judge might not tell.
-        reading.of(base, parts.whole)(x, outputs_like(base, x), y)
+        # The task is read here, from all examples: the few that judge might not tell which it is.
+        reading.of(base, examples.all)(x, outputs_like(base, x), y)
     moved = resize(module, question.base) if question.points else base
     losses = summed_losses(
         base,
         [partial(_filled, moved, question, number) for number in range(len(question.points))],
-        parts.judging,
+        examples.judging,
         {name for direction in question.directions for name in direction},
         None if noise is None else noise.loss_clip,
         reading,
     )
-    # A point that has diverged is simply not chosen.
-    losses = losses.nan_to_num(nan=torch.inf).clamp(max=DIVERGED * parts.judges)
+    # A point may be a model that has diverged. It gets a huge loss, and so it is not chosen.
+    losses = losses.nan_to_num(nan=torch.inf).clamp(max=DIVERGED * examples.judges)
     generator = generator or _unpredictable()
     if noise is not None:
         losses = noise.noisy_losses(losses, generator)
-    found: dict[str, State] = {}
+    statistics: dict[str, State] = {}
     if question.needs:
         model = resize(module, question.point(question.at))
         bounded = [] if noise is None else [noise.applied(kind) for kind in question.needs]
         kinds = [kind.told(reading) for kind in bounded or question.needs]
-        values = [(kind.name, kind.answer(model, parts.measured, own, question.directions)) for kind in kinds]
+        values = [(kind.name, kind.answer(model, examples.measured, own, question.directions)) for kind in kinds]
         if noise is not None:
-            sums = [value for _, value in values]
-            noisy = noise.noisy(bounded, sums, parts.measures, generator, stored_dtype(model))
+            exact = [value for _, value in values]
+            noisy = noise.noisy(bounded, exact, examples.measures, generator, stored_dtype(model))
             values = [(kind.name, value) for kind, value in zip(bounded, noisy, strict=True)]
         sent, _ = compressed(values, dict(model.named_parameters()), question.compression, question.budget)
-        found = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}
-    return Answer(losses, parts.judges, parts.measures, found, noise=noise)
+        statistics = {name: {n: t.cpu() for n, t in value.items()} for name, value in sent.items()}
+    return Answer(losses, examples.judges, examples.measures, statistics, noise=noise)
 
 
-class _Parts(NamedTuple):
-    """A client's examples, of which some judge and the others are measured."""
+class _Divided(NamedTuple):
+    """A client's examples: those that judge, those that statistics are measured on, and the numbers of both.
 
-    shown: tuple[Any, Tensor]
-    whole: Batches
+    ``first`` is a first batch, or all examples where they are in memory; ``all`` has every example.
+    """
+
+    first: tuple[Any, Tensor]
+    all: Batches
     judging: Batches
     measured: Batches
     judges: int
     measures: int
 
 
-def _divided(module: nn.Module, batches: Batches, holdout: int) -> _Parts:
+def _divided(module: nn.Module, batches: Batches, holdout: int) -> _Divided:
+    """Divide a client's examples; a stream is not read into memory for it."""
     if isinstance(batches, BatchStream):
-        mask = _judges(batches.count, holdout)
+        mask = _which_judge(batches.count, holdout)
         judges, measures = int(mask.sum()), int((~mask).sum())
-        return _Parts(next(iter(batches)), batches, batches.only(mask), batches.only(~mask), judges, measures)
+        return _Divided(next(iter(batches)), batches, batches.only(mask), batches.only(~mask), judges, measures)
     pairs = list(OnDeviceOf(module, batches))
     x, y = joined([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     size = max((len(y) for _, y in pairs), default=1)
-    mask = _judges(len(y), holdout).to(y.device)
+    mask = _which_judge(len(y), holdout).to(y.device)
     judging, measured = (_batches(rows(x, part), y[part], size) for part in (mask, ~mask))
-    return _Parts((x, y), [(x, y)], judging, measured, int(mask.sum()), int((~mask).sum()))
+    return _Divided((x, y), [(x, y)], judging, measured, int(mask.sum()), int((~mask).sum()))
 
 
-def _judges(count: int, holdout: int) -> Tensor:
-    """Which of so many examples judge."""
+def _which_judge(count: int, holdout: int) -> Tensor:
+    """Which of `count` examples judge: every `holdout`-th, spread over all of them, since data are often sorted."""
     mask = torch.zeros(count, dtype=torch.bool)
     mask[: judging_examples(count, holdout) * holdout : holdout] = True
     return mask
 
 
 def _unpredictable() -> torch.Generator:
+    """A generator seeded by the operating system."""
     generator = torch.Generator()
     generator.seed()
     return generator
@@ -136,80 +147,84 @@ def _batches(x: Any, y: Tensor, size: int) -> list[tuple[Any, Tensor]]:
 
 
 def _filled(module: nn.Module, question: Question, number: int) -> nn.Module:
+    """`module` with the tensors of one of the question's points."""
     return refill(module, question.point(number))
 
 
 @torch.no_grad()
 def summed_losses(
     module: nn.Module,
-    states: Sequence[Callable[[], nn.Module]],
+    makers: Sequence[Callable[[], nn.Module]],
     batches: Batches,
     changed: set[str],
     bound: float | None = None,
     task: Task | Reading | None = None,
 ) -> Tensor:
-    """The task's loss of several models, summed over examples, [models] in float64.
+    """The loss of several models under the task, summed over examples: [models], float64.
 
     Parameters
     ----------
     module
-        The model that the others differ from.
-    states
-        Makes each of the others, one after the other: it may be the same module every time, with other values.
+        The model that the others are variants of.
+    makers
+        For each variant, a function that makes it. They are called one after the other, and may all return the same
+        module, each time with other values.
     batches
-        What they are judged on.
+        The examples.
     changed
-        Names of the parameters in which they differ from `module`.
+        Names of the parameters in which variants differ from `module`.
     bound
-        Most that one example may count, where its influence has to be bounded.
+        The largest loss that one example counts with, where the influence of single examples has to be bounded.
     task
-        What they are to do; read from outputs and targets where not given.
+        The task; read from outputs and targets where not given.
     """
     tasks = reading_of(task).of(module, batches)
-    head = _head(module, changed, batches)
-    losses = torch.zeros(len(states), dtype=torch.float64)
+    head = _only_changed_layer(module, changed, batches)
+    losses = torch.zeros(len(makers), dtype=torch.float64)
     if head is None:
-        for i, make in enumerate(states):
+        for i, make in enumerate(makers):
             model = make().eval()
             losses[i] = sum(_loss(tasks, x, model(x), y, bound) for x, y in batches)
         return losses
-    heads = [copy_of(make().get_submodule(head)) for make in states]
+    # What goes into the last layer is the same for all variants.
+    heads = [copy_of(make().get_submodule(head)) for make in makers]
     for x, y in batches:
-        features = _seen(module, head, x)[0][0][0]
-        for i, one in enumerate(heads):
-            losses[i] += _loss(tasks, x, one(features), y, bound)
+        features = _layer_calls(module, head, x)[0][0][0]
+        for i, layer in enumerate(heads):
+            losses[i] += _loss(tasks, x, layer(features), y, bound)
     return losses
 
 
 def _loss(tasks: TaskAt, x: Tensor, outputs: Tensor, y: Tensor, bound: float | None) -> float:
     outputs = as_batch(outputs)
-    found = tasks(x, outputs, y).losses(outputs, y)
+    losses = tasks(x, outputs, y).losses(outputs, y)
     if bound is not None:
-        found = found.nan_to_num(bound).clamp(-bound, bound)  # a loss of one's own may be negative
-    return float(found.double().sum())
+        losses = losses.nan_to_num(bound).clamp(-bound, bound)  # a user's own loss may be negative
+    return float(losses.double().sum())
 
 
-def _head(module: nn.Module, changed: set[str], batches: Batches) -> str | None:
-    """Name of the linear layer that gives the outputs, if no other parameter differs."""
+def _only_changed_layer(module: nn.Module, changed: set[str], batches: Batches) -> str | None:
+    """The name of the linear layer whose output is the model's, if all changed parameters are in it; else None."""
     for name, part in module.named_modules():
-        own = {f"{name}.{key}" if name else key for key, _ in part.named_parameters(recurse=False)}
-        if type(part) is nn.Linear and changed and changed <= own and (first := next(iter(batches), None)):
-            seen, outputs = _seen(module, name, first[0])
-            gives = len(seen) == 1 and seen[0][1].shape == outputs.shape and bool((seen[0][1] == outputs).all())
-            return name if gives else None
+        parameters = {f"{name}.{key}" if name else key for key, _ in part.named_parameters(recurse=False)}
+        if type(part) is nn.Linear and changed and changed <= parameters and (first := next(iter(batches), None)):
+            calls, outputs = _layer_calls(module, name, first[0])
+            # A model may call the layer several times, or do something to its output: then it has to run as a whole.
+            last = len(calls) == 1 and calls[0][1].shape == outputs.shape and bool((calls[0][1] == outputs).all())
+            return name if last else None
     return None
 
 
-def _seen(module: nn.Module, name: str, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """What goes into a layer and comes out of it, call by call, and the model's outputs."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _layer_calls(module: nn.Module, name: str, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Input and output of each call of a layer in a forward pass, and the model's outputs."""
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        seen.append((args[0] if args else named["input"], output))
+        calls.append((args[0] if args else named["input"], output))
 
     handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
         outputs: Tensor = module(x)
     finally:
         handle.remove()
-    return seen, outputs
+    return calls, outputs

@@ -1,4 +1,4 @@
-"""What is asked about a merged model, what clients answer, and what has to be so of an answer before it counts."""
+"""Questions to clients about a merged model: what is asked, what an answer holds, and which answers are refused."""
 
 from __future__ import annotations
 
@@ -17,48 +17,53 @@ from fedmerge.statistics.sending.noise import NoisySums
 
 __all__ = ["DIVERGED", "Answer", "Ask", "Question", "bringing", "checked", "judging_examples"]
 
-
 DIVERGED = 1e30
-"""Mean loss of a model that has none, for its outputs are infinite or none at all."""
+"""The mean loss of a model whose outputs are infinite or NaN: a large number, so that sums of losses stay finite."""
 
 
 def judging_examples(examples: int, holdout: int) -> int:
-    """How many of a client's examples judge.
+    """How many of a client's examples judge models; statistics are measured on the others.
 
     Examples
     --------
     >>> judging_examples(21, 10), judging_examples(1, 10)
     (3, 0)
     """
-    return -(-examples // holdout) if examples > 1 else 0  # a single example has to serve for measuring
+    return -(-examples // holdout) if examples > 1 else 0  # a single example is needed for measuring
 
 
 @dataclass(frozen=True)
 class Question:
-    """What clients are asked about a model.
+    """A question to clients about a merged model: how large its loss is, and what a statistic of it is.
+
+    Clients compute losses at *points*. A point is a model: the base, plus a sum of directions with one factor each. So
+    dozens of models can be judged while only the base and a few directions travel.
 
     Parameters
     ----------
     base
-        All tensors of a model.
+        All tensors of the merged model.
     directions
-        Tensors to add to it, each perhaps to some of the names: of these points are made, and along them statistics.
+        Tensors that may be added to the base, by parameter. A direction need not cover all parameters. Some statistics,
+        such as slopes, are measured along the directions.
     points
-        Models to be judged: for each, a factor per direction; none where nothing is.
+        For each model to be judged, one factor per direction. Empty where no model is to be judged.
     at
-        At which of the points statistics are measured; None for the base.
+        The number of the point at which statistics are measured; None for the base.
     needs
-        What to measure.
+        The statistics to measure.
     holdout
-        Every so many-th example judges points and is not measured, so that no step is judged by what it was made of.
+        Every `holdout`-th example judges models and is not measured. So no step is judged by the examples that it was
+        computed from.
     compression, budget
         How statistics are sent, see :class:`~fedmerge.statistics.StatisticsSettings`.
     noise
-        What clients do to protect single examples; `needs` must be clipped to match, see
+        The noise that clients add to protect single examples. Statistics in `needs` must be clipped to match, see
         :meth:`~fedmerge.statistics.NoisySums.applied`.
     own
-        By client, the model that it trained, its neurons in the order of `base`: of clients whose neurons the server
-        has moved, where statistics compare. Each needs only its own.
+        By client, the model that it trained, with its neurons in the order of `base`. Filled in for statistics that
+        compare the merged model with the client's, and only for clients whose neurons the server has re-ordered. Each
+        client gets its own model alone.
     """
 
     base: State
@@ -74,37 +79,39 @@ class Question:
 
     @property
     def compares(self) -> bool:
-        """Whether clients need the model that they trained themselves to answer."""
+        """Whether clients need the models that they trained themselves in order to answer."""
         return any(isinstance(kind, ComparingStatistic) for kind in self.needs)
 
     def point(self, number: int | None) -> dict[str, Tensor]:
-        """The tensors of one of the points, or of the base."""
-        found = dict(self.base)
+        """The tensors of one of the points; those of the base for None."""
+        tensors = dict(self.base)
         if number is None:
-            return found
+            return tensors
         for factor, direction in zip(self.points[number], self.directions, strict=True):
             for name, step in direction.items():
                 if factor:
-                    found[name] = found[name].double() + factor * step.double()
-        return cast_like(found, self.base)
+                    # In float64: a short step would be lost to rounding beside a large parameter.
+                    tensors[name] = tensors[name].double() + factor * step.double()
+        return cast_like(tensors, self.base)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one client, or all of them together, found.
+    """The answer of one client, or the sum of several clients' answers.
 
     Parameters
     ----------
     losses
-        [points], the task's loss summed over the examples that judge, float64.
+        For each point, the task's loss summed over the examples that judge: [points], float64.
     judged, examples
-        How many examples judged, and how many were measured.
+        The number of examples that judged, and the number that were measured.
     statistics
-        Means over the measured examples, by statistic.
+        By statistic, means over the measured examples.
     clients
-        How many clients' sums these are.
+        The number of clients whose answers are in this one.
     noise
-        The noise that was added: whoever drops the question's wish for it on the way to a client is found out.
+        The noise that was added. It has to be the noise that was asked for, so that a message whose wish for noise was
+        removed on its way is noticed.
     """
 
     losses: Tensor
@@ -116,72 +123,87 @@ class Answer:
 
     @property
     def loss(self) -> Tensor:
-        """[points], mean loss."""
+        """For each point, the mean loss: [points]."""
         return self.losses / max(1, self.judged)
 
 
 Ask = Callable[[Sequence[Question], Sequence[int]], Sequence[tuple[int, Sequence[Answer]]]]
-"""Puts questions to these clients, in one exchange; each one's answers come with its number, in order of numbers."""
+"""``ask(questions, clients)`` sends questions to clients in one exchange. It returns, in order of client numbers, each
+client's number with its answers, one per question."""
 
 
 def bringing(ask: Ask, own: Mapping[int, State]) -> Ask:
-    """`ask` with questions that compare bringing each client its own model as it was aligned."""
+    """An `ask` that adds to comparing questions the models in `own`: by client, its model as the server re-ordered it.
 
-    def brought(questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
+    Other questions are passed on as they are.
+    """
+
+    def ask_with_models(
+        questions: Sequence[Question], clients: Sequence[int]
+    ) -> Sequence[tuple[int, Sequence[Answer]]]:
         return ask([replace(question, own=own) if question.compares else question for question in questions], clients)
 
-    return brought
+    return ask_with_models
 
 
 def checked(
-    questions: Sequence[Question], given: Sequence[Answer], told: float | None = None, lowest: float = 0.0
+    questions: Sequence[Question], answers: Sequence[Answer], claimed: float | None = None, lowest: float = 0.0
 ) -> list[Answer]:
-    """A client's answers in the form that sums are made of.
+    """One client's answers, once they are known to be possible; their statistics are decoded.
+
+    A client may send anything. What passes here has the right shapes, real and finite numbers, no more examples than
+    the client trained on, no more bytes than were allowed, and the noise that was asked for. Whether it is true is
+    another matter, see :class:`~fedmerge.questions.Trust`.
 
     Parameters
     ----------
-    questions, given
-        What was asked, and what came, which may be anything.
-    told
-        How many examples the client has told of in training, where that is known.
+    questions, answers
+        What was asked, and what the client sent.
+    claimed
+        How many examples the client said in training that it has; None where that is not known.
     lowest
-        Least mean loss that there can be.
+        The least mean loss that is possible under the task.
 
     Raises
     ------
     InvalidOption
-        They cannot be answers of an honest client.
+        No honest client can have sent these answers.
     """
-    if not isinstance(given, Sequence) or len(given) != len(questions):
-        raise InvalidOption(f"{len(given)} answers to {len(questions)} questions")
-    for question, answer in zip(questions, given, strict=True):
-        _check_counts(question, answer, told)
-    counts = {(question.holdout, one.judged, one.examples) for question, one in zip(questions, given, strict=True)}
+    if not isinstance(answers, Sequence) or len(answers) != len(questions):
+        raise InvalidOption(f"{len(answers)} answers to {len(questions)} questions")
+    pairs = list(zip(questions, answers, strict=True))
+    for question, answer in pairs:
+        _check_counts(question, answer, claimed)
+    # A client has the same examples for all questions of an exchange.
+    counts = {(question.holdout, answer.judged, answer.examples) for question, answer in pairs}
     if len(counts) > len({question.holdout for question in questions}):
         raise InvalidOption("numbers of examples that differ from one question of an exchange to the next")
-    return [_checked(question, answer, lowest) for question, answer in zip(questions, given, strict=True)]
+    return [_decoded(question, answer, lowest) for question, answer in pairs]
 
 
-def _check_counts(question: Question, answer: Answer, told: float | None) -> None:
+def _check_counts(question: Question, answer: Answer, claimed: float | None) -> None:
     judged, examples, clients = answer.judged, answer.examples, answer.clients
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (judged, examples, clients)):
         raise InvalidOption(f"{judged!r} and {examples!r} examples")
     total = judged + examples
-    # Of several clients, whose sum this is, each rounds up.
+    # Each client rounds its number of judging examples up. In a sum of several clients that adds one for each.
     if clients < 1 or judged > judging_examples(total, question.holdout) + clients - 1:
         raise InvalidOption(f"{judged} of {total} examples judge, where one in {question.holdout} was asked to")
-    if told is not None and total > told:
+    if claimed is not None and total > claimed:
         raise InvalidOption(
-            f"it answers for {total} examples and told of {told:g} in training: tell how many there are (num-examples)"
+            f"it answers for {total} examples and told of {claimed:g} in training: tell how many there are "
+            "(num-examples)"
         )
 
 
-def _checked(question: Question, answer: Answer, lowest: float) -> Answer:
+def _decoded(question: Question, answer: Answer, lowest: float) -> Answer:
+    """The answer with decoded statistics and bounded losses."""
     losses = answer.losses
     if losses.dtype != torch.float64 or losses.shape != (len(question.points),):
         raise InvalidOption(f"losses {list(losses.shape)} of {losses.dtype} for {len(question.points)} points")
     if bool(losses.isnan().any()):
         raise InvalidOption("losses that are NaN")
+    # Noise may bring a small loss below the least one.
     if question.noise is None and bool((losses < lowest * answer.judged - 1e-9).any()):
         raise InvalidOption(
             f"a mean loss of {float(losses.min()) / max(1, answer.judged):.4g}, and none is below {lowest:g} "
@@ -199,16 +221,17 @@ def _statistics(question: Question, answer: Answer) -> dict[str, State]:
     if set(answer.statistics) != names:
         more, less = sorted(set(answer.statistics) - names)[:5], sorted(names - set(answer.statistics))
         raise InvalidOption(f"statistics {more} that nobody asked for, {less} missing")
-    # The sum of several clients' is in the form that sums have.
+    # A sum of several clients' statistics, as masks make it, is not compressed.
     if answer.clients == 1:
         _check_size(question, kinds, answer)
-    found = {kind.name: _read(kind, answer.statistics[kind.name], question) for kind in kinds}
+    values = {kind.name: _read(kind, answer.statistics[kind.name], question) for kind in kinds}
     if question.noise is not None and answer.clients == 1:
-        question.noise.check([kind for kind in kinds if isinstance(kind, Bounded)], found, answer.examples)
-    return found
+        question.noise.check([kind for kind in kinds if isinstance(kind, Bounded)], values, answer.examples)
+    return values
 
 
 def _check_size(question: Question, kinds: Sequence[Statistic], answer: Answer) -> None:
+    """Refuse statistics of other types, or of more bytes, than the compression asked for would give."""
     floating = {tensor.dtype for tensor in question.base.values() if tensor.is_floating_point()}
     usual = {torch.promote_types(dtype, torch.float32) for dtype in floating} or {torch.float32}
     for kind in kinds:
@@ -222,9 +245,10 @@ def _check_size(question: Question, kinds: Sequence[Statistic], answer: Answer) 
 
 def _read(kind: Statistic, sent: State, question: Question) -> State:
     try:
+        # Shapes are checked before anything is unpacked: a few bytes may claim to be a huge matrix.
         value = kind.parse(decode(sent, lambda shapes: kind.check_shapes(shapes, question.base)))
         kind.check_answer(value, question.base, len(question.directions))
-    # What a client sends may be any tensors.
+    # A client may send any tensors, so that almost anything may be raised.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, InvalidOption) as error:
         raise InvalidOption(f"statistic {kind.name!r} cannot be read ({error})") from error
     return value

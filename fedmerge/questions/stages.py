@@ -1,4 +1,8 @@
-"""Exchanges within one merge: what the server tells clients that keep their model, and what they make of it."""
+"""Further exchanges within one merge: what the server tells clients that keep their model, and what they make of it.
+
+Methods that merge layer by layer (FedMA) need them. After a layer is merged, each client gets the merged layer, puts
+its own remaining tensors into the merged order of neurons, and trains on.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,20 @@ __all__ = ["News", "Stage", "catch_up", "reordering"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What all clients do in one more exchange within a merge.
+    """What all clients do in one further exchange of a merge.
 
     Parameters
     ----------
     number
-        Of the stage, from 1; batches are drawn anew in each.
+        Number of the stage, from 1. Every stage draws batches of its own.
     frozen
-        Names of parameters that are not trained.
+        Names of parameters that are not trained in it.
     epochs
         Passes over a client's examples.
     send
-        Names of the tensors that come back; clients keep the rest.
+        Names of the tensors that clients send back. They keep the others.
     last
-        Whether clients may forget their model afterwards.
+        Whether this is the last stage, after which clients may forget their model.
     """
 
     number: int
@@ -43,16 +47,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class News:
-    """What one client needs to go on with the model that it has kept.
+    """What one client has to be told before it goes on with the model that it kept.
 
     Parameters
     ----------
     settled
-        Tensors that are merged, since the last time it heard.
+        The tensors that the server has merged since the client's last exchange.
     sources
-        For a tensor and an axis of it, which of its slices stands at each new place; -1 is a slice of zeros. Of the
-        columns of a grouped convolution, those of all its groups are counted, see
-        :func:`~fedmerge.permutations.spec.reordered`.
+        How to re-order the client's other tensors. By name and axis, for each new place the index of the slice that
+        goes there; -1 stands for a slice of zeros. The columns of a grouped convolution are numbered through all
+        groups, see :func:`~fedmerge.permutations.spec.reordered`.
     """
 
     settled: State
@@ -60,12 +64,12 @@ class News:
 
 
 def catch_up(state: State, news: News) -> dict[str, Tensor]:
-    """The model that a client goes on with: its own tensors re-ordered, those that are merged in their place.
+    """The model that a client goes on with: its own tensors re-ordered, then the merged ones put in.
 
     Raises
     ------
     ModelError
-        The news tell of tensors or slices that the state does not have.
+        The news name tensors or slices that `state` does not have.
 
     Examples
     --------
@@ -73,28 +77,28 @@ def catch_up(state: State, news: News) -> dict[str, Tensor]:
     >>> catch_up({"0.weight": torch.tensor([[2.0], [3.0]]), "1.bias": torch.ones(1)}, news)["0.weight"].ravel()
     tensor([3., 0., 2.])
     """
-    caught = dict(state)
+    current = dict(state)
     for (name, axis), index in news.sources.items():
-        if name not in caught or not _fits(index, caught[name], axis):
+        if name not in current or not _fits(index, current[name], axis):
             raise ModelError(
                 f"{name!r} cannot be re-ordered along axis {axis}: the client has kept another model than the "
                 "server means. Clients must keep their Context between the messages of a round."
             )
-        if int(index.max()) >= caught[name].shape[axis]:
-            caught[name] = reordered(caught[name], axis, index)
+        if int(index.max()) >= current[name].shape[axis]:
+            current[name] = reordered(current[name], axis, index)
             continue
-        taken = caught[name].index_select(axis, index.clamp_min(0).to(caught[name].device))
+        taken = current[name].index_select(axis, index.clamp_min(0).to(current[name].device))
         shape = [1] * taken.ndim
         shape[axis] = -1
-        caught[name] = torch.where((index >= 0).reshape(shape).to(taken.device), taken, torch.zeros_like(taken))
+        current[name] = torch.where((index >= 0).reshape(shape).to(taken.device), taken, torch.zeros_like(taken))
     unknown = sorted(set(news.settled) - set(state))
     if unknown:
         raise ModelError(f"the server has merged {unknown[:3]}, which the model that the client has kept lacks")
-    return {**caught, **news.settled}
+    return {**current, **news.settled}
 
 
 def _grouped(index: Tensor, tensor: Tensor, axis: int) -> bool:
-    """Whether an index is about the columns of a grouped convolution, those of all groups of rows."""
+    """Whether an index numbers the columns of a grouped convolution through all its groups."""
     size = max(1, tensor.shape[axis])
     return axis == 1 and len(index) > size and len(index) % size == 0 and tensor.shape[0] % (len(index) // size) == 0
 
@@ -110,29 +114,32 @@ def _fits(index: Tensor, tensor: Tensor, axis: int) -> bool:
 def reordering(
     spec: PermutationSpec, state: State, order: Sequence[Tensor], plans: Plans, without: Collection[str]
 ) -> dict[tuple[str, int], Tensor]:
-    """The ``sources`` of News by which a client carries its tensors over, where anything moves.
+    """The ``sources`` of :class:`News` that bring a client's tensors into the merged order of neurons.
+
+    Axes along which nothing moves are left out.
 
     Parameters
     ----------
     spec, state
-        Of the client, as they are before.
+        The symmetries and the tensors of the client's model, before anything moves.
     order
-        Permutations that come first.
+        Permutations by group, which are done first.
     plans
-        By group; each new neuron is an old one, or nothing.
+        Then, by group, which old neuron becomes each new one, if any does.
     without
-        Names of tensors that it is sent anyway.
+        Names of tensors that the client is sent anyway.
     """
-    found = {}
+    sources = {}
     for (name, axis), standing in spec.touching.items():
         if name not in state or name in without:
             continue
         planned = [(plans[i], site) for i, site in standing if i in plans]
+        # Numbered from 1, so that 0, which a new neuron without an old one gets, means nobody.
         numbers = spec.gather((name, axis), order).double() + 1
         index = (carry_line(numbers, planned) if planned else numbers).long() - 1
         if not torch.equal(index, torch.arange(len(numbers))):
-            found[name, axis] = index
+            sources[name, axis] = index
     for alias, name in spec.aliases.items():
         if alias in state:
-            found |= {(alias, axis): index for (other, axis), index in found.items() if other == name}
-    return found
+            sources |= {(alias, axis): index for (first, axis), index in sources.items() if first == name}
+    return sources

@@ -1,4 +1,8 @@
-"""How far a server believes what single clients answer: means over clients in which no few of them decide alone."""
+"""How far a server believes single clients that answer questions about a merged model.
+
+An answer that is impossible is refused elsewhere (:func:`~fedmerge.questions.question.checked`). Here stand the means
+over clients that a few clients with possible, but wrong answers cannot decide alone.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +28,36 @@ Sums = Literal["mean", "clipped"]
 class Trust:
     """How far single clients are believed where they answer questions about a merged model.
 
-    Whatever is set here, an answer that cannot be one is refused, as are sums that break an identity which all others'
-    keep but those of as many as may lie (:mod:`fedmerge.statistics.sending.laws`), and nobody counts for more examples
-    than it told in training.
-    What is left is a lie in the right form, against which there is only what the other clients say. Under masks no
-    single answer can be seen, and nothing here has an effect.
+    Some answers are refused under every setting: those that are impossible, those whose sums break an identity that
+    all other clients' sums keep (:mod:`fedmerge.statistics.sending.laws`), and those for more examples than the client
+    named in training. What is left are wrong answers in the right form. They can only be told by comparison with the
+    other clients' answers. Under masks the server sees no single answer, and nothing here has an effect.
 
     Parameters
     ----------
     judgement
-        How clients choose among models: by how their mean losses change from the first to the others, weighted by their
-        examples. ``"mean"`` believes every number. ``"guarded"`` is the mean too, unless its choice is more than a
-        twentieth worse than another one once no client's change counts for more than the largest that is left without
-        those of the `liars`: then it is that other one. ``"trimmed"`` leaves the `liars` at either end out (Yin et al.
-        2018), ``"median"`` takes the weighted median: take one of these where clients are not trusted. Both leave out
-        honest clients too whose data are like nobody else's.
+        How the best of several models is chosen from the clients' losses. All but ``"mean"`` go by how each client's
+        loss changes from one model to another, weighted by its examples.
+
+        - ``"mean"``: by the mean loss; every number is believed.
+        - ``"guarded"``: by the mean loss too, but the mean is checked: no client's change may count for more than the
+          largest change that is left without those of the `liars`. If this makes another model better by more than a
+          twentieth, that model is chosen.
+        - ``"trimmed"``: the `liars` at either end are left out (Yin et al. 2018).
+        - ``"median"``: by the weighted median.
+
+        Take one of the last two where clients are not trusted. They also leave out honest clients whose data are unlike
+        all others'.
     sums
-        How sums are added up. ``"mean"`` believes every number. ``"clipped"`` gives a client less weight where a tensor
-        of its is more than four times as large, by its norm, as the largest without those of the `liars`: as if it were
-        as large as that.
+        How statistics are added up. ``"mean"`` believes every number. ``"clipped"`` bounds each client's tensors: where
+        the norm of one is more than four times the largest norm that is left without those of the `liars`, the client
+        gets less weight, as if its tensor were as large as that one.
     liars
-        Share of the clients that may lie, from 0 to below 0.5. Of fewer than five clients 0.2 is nobody, and
-        ``"guarded"`` judgements are means; all else reckons with one of three, unless this is 0.
+        The share of clients that may lie, from 0 to below 0.5. With fewer than five clients the default of 0.2 makes
+        nobody, and then ``"guarded"`` is the mean. All other settings reckon with at least one
+        liar among three or more clients, unless this is 0.
     lowest_loss
-        Least mean loss that there can be, 0 where not given: set it for losses of your own that may be negative.
+        The least mean loss that is possible, 0 where not given. Set it for a loss of your own that may be negative.
 
     Raises
     ------
@@ -77,31 +87,34 @@ class Trust:
             raise InvalidOption(f"Trust: lowest_loss must be a number, got {lowest!r}")
 
     def suspects(self, clients: int, least: int = 0) -> int:
-        """How many of so many clients may lie, always a minority: `least` of them, unless nobody does."""
+        """How many of so many clients may lie: always a minority, and at least `least` unless `liars` is 0."""
         if not self.liars:
             return 0
         return min(max(least, int(self.liars * clients + 1e-9)), max(0, clients - 1) // 2)
 
 
 _FAR = 4.0
-"""Sums of honest clients with unlike data are seldom further apart: most of them are left as they are."""
-_MORE = 1.2
+"""How many times the usual norm a client's tensor may have. Honest clients with unlike data seldom differ by more, so
+that they keep their full weight."""
+_HEAVIER = 1.2
+"""How many times the usual weight a client's labels may have: room for what compression rounds."""
 _TURNS = 8
+"""How often the point of comparison may change: two models may take turns as the best."""
 _CONTESTED = 0.05
-"""Where the choice of the mean is so much worse than another for the others, it is not theirs."""
+"""If the mean's choice is worse than another by this share once loud clients are bounded, the other is chosen."""
 
 
 def judged_losses(losses: Tensor, weights: Tensor, judgement: Judgement, suspects: int) -> Tensor:
-    """Mean losses of models, [points], where no `suspects` of the clients decide alone which is least.
+    """Mean losses of models, [points], in which `suspects` clients cannot decide alone which model is best.
 
     Parameters
     ----------
     losses
-        [clients, points], each client's mean losses, float64. The others are compared to the first point.
+        Each client's mean losses, [clients, points], float64. The first point is the model as it is now.
     weights
-        [clients], how many examples judged, above 0.
+        How many examples judged, [clients], above 0.
     judgement
-        See :class:`~fedmerge.questions.Trust`.
+        See :class:`Trust`.
     suspects
         How many clients may lie, a minority.
 
@@ -115,45 +128,47 @@ def judged_losses(losses: Tensor, weights: Tensor, judgement: Judgement, suspect
     plain = (losses * weights).sum(0) / weights.sum()
     if judgement == "mean":
         return plain
-    # Compared to a bad model all good ones are far better, and a lie among them is as large as that: so they are
-    # compared to the best known, until that stays the best.
+    # Changes of the loss are only bounded well where they are small. From a bad model to any good one they are large,
+    # and a lie of that size would pass. So models are compared with the best one so far, until it stays the best.
     best = int(plain.argmin()) if judgement == "guarded" else 0
     for _ in range(_TURNS):
-        found = _compared(losses, best, weights, judgement, suspects)
-        if int(found.argmin()) == best:
+        robust = _compared(losses, best, weights, judgement, suspects)
+        if int(robust.argmin()) == best:
             break
-        best = int(found.argmin())
-    return plain if judgement == "guarded" and not _contested(plain, found) else found
+        best = int(robust.argmin())
+    return plain if judgement == "guarded" and not _contested(plain, robust) else robust
 
 
-def _compared(losses: Tensor, to: int, weights: Tensor, judgement: Judgement, suspects: int) -> Tensor:
-    """Mean losses, [points], as clients' losses at one of the points and their changes from there to the others.
+def _compared(losses: Tensor, start: int, weights: Tensor, judgement: Judgement, suspects: int) -> Tensor:
+    """Robust mean losses, [points]: of the clients' losses at the point `start`, plus of the changes to other points.
 
-    Clients that lose much everywhere are no reason to leave out what they say of one model against another.
+    Both are made robust by themselves. A client whose loss is large at every point (its data are hard) is still heard
+    when it says which of two models is better.
     """
-    start = losses[:, to : to + 1]
-    changes = losses - start
+    at_start = losses[:, start : start + 1]
+    changes = losses - at_start
     if judgement == "guarded":
-        heard = _clipped(start, suspects) + _clipped(changes, suspects)
-        floor = losses.amin().clamp(max=0)  # only losses of one's own are ever below 0
-        return (heard.clamp_min(floor) * weights).sum(0) / weights.sum()
+        bounded = _clipped(at_start, suspects) + _clipped(changes, suspects)
+        floor = losses.amin().clamp(max=0)  # only a user's own loss is ever below 0
+        return (bounded.clamp_min(floor) * weights).sum(0) / weights.sum()
     choose = {"trimmed": _trimmed, "median": _median}[judgement]
-    return choose(start, weights, suspects) + choose(changes, weights, suspects)
+    return choose(at_start, weights, suspects) + choose(changes, weights, suspects)
 
 
 def _contested(plain: Tensor, bounded: Tensor) -> bool:
-    """Whether the mean's choice, or its losses, are those of single clients that count for far more than the others."""
+    """Whether a few clients decide the mean: its loss at the first point, or which point has the least loss."""
     loud = bool((plain[0] - bounded[0]).abs() > bounded[0].abs())
     return loud or bool(bounded[plain.argmin()] - bounded.min() > _CONTESTED * bounded.min().abs())
 
 
 def _clipped(values: Tensor, suspects: int) -> Tensor:
-    """No number larger than the largest in its column that is left without those of the suspects."""
+    """Values bounded by column: by the largest magnitude that is left without the `suspects` largest ones."""
     most = values.abs().topk(suspects + 1, dim=0).values[-1]
     return values.clamp(-most, most)
 
 
 def _trimmed(values: Tensor, weights: Tensor, cut: int) -> Tensor:
+    """Weighted means by column, without the `cut` smallest and largest values."""
     ordered, order = values.sort(0)
     kept = slice(cut, len(values) - cut)
     shares = weights.expand_as(values).gather(0, order)[kept]
@@ -161,6 +176,7 @@ def _trimmed(values: Tensor, weights: Tensor, cut: int) -> Tensor:
 
 
 def _median(values: Tensor, weights: Tensor, _cut: int) -> Tensor:
+    """Weighted medians by column; the middle of two values where half of the weight lies on either side."""
     ordered, order = values.sort(0)
     below = weights.expand_as(values).gather(0, order).cumsum(0) / weights.sum()
     last = torch.full_like(below[:1], len(values) - 1, dtype=torch.long)
@@ -169,20 +185,20 @@ def _median(values: Tensor, weights: Tensor, _cut: int) -> Tensor:
 
 
 def shares(values: Sequence[State], suspects: int, parameters: Collection[str] = ()) -> list[float]:
-    """What each client's sums of one statistic count for, from 0 to 1: less where a tensor stands far from the others'.
+    """Factors from 0 to 1 on the clients' weights in the mean of a statistic: less for clients with huge tensors.
 
-    A tensor may have four times the norm of the largest without those of the suspects, or else it counts as that one.
-    All of a client's tensors count for as little as the one that is furthest off, for they go together: moments of
-    which one is shrunk are no moments.
+    A tensor's usual norm is the largest that is left without the `suspects` largest ones. A client whose norm is more
+    than four times as large gets the factor that brings it down to the usual norm. The smallest factor over a client's
+    tensors holds for all of them: they were measured together, and if only one shrank they would not fit each other.
 
     Parameters
     ----------
     values
-        Each client's means, with the same names.
+        Each client's statistic, all with the same names.
     suspects
         How many clients may lie, a minority.
     parameters
-        Names of the model's: those of one layer, its weight and its bias, count as one tensor.
+        Names of the model's parameters: where a statistic is of parameters, a weight and its bias count as one tensor.
 
     Examples
     --------
@@ -192,19 +208,21 @@ def shares(values: Sequence[State], suspects: int, parameters: Collection[str] =
     groups: dict[str, list[str]] = {}
     for name in values[0]:
         groups.setdefault(name.rpartition(".")[0] if name in parameters else name, []).append(name)
-    found = [1.0] * len(values)
+    factors = [1.0] * len(values)
     for names in groups.values():
         norms = [math.hypot(*(float(value[name].double().norm()) for name in names)) for value in values]
         most = sorted(norms)[-1 - suspects]
-        found = [min(s, most / norm) if norm > _FAR * most else s for s, norm in zip(found, norms, strict=True)]
-    return found
+        pairs = zip(factors, norms, strict=True)
+        factors = [min(factor, most / norm) if norm > _FAR * most else factor for factor, norm in pairs]
+    return factors
 
 
 def evened(label_weights: Sequence[float], suspects: int) -> list[float]:
-    """What each client's sums count for, from 0 to 1, where a label may count for no more than 1.
+    """Factors from 0 to 1 on the clients' weights in the mean of a statistic: less where labels count for too much.
 
-    Classes may be weighted, which nobody but the clients need know: then a label counts for no more than the largest of
-    the label weights that is left without those of the suspects.
+    In most statistics a label counts for at most 1, and a client that multiplies its labels would get more say. Under
+    class weights labels may count for more, and only clients need know of these weights. So the bound is 1, or the
+    largest label weight that is left without the `suspects` largest ones.
 
     Examples
     --------
@@ -212,4 +230,4 @@ def evened(label_weights: Sequence[float], suspects: int) -> list[float]:
     ([1.0, 1.0, 0.25], [1.0, 1.0, 0.75])
     """
     most = max(1.0, sorted(label_weights)[-1 - suspects])
-    return [most / weight if weight > _MORE * most else 1.0 for weight in label_weights]
+    return [most / weight if weight > _HEAVIER * most else 1.0 for weight in label_weights]
