@@ -17,7 +17,7 @@ from fedmerge.lookup.option_checks import check_range
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["PIECE", "CoordinateFold", "Sums", "TaskVector", "TaskVectorFold"]
+__all__ = ["PIECE", "CoordinateFold", "Sums", "TaskVector", "TaskVectorFold", "parts"]
 
 PIECE = 1 << 20
 """Numbers that are worked on at a time, so that what a formula needs in between takes no memory of a model's size."""
@@ -81,6 +81,8 @@ class Sums:
     clients, weight, net, squares
         The number of clients, and over them the sums of how much they count, of that with the signs of their weights,
         and of its squares.
+    majority
+        Of which sign most coordinates are, for methods that ask for it.
     """
 
     tensors: dict[str, tuple[list[Tensor], torch.Size]] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class Sums:
     weight: float = 0.0
     net: float = 0.0
     squares: float = 0.0
+    majority: float = 0.0
 
     @property
     def unit(self) -> float:
@@ -123,6 +126,10 @@ class TaskVectorFold(Fold[Sums]):
         """How many sums."""
         return 1
 
+    def vector(self, update: ClientUpdate, base: State) -> TaskVector:
+        """What of a client's task vector is merged: all of it."""
+        return TaskVector(update, base)
+
     def counts(self, vector: TaskVector) -> float:
         """How much a client counts: its weight."""
         return vector.weight
@@ -141,7 +148,7 @@ class TaskVectorFold(Fold[Sums]):
 
     def add(self, total: Sums, update: ClientUpdate, context: MergeContext) -> Sums:
         """One more client's task vector."""
-        vector = TaskVector(update, context.required_base(type(self).__name__))
+        vector = self.vector(update, context.required_base(type(self).__name__))
         weight = self.counts(vector)
         for name in vector:
             self.take(self._sums(total, name, update.state[name]), vector, name, weight)

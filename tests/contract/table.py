@@ -136,6 +136,8 @@ WANTS_THREE = dict.fromkeys(
     ("one client", "own memory", "bad updates", "bad first", "rows"),
     "a client is judged by its neighbours, which takes three clients at least",
 )
+TRIMMED = dict.fromkeys(("copies", "one client"), "what is small in an update is left out, by design")
+
 ROWS = (
     Row("fedavg"),
     Row("fedprox", excused=TRAINED_ALREADY),
@@ -180,6 +182,10 @@ ROWS = (
     Row("fedgma", {"threshold": 1.0}),
     Row("magmax", excused=HALF_STEP),
     Row("magmax", {"scale": 1.0}),
+    Row("ties", excused=TRIMMED),
+    Row("ties", {"density": 1.0}),
+    Row("ties", {"density": 1.0, "elect": "unweighted", "disjoint": "mean_by_count", "undecided": "positive"}),
+    Row("ties", {"scope": "tensor", "disjoint": "sum", "scale": 0.3}, excused=TRIMMED),
     Row("model_stock"),
     Row("model_stock", {"scope": "row"}),
     Row("slerp"),
