@@ -27,7 +27,7 @@ class MergeResult:
     """What was asked of clients about the merged model, one entry an exchange."""
     answers: int = 0
     """How many questions a client was asked at most, those included that were asked again because another client
-    failed, or whose answers were of no use: what :func:`~fedmerge.refine.privacy.epsilon` counts."""
+    failed, or whose answers were of no use: what :func:`~fedmerge.privacy.accountant.epsilon` counts."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Steps of refinements that were not taken, and why."""
 

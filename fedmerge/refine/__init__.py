@@ -1,11 +1,12 @@
 """Refinements: stages after a merge in which clients send sums and the server improves the merged model."""
 
+from fedmerge.privacy.accountant import epsilon
 from fedmerge.questions import Trust
 from fedmerge.refine.exchanged import Refined
 from fedmerge.refine.guard import refine
 from fedmerge.refine.logistic_head import LogisticHead
 from fedmerge.refine.natural_gradient import NaturalGradient
-from fedmerge.refine.privacy import Privacy, epsilon
+from fedmerge.refine.privacy import Privacy
 from fedmerge.refine.recalibrate import Recalibrate
 from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.refine.ridge_head import RidgeHead

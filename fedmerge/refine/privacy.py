@@ -1,24 +1,19 @@
-"""What is done so that clients' answers about a merged model tell little of them, and what it costs in epsilon."""
+"""What is done so that clients' answers about a merged model tell little of them."""
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
-from numbers import Integral, Real
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption
 from fedmerge.layout import BatchNormPolicy
 from fedmerge.questions import Ask
-from fedmerge.refine.masks import least_clients, masked
 from fedmerge.refine.refinement import Refinement
 from fedmerge.statistics import NoisySums
 
-__all__ = ["Privacy", "epsilon"]
+__all__ = ["Privacy"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,8 @@ class Privacy:
     Parameters
     ----------
     masks
-        The server sees sums over clients only, see :func:`~fedmerge.refine.masks.masked`.
+        Secure aggregation is simulated, without cryptography: what is merged is as if the server saw sums over clients
+        only, see :func:`~fedmerge.privacy.simulated_masks.masked`.
     noise
         What an example changes is bounded, and hidden in noise; None for none.
     exact_metrics
@@ -120,7 +116,11 @@ class Privacy:
         InvalidOption
             They are not.
         """
-        least = least_clients([self.noise]) if self.masks else 1
+        if not self.masks:
+            return
+        from fedmerge.privacy.simulated_masks import least_clients  # noqa: PLC0415 - only for who asks for it
+
+        least = least_clients([self.noise])
         if number < least:
             raise InvalidOption(
                 f"privacy: {number} clients take part, and {least} are needed to hide each one's answer: ask more "
@@ -128,64 +128,9 @@ class Privacy:
             )
 
     def protected(self, ask: Ask, round: int = 0) -> Ask:
-        """The same clients, under masks where there are any."""
-        return masked(ask, round) if self.masks else ask
+        """The same clients, under simulated masks where there are any."""
+        if not self.masks:
+            return ask
+        from fedmerge.privacy.simulated_masks import masked  # noqa: PLC0415 - only for who asks for it
 
-
-def epsilon(noise_multiplier: float, answers: int, delta: float) -> float:
-    """What so many noisy answers have cost together: (epsilon, delta)-differential privacy.
-
-    An upper bound, by Rényi accounting of Gaussian mechanisms (Mironov 2017; Balle et al. 2020, theorem 21) with
-    Opacus, which ``pip install 'fedmerge[privacy]'`` brings: what its ``RDPAccountant`` says. Where the best of the
-    accountant's orders is the least or the greatest that it tries, further orders are tried as well. The clients'
-    models themselves are not counted.
-
-    Parameters
-    ----------
-    noise_multiplier
-        Of :class:`~fedmerge.statistics.NoisySums`.
-    answers
-        Questions that clients have been asked: ``MergeResult.answers`` of one merge. Over rounds they add up.
-    delta
-        Between 0 and 1, well below one over the number of examples.
-
-    Raises
-    ------
-    InvalidOption
-        A value out of range, or Opacus is missing.
-    """
-    _check_positive(noise_multiplier)
-    if isinstance(answers, bool) or not isinstance(answers, Integral) or answers < 0:
-        raise InvalidOption(f"epsilon wants a whole number of answers, at least 0, got {answers!r}")
-    if isinstance(delta, bool) or not isinstance(delta, Real) or not 0 < delta < 1:
-        raise InvalidOption(f"epsilon wants a delta above 0 and below 1, got {delta!r}")
-    if not answers:
-        return 0.0
-    try:
-        rdp = importlib.import_module("opacus.accountants.analysis.rdp")
-        usual = importlib.import_module("opacus.accountants").RDPAccountant.DEFAULT_ALPHAS
-    except ImportError as error:
-        raise InvalidOption("epsilon is reckoned by Opacus: pip install 'fedmerge[privacy]'") from error
-
-    def best(orders: Sequence[float]) -> tuple[float, float]:
-        spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise_multiplier, steps=int(answers), orders=orders)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that an order at the end of the list is best: still a bound
-            found, order = rdp.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
-        return float(found), float(order)
-
-    found, order = best(usual)
-    if order in (min(usual), max(usual)):
-        found = min(found, best(_FURTHER)[0])
-    # An epsilon below 0 keeps 0 as well.
-    return max(0.0, found)
-
-
-def _check_positive(noise_multiplier: float) -> None:
-    value = noise_multiplier
-    if isinstance(value, bool) or not isinstance(value, Real) or not (isfinite(value) and value > 0):
-        raise InvalidOption(f"epsilon wants a positive noise multiplier, got {value!r}")
-
-
-_FURTHER = [1 + 1.1**-x for x in range(25, 120)] + [64 * 1.1**x for x in range(120)]
-"""Orders near 1 for little noise, and large ones for much."""
+        return masked(ask, round)

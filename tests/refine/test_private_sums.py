@@ -18,9 +18,9 @@ import fedmerge
 from fedmerge.errors import FedMergeError, InvalidOption
 from fedmerge.merging import build_pipeline
 from fedmerge.offline.merge import asked_at_hand
+from fedmerge.privacy.simulated_masks import BITS, mask, masked, unmask
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.refine import NaturalGradient, Privacy, RidgeHead, epsilon
-from fedmerge.refine.masks import BITS, mask, masked, unmask
 from fedmerge.refine.second_order import natural_direction
 from fedmerge.state import module_state
 from fedmerge.statistics import FisherKfac, HeadGradient, HeadSums, LossGradient, NoisySums

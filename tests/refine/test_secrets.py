@@ -16,10 +16,10 @@ import fedmerge
 from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
 from fedmerge.merging import build_pipeline
 from fedmerge.offline.merge import asked_at_hand
+from fedmerge.privacy.simulated_masks import Occasion, mask, masked, unmask
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.questions.answering import summed_losses
-from fedmerge.refine import Privacy, epsilon, masks
-from fedmerge.refine.masks import Occasion, mask, masked, unmask
+from fedmerge.refine import Privacy, epsilon
 from fedmerge.state import module_state
 from fedmerge.statistics import HeadGradient, HeadSums, NoisySums
 from fedmerge.statistics.sending.compression import decode
@@ -59,15 +59,15 @@ def clients() -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
 
 
 @pytest.fixture
-def sent(monkeypatch) -> list[tuple[int, masks.Masked]]:
+def sent(monkeypatch) -> list[tuple[int, simulated_masks.Masked]]:
     """What every client puts on the wire, in order."""
-    found: list[tuple[int, masks.Masked]] = []
+    found: list[tuple[int, simulated_masks.Masked]] = []
 
     def noted(questions, answers, client, *rest):
         found.append((client, mask(questions, answers, client, *rest)))
         return found[-1][1]
 
-    monkeypatch.setattr(masks, "mask", noted)
+    monkeypatch.setattr(simulated_masks, "mask", noted)
     return found
 
 
@@ -96,7 +96,7 @@ def test_masked_vectors_of_two_occasions_differ_like_fresh_noise(then, others, s
     # Masks that repeat would show the difference of the sums, and the test would see it.
     again = mask(asked, [told(1, shift)], 1, range(4), 5, NOW).values
     assert unlike_noise(one - again) < 1e-100
-    assert np.allclose((again - one)[4:].view(np.int64) / 2.0**masks.BITS, 3 * shift)
+    assert np.allclose((again - one)[4:].view(np.int64) / 2.0**simulated_masks.BITS, 3 * shift)
 
 
 def test_no_merge_repeats_masks_be_it_of_the_same_seed_and_round(net, clients, sent):

@@ -24,8 +24,8 @@ class NoisySums:
     Each answer is a Gaussian mechanism (Dwork and Roth 2014) for data sets that differ in one example replaced by one
     that adds nothing, so that numbers of examples are public; where it is replaced by any other, halve the multiplier.
     Each of the parts of an answer, divided by the most that an example adds to it, has noise of standard deviation
-    ``noise_multiplier * sqrt(parts)``: that protects all parts at once. :func:`fedmerge.refine.privacy.epsilon` says
-    what a number of answers has cost.
+    ``noise_multiplier * sqrt(parts)``: that protects all parts at once.
+    :func:`fedmerge.privacy.accountant.epsilon` says what a number of answers has cost.
 
     Parameters
     ----------

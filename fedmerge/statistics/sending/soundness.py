@@ -87,7 +87,7 @@ def _shifted(matrix: Tensor, floor: float) -> Tensor:
 
 
 FIXED_POINT = 2.0**-30
-"""Most that masked sums round: each client's to 2**-33, see :mod:`fedmerge.refine.masks`."""
+"""Most that masked sums round: each client's to 2**-33, see :mod:`fedmerge.privacy.simulated_masks`."""
 
 _SMALLEST = 2.0**-1022
 """Smallest normal number of float64: where the largest entry is nearer to zero, nothing was measured."""

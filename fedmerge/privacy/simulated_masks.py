@@ -1,4 +1,8 @@
-"""Pairwise masks: the server learns the sum of its clients' answers, and of no single one anything at all."""
+"""Secure aggregation by pairwise masks, simulated: the arithmetic of the protocol, and no cryptography.
+
+The server adds up masked answers, and would learn the sum alone. But this process makes all masks itself, of answers
+that it gets in the clear: it hides nothing from who runs it. It shows what merging by sums alone costs and breaks.
+"""
 
 from __future__ import annotations
 
