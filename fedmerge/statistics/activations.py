@@ -75,11 +75,6 @@ class Activations(LayerStatistic):
             value |= sums.value(stored_dtype(model))
         return value
 
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Two numbers and all samples per unit; fewer where there are fewer examples than samples."""
-        units = sum(layer.matrix.shape[0] for layer in probe(model, example, self.selects).layers)
-        return stored_dtype(model).itemsize * units * (2 + self.samples)
-
     def check_shapes(self, shapes: Shapes, state: State) -> None:
         """All parts of a layer, as long as it is wide."""
         for name, shape in shapes.items():

@@ -8,7 +8,7 @@ from statistics import median_low
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.errors import InvalidOption, shown
 from fedmerge.registry import register
@@ -52,11 +52,6 @@ class ClassCounts(LayerStatistic):
             found = tasks(inputs, outputs, targets).known(outputs, targets).cpu()
             counts = found + counts if len(counts) else found
         return {"class_counts": counts}
-
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """One whole number per class."""
-        outputs = outputs_like(model, example)
-        return 8 * (outputs.shape[-1] if outputs.ndim > 1 else 1)
 
     def parse(self, value: Mapping[str, Any]) -> State:
         """Read the counts; `value` may hold other keys too, and the counts be a plain list.

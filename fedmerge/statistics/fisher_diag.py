@@ -89,10 +89,6 @@ class FisherDiag(FisherStatistic):
         if probed.others:
             add_squares(total, probed.model, probed.others, x, torch.stack(vectors))
 
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """One number per parameter."""
-        return stored_dtype(model).itemsize * sum(p.numel() for p in self._measured(model).values())
-
     def _measured(self, model: nn.Module) -> dict[str, Tensor]:
         trained = trained_names(model)
         return {name: p for name, p in model.named_parameters() if name in trained and self.selects(name)}

@@ -95,13 +95,6 @@ class FisherKfac(FisherStatistic):
         means |= {f"{name}.diag": total / count for name, total in diagonals.items()}
         return {name: value.to(stored_dtype(model)) for name, value in means.items()}
 
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Both factors of every matrix layer, and one number per parameter of the rest."""
-        probed, parameters = probe(model, example, self.selects), dict(model.named_parameters())
-        matrices = (layer.matrix for layer in probed.layers)
-        numbers = sum(m.groups * (m.columns**2 + m.rows**2) for m in matrices)
-        return stored_dtype(model).itemsize * (numbers + sum(parameters[name].numel() for name in probed.others))
-
     def check_shapes(self, shapes: Shapes, state: State) -> None:
         """Both factors of a layer, of its size, or what is a parameter's alone, and never both of one."""
         for name, shape in shapes.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -58,11 +58,6 @@ class Gram(LayerStatistic):
                 sums.add_inputs(probed.layers, tapped)
         means = {name: factor(total / sums.positions[name]) for name, total in sums.grams.items()}
         return {name: value.to(stored_dtype(model)) for name, value in means.items()}
-
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """One matrix per matrix layer."""
-        matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
-        return stored_dtype(model).itemsize * sum(m.groups * m.columns**2 for m in matrices)
 
     def check_shapes(self, shapes: Shapes, state: State) -> None:
         """Only factors of layers, of the layers' sizes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from fedmerge.statistics.measuring.weight_matrices import (
 from fedmerge.statistics.sending.laws import Breach, cancelling, labelled
 from fedmerge.statistics.sending.soundness import FIXED_POINT, semidefinite
 from fedmerge.statistics.statistic_type import Batches, Shapes
-from fedmerge.tasks import Regression, Task, outputs_like, reading_of
+from fedmerge.tasks import Task, reading_of
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["HeadGradient", "HeadSums"]
@@ -146,12 +146,6 @@ class _HeadStatistic(Bounded):
             if bool((kept.any(1) != kept.all(1)).any()):
                 raise _NoHead(f"statistic {self.name!r}: of some examples only some of the labels are to be ignored")
             yield layer.matrix, task, rows * kept[:, :1], outputs, targets
-
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Of the value that one example gives."""
-        outputs = outputs_like(model, example[:1])
-        value = replace(self, task=Regression(), clip=None).measure(model, [(example[:1], outputs)], None)
-        return sum(tensor.nbytes for tensor in value.values())
 
 
 def _ends_frozen(model: nn.Module, inputs: Tensor) -> bool:

@@ -50,10 +50,6 @@ class LayerStatistic(Statistic):
         if self.examples is not None and (not isinstance(self.examples, int) or self.examples < 1):
             raise InvalidOption(f"statistic {self.name!r}: examples must be at least 1, got {self.examples!r}")
 
-    @abstractmethod
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Bytes of the value that measuring `model` gives, before any compression; `example` is a batch of inputs."""
-
     def told(self, task: Task | Reading | None) -> LayerStatistic:
         """This statistic with this task, unless it has one."""
         return self if not self.of_labels or self.task is not None else replace(self, task=task)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.models.copies import copy_of
 from fedmerge.registry import register
@@ -64,11 +64,6 @@ class LossGradient(LayerStatistic):
                         total[name] += gradient
                 count += targets.numel()
         return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
-
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """One number per parameter."""
-        measured = (p for n, p in model.named_parameters() if n in trained_names(model) and self.selects(n))
-        return stored_dtype(model).itemsize * sum(p.numel() for p in measured)
 
     def identities(self, value: State) -> Mapping[str, Breach]:
         """Rows of a softmax layer's gradient add up to zero."""

@@ -60,11 +60,6 @@ class RefitSums(ComparingStatistic):
                         positions[part] = positions.get(part, 0) + rows.shape[0] * rows.shape[2]
         return {part: factor(value / positions[part]).to(stored_dtype(model)) for part, value in total.items()}
 
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Both matrices of every matrix layer."""
-        matrices = (layer.matrix for layer in probe(model, example, self.selects).layers)
-        return stored_dtype(model).itemsize * sum(m.groups * m.columns * (m.columns + m.rows) for m in matrices)
-
     def check_shapes(self, shapes: Shapes, state: State) -> None:
         """Both matrices of a layer, of its size."""
         for name, shape in shapes.items():

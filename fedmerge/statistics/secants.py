@@ -122,10 +122,6 @@ class Secants(LayerStatistic):
         """
         raise InvalidOption(f"statistic {self.name!r} needs directions: call along()")
 
-    def nbytes(self, model: nn.Module, example: Tensor) -> int:
-        """Nothing without directions."""
-        return 0
-
     def answer(self, model: nn.Module, batches: Batches, own: nn.Module | None, directions: Sequence[State]) -> State:
         """Along the question's directions; see :meth:`~fedmerge.statistics.Statistic.answer`."""
         return self.along(model, directions, batches)

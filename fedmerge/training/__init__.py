@@ -2,7 +2,7 @@
 
 from fedmerge.training.cohort import Participant, TrainedCohort, train_cohort
 from fedmerge.training.correction import Correction
-from fedmerge.training.engine import AutoEngine, EngineChoice, choose_engine
+from fedmerge.training.engine import EngineChoice, choose_engine
 from fedmerge.training.judged import Judged, evaluate, judge
 from fedmerge.training.local import batches, train
 from fedmerge.training.local_training import LocalTraining
@@ -11,7 +11,6 @@ from fedmerge.training.own_training import RoundBatches
 from fedmerge.training.report import TrainingReport
 
 __all__ = [
-    "AutoEngine",
     "Correction",
     "EngineChoice",
     "Judged",

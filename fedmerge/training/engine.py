@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack
 from fedmerge.tasks import Task
-from fedmerge.training.cohort import TrainedCohort, train_cohort
+from fedmerge.training.cohort import train_cohort
 from fedmerge.training.cohort_batches import Participant, count_steps
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.one_by_one import train_one_by_one
 from fedmerge.training.stacked_loss import is_stackable
 
-__all__ = ["AutoEngine", "EngineChoice", "choose_engine", "has_stacked_loss"]
+__all__ = ["EngineChoice", "choose_engine", "has_stacked_loss"]
 
 # A trial is a few steps of a few clients: enough to see a factor, cheap beside a round.
 _CLIENTS, _STEPS, _REPEATS = 8, 2, 2
@@ -114,57 +114,6 @@ def choose_engine(
     one, many = (min(taken) for taken in zip(*times, strict=True))
     what = f"stacked took {many / max(one, 1e-12):.2f} of the serial time, on {len(few)} clients and {steps} steps"
     return EngineChoice("stacked" if many < _CLEARLY * one else "serial", what, one, many)
-
-
-@dataclass
-class AutoEngine:
-    """Trains cohorts by the faster engine, measured once for each architecture, device and setting.
-
-    Which engine is faster is a matter of the machine, so that two machines may differ in the last bits of a result.
-    Where that matters, call `train_cohort` or `train_one_by_one`.
-
-    Parameters
-    ----------
-    choices
-        What was measured so far.
-
-    Examples
-    --------
-    >>> clients = [Participant(i, torch.randn(6, 2), torch.zeros(6, dtype=torch.long)) for i in range(4)]
-    >>> auto = AutoEngine()
-    >>> len(auto.train(nn.Linear(2, 3), clients, LocalTraining(), seed=0, round=1).reports), len(auto.choices)
-    (4, 1)
-    """
-
-    choices: dict[tuple[object, ...], EngineChoice] = field(default_factory=dict)
-
-    def choose(
-        self, model: nn.Module, participants: Sequence[Participant], settings: LocalTraining, *, seed: int, round: int
-    ) -> EngineChoice:
-        """The choice for such a cohort, measured where it is the first."""
-        key = _kind(model, participants, settings)
-        if key not in self.choices:
-            self.choices[key] = choose_engine(model, participants, settings, seed=seed, round=round)
-        return self.choices[key]
-
-    def train(
-        self, model: nn.Module, participants: Sequence[Participant], settings: LocalTraining, *, seed: int, round: int
-    ) -> TrainedCohort:
-        """As `train_cohort`, by the engine chosen."""
-        if self.choose(model, participants, settings, seed=seed, round=round).name == "stacked":
-            try:
-                return train_cohort(model, participants, settings, seed=seed, round=round)
-            except CannotStack as error:
-                # Clients other than those of the trial, with inputs of other shapes.
-                self.choices[_kind(model, participants, settings)] = EngineChoice("serial", error.reason)
-        return train_one_by_one(model, participants, settings, seed=seed, round=round)
-
-
-def _kind(model: nn.Module, participants: Sequence[Participant], settings: LocalTraining) -> tuple[object, ...]:
-    tensors = tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters())
-    x, y = participants[0].x, participants[0].y
-    size = min(len(participants), _CLIENTS)
-    return (str(model), tensors, next(model.parameters()).device, settings, x.shape[1:], y.shape[1:], size)
 
 
 def _difference(

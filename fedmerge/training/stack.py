@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -60,10 +60,6 @@ class Stack:
         for kind, kept in part.slots.items():
             for name, tensor in kept.items():
                 self.slots[kind][name][members] = tensor
-
-    def with_weights(self, weights: dict[str, Tensor]) -> Stack:
-        """The same with other weights."""
-        return replace(self, weights=weights)
 
 
 def call(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:

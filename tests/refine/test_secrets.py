@@ -16,6 +16,7 @@ import fedmerge
 from fedmerge.errors import FedMergeError, InvalidOption, NoAnswer
 from fedmerge.merging import build_pipeline
 from fedmerge.offline.merge import asked_at_hand
+from fedmerge.privacy import simulated_masks
 from fedmerge.privacy.simulated_masks import Occasion, mask, masked, unmask
 from fedmerge.questions import Answer, Question, respond
 from fedmerge.questions.answering import summed_losses

@@ -11,8 +11,6 @@ from torch import nn
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.models import build_model
 from fedmerge.training import (
-    AutoEngine,
-    EngineChoice,
     LocalTraining,
     Participant,
     choose_engine,
@@ -55,13 +53,9 @@ def test_the_faster_is_chosen(serial, stacked, name):
 
 def test_what_cannot_be_stacked_trains_one_by_one_and_says_why():
     model, people = text_model()
-    auto = AutoEngine()
-    found = auto.train(model, people, SETTINGS, **NAMES)
-    choice = auto.choose(model, people, SETTINGS, **NAMES)
+    choice = choose_engine(model, people, SETTINGS, **NAMES)
     assert choice.name == "serial"
     assert "LSTM" in choice.reason
-    expected = train_one_by_one(model, people, SETTINGS, **NAMES)
-    assert all(torch.equal(found.states[name], expected.states[name]) for name in expected.states)
 
 
 def test_engines_that_disagree_are_not_compared_by_their_speed(monkeypatch):
@@ -76,42 +70,12 @@ def test_engines_that_disagree_are_not_compared_by_their_speed(monkeypatch):
     assert "differ" in choice.reason
 
 
-def test_a_choice_is_measured_once_for_each_kind(monkeypatch):
-    asked = []
-
-    def count(model, participants, settings, **names):
-        asked.append(settings)
-        return EngineChoice("stacked", "counted")
-
-    monkeypatch.setattr(engine, "choose_engine", count)
-    auto, other = AutoEngine(), LocalTraining(batch_size=3)
-    for settings in (SETTINGS, SETTINGS, other, SETTINGS):
-        auto.train(net(), PEOPLE, settings, **NAMES)
-    assert asked == [SETTINGS, other]
-    auto.choose(net()[:1], PEOPLE, SETTINGS, **NAMES)
-    assert len(asked) == 3
-
-
-def test_later_clients_of_other_shapes_fall_back(monkeypatch):
-    monkeypatch.setattr(engine, "choose_engine", lambda *_, **__: EngineChoice("stacked", "as told"))
+def test_clients_of_other_shapes_cannot_be_stacked():
     model = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Linear(4, 3))
     people = [Participant(i, torch.randn(5, size), torch.arange(5) % 3) for i, size in enumerate((4, 8))]
     with pytest.raises(CannotStack, match="shapes"):
         train_cohort(model, people, SETTINGS, **NAMES)
-    auto = AutoEngine()
-    assert len(auto.train(model, people, SETTINGS, **NAMES).reports) == 2
-    assert "shapes" in auto.choose(model, people, SETTINGS, **NAMES).reason
-
-
-@pytest.mark.parametrize("name", ["stacked", "serial"])
-def test_the_choice_is_followed(monkeypatch, name):
-    monkeypatch.setattr(engine, "choose_engine", lambda *_, **__: EngineChoice(name, "as told"))
-    trained = {"stacked": train_cohort, "serial": train_one_by_one}
-    called = []
-    for kind, function in trained.items():
-        monkeypatch.setattr(engine, function.__name__, lambda *_, kind=kind, **__: called.append(kind))
-    AutoEngine().train(net(), PEOPLE, SETTINGS, **NAMES)
-    assert called == [name]
+    assert len(train_one_by_one(model, people, SETTINGS, **NAMES).reports) == 2
 
 
 def test_one_by_one_leaves_the_model_as_it_was():

@@ -14,7 +14,6 @@ from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, client_app
 from fedmerge.tasks import AnyLoss, Classification
 from fedmerge.training import (
-    AutoEngine,
     Judged,
     LocalTraining,
     Participant,
@@ -53,7 +52,7 @@ class Turned(nn.Module):
 
 
 def engines():
-    return train_one_by_one, train_cohort, lambda *a, **k: AutoEngine().train(*a, **k)
+    return train_one_by_one, train_cohort
 
 
 @pytest.mark.parametrize("classes", [3, 4, 6], ids=lambda n: f"{n} classes at 4 positions")

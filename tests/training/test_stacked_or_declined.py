@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from fedmerge.errors import CannotStack
-from fedmerge.training import AutoEngine, LocalTraining, Participant, train_cohort, train_one_by_one
+from fedmerge.training import LocalTraining, Participant, choose_engine, train_cohort, train_one_by_one
 
 NAMES = {"seed": 4, "round": 2}
 SETTINGS = LocalTraining(learning_rate=0.1, momentum=0.5, epochs=2, batch_size=4)
@@ -294,5 +294,7 @@ def test_what_cannot_be_stacked_is_declined_in_words_and_left_as_it_is(kind):
 def test_the_choice_between_engines_changes_nothing(kind):
     """Not even in models that note in attributes how often they were called."""
     make = DECLINED[kind][0]
-    found = AutoEngine().train(*made(make), SETTINGS, **NAMES).states
+    model, people = made(make)
+    assert choose_engine(model, people, SETTINGS, **NAMES).name == "serial"
+    found = train_one_by_one(model, people, SETTINGS, **NAMES).states
     assert all(torch.equal(found[name], want) for name, want in alone(make).items())
