@@ -19,7 +19,6 @@ from fedmerge.lookup.kinds import KINDS, METHOD_KINDS, Kind
 from fedmerge.lookup.loading import load_named
 
 __all__ = [
-    "ENTRY_POINTS",
     "Entry",
     "build",
     "checked_options",
@@ -30,8 +29,6 @@ __all__ = [
     "registered",
     "usual_names",
 ]
-
-ENTRY_POINTS = KINDS["aggregator"].group  # of other packages' aggregators; each kind has its own
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 

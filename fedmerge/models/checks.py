@@ -7,21 +7,10 @@ from numbers import Integral, Real
 
 from fedmerge.errors import InvalidOption, ModelError
 
-__all__ = ["Widths", "choice", "flag", "fraction", "image", "spell", "whole", "widths"]
+__all__ = ["Widths", "choice", "flag", "fraction", "image", "whole", "widths"]
 
 # Layer widths as a caller may write them: one number, or a list (TOML, command line) or tuple of them.
 Widths = int | Sequence[int]
-
-
-def spell(shape: Sequence[int]) -> str:
-    """A shape as people write it.
-
-    Examples
-    --------
-    >>> spell((3, 32, 32))
-    '3x32x32'
-    """
-    return "x".join(str(size) for size in shape)
 
 
 def image(model: str, input_shape: tuple[int, ...], smallest: int, why: str) -> tuple[int, int, int]:

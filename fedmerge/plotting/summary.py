@@ -6,14 +6,15 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
+
+import pandas as pd
 
 from fedmerge.errors import InvalidOption
 from fedmerge.plain_text import one_line
 from fedmerge.plotting.picture_files import replacing
 from fedmerge.plotting.reference_lines import references
-from fedmerge.plotting.runs import Run, by_method, extra_metrics, main_measure, read_runs
+from fedmerge.plotting.runs import Run, extra_metrics, main_measure, read_runs
 
 __all__ = ["check_target", "summarise", "summarise_references", "write_summary"]
 
@@ -89,7 +90,8 @@ def summarise(folders: Sequence[Path], *, target: float | None) -> list[dict[str
     check_target(target)
     runs = read_runs(folders)
     measure, metrics = main_measure(runs), extra_metrics(runs)
-    rows = [_row(method, group, target, measure, metrics) for method, group in by_method(runs).items()]
+    table = pd.DataFrame([_figures(run, target, measure, metrics) for run in runs])
+    rows = [_row(group, target, metrics) for _, group in table.groupby("method", sort=False)]
     if measure == "test_loss":
         return sorted(rows, key=lambda row: float("inf") if row["final_loss_mean"] is None else row["final_loss_mean"])
     return sorted(rows, key=lambda row: _descending(row["final_accuracy_mean"]))
@@ -112,7 +114,7 @@ def summarise_references(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [
         dict.fromkeys(columns)
         | {"method": f"({name})", "seeds": len(values)}
-        | dict(zip((f"final_{kind}_mean", f"final_{kind}_std"), _mean_and_std(values), strict=True))
+        | _mean_and_std(f"final_{kind}", pd.Series(values, dtype=float))
         for name, values in references(runs).items()
     ]
 
@@ -145,46 +147,71 @@ def check_target(target: float | None) -> None:
         raise InvalidOption(f"target is an accuracy in (0, 1], not {target}. For 90 % write 0.9.")
 
 
-def _row(
-    method: str, runs: Sequence[Run], target: float | None, measure: str, metrics: Sequence[str]
-) -> dict[str, Any]:
-    evaluated = [_evaluated(run) for run in runs]
-    final = [accuracies[-1][1] for accuracies in evaluated if accuracies]
-    best = [max(accuracy for _, accuracy in accuracies) for accuracies in evaluated if accuracies]
-    diverged = [_diverged(run, measure) for run in runs]
-    losses = [found for run in runs if (found := _evaluated(run, "test_loss"))]
-    judged = [accuracies for accuracies, lost in zip(evaluated, diverged, strict=True) if not lost]
-    reached = [] if target is None else _rounds_to(target, judged)
-    values = (
-        method,
-        len(runs),
-        *_mean_and_std(final),
-        *_mean_and_std(best),
-        fmean(reached) if reached else None,
-        None if target is None else len(reached),
-        fmean(_total(run, "bytes_up") / MEGABYTE for run in runs),
-        fmean(_total(run, "bytes_down") / MEGABYTE for run in runs),
-        fmean(_total(run, "seconds_train", "seconds_merge", "seconds_evaluate") for run in runs),
-        fmean(_total(run, "seconds_merge") for run in runs),
-        _whole(fmean(run.rows[-1]["parameters"] for run in runs)),
-        sum(row["clients_failed"] for run in runs for row in run.rows),
-        _whole(fmean(run.rows[-1]["round"] for run in runs)),
-        sum(diverged),
-        "; ".join(filter(None, map(_stopped, runs))) or None,
-        *_mean_and_std([one[-1][1] for one in losses]),
-        _mean_and_std([min(loss for _, loss in one) for one in losses])[0],
-    )
-    row = dict(zip(COLUMNS, values, strict=True))
+def _figures(run: Run, target: float | None, measure: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """What one run has reached and cost; NaN where nothing was measured."""
+    rows = pd.DataFrame(run.rows).set_index("round")
+    accuracies, losses = _evaluated(rows, "test_accuracy"), _evaluated(rows, "test_loss")
+    diverged = _diverged(run, measure)
+    reached = accuracies.index[accuracies >= target] if target is not None and not diverged else []
+    totals = rows[[*_COUNTED, *_SECONDS]].sum()
+    return {
+        "method": run.method,
+        "final_accuracy": _last(accuracies),
+        "best_accuracy": accuracies.max(),
+        "rounds_to_target": reached[0] if len(reached) else float("nan"),
+        "megabytes_up": totals["bytes_up"] / MEGABYTE,
+        "megabytes_down": totals["bytes_down"] / MEGABYTE,
+        "seconds": totals[_SECONDS].sum(),
+        "seconds_merge": totals["seconds_merge"],
+        "parameters": rows["parameters"].iloc[-1],
+        "clients_failed": totals["clients_failed"],
+        "rounds": rows.index[-1],
+        "diverged": diverged,
+        "stopped": _stopped(run),
+        "final_loss": _last(losses),
+        "best_loss": losses.min(),
+        **{f"final_{name}": _last(_evaluated(rows, f"test_{name}")) for name in metrics},
+    }
+
+
+_SECONDS = ["seconds_train", "seconds_merge", "seconds_evaluate"]
+_COUNTED = ["bytes_up", "bytes_down", "clients_failed"]
+
+
+def _row(runs: pd.DataFrame, target: float | None, metrics: Sequence[str]) -> dict[str, Any]:
+    """The figures of one method's runs together."""
+    means = runs.mean(numeric_only=True)
+    values = {
+        "method": runs["method"].iloc[0],
+        "seeds": len(runs),
+        **_mean_and_std("final_accuracy", runs["final_accuracy"]),
+        **_mean_and_std("best_accuracy", runs["best_accuracy"]),
+        "rounds_to_target": _number(means["rounds_to_target"]),
+        "reached": None if target is None else int(runs["rounds_to_target"].count()),
+        **{name: float(means[name]) for name in ("megabytes_up", "megabytes_down", "seconds", "seconds_merge")},
+        "parameters": _whole(float(means["parameters"])),
+        "clients_failed": int(runs["clients_failed"].sum()),
+        "rounds": _whole(float(means["rounds"])),
+        "diverged": int(runs["diverged"].sum()),
+        "stopped": "; ".join(runs["stopped"].dropna()) or None,
+        **_mean_and_std("final_loss", runs["final_loss"]),
+        "best_loss_mean": _number(means["best_loss"]),
+    }
     for name in metrics:
-        last = [found[-1][1] for run in runs if (found := _evaluated(run, f"test_{name}"))]
-        row |= dict(zip((f"final_{name}_mean", f"final_{name}_std"), _mean_and_std(last), strict=True))
-    return row
+        values |= _mean_and_std(f"final_{name}", runs[f"final_{name}"])
+    return values
 
 
-def _evaluated(run: Run, key: str = "test_accuracy") -> list[tuple[int, float]]:
-    """Round and accuracy, or another measure, of the rounds that were evaluated."""
-    pairs = [(row["round"], row.get(key)) for row in run.rows]
-    return [(number, value) for number, value in pairs if value is not None and math.isfinite(value)]
+def _evaluated(rows: pd.DataFrame, key: str) -> pd.Series:
+    """Accuracies, or another measure, by round, of the rounds that were evaluated to a finite number."""
+    if key not in rows:
+        return pd.Series(dtype=float)
+    values = rows[key].astype(float)
+    return values[values.abs() < float("inf")]
+
+
+def _last(values: pd.Series) -> float:
+    return float(values.iloc[-1]) if len(values) else float("nan")
 
 
 def _diverged(run: Run, measure: str) -> bool:
@@ -201,19 +228,13 @@ def _stopped(run: Run) -> str | None:
     return None if reason is None else one_line(f"seed {run.seed} after round {last['round']}: {reason}")
 
 
-def _rounds_to(target: float, evaluated: Sequence[Sequence[tuple[int, float]]]) -> list[int]:
-    """The first round at or above the target, of each seed that got there."""
-    hits = [[number for number, accuracy in one if accuracy >= target] for one in evaluated]
-    return [rounds[0] for rounds in hits if rounds]
+def _mean_and_std(name: str, values: pd.Series) -> dict[str, float | None]:
+    """Mean, and the sample standard deviation of more than one value."""
+    return {f"{name}_mean": _number(values.mean()), f"{name}_std": _number(values.std())}
 
 
-def _total(run: Run, *keys: str) -> float:
-    return float(sum(row[key] for row in run.rows for key in keys))
-
-
-def _mean_and_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    mean = fmean(values) if values else None
-    return mean, stdev(values) if len(values) > 1 else None
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _whole(value: float) -> int | float:

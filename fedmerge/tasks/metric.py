@@ -65,7 +65,6 @@ class Metric(ABC):
     kind: ClassVar[str] = "metric"
     name: str
     """Lower case: the record has it as ``test_<name>``."""
-    larger_is_better: ClassVar[bool] = True
     asks: ClassVar[str] = ""
     """What the sums ask of a task: ``decisions``, ``errors`` or ``surprise``, which not all tasks have."""
 

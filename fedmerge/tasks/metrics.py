@@ -129,7 +129,6 @@ class AUROC(Metric):
 class _OfNumbers(Metric):
     """Of predicted and true numbers, over all outputs."""
 
-    larger_is_better = False
     asks = "errors"
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -184,7 +183,6 @@ class R2(_OfNumbers):
     """
 
     name = "r2"
-    larger_is_better = True
 
     @staticmethod
     def _added(errors: Tensor, true: Tensor) -> Tensor:
@@ -204,7 +202,6 @@ class Perplexity(Metric):
     """``exp`` of the mean cross-entropy of a label, without smoothing and class weights: 1 at best."""
 
     name = "perplexity"
-    larger_is_better = False
     asks = "surprise"
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
