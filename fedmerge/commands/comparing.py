@@ -26,9 +26,11 @@ from fedmerge.commands.options import (
     read_config,
     tell_code,
 )
+from fedmerge.commands.origin import at_origin, from_elsewhere, note_origin
 from fedmerge.commands.verbosity import tell_error
 from fedmerge.errors import ConfigError
 from fedmerge.lookup.method_names import split_methods
+from fedmerge.lookup.own_code import named_code
 
 __all__ = ["compare", "resume", "run"]
 
@@ -84,7 +86,7 @@ def compare(
     }
     settings = read_config(config, given(**flags), assignments)
     tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code, **_others([settings]))
-    _run(settings, out, overwrite=overwrite, grow=not overwrite)
+    _run(settings, out, config, overwrite=overwrite, grow=not overwrite)
 
 
 def run(
@@ -103,7 +105,7 @@ def run(
             "--set 'methods=[\"fedavg\"]' --set 'seeds=[0]'"
         )
     tell_code(_named(config), [settings.model.name], settings.methods, refused=no_code, **_others([settings]))
-    _run(settings, out, overwrite=overwrite, grow=False)
+    _run(settings, out, config, overwrite=overwrite, grow=False)
 
 
 def resume(
@@ -113,7 +115,8 @@ def resume(
     """Go on with what was interrupted: every run continues after its last whole checkpoint.
 
     Finished runs stay, those not begun are started. On one worker the result is, to the last bit, that of a run
-    which nobody disturbed. A folder that a command still writes to is refused.
+    which nobody disturbed. A folder that a command still writes to is refused. Modules and tables are looked for where
+    they were found when the run was begun, from whichever folder this is called.
     """
     from fedmerge.commands.progress import Progress, interruptible
     from fedmerge.records.locks import LOCK, held
@@ -124,11 +127,14 @@ def resume(
         with held(folder / LOCK, folder):
             pass
     out, outcome = find_unfinished(folder).out, Outcome([], [])
-    with interruptible(folder), held(out / LOCK, out):
+    elsewhere, where = from_elsewhere(out), str(folder)
+    if elsewhere:
+        folder, out, where = folder.resolve(), out.resolve(), f"{folder}, begun in {elsewhere},"
+    with interruptible(folder), held(out / LOCK, out), at_origin(out):
         found = find_unfinished(folder)  # as it is, now that nobody else writes to it
         models = sorted({one.model.name for one in found.configs})
         methods = [name for one in found.configs for name in one.methods]
-        tell_code(str(folder), models, methods, refused=no_code, **_others(found.configs))
+        tell_code(where, models, methods, refused=no_code, **_others(found.configs))
         rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
         with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
             for config in found.configs:
@@ -155,7 +161,15 @@ def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
     return {kind: [name for other, names in parts if other == kind for name in names] for kind, _ in parts}
 
 
-def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
+def _is_elsewhere(config: Any) -> bool:
+    """Whether it takes files besides fedmerge's own: modules, tables, or a folder of data."""
+    from fedmerge.data.table import is_table
+
+    code = named_code([config.model.name], config.methods, **_others([config]))
+    return bool(code) or is_table(config.data.name) or config.data.dir is not None
+
+
+def _run(config: Any, out: Path | None, file: Path | None, *, overwrite: bool, grow: bool) -> None:
     from fedmerge.commands.progress import Progress, interruptible
     from fedmerge.records.locks import LOCK, held
     from fedmerge.simulation.runs.compare import check_output, compare
@@ -166,6 +180,8 @@ def _run(config: Any, out: Path | None, *, overwrite: bool, grow: bool) -> None:
         if not overwrite:
             check_not_begun(config, folder)
             check_output(config, folder)
+        if _is_elsewhere(config):
+            note_origin(folder, file)
         with Progress(config.rounds, len(config.methods) * len(config.seeds)) as progress:
             runs, failed = compare(config, folder, progress, grow=grow, locked=True)
         _show(config, finished_runs(folder) if grow else runs, failed, folder)

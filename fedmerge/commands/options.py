@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedmerge.commands.origin import make_importable
 from fedmerge.commands.verbosity import quiet
 from fedmerge.errors import ConfigError
 from fedmerge.lookup.own_code import check_no_code, named_code
@@ -89,8 +89,7 @@ def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str]
 def _beside(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A file's settings, with a table or a base that lies beside it named by its path, and modules there importable."""
     folder = path.parent.resolve()
-    if folder != Path.cwd() and str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    make_importable(folder)
     from fedmerge.models.pretrained import is_base_file
 
     model = settings.get("model")
