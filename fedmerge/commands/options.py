@@ -65,11 +65,15 @@ def tell_code(
 
 
 def own_parts(config: Any) -> dict[str, list[str]]:
-    """Data set, division and training of a configuration, which may be code, by what they are."""
+    """Data set, domains, division and training of a configuration, which may be code, by what they are."""
     from fedmerge.data.table import is_table
 
     data = config.data.name
-    found = {"data set": [] if is_table(data) else [data], "partition": [config.partition.scheme]}
+    found = {
+        "data set": [] if is_table(data) else [data],
+        "domain": list(config.data.domains),
+        "partition": [config.partition.scheme],
+    }
     return {**found, **config.training.own_code}
 
 
@@ -110,6 +114,7 @@ _DIVISIONS = {
     "column": ("column",),
     "classes_per_client": ("pathological",),
     "shards_per_client": ("shard",),
+    "groups": ("by_class_groups",),
 }
 
 

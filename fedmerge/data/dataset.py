@@ -161,6 +161,19 @@ class Dataset:
             return Dataset(**{**given, "test_x": x, "test_y": y, "test_set": None})
         return Dataset(**{**given, "test_x": None, "test_y": None, "test_set": test})
 
+    def only(self, rows: Tensor) -> Dataset:
+        """The same with these training examples alone, by their rows, int64 [n]."""
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
+        numbers = rows.tolist()
+        given["columns"] = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
+        given["train_client"] = None if self.train_client is None else self.train_client[rows]
+        train = self.train.subset(rows)
+        if train.tensors is not None:
+            x, y = train.tensors
+            return Dataset(**{**given, "train_x": x, "train_y": y, "train_set": None, "labels": None})
+        labels = None if self._told_labels is None else self.train_labels[rows]
+        return Dataset(**{**given, "train_x": None, "train_y": None, "train_set": train, "labels": labels})
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name!r}, train={len(self.train)}, test={len(self.test)}, "

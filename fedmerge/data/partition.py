@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -146,7 +146,9 @@ class Partition:
         return cls(settings, seed, train, held_out, names)
 
 
-def make_partition(dataset: Dataset, settings: PartitionSettings, seed: int) -> Partition:
+def make_partition(
+    dataset: Dataset, settings: PartitionSettings, seed: int, withheld: Tensor | None = None
+) -> Partition:
     """Divide the training examples of a data set among clients.
 
     Parameters
@@ -157,6 +159,8 @@ def make_partition(dataset: Dataset, settings: PartitionSettings, seed: int) -> 
         How to divide it.
     seed : int
         At least 0. The same seed gives the same partition, another seed another one.
+    withheld : Tensor, optional
+        int64 rows that no client gets: the others are divided as if they were the whole data set.
 
     Raises
     ------
@@ -176,6 +180,16 @@ def make_partition(dataset: Dataset, settings: PartitionSettings, seed: int) -> 
     """
     if not isinstance(seed, int) or seed < 0:
         raise InvalidOption(f"partition seed={seed!r}: must be an integer of at least 0.")
+    if withheld is not None and len(withheld):
+        kept = torch.ones(len(dataset.train), dtype=torch.bool)
+        kept[withheld] = False
+        left = kept.nonzero().flatten()
+        if not len(left):
+            raise PartitionError(f"all training examples of data set {dataset.name!r} are withheld: leave clients some")
+        part = make_partition(dataset.only(left), settings, seed)
+        return replace(
+            part, train=tuple(left[rows] for rows in part.train), held_out=tuple(left[rows] for rows in part.held_out)
+        )
     check_possible(dataset, settings)
     assign, keep = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
     if settings.own:

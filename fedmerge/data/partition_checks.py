@@ -15,7 +15,7 @@ from fedmerge.errors import PartitionError
 
 __all__ = ["check_enough_examples", "check_possible", "column_of"]
 
-_BY_LABEL = ("dirichlet", "pathological", "shard")
+_BY_LABEL = ("dirichlet", "pathological", "shard", "by_class_groups")
 _MOST_NAMED = 5
 
 

@@ -14,7 +14,7 @@ __all__ = ["PartitionSettings", "Scheme"]
 _USUAL_CLIENTS = 10
 _MOST = 10**12  # of anything: floats still count it exactly
 
-Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "natural", "column"]
+Scheme = Literal["iid", "dirichlet", "pathological", "shard", "quantity", "by_class_groups", "natural", "column"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,15 @@ class PartitionSettings:
           Examples left over by the division, fewer than there are shards, stay unused.
         - `quantity`: classes at random, sizes unequal. Each client gets the smallest size that
           `min_examples` allows, and one Dirichlet draw shares out the rest.
+        - `by_class_groups`: the classes fall into disjoint `groups`; client k has examples of group k modulo the
+          number of groups alone, and the clients of a group share its examples in equal parts, at random. Classes of
+          no group stay unused.
         - `natural`: the clients that the data set itself names, the first `clients` of them.
         - `column`: a client for each value of a column of the data set, the first `clients` of them in sorted order.
         - ``module:function``: a division of one's own, see :mod:`fedmerge.data.own_division`.
     clients : int or None
-        Number of clients; None takes all that `natural` and `column` have, lets a function decide, and is 10 for the
-        other schemes.
+        Number of clients; None takes all that `natural` and `column` have, lets a function decide, is one for each of
+        the `groups` that are told, and 10 for the other schemes.
     alpha : float
         Concentration of the Dirichlet draw, above 0: the smaller, the more the clients differ.
         For `dirichlet` and `quantity`.
@@ -46,6 +49,9 @@ class PartitionSettings:
         Classes that a client has. For `pathological`.
     shards_per_client : int
         Shards that a client gets. For `shard`.
+    groups : int, list of lists of int, or None
+        How many groups of classes, which are cut in the order of their numbers as evenly as possible, or the classes
+        of each group; None makes as many as there are clients, and at most one for each class. For `by_class_groups`.
     min_examples : int
         Fewest training examples (those held out not counted) that a client may have, at least 1.
     held_out : float
@@ -79,6 +85,7 @@ class PartitionSettings:
     alpha: float = 0.3
     classes_per_client: int = 2
     shards_per_client: int = 2
+    groups: int | tuple[tuple[int, ...], ...] | None = None
     min_examples: int = 1
     held_out: float = 0.1
     max_examples: int | None = None
@@ -101,6 +108,9 @@ class PartitionSettings:
                 f"partition setting options={shown(self.options)}: these are for a module:function, scheme "
                 f"{self.scheme!r} has its settings beside it."
             )
+        self._check_groups()
+        if self.clients is None and self.scheme == "by_class_groups" and self.groups is not None:
+            object.__setattr__(self, "clients", self.groups if isinstance(self.groups, int) else len(self.groups))
         if self.clients is None and self.scheme not in ("natural", "column") and not self.own:
             object.__setattr__(self, "clients", _USUAL_CLIENTS)
         for name in ("clients", "classes_per_client", "shards_per_client", "min_examples", "max_examples"):
@@ -117,6 +127,34 @@ class PartitionSettings:
                 f"min_examples={self.min_examples} with held_out={self.held_out} takes {self.fewest_rows}. "
                 "Raise max_examples or lower min_examples."
             )
+
+    def _check_groups(self) -> None:
+        """Groups as a number, or as tuples of classes, each in one group."""
+        if self.groups is None:
+            return
+        if self.scheme != "by_class_groups":
+            raise InvalidOption(
+                f"partition setting groups={shown(self.groups)}: these are for scheme by_class_groups, and scheme is "
+                f"{self.scheme!r}."
+            )
+        if isinstance(self.groups, int):
+            _check_count("groups", self.groups)
+            return
+        groups = self.groups if isinstance(self.groups, list | tuple) else ()
+        if not groups or not all(isinstance(group, list | tuple) and group for group in groups):
+            raise InvalidOption(
+                f"partition setting groups={shown(self.groups)}: must be a number, or lists of classes such as "
+                "[[0, 1], [2, 3]]."
+            )
+        classes = [label for group in groups for label in group]
+        if not all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in classes):
+            raise InvalidOption(f"partition setting groups={shown(self.groups)}: classes are whole numbers from 0.")
+        twice = next((label for label in classes if classes.count(label) > 1), None)
+        if twice is not None:
+            raise InvalidOption(
+                f"partition setting groups={shown(self.groups)}: class {twice} stands there twice: groups are disjoint."
+            )
+        object.__setattr__(self, "groups", tuple(map(tuple, groups)))
 
     @property
     def own(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.data.class_groups import ClassGroups
 from fedmerge.data.extras import need
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.errors import PartitionError
@@ -30,6 +31,7 @@ REMEDIES = {
     "pathological": "Use fewer clients, another classes_per_client, a smaller min_examples or another seed.",
     "shard": "Use fewer clients, a smaller shards_per_client or a smaller min_examples.",
     "quantity": "Use fewer clients or a smaller min_examples.",
+    "by_class_groups": "Use fewer clients, other groups, a smaller min_examples or a smaller held_out.",
     "natural": "Use fewer clients (the first ones of the data set), a smaller min_examples or a smaller held_out.",
     "column": "Use fewer clients (the first values of the column), a smaller min_examples or a smaller held_out.",
 }
@@ -173,6 +175,12 @@ def _shard(asked: _Asked, shards_per_client: int = 2) -> Any:
 def _quantity(asked: _Asked, alpha: float = 0.3) -> Any:
     """Classes at random, sizes by a Dirichlet draw."""
     return asked.flower.SizePartitioner(_sizes(asked, alpha))
+
+
+@register("by_class_groups", kind="partition")
+def _by_class_groups(asked: _Asked, groups: int | tuple[tuple[int, ...], ...] | None = None) -> Any:
+    """Disjoint groups of classes, one at each client."""
+    return ClassGroups(asked.clients, groups)
 
 
 @register("natural", kind="partition")

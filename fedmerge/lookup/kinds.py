@@ -92,6 +92,7 @@ KINDS = {
         Kind("data set", "datasets", ("fedmerge.data",), frozen=False, given=frozenset({"data_dir", "folder"})),
         Kind("model", "models", ("fedmerge.models",), frozen=False, given=_FROM_DATA),
         Kind("partition", "partitions", ("fedmerge.data",), frozen=False, given=_DIVIDED),
+        Kind("domain", "domains", ("fedmerge.data",)),
         Kind("attack", "attacks", ("fedmerge.simulation.scenarios.attacks",)),
         Kind("local rule", "local_rules", ("fedmerge.training.rules",), own=False),
         Kind("schedule", "schedules", ("fedmerge.training.schedules",)),

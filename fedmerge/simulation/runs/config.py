@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedmerge.data.domains import make_domains
 from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName
 from fedmerge.lookup.kinds import METHOD_KINDS
@@ -66,6 +67,8 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     check_personal(config)
     check_names(config.observers)
     _ = config.data.every_option
+    if not any(":" in domain.partition("(")[0] for domain in config.data.domains):  # one's own is imported when it runs
+        make_domains(config.data.domains)
     if config.training.patience is not None and config.partition.held_out == 0:
         raise ConfigError(
             "training.patience judges by what clients hold out, and partition.held_out is 0: set it, such as to 0.1"

@@ -29,6 +29,10 @@ class DataSettings(Section):
 
     ``label`` is a table's column to predict, ``client`` its column of clients; ``options`` are what
     :func:`~fedmerge.data.table.load_table` takes besides, or the function.
+
+    ``domains`` change clients' images, and the test set in equal shares: ``["rotated"]``, or single ones such as
+    ``["original", "blur(sigma=2)"]``; see :mod:`fedmerge.data.domains`. Clients do not get the examples that the
+    pretrained base was trained on, where ``fedmerge pretrain`` has made it, unless ``withhold`` is false.
     """
 
     name: str = "digits"
@@ -36,6 +40,8 @@ class DataSettings(Section):
     label: str | None = None
     client: str | None = None
     options: dict[str, Any] = {}
+    domains: tuple[str, ...] = ()
+    withhold: bool = True
 
     @property
     def every_option(self) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedmerge.data import Dataset, Partition
+from fedmerge.data.domains import domain_name, domains_of_tests, make_domains
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import changed
 from fedmerge.merging import build_pipeline, main_part
+from fedmerge.models.pretrained import is_base_file
 from fedmerge.models.resize import resize
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.runs.client_sources import DataFn, DataSource
@@ -61,8 +63,10 @@ class Experiment:
 
     @property
     def _source(self) -> DataSource:
-        data = self.config.data
-        return DataSource(data.name, data.dir, json.dumps(data.every_option), self.config.partition, self.seed)
+        data, base = self.config.data, self.config.model.pretrained
+        file = base if base is not None and data.withhold and is_base_file(base) else ""
+        options, division = json.dumps(data.every_option), self.config.partition
+        return DataSource(data.name, data.dir, options, division, self.seed, file, data.domains)
 
     @property
     def dataset(self) -> Dataset:
@@ -219,6 +223,23 @@ class Experiment:
     def test(self, arrays: ArrayRecord) -> Judged:
         """Loss, accuracy where there is one, and the task's metrics of a global model on the test set."""
         return judge(self._judged(from_arrays(arrays)), self.dataset.test, what="the test set", task=self.task)
+
+    def domain_accuracies(self, arrays: ArrayRecord) -> dict[str, float]:
+        """Accuracy of a global model on each domain's share of the test set; nothing without domains.
+
+        Nothing with personal parts either: no model is whole without a client's own.
+        """
+        domains = make_domains(self.config.data.domains)
+        if not domains or self.config.personal:
+            return {}
+        whole, model = self._whole.test, self._judged(from_arrays(arrays))
+        which = domains_of_tests(len(whole), len(domains), self.seed)
+        which[: self.config.server_examples] = -1  # those that the server holds
+        found = {}
+        for number, domain in enumerate(domains):
+            mine = whole.subset((which == number).nonzero().flatten())
+            found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.task).accuracy
+        return found
 
     def attack_success(self, arrays: ArrayRecord) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""

@@ -78,6 +78,7 @@ class Recorder:
         started = time.perf_counter()
         exchanges = self._grid.take()
         loss, accuracy, figures = self._tested(server_round, arrays, exchanges)
+        by_domain = self._experiment.domain_accuracies(arrays)
         success = self._experiment.attack_success(arrays)
         evaluating = time.perf_counter() - started
         still = self._strategy.travel.still if isinstance(self._strategy, MergeStrategy) else frozenset[str]()
@@ -89,6 +90,7 @@ class Recorder:
             "test_loss": loss,
             "test_accuracy": accuracy,
             **{f"test_{name}": value for name, value in figures.items()},
+            **({"test_accuracy_by_domain": by_domain} if by_domain else {}),
             **self._clients(server_round, exchanges, unchanged),
             **_costs(exchanges, started, evaluating),
             "parameters": _count(arrays, still),
