@@ -10,7 +10,7 @@ import click
 import typer
 
 import fedmerge
-from fedmerge.commands import benching, comparing, listing, merging, parts
+from fedmerge.commands import benching, comparing, listing, merging, parts, pretraining
 from fedmerge.commands import plotting_command as drawing
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.commands.hints import HelpfulCommand, HelpfulGroup
@@ -30,6 +30,7 @@ for command in (
     comparing.compare,
     comparing.run,
     comparing.resume,
+    pretraining.pretrain,
     drawing.plot,
     merging.merge,
     listing.methods,

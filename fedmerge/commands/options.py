@@ -77,17 +77,31 @@ def own_parts(config: Any) -> dict[str, list[str]]:
     return {**found, **config.training.own_code}
 
 
-def read_config(path: Path | None, flags: dict[str, Any], assignments: list[str] | None) -> Any:
-    """The configuration of a file, overridden by flags, overridden by ``--set``."""
+def read_config(
+    path: Path | None, flags: dict[str, Any], assignments: list[str] | None, *, without: Iterable[str] = ()
+) -> Any:
+    """The configuration of a file, but for some keys, overridden by flags, overridden by ``--set``."""
     from fedmerge.simulation.runs.config import load_config, make_config, parse_assignment
 
     given = [flags, *map(parse_assignment, assignments or [])]
     if path is not None and not path.is_file():
         raise ConfigError(_no_file(path))
-    file = {} if path is None else _beside(path, load_config(path))
+    file = {} if path is None else _beside(path, _without(load_config(path), without))
     config = make_config(file, *given)
     _check_division(config.partition.scheme, given)
     return config
+
+
+def _without(settings: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Nested settings but for these, ``section.key`` or ``key``."""
+    dropped = set(keys)
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in dropped:
+            continue
+        inner = {one.partition(".")[2] for one in dropped if one.startswith(f"{key}.")}
+        kept[key] = _without(value, inner) if inner and isinstance(value, dict) else value
+    return kept
 
 
 def _beside(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

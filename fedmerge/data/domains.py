@@ -128,7 +128,7 @@ class _InDomains(Examples):
         at = torch.from_numpy(rows)
         which, seeds = self.which[at], self.seeds[at]
         changed = inputs.clone()
-        for number in which.unique().tolist():
+        for number in sorted(set(which.tolist())):
             mine = which == number
             changed[mine] = self.domains[number].change(inputs[mine], seeds[mine].tolist())
         return changed, targets

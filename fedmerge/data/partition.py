@@ -181,9 +181,9 @@ def make_partition(
     if not isinstance(seed, int) or seed < 0:
         raise InvalidOption(f"partition seed={seed!r}: must be an integer of at least 0.")
     if withheld is not None and len(withheld):
-        kept = torch.ones(len(dataset.train), dtype=torch.bool)
-        kept[withheld] = False
-        left = kept.nonzero().flatten()
+        free = torch.ones(len(dataset.train), dtype=torch.bool)
+        free[withheld] = False
+        left = free.nonzero().flatten()
         if not len(left):
             raise PartitionError(f"all training examples of data set {dataset.name!r} are withheld: leave clients some")
         part = make_partition(dataset.only(left), settings, seed)
