@@ -21,7 +21,7 @@ __all__ = ["ModelStock", "ratio"]
 class ModelStock(TaskVectorFold):
     """Mean update of every tensor, as much shorter as the clients' angles say that it is noise.
 
-    Jang et al. 2024, eq. 7, with ``tau_i = theta_i - theta_0``: ``theta+ = theta_0 + scale * t * sum_i p_i tau_i``,
+    Jang et al. 2024, with ``tau_i = theta_i - theta_0``: ``theta+ = theta_0 + scale * t * sum_i p_i tau_i``,
     ``t = K c / (1 + (K - 1) c)``, c the mean cosine between two clients' tau. Where clients' updates are one common
     direction plus noise of equal length, at right angles, that is the point on the line to the mean which is nearest to
     the common one; for unequal weights the same holds with ``K = 1 / sum_i p_i^2`` and pairs weighted by p_i p_j. One

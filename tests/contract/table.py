@@ -153,6 +153,8 @@ ROWS = (
     Row("fedatt", {"noise": 0.01}, excused=NOISY),
     Row("fisher", statistics=diagonals, excused=OWN_ROWS),
     Row("fisher", {"damping": 0.1, "normalize": 1.0}, diagonals, OWN_ROWS),
+    Row("fisher_nodes", statistics=factors, excused=OWN_ROWS),
+    Row("fisher_nodes", {"universal": False}, factors, OWN_ROWS),
     Row("fedfisher", {"variant": "diag"}, diagonals, OWN_ROWS),
     Row("fedfisher", {"variant": "kfac"}, factors, OWN_ROWS),
     Row("fedfisher", {"variant": "kfac", "damping": 0.0, "normalize": 0.0}, factors, OWN_ROWS),
