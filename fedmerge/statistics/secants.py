@@ -94,7 +94,7 @@ class Secants(LayerStatistic):
                 for x, y in split(inputs, targets, step):
                     z = as_batch(moved(x)).double()
                     rows = [(at - z) / self.reach for at in self._outputs(moved, directions, x)]
-                    j = torch.stack(rows) if rows else z.new_zeros(0, *z.shape)
+                    j = task.seen(z, y, torch.stack(rows) if rows else z.new_zeros(0, *z.shape))
                     slope += (j * task.residual(z, y)).flatten(1).sum(1).cpu()
                     curvature += (j.flatten(1) @ task.curvature(z, y, j).flatten(1).T).cpu()
                     count += y.numel()

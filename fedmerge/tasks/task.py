@@ -174,6 +174,10 @@ class Task(ABC):
     def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
         """The Fisher of the outputs times `directions` [m, B, ...]: ``E_y[v v^T] J``, v the :meth:`residual` at y."""
 
+    def seen(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
+        """`directions` [m, B, ...] without what changes no likelihood, which would only cost digits; all by default."""
+        return directions
+
     @abstractmethod
     def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """Vectors v [B, ...], one per output, whose sum of ``v v^T`` is the Fisher of the outputs."""

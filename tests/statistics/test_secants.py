@@ -101,3 +101,22 @@ def test_what_cannot_be_measured_is_refused():
     for wrong in (2, 4):
         with pytest.raises(InvalidOption, match="directions"):
             Secants().check_answer(found, model.state_dict(), wrong)
+
+
+@pytest.mark.parametrize("sure", [10.0, 30.0, 36.0, 45.0])
+def test_curvature_keeps_its_digits_where_a_client_is_sure_of_its_labels(sure):
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Linear(6, 4).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(4, 6, generator=draws) / 10)
+        model.bias.copy_(torch.tensor([sure, 0.0, 0.0, 0.0]))
+    x, y = torch.randn(50, 6, generator=draws, dtype=torch.float64), torch.zeros(50, dtype=torch.long)
+    along = [{"weight": torch.randn(4, 6, generator=draws).double() * 1e6} for _ in range(8)]
+    told = Secants().along(model, along, [(x, y)])["curvature"]
+    p = model(x).detach().softmax(1)
+    j = torch.stack([x @ direction["weight"].T for direction in along])
+    # The variance of j over classes, by pairs: nothing in it cancels.
+    apart = j[..., :, None] - j[..., None, :]
+    wanted = torch.einsum("jbcd,kbcd,bc,bd->jk", apart, apart, p, p) / (2 * len(x))
+    torch.testing.assert_close(told.double(), wanted, rtol=1e-5, atol=1e-7 * float(wanted.abs().max()))
+    Secants().check_answer({"slope": torch.zeros(8), "curvature": told}, dict(model.state_dict()), 8)

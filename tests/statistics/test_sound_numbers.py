@@ -147,3 +147,12 @@ def test_sums_in_fixed_point_may_be_off_by_what_it_rounds():
         semidefinite("secants", "curvature", broken)
     with pytest.raises(InvalidOption):
         semidefinite("secants", "curvature", flipped(gram(400, 20), 15), FIXED_POINT)
+
+
+def test_the_last_digit_that_float32_holds_is_an_honest_clients():
+    draws = torch.Generator().manual_seed(0)
+    gradients = torch.randn(30, 8, generator=draws) * 2.0**-73.5
+    factor = gradients.T @ gradients / 30  # a few multiples of 2**-149, and nothing on most of the diagonal
+    factor.fill_diagonal_(0.0)
+    assert 0 < factor.abs().max() <= 2.0**-147
+    semidefinite("fisher_kfac", "G", factor)

@@ -91,6 +91,9 @@ FIXED_POINT = 2.0**-30
 
 _SMALLEST = 2.0**-1022
 """Smallest normal number of float64: where the largest entry is nearer to zero, nothing was measured."""
+_DENORMAL = 2.0**-147
+"""How far an entry may be off besides, whatever its size: products of float32 numbers near zero lose their digits
+there. A client that is sure of all its labels measures curvature as small as that."""
 _ENTRY = 2.0**-7
 """How far one entry may be off, in units of what its diagonal allows: bfloat16 moves either of a pair by 2**-9."""
 _FLOOR = 1e-6  # of the mean diagonal: float16 rounds what is below to zero
@@ -184,7 +187,8 @@ diagonal allows
     if not peak:
         return found
     grouped = (found if found.ndim == 3 else found[None]) / peak
-    if rounding:
+    rounding = max(rounding, _DENORMAL)
+    if rounding / peak > _SINGLE:  # less is lost in what float32 rounds anyway
         grouped.diagonal(dim1=-2, dim2=-1).add_(rounding / peak * grouped.shape[-1] ** 0.5)
     diagonal = grouped.diagonal(dim1=-2, dim2=-1).double()
     if bool((diagonal < -_FLOOR * diagonal.abs().amax(-1, keepdim=True)).any()):
