@@ -11,6 +11,7 @@ import torch
 
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
+from fedmerge.data.table_cells import check_cells
 from fedmerge.data.table_features import Features, filled, targets_of
 from fedmerge.errors import DataError, InvalidOption, UnknownName, shown
 from fedmerge.registry import register
@@ -111,6 +112,7 @@ def load_table(
     inputs = [name for name in columns if name not in (*aside, *drop)]
     if not inputs:
         raise DataError(f"{where}: no column is left for inputs besides {_listed(aside)}")
+    check_cells(frame.drop(columns=list(drop)), (client, test, *categorical), where)
     frame = filled(frame, inputs, aside, missing, where)
     y, class_names = targets_of(frame[label], task, f"{where}, column {label!r}")
     held = _tested(frame, client, test, test_share, y if class_names else None, where)

@@ -207,3 +207,32 @@ def test_large_numbers_to_be_regressed_on_are_standardised_too(tmp_path):
     (tmp_path / "large.csv").write_text("age,y\n" + "".join(f"{i},{i}.5e25\n" for i in range(20)))
     found = load_dataset("large.csv", data_dir=tmp_path, label="y", standardise_label=True)
     assert float(found.train_y.std(correction=0)) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (str(2**64), "18446744073709551616 is beyond 64 bits"),
+        (str(-(2**63) - 1), "-9223372036854775809 is beyond 64 bits"),
+        ("9" * 6000, "is beyond 64 bits"),
+        ("4\0 7", r"has a byte of zero \(NUL\)"),
+    ],
+)
+def test_cells_that_would_silently_become_categories_are_named(cell, words, suffix, tmp_path):
+    separator = "\t" if suffix == ".tsv" else ","
+    lines = [["dose", "ill"], *([str(i), str(i % 2)] for i in range(20))]
+    lines[4][0] = cell
+    path = tmp_path / f"doses{suffix}"
+    path.write_bytes("\n".join(map(separator.join, lines)).encode())
+    with pytest.raises(DataError, match=rf"table 'doses{suffix}', column 'dose', row 4: .*{words}"):
+        load_dataset(str(path), label="ill")
+
+
+def test_sixty_four_bits_are_numbers_and_names_of_digits_and_letters_are_names(tmp_path):
+    path = tmp_path / "ids.csv"
+    rows = [f"{2**64 - 1 - i},{-(2**63) + i},n{i % 3},{10**25 + i % 2},{10**25 + i % 2},{i % 2}" for i in range(20)]
+    path.write_text("large,small,name,code,owner,ill\n" + "\n".join(rows))
+    data = load_dataset(str(path), label="ill", client="owner", categorical=["code"])
+    assert data.train_x.shape[1] == 2 + 3 + 2
+    assert data.client_names == tuple(str(10**25 + i) for i in range(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,10 @@ def join(processors: int | None) -> int:
             _SESSION.over.set()
             _SESSION.users, _SESSION.over = 0, threading.Event()
             _SESSION.number += 1
-            address = os.environ.get("RAY_ADDRESS")
+            address, began = os.environ.get("RAY_ADDRESS"), time.monotonic()
             if address:
                 check_address(address)
-            start_within(lambda: _start(processors), _SESSION.over)
+            start_within(lambda: _start(processors), _SESSION.over, spent=time.monotonic() - began)
             _SESSION.ours = True
         if not _SESSION.users:
             share_tensors()

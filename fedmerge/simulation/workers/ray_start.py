@@ -22,10 +22,12 @@ from fedmerge.simulation.workers.causes import in_words
 
 __all__ = ["check_address", "start_within"]
 
+_WHOLE = 60.0  # seconds for all of it, an answer of its head and the end of its processes included
 _LIMIT = 45.0  # seconds for Ray to start; that takes a few where it can at all
 _LOOK = 0.1  # seconds between looks at whether it has
 _REACH = 5.0  # seconds for a connection to the head of a cluster
 _ANSWER = 25.0  # seconds for its answer, the start of a process that asks included
+_END = 5.0  # seconds to end what began
 
 _DEAD = 3.0  # seconds that a process has been dead without Ray's asking for it: what Ray asks for it asks for at once
 
@@ -50,7 +52,7 @@ def check_address(address: str) -> None:
     if not host or not port.isdecimal():
         return  # "auto", "local", or a mistake, about which Ray says soon enough
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
+        _connect(host.strip("[]"), int(port))
     except (OSError, OverflowError, UnicodeError) as error:
         raise WorkersUnavailable(f"{where}: {in_words(error)}: {remedy}") from error
     if found and scheme:
@@ -67,17 +69,38 @@ def check_address(address: str) -> None:
         raise WorkersUnavailable(f"{where}: {reason}: {remedy}")
 
 
-def start_within(start: Callable[[], Any], over: threading.Event, limit: float = _LIMIT) -> None:
+def _connect(host: str, port: int) -> None:
+    """Connect once. In a thread, for no timeout ends the search for a name that nobody knows."""
+    problems: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_REACH).close()
+        except BaseException as problem:
+            problems.append(problem)
+
+    trying = threading.Thread(target=connect, name="fedmerge-ray-connection", daemon=True)
+    trying.start()
+    trying.join(2 * _REACH)
+    if problems:
+        raise problems[0]
+    if trying.is_alive():
+        raise TimeoutError(f"nothing is known of host {host!r} after {2 * _REACH:g} s")
+
+
+def start_within(start: Callable[[], Any], over: threading.Event, limit: float = _LIMIT, spent: float = 0.0) -> None:
     """Call `start` in a thread that lives until `over`, and wait until Ray runs.
 
     In a thread, for Linux ends Ray's processes with the thread that started them, and one that simulates may be done
-    before others are; and because one that hangs can be left to itself.
+    before others are; and because one that hangs can be left to itself. It fails within a minute, less the seconds
+    that are `spent` already.
 
     Raises
     ------
     WorkersUnavailable
         Ray does not run; whatever it has started has ended, and `over` is set.
     """
+    limit, end = min(limit, _WHOLE - spent - 2 * _END), time.monotonic() + _WHOLE - spent
     problems: list[BaseException] = []
     started = threading.Event()
     before, ended = children_of(os.getpid()), ended_children(os.getpid())
@@ -109,7 +132,7 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
             raise WorkersUnavailable(f"Ray has not started within {limit:g} s, {_LOGS} may say why: {_REMEDY}")
     except BaseException:  # Ctrl-C as well
         over.set()
-        _end_what_began(before)
+        _end_what_began(before, end)
         raise
 
 
@@ -123,16 +146,24 @@ def _keep_sigterm() -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _end_what_began(before: dict[int, str]) -> None:
-    until = time.monotonic() + 5.0
+def _end_what_began(before: dict[int, str], end: float) -> None:
+    """End processes that were not there before, and be done by `end`, seconds of the monotonic clock."""
+    until = min(time.monotonic() + _END, end)
     while time.monotonic() < until:  # one that starts processes may be about to start the next
         begun = {pid: began for pid, began in children_of(os.getpid()).items() if before.get(pid) != began}
         if not begun:
             break
-        end_processes(begun.items())
+        end_processes(begun.items(), max(0.0, min(2.0, until - time.monotonic())))
     if ray.is_initialized():
-        with suppress(Exception):  # what it would end is gone
-            ray.shutdown()
+        # What it would end is gone, for which it may wait long: then it is left to itself.
+        leaving = threading.Thread(target=_shut_down, name="fedmerge-ray-end", daemon=True)
+        leaving.start()
+        leaving.join(max(0.0, min(_END, end - time.monotonic())))
+
+
+def _shut_down() -> None:
+    with suppress(Exception):
+        ray.shutdown()
 
 
 @contextmanager

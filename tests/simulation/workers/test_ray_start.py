@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,27 @@ def test_a_cluster_where_nobody_listens_is_an_error_at_once_and_nothing_is_begun
     assert "\n" not in str(error.value)
     assert time.monotonic() - began < 60
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_nobody_knows_takes_no_longer(monkeypatch):
+    monkeypatch.setattr(ray_start, "_REACH", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: time.sleep(60))
+    monkeypatch.setenv("RAY_ADDRESS", "far.away:6379")
+    began = time.monotonic()
+    with pytest.raises(WorkersUnavailable, match=r"nothing is known of host 'far\.away' after 0\.2 s"):
+        make_workers(2)
+    assert time.monotonic() - began < 20
+
+
+def test_all_of_it_is_over_within_a_minute_though_ray_does_not_end(monkeypatch):
+    """Seconds that are spent count, and so does what ends the processes."""
+    never_ends = SimpleNamespace(is_initialized=lambda: True, shutdown=lambda: time.sleep(60))
+    monkeypatch.setattr(ray_start, "ray", never_ends)
+    monkeypatch.setattr(ray_start, "_END", 0.2)
+    began = time.monotonic()
+    with pytest.raises(WorkersUnavailable, match=r"has not started within 0\.6 s"):
+        ray_start.start_within(lambda: time.sleep(60), threading.Event(), spent=59.0)
+    assert time.monotonic() - began < 20
 
 
 def test_a_port_out_of_range_and_an_address_that_is_none_are_errors(monkeypatch):
