@@ -56,8 +56,8 @@ def check_cells(frame: Any, names: Collection[str], where: str) -> None:
         if len(large) and len(whole) == len(texts) and name not in names:
             raise DataError(
                 f"{_place(where, name, large)}: {large.iloc[0].strip()[:40]} is beyond {_BITS} bits, and the column "
-                "would become one of categories: write it as a fraction (1e20) or divide it; where these are names, say "
-                "so by data.options.categorical"
+                "would become one of categories: write it as a fraction (1e20) or divide it; where these are names, "
+                "say so by data.options.categorical"
             )
 
 
