@@ -26,6 +26,7 @@ from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches_to_measure
 from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, from_arrays, integer, statistics_records, to_arrays
 from fedmerge.wire.keys import COMPLETES_KEY, OWN
+from fedmerge.wire.metric_sums import written_sums
 from fedmerge.wire.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
 
 __all__ = ["Answers", "answer_questions"]
@@ -65,6 +66,7 @@ class Answers:
         metrics = MetricRecord({"num-examples": judged.labels, "eval_loss": judged.loss})
         if judged.hits is not None:  # numbers are not right or wrong
             metrics["eval_acc"] = judged.accuracy
+        metrics.update(written_sums(judged.sums))
         return _send(message, number, RecordDict({"metrics": metrics}))
 
     def query(self, message: Message, context: Context) -> Message:

@@ -9,13 +9,40 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 
+from fedmerge.registry import build, entries
+from fedmerge.tasks import Task
 from fedmerge.wire.flower_records import weight_of
+from fedmerge.wire.metric_sums import add_up, without_sums
 
-__all__ = ["alike", "judged"]
+__all__ = ["alike", "figures_of", "judged"]
 
 log = logging.getLogger("fedmerge")
 
 _LARGEST_INTEGER = 2**63
+
+
+def figures_of(messages: Sequence[Message], task: Task | None) -> dict[str, float]:
+    """Every metric of the clients' task by ``eval_<name>``, of the sums of all these replies, which are taken out.
+
+    Of a task that nobody has told the server, the registered metrics are known.
+    """
+    records = [record for message in messages for record in message.content.metric_records.values()]
+    sums = add_up(records)
+    for message in messages:
+        for key, record in list(message.content.metric_records.items()):
+            message.content[key] = without_sums(record)
+    known = {metric.name: metric for metric in (() if task is None else task.measured)}
+    found: dict[str, float] = {}
+    for name, total in sums.items():
+        metric = known.get(name) or (build("metric", name, {}) if name in entries("metric") else None)
+        try:
+            value = math.nan if metric is None else float(metric.value(total))
+        except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+            log.warning("the clients' metric %r cannot be read: %s", name, error)
+            value = math.nan
+        if math.isfinite(value):
+            found[f"eval_{name}"] = value
+    return found
 
 
 def alike(contents: Sequence[RecordDict]) -> list[RecordDict]:

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedmerge.errors import ClientFailed
 from fedmerge.merging import Pipeline
-from fedmerge.strategies.client_metrics import judged
+from fedmerge.strategies.client_metrics import figures_of, judged
 from fedmerge.strategies.failures import failures_in
 from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.identity import Identities
@@ -83,5 +83,8 @@ class EvaluatedByClients(FlowerFedAvg):
         strays = [(known.holder(stray.node, server_round), stray.reason) for stray in found.strays]
         failures.note([*failed, *(ClientFailed(one, server_round, why) for one, why in strays)], "evaluation")
         counted = judged((message for _, message in found.replies), self.weighted_by_key)
+        figures = figures_of(counted, self.travel.facts.get("task"))
         self.last_evaluation = super().aggregate_evaluate(server_round, counted)
+        if self.last_evaluation is not None:
+            self.last_evaluation.update(figures)
         return self.last_evaluation

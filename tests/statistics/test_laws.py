@@ -79,6 +79,16 @@ def test_identities_of_labels_are_asked_of_nobody_in_a_regression(kind):
     assert not refused(kind, net(), numbers, lambda name, t: -t if name.endswith(".C") else t, Regression(), numbers)
 
 
+@pytest.mark.parametrize("constant", [(0.2, 0.3, 0.5), (0.5, 0.5, 0.0)])
+def test_numbers_that_happen_to_add_up_to_one_refuse_nobody_whose_do_not(constant):
+    """A regression on the same numbers at all clients but one, whose task nobody has told the server."""
+
+    def same(generator):
+        return torch.tensor(constant).expand(24, 3).clone()
+
+    assert not refused(HeadSums(), net(), same, task=Regression(), first=numbers)
+
+
 FORGED = {
     "C negated": lambda name, t: -t if name.endswith(".C") else t,
     "C of noise": lambda name, t: torch.randn_like(t) * t.norm() if name.endswith(".C") else t,

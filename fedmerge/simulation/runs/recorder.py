@@ -116,7 +116,7 @@ class Recorder:
             found = self._experiment.test(arrays)
             return found.loss, found.accuracy, found.figures
         told = self._metrics(exchanges, None)[1]
-        return _number(told, "eval_loss"), _number(told, "eval_acc"), {}
+        return _number(told, "eval_loss"), _number(told, "eval_acc"), _figures(told)
 
     def _count(self, row: Mapping[str, Any]) -> None:
         """Note whether a round merged; round 0 is that of the initial model."""
@@ -159,6 +159,7 @@ class Recorder:
         return {
             "train_loss": _number(told_of_training, "train_loss"),
             "client_accuracy": _number(told_of_test, "eval_acc"),
+            **{f"client_{name}": value for name, value in _figures(told_of_test).items()},
             "clients_ok": ok,
             "clients_failed": sum(len(exchange.failures) for exchange in training) + len(dropped),
             "engine": training[0].engine if training else None,
@@ -211,6 +212,13 @@ def _costs(exchanges: list[Exchange], over: float, evaluating: float) -> Row:
 def _number(metrics: Mapping[str, Any], name: str) -> float | None:
     value = metrics.get(name)
     return float(value) if isinstance(value, int | float) else None
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The task's metrics of the clients' examples, by name."""
+    named = {key.removeprefix("eval_"): key for key in metrics if key.startswith("eval_")}
+    figures = {name: _number(metrics, key) for name, key in named.items() if name not in ("loss", "acc")}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _count(arrays: ArrayRecord, still: frozenset[str]) -> int:

@@ -50,6 +50,8 @@ def labelled(second: Tensor, crossed: Tensor) -> Breach:
     Then the rows of ``C = mean y h^T`` add up to the last row of ``S = mean h h^T``; the last column of C holds the
     classes' frequencies f; and, by Jensen, ``sum_c C_cj^2 / f_c <= S_jj``, which at the last feature is broken where a
     frequency is below 0. All this holds of classes that are weighted, too. Labels of one row are those of another task.
+    Where all rows are shares of the last row of S, labels are the same whatever the features: numbers to be regressed
+    on that happen to add up to 1 look like that, and say nothing.
 
     Parameters
     ----------
@@ -71,6 +73,10 @@ def labelled(second: Tensor, crossed: Tensor) -> Breach:
     one_hot = float((last - total).abs().sum()) / size
     if not one_hot <= _BROKEN:  # the last feature is no 1, or the labels are not one-hot: nothing else is known
         return Breach(1.0, 1.0)
+    shares = c @ last / last.square().sum()
+    apart = float((c - shares[:, None] * last).norm() / c.norm())
+    if one_hot <= _KEPT and apart <= _KEPT and int((shares > _KEPT).sum()) > 1 and not bool((shares < -_KEPT).any()):
+        return Breach(0.0, 0.0)
     rounding = c.abs().max() / _STEPS
     frequency, diagonal = c[:, -1] + rounding, s.diagonal()
     least = (c.abs() - rounding).clamp_min(0)
