@@ -7,9 +7,11 @@ from itertools import takewhile
 from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.searched import Searched
 from fedmerge.errors import ConfigError, UnknownName
 from fedmerge.lookup.method_names import Part, parse_method
 from fedmerge.merging.pipeline import Pipeline
+from fedmerge.refine.searching import Searching
 from fedmerge.registry import build, entries, usual_names
 
 __all__ = ["build_pipeline", "divided", "main_part", "method_parts", "parts_beside"]
@@ -53,10 +55,11 @@ def build_pipeline(method: str, options: Mapping[str, Mapping[str, Any]] | None 
         own = [_with_options(part, options) for part in parse_method(aggregator.refined_by)]
         others = [*own, *others]
     beside = parts_beside(edits, others, method)
+    searching = (Searching(aggregator),) if isinstance(aggregator, Searched) and aggregator.evaluations else ()
     return Pipeline(
         aggregator,
         beside["server step"],
-        refinements=beside["refinement"],
+        refinements=(*searching, *beside["refinement"]),
         edits=beside["edit"],
         trajectories=beside["trajectory"],
         **settings,

@@ -17,6 +17,7 @@ class Passed:
 
     mean: WeightedSum = field(default_factory=WeightedSum)
     largest: ClientUpdate | None = None
+    kept: list[ClientUpdate] = field(default_factory=list)
 
     def by(self, updates: Iterable[ClientUpdate], alone: bool) -> Iterator[ClientUpdate]:
         """The updates; the largest client's is kept where it may stand `alone`."""
@@ -26,7 +27,15 @@ class Passed:
                 self.largest = update
             yield update
 
+    def keeping(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
+        """The updates, which all are kept for what searches among them."""
+        for update in updates:
+            self.kept.append(update)
+            yield update
+
     def models(self) -> list[State]:
-        """Their mean, and the largest client's."""
+        """Their mean, and the largest client's; none where all were kept."""
+        if self.kept:  # a search has its own start
+            return []
         found: list[State] = [self.mean.mean()] if self.mean.weight else []
         return found if self.largest is None else [*found, self.largest.state]

@@ -28,7 +28,7 @@ from fedmerge.merging.passed import Passed
 from fedmerge.merging.repair import repair_matched
 from fedmerge.merging.result import MergeResult
 from fedmerge.merging.statistics_reader import StatisticsReader
-from fedmerge.questions import Trust, bringing
+from fedmerge.questions import Answer, Question, Trust, bringing
 from fedmerge.refine.budget import FIRST_SHARE, Billed, model_bytes
 from fedmerge.refine.exchanged import Exchanged
 from fedmerge.refine.guard import check_asked, refine
@@ -194,6 +194,8 @@ class Pipeline:
             read = passed.by(read, self.aggregator.falls_back)
         if self.edits:
             read = (edited(self.edits, update, inner, memory) for update in read)
+        if any(one.combines for one in self.refinements):
+            read = passed.keeping(read)
         try:
             merged, own = self.aggregator.merge(read, inner, prefixed("aggregator", memory))
         except NoUsableUpdates as error:
@@ -347,18 +349,20 @@ class Pipeline:
         exchanges: tuple[Exchanged, ...] = ()
         answers = 0
         skipped: tuple[tuple[str, str], ...] = ()
-        if self.refinements and context.ask is not None:
+        if self.refinements:
             models = [] if passed is None else passed.models()
+            models_kept, recalled = [] if passed is None else passed.kept, prefixed("aggregator", memory)
+            knowing = _inner(context, intake.layout)
             if self.aggregator.falls_back and context.round > 1 and context.base is not None:
                 models.append(context.base)  # no merge of clients whose training went astray is to replace it
             others = [cast_like({**state, **model, **frozen}, state) for model in models]
-            billed = Billed(context.ask)
+            billed = Billed(context.ask or _nobody)
             ask = bringing(self.privacy.protected(billed, context.round), intake.moved or {})
             told = intake.told if context.told is None else context.told
             refined = refine(
                 state,
                 others,
-                self.refinements,
+                [one.knowing(models_kept, knowing, recalled) for one in self.refinements],
                 ask,
                 intake.accepted,
                 self.statistics,
@@ -388,6 +392,11 @@ class Pipeline:
 def _tie(state: dict[str, Tensor], context: MergeContext) -> None:
     """Give shared tensors their value under all their names."""
     state.update({alias: state[name] for alias, name in context.tied.items() if name in state})
+
+
+def _nobody(questions: Sequence[Question], clients: Sequence[int]) -> Sequence[tuple[int, Sequence[Answer]]]:
+    """Clients where none can be reached, which is checked before anything is merged."""
+    return ()
 
 
 def _wait(bad: BadUpdate) -> None:

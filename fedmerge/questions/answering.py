@@ -131,7 +131,7 @@ def _divided(module: nn.Module, batches: Batches, holdout: int) -> _Divided:
 def _which_judge(count: int, holdout: int) -> Tensor:
     """Which of `count` examples judge: every `holdout`-th, spread over all of them, since data are often sorted."""
     mask = torch.zeros(count, dtype=torch.bool)
-    mask[: judging_examples(count, holdout) * holdout : holdout] = True
+    mask[: judging_examples(count, holdout) * holdout : max(1, holdout)] = True
     return mask
 
 

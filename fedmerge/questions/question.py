@@ -26,10 +26,12 @@ def judging_examples(examples: int, holdout: int) -> int:
 
     Examples
     --------
-    >>> judging_examples(21, 10), judging_examples(1, 10)
-    (3, 0)
+    >>> judging_examples(21, 10), judging_examples(1, 10), judging_examples(21, 1), judging_examples(21, 0)
+    (3, 0, 21, 0)
     """
-    return -(-examples // holdout) if examples > 1 else 0  # a single example is needed for measuring
+    if not holdout:
+        return 0
+    return -(-examples // holdout) if examples > 1 or holdout == 1 else 0  # a single one is needed for measuring
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Question:
         The statistics to measure.
     holdout
         Every `holdout`-th example judges models and is not measured. So no step is judged by the examples that it was
-        computed from.
+        computed from. Where it is 1 all examples judge, where it is 0 none.
     compression, budget
         How statistics are sent, see :class:`~fedmerge.statistics.StatisticsSettings`.
     noise

@@ -8,6 +8,7 @@ exchange and not two.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from fedmerge.questions.pooling import added_up, sifted
 from fedmerge.refine.budget import Budget, model_bytes
 from fedmerge.refine.exchanged import Exchanged, Refined
 from fedmerge.refine.refinement import Proposal, Refinement, Step
+from fedmerge.refine.searching import SearchStep
 from fedmerge.state import State
 from fedmerge.statistics import NoisySums
 from fedmerge.statistics.sending.settings import StatisticsSettings
@@ -97,7 +99,7 @@ def check_asked(refinements: Sequence[Refinement], context: MergeContext, state:
     InvalidOption
         They cannot.
     """
-    asking = [type(one).__name__ for one in refinements if one.steps(state)]
+    asking = [type(one).__name__ for one in refinements if one.steps(state) and one.asks(context)]
     if asking and context.ask is None:
         kinds = ", ".join(dict.fromkeys(asking))
         raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
@@ -142,6 +144,9 @@ class _Walk:
             steps = steps[first:]
         for i, step in enumerate(steps):
             self.to_come = steps[i + 1 :]
+            if isinstance(step, SearchStep):
+                self.search(step)
+                continue
             try:
                 sums = self.measured(step, memory)
                 if sums is not None:
@@ -175,7 +180,7 @@ class _Walk:
             branches = [proposal.around(branch).point(proposal.preferred) for proposal, branch in pairs]
             proposals = [_STAY] * len(branches)
             try:
-                answers = self._asked([Question(branch) for branch in branches], step)
+                answers = self._asked([step.question(*pair) for pair in zip(branches, memories, strict=True)], step)
                 for i, (branch, sums) in enumerate(zip(branches, answers, strict=True)):
                     proposal, memories[i] = self.proposed(step, branch, sums, memories[i])
                     proposals[i] = proposal or proposals[i]
@@ -191,6 +196,16 @@ class _Walk:
         self.proposed_by = _name(steps[-1]) if steps else "merge"
         self._move(questions[best], answers[best])
         return memories[best]
+
+    def search(self, step: SearchStep) -> None:
+        """Carry out a search and move to the best model that it has seen."""
+        self.judge()
+        sought = step.sought(self.refined.state, self.frozen, step.answering or (lambda one: self._asked([one])[0]))
+        log.info("%s: objective %.4f", step.name, sought.value)
+        last = Exchanged("", math.nan, (), (), sought.state, 0) if step.answering else self.refined.exchanges.pop()
+        last = replace(last, judged=step.name, loss=sought.value, point=sought.moved, state=sought.state)
+        self.refined.exchanges.append(last)
+        self.refined.state, self.whole, self.losses = dict(sought.state), sought.state, torch.zeros(0)
 
     def measured(self, step: Step, memory: State) -> Answer | None:
         """The statistics of a step, at the best point of the last proposal; None where the step is not wanted."""
@@ -234,7 +249,8 @@ class _Walk:
 
     def _asked(self, questions: Sequence[Question], step: Step | None = None) -> list[Answer]:
         """Put questions to the clients in one exchange, leave out bad answers, and add up the others."""
-        kinds = () if step is None else tuple(self.settings.applied(kind) for kind in step.needs())
+        needs = questions[0].needs if step is None else step.needs()
+        kinds = tuple(self.settings.applied(kind) for kind in needs)
         asked = [replace(question, needs=kinds, noise=self.noise) for question in questions]
         state = questions[0].base
         allowed = None

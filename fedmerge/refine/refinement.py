@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fedmerge.questions import Question
 from fedmerge.state import State
 from fedmerge.statistics import Statistic
+from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["Proposal", "Refinement", "Step", "Sums"]
 
@@ -105,6 +106,23 @@ class Refinement(ABC):
     """Whether clients need the model that they trained themselves."""
     measures_norms: ClassVar[bool] = False
     """Whether clients measure the statistics of batch norms anew."""
+
+    combines: ClassVar[bool] = False
+    """Whether it needs the models that were merged, see :meth:`knowing`: then the server keeps them all."""
+
+    def asks(self, context: MergeContext) -> bool:
+        """Whether clients have to be reached for its steps.
+
+        Raises
+        ------
+        InvalidOption
+            It can be carried out neither by them nor by the server.
+        """
+        return True
+
+    def knowing(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> Refinement:
+        """This refinement with what was merged, and what the aggregator remembered before."""
+        return self
 
     @abstractmethod
     def steps(self, state: State) -> tuple[Step, ...]:

@@ -51,9 +51,13 @@ class SequentialRefit(Refinement):
 
     def steps(self, state: State) -> tuple[Step, ...]:
         """One for every weight matrix, but the last."""
-        weights = [name for name, tensor in state.items() if "weight" in name and tensor.ndim > 1]
-        weights = weights if self.head else weights[:-1]
+        weights = self.weights(state)
         return tuple(RefitStep(name, name == weights[-1], self.ridge, self.examples) for name in weights)
+
+    def weights(self, state: State) -> list[str]:
+        """Names of the weights that are refitted, in order."""
+        found = [name for name, tensor in state.items() if "weight" in name and tensor.ndim > 1]
+        return found if self.head else found[:-1]
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -64,6 +68,9 @@ class SequentialRefit(Refinement):
 @dataclass(frozen=True)
 class RefitStep(Step):
     """One layer; the last of them lets clients choose."""
+
+    measured: ClassVar[str] = "refit_sums"
+    """Which statistic it is made of."""
 
     weight: str
     last: bool
@@ -76,7 +83,7 @@ class RefitStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The refitted layer; of the last one, also the way back to where the first began, which is the memory."""
-        found = sums["refit_sums"]
+        found = sums[self.measured]
         before = prefixed("refit", memory)
         step: dict[str, Tensor] = {}
         if found:  # nothing where the layer is of a kind that no matrix describes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
+from fedmerge.statistics.class_moments import ClassMoments
 from fedmerge.statistics.fisher_diag import FisherDiag
 from fedmerge.statistics.fisher_kfac import FisherKfac
 from fedmerge.statistics.gram import Gram
@@ -12,10 +13,12 @@ from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.layer_statistic import ComparingStatistic
 from fedmerge.statistics.local_steps import LocalSteps
 from fedmerge.statistics.loss_gradient import LossGradient
+from fedmerge.statistics.prefix_sums import PrefixSums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.secants import Secants
 from fedmerge.statistics.sending.noise import NoisySums
 from fedmerge.statistics.sending.settings import StatisticsSettings, statistic, tellable
+from fedmerge.statistics.slopes import EntropySlopes, LossSlopes
 from fedmerge.statistics.statistic_type import Batches, Statistic
 
 __all__ = [
@@ -24,7 +27,9 @@ __all__ = [
     "BatchNormSums",
     "Batches",
     "ClassCounts",
+    "ClassMoments",
     "ComparingStatistic",
+    "EntropySlopes",
     "FisherDiag",
     "FisherKfac",
     "Gram",
@@ -32,7 +37,9 @@ __all__ = [
     "HeadSums",
     "LocalSteps",
     "LossGradient",
+    "LossSlopes",
     "NoisySums",
+    "PrefixSums",
     "RefitSums",
     "Secants",
     "Statistic",

@@ -29,7 +29,7 @@ from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import Task, reading_of
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["HeadGradient", "HeadSums"]
+__all__ = ["HeadGradient", "HeadStatistic", "HeadSums"]
 
 _Sums = Callable[[Task, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
@@ -39,7 +39,7 @@ class _NoHead(InvalidOption):
 
 
 @dataclass(frozen=True)
-class _HeadStatistic(Bounded):
+class HeadStatistic(Bounded):
     """Measured at the linear layer that gives the model's outputs."""
 
     of_labels: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class _HeadStatistic(Bounded):
         except _NoHead:
             return {}
 
-    def _means(self, model: nn.Module, batches: Batches, sums: _Sums) -> State:
+    def means(self, model: nn.Module, batches: Batches, sums: _Sums) -> State:
         """Means over labels of what `sums` adds up of the task, input rows, outputs and targets.
 
         Labels that are to be ignored add nothing, and are among those that are divided by: so the means of clients add
@@ -175,7 +175,7 @@ def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
 
 @register("head_sums")
 @dataclass(frozen=True)
-class HeadSums(_HeadStatistic):
+class HeadSums(HeadStatistic):
     """Second moments of the head's inputs h (a final 1 where it has a bias), and of labels against them.
 
     ``S = mean h h^T`` [d, d] under ``<weight>.S``, ``C = mean onehot(y) h^T`` [classes, d] under ``<weight>.C``: all
@@ -202,7 +202,7 @@ class HeadSums(_HeadStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
-        return self._means(model, batches, _moments)
+        return self.means(model, batches, _moments)
 
     def identities(self, value: State) -> Mapping[str, Breach]:
         """Those of one-hot labels and of features with a final 1."""
@@ -224,7 +224,7 @@ class HeadSums(_HeadStatistic):
 
 @register("head_gradient")
 @dataclass(frozen=True)
-class HeadGradient(_HeadStatistic):
+class HeadGradient(HeadStatistic):
     """Mean gradient of the task's loss by the head's matrix, and the Fisher of its outputs.
 
     ``<weight>.gradient`` [classes, d] and ``<weight>.G`` [classes, classes], of classes ``mean diag(p) - p p^T``: a few
@@ -243,7 +243,7 @@ class HeadGradient(_HeadStatistic):
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward pass, in evaluation mode, on a copy."""
-        return self._means(model, batches, _gradient_and_fisher)
+        return self.means(model, batches, _gradient_and_fisher)
 
     def identities(self, value: State) -> Mapping[str, Breach]:
         """Probabilities add up to 1, and so do labels: rows of the gradient, and of the Fisher, add up to 0."""

@@ -90,7 +90,7 @@ def read_question(content: RecordDict, number: int) -> Question:
     flat, compression, budget = told["points"], told["compression"], told["budget"]
     if not isinstance(flat, list) or len(flat) != count * points or points > _MOST_POINTS or not _BASE <= at < points:
         raise ConfigError(f"question {number} has {points} points around {count} directions, and measures at {at}")
-    if compression not in get_args(Compression) or not isinstance(budget, int | float) or holdout < 2:
+    if compression not in get_args(Compression) or not isinstance(budget, int | float) or holdout < 0:
         raise ConfigError(f"question {number}: compression {compression!r}, budget {budget!r}, holdout {holdout!r}")
     chosen: Compression = compression  # type: ignore[assignment]
     names, settings = strings(told, "needs"), strings(told, "needs-settings")

@@ -8,6 +8,7 @@ from hypothesis import settings
 from torch import nn
 
 from fedmerge import ClientUpdate, MergeContext
+from fedmerge.questions import respond
 from tests.contract.table import ROWS
 from tests.federation import CLIENTS, noisy_states, tiny_model
 
@@ -56,8 +57,26 @@ class Known(nn.Sequential):
 
 
 def merged(row, given_updates, *, start=None, memory=None, **options):
-    context = MergeContext(base=start or base(), seed=1, **row.known(Known))
+    asked = {"ask": answering(given_updates)} if row.asks else {}
+    context = MergeContext(base=start or base(), seed=1, **row.known(Known), **asked)
     return row.pipeline(**options).merge(given_updates, context, memory)
+
+
+def answering(given_updates):
+    """Clients with the models that they have sent, and with examples of their own."""
+    own, loaders, known = {}, {}, base()
+    for update in given_updates:
+        draw = torch.Generator().manual_seed(update.client)
+        loaders[update.client] = [(torch.randn(30, 4, generator=draw), torch.arange(30) % 3)]
+        own[update.client] = Known()
+        own[update.client].load_state_dict(
+            {n: t for n, t in update.state.items() if n in known and t.shape == known[n].shape}, False
+        )
+
+    def ask(questions, clients):
+        return [(i, [respond(q, Known(), loaders[i], own=own[i]) for q in questions]) for i in clients]
+
+    return ask
 
 
 def same(one, two):

@@ -62,7 +62,8 @@ class Row:
     """A method with options, what its clients measure, and the laws it is excused from, each with the reason.
 
     ``remembers`` says whether it keeps memory between rounds, ``traces`` whether it has to know the model, ``hears``
-    whether it needs data on the server.
+    whether it needs data on the server, ``labels`` whether with labels, ``asks`` whether clients are
+    asked about the merged model.
     """
 
     method: str
@@ -72,6 +73,8 @@ class Row:
     remembers: bool = False
     traces: bool = False
     hears: bool = False
+    labels: bool = False
+    asks: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,7 +91,8 @@ class Row:
         known: dict[str, Any] = {"example": inputs[:2]} if self.traces else {}
         if self.traces and model_fn is not None:
             known["model_fn"] = model_fn
-        return known | ({"data": [inputs]} if self.hears else {})
+        data = (inputs, torch.arange(40) % 3) if self.labels else inputs
+        return known | ({"data": [data]} if self.hears else {})
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={value}" for name, value in self.options.items())
@@ -137,6 +141,21 @@ WANTS_THREE = dict.fromkeys(
     "a client is judged by its neighbours, which takes three clients at least",
 )
 TRIMMED = dict.fromkeys(("copies", "one client"), "what is small in an update is left out, by design")
+FROM_THE_START = dict.fromkeys(
+    ("copies", "one client"), "it starts at the model sent out and takes what is judged best"
+)
+SCALES = dict.fromkeys(
+    ("copies", "one client"), "it may go further or less far than clients that agree, by what it judges"
+)
+
+NEW_HEAD = dict.fromkeys(
+    ("copies", "one client", "still"), "its head is fitted to the clients' examples, whatever it was"
+)
+BY_HAND = dict.fromkeys(
+    ("strategy", "grid", "modules"), "clients answer about the merged model, which tests of questions compare by hand"
+)
+NOT_MOVED = {"grid": "without a search it stays where it is, which is no round worth the name"}
+SENT_ON = {"memory": "what it remembers are models to search among, and this row does not search"}
 
 ROWS = (
     Row("fedavg"),
@@ -234,6 +253,28 @@ ROWS = (
     Row("clip+fedavg", remembers=True),
     Row("clip(radius=0.1,centre=zero)+fedavg", excused=UNDONE),
     Row("lines+fednova", {}, unequal_steps, DIFFERENT_STEPS | UNDONE),
+    Row("adamerging", {"evaluations": 0}),
+    Row("adamerging", {"evaluations": 2}, excused=ONE_MODEL | SCALES, traces=True, hears=True),
+    Row("atlas", {"evaluations": 0}, excused=FROM_THE_START | NOT_MOVED),
+    Row("atlas", {"evaluations": 2}, excused=ONE_MODEL | FROM_THE_START, traces=True, hears=True, labels=True),
+    Row("mehl_soup", {"evaluations": 0}),
+    Row("mehl_soup", {"evaluations": 2}, excused=ONE_MODEL, traces=True, hears=True, labels=True),
+    Row("evolutionary", {"evaluations": 0}),
+    Row("evolutionary", {"evaluations": 7}, excused=ONE_MODEL, traces=True, hears=True, labels=True),
+    Row("lorahub", {"evaluations": 0}, excused=FROM_THE_START | NOT_MOVED),
+    Row("lorahub", {"evaluations": 6}, excused=ONE_MODEL | FROM_THE_START, traces=True, hears=True, labels=True),
+    Row("checkpoint_search", {"evaluations": 0, "checkpoints": 3}, excused=SENT_ON, remembers=True),
+    Row(
+        "checkpoint_search",
+        {"between": "clients", "sampler": "tpe", "evaluations": 3},
+        excused=ONE_MODEL,
+        traces=True,
+        hears=True,
+        labels=True,
+    ),
+    Row("afl", excused=ONE_MODEL | NEW_HEAD | BY_HAND, traces=True, asks=True),
+    Row("gaussian_heads", excused=ONE_MODEL | NEW_HEAD | BY_HAND, traces=True, asks=True),
+    Row("regmean_plusplus", excused=ONE_MODEL | BY_HAND, traces=True, asks=True),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fedavg+server_adam(form=flower)", excused=ADAPTS, remembers=True),

@@ -10,16 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedmerge
-from fedmerge.errors import InvalidOption, TaskError
+from fedmerge.errors import FedMergeError, InvalidOption, TaskError
 from fedmerge.registry import build, entries
 
 # There is no norm to recalibrate, and layers refitted without labels are judged no better here.
-OF_LABELS_LATER = sorted(set(entries("refinement")) - {"recalibrate", "sequential_refit"})
+OF_LABELS_LATER = sorted(
+    set(entries("refinement")) - {"recalibrate", "sequential_refit", "prefix_regmean", "gaussian_head"}
+)
+OF_CLASSES = ["gaussian_heads", "fedavg+gaussian_head"]
 REFINED = [f"fedavg+{name}" for name in OF_LABELS_LATER]
 LOCAL = [name for name in fedmerge.methods() if build("aggregator", name, {}).local_rule]
 # The average of two is one until somebody is subtracted; the shared model of the third is, and its clients' are not.
 AVERAGES = ("fedavg", "task_arithmetic", "tall_masks")
-METHODS = [name for name in fedmerge.methods() if name not in AVERAGES and name not in LOCAL] + REFINED
+METHODS = [name for name in fedmerge.methods() if name not in (*AVERAGES, *LOCAL, *OF_CLASSES)] + REFINED
 LOSSES = {"regression": F.mse_loss, "binary": F.binary_cross_entropy_with_logits}
 OF_LABELS = [
     *(name for name in fedmerge.methods() if any(need.of_labels for need in build("aggregator", name, {}).needs)),
@@ -72,13 +75,20 @@ def test_a_method_on_one_output_is_not_fedavg(problem, method):
     assert found.shape != average.shape or float((found - average).norm()) > 1e-3 * float(average.norm())
 
 
+@pytest.mark.parametrize("method", OF_CLASSES)
+@pytest.mark.parametrize("classifier", ["lda", "qda"])
+def test_a_classifier_is_refused_where_there_are_no_classes(problem, method, classifier):
+    with pytest.raises(FedMergeError, match=r"class"):
+        _merged(problem, f"{method}(classifier={classifier})", task=problem[0])
+
+
 @pytest.mark.parametrize("method", LOCAL)
 def test_a_method_that_changes_training_refuses_models_that_are_trained(problem, method):
     with pytest.raises(InvalidOption, match="fedavg"):
         _merged(problem, method, task=problem[0])
 
 
-@pytest.mark.parametrize("method", ["fedkfac", *REFINED])
+@pytest.mark.parametrize("method", ["fedkfac", *(name for name in REFINED if "analytic" not in name)])
 def test_steps_that_clients_judge_serve_the_loss_of_the_task(problem, method):
     name, _, loaders, _ = problem
     x, y = (torch.cat([batches[0][i] for batches in loaders]) for i in (0, 1))

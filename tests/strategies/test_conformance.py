@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 
 import fedmerge
 from fedmerge import FedMergeError, NoUsableUpdates
+from fedmerge.merging import build_pipeline
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import from_arrays, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
@@ -27,6 +28,7 @@ EXCUSED: dict[str, dict[str, str]] = {
     "privacy": {
         **{name: GROWS for name, info in fedmerge.methods().items() if info.may_change_width},
         **{name: MEASURES for name, info in fedmerge.methods().items() if info.needs},
+        **{name: ASKS_AGAIN for name in fedmerge.methods() if build_pipeline(name).refinements},
         "fedma": ASKS_AGAIN,
     },
 }

@@ -30,6 +30,11 @@ METHODS = [
     "fednova+logistic_head+natural_gradient",
     "fedavg+sequential_refit(head=true)",
     "otfusion+sequential_refit(head=true)+ridge_head",
+    "adamerging(evaluations=3)",
+    "evolutionary(evaluations=7)",
+    "afl",
+    "gaussian_heads(classifier=qda)",
+    "regmean_plusplus",
 ]
 NOISE = NoisySums(clip=2.0, noise_multiplier=0.05)
 
