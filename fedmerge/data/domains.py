@@ -1,7 +1,8 @@
 """Domains: the same classes under other conditions, such as turned, noisy or blurred images, one for each client.
 
 Client i has domain ``i % D`` of D, in what it trains on and in what it holds out. Of the test set each domain has an
-equal share, drawn by the seed, so test accuracy is the mean over domains, and a row of a record also tells it for each.
+equal share, drawn by the seed, so test accuracy is the mean over domains; ``accuracy_by_domain`` in a row of a record
+tells it for each.
 Inputs are changed as a model sees them, after they have been normalised. What is random in a domain is drawn by the
 seed for each example, so that an example looks the same in every round, in every method and on every worker.
 """

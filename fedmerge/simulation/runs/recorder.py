@@ -90,7 +90,7 @@ class Recorder:
             "test_loss": loss,
             "test_accuracy": accuracy,
             **{f"test_{name}": value for name, value in figures.items()},
-            **({"test_accuracy_by_domain": by_domain} if by_domain else {}),
+            **({"accuracy_by_domain": by_domain} if by_domain else {}),
             **self._clients(server_round, exchanges, unchanged),
             **_costs(exchanges, started, evaluating),
             "parameters": _count(arrays, still),

@@ -13,6 +13,7 @@ from fedmerge.data import load_dataset
 from fedmerge.data.withheld import withheld_rows
 from fedmerge.errors import ConfigError
 from fedmerge.models import build_model
+from fedmerge.plotting.summary import summarise
 from fedmerge.records.model_tensors import read_metadata, read_state
 from fedmerge.simulation.runs.base_training import pretrain
 from fedmerge.simulation.runs.client_sources import DataFn
@@ -108,11 +109,13 @@ def test_clients_have_a_domain_each_and_rows_tell_accuracies_by_domain(base, tmp
         turned = raw.amin((2, 3), keepdim=True) + raw.amax((2, 3), keepdim=True) - raw
         assert torch.allclose(x, turned if client else raw)
     seen = []
-    (_,), failed = compare(config, tmp_path / "out", seen.append)
+    runs, failed = compare(config, tmp_path / "out", seen.append)
     assert not failed
     first = seen[0]
-    by_domain = first["test_accuracy_by_domain"]
+    by_domain = first["accuracy_by_domain"]
     assert list(by_domain) == ["original", "inverted"]
     assert math.isclose(sum(by_domain.values()) / 2, first["test_accuracy"], abs_tol=1e-6)  # halves of 360
     assert by_domain["original"] > 0.7
     assert by_domain["inverted"] < by_domain["original"]
+    (line,) = summarise(runs, target=None)  # a mapping is no metric, and stays out of the table
+    assert line["final_accuracy_mean"] == seen[-1]["test_accuracy"]
