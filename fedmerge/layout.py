@@ -271,9 +271,9 @@ def owners(buffer: str, parameters: Iterable[str]) -> list[str]:
     parameters = list(parameters)
     prefix = buffer.rpartition(".")[0]
     while prefix:
-        found = [name for name in parameters if name.startswith(f"{prefix}.")]
-        if found:
-            return found
+        beside = [name for name in parameters if name.startswith(f"{prefix}.")]
+        if beside:
+            return beside
         prefix = prefix.rpartition(".")[0]
     return parameters
 

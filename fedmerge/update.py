@@ -247,5 +247,5 @@ class MergeContext:
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
         module = self.module(state, method)
-        found = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
-        return -found.loss if found.hits is None else found.accuracy
+        judged = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
+        return -judged.loss if judged.hits is None else judged.accuracy

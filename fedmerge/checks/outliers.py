@@ -31,9 +31,9 @@ class Peaks(NamedTuple):
     @classmethod
     def of(cls, state: State, masks: Collection[str]) -> Peaks:
         """Those of a state; what is no number of training (NaN, masks) does not count."""
-        found = [(is_norm_statistic(name), extent(tensor)) for name, tensor in state.items() if name not in masks]
-        found = [(statistic, size) for statistic, size in found if size < math.inf]
-        return cls(*(max((size for is_one, size in found if is_one is kind), default=0.0) for kind in (False, True)))
+        sizes = [(is_norm_statistic(name), extent(tensor)) for name, tensor in state.items() if name not in masks]
+        sizes = [(statistic, size) for statistic, size in sizes if size < math.inf]
+        return cls(*(max((size for is_one, size in sizes if is_one is kind), default=0.0) for kind in (False, True)))
 
 
 def peaks_of_rows(states: State, masks: Collection[str]) -> list[Peaks]:
@@ -45,15 +45,15 @@ def peaks_of_rows(states: State, masks: Collection[str]) -> list[Peaks]:
     [Peaks(parameters=2.0, statistics=0.0), Peaks(parameters=0.5, statistics=0.0)]
     """
     count = len(next(iter(states.values())))
-    found = {False: torch.zeros(count), True: torch.zeros(count)}
+    peaks = {False: torch.zeros(count), True: torch.zeros(count)}
     for name, stacked in states.items():
         real = torch.view_as_real(stacked.resolve_conj()) if stacked.is_complex() else stacked
         rows = as_rows(real)
         if name in masks or not rows.is_floating_point() or not rows.shape[1]:
             continue
         kind = is_norm_statistic(name)
-        found[kind] = torch.maximum(found[kind], torch.maximum(rows.amax(1), -rows.amin(1)).cpu())
-    return [Peaks(*pair) for pair in zip(found[False].tolist(), found[True].tolist(), strict=True)]
+        peaks[kind] = torch.maximum(peaks[kind], torch.maximum(rows.amax(1), -rows.amin(1)).cpu())
+    return [Peaks(*pair) for pair in zip(peaks[False].tolist(), peaks[True].tolist(), strict=True)]
 
 
 @dataclass

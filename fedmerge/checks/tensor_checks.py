@@ -166,11 +166,11 @@ class Unmoved:
 
     def add(self, state: State) -> None:
         """One client."""
-        found = {name: state[name] for name in self._names if name in state}
+        theirs = {name: state[name] for name in self._names if name in state}
         if self._begun:
-            self.tensors = {n: t for n, t in self.tensors.items() if n in found and same(t, found[n])}
+            self.tensors = {n: t for n, t in self.tensors.items() if n in theirs and same(t, theirs[n])}
         else:
-            self.tensors, self._begun = found, True
+            self.tensors, self._begun = theirs, True
 
     def add_stacked(self, states: State) -> None:
         """Many clients, tensors [K, ...] with K above 0."""

@@ -56,14 +56,14 @@ class Collected:
         What only some measured, or in different shapes, is left out with a warning.
         """
         values = [update.statistic(statistic) for update in self.updates]
-        found: dict[str, list[Tensor]] = {}
+        by_name: dict[str, list[Tensor]] = {}
         for name in dict.fromkeys(name for value in values for name in value):
             tensors = [value[name] for value in values if name in value]
             if len(tensors) == len(values) and len({tensor.shape for tensor in tensors}) == 1:
-                found[name] = tensors
+                by_name[name] = tensors
             else:
                 log.warning("statistic %r: %r is not the same for all clients and is not used", statistic, name)
-        return found
+        return by_name
 
 
 @dataclass
@@ -122,6 +122,6 @@ class DiagonalSum:
             ridge = damping * float(information.mean())
             total = information + ridge
             mean = merged[name].double()
-            found = (self.weighted[name] + ridge * mean) / torch.where(total > 0, total, 1.0)
-            merged[name] = torch.where(total > 0, found, mean)
+            least = (self.weighted[name] + ridge * mean) / torch.where(total > 0, total, 1.0)
+            merged[name] = torch.where(total > 0, least, mean)
         return merged

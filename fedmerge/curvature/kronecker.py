@@ -148,7 +148,7 @@ class KroneckerSum:
         steps, reached, definite = 0, 1.0, bool(first.norm() > 0)
         while definite and steps < max_steps and reached > tolerance:
             norm = residual.norm()
-            found = conjugate_gradients(
+            coarse_solution = conjugate_gradients(
                 coarse,
                 (residual / norm).float(),
                 torch.zeros_like(residual, dtype=torch.float32),
@@ -156,10 +156,10 @@ class KroneckerSum:
                 tolerance=max(_COARSE, 0.5 * tolerance / reached),
                 max_steps=max_steps - steps,
             )
-            x = x + norm * found.x.double()
+            x = x + norm * coarse_solution.x.double()
             residual = first - rotated(x)
             before, reached = reached, float(residual.norm() / first.norm())
-            steps, definite = steps + max(found.steps, 1), found.definite
+            steps, definite = steps + max(coarse_solution.steps, 1), coarse_solution.definite
             if reached > 0.5 * before:  # float32 resolves no more, or the steps are used up
                 break
         return Solution(start + g_vectors @ x @ a_vectors.transpose(-1, -2), steps, reached, definite)
@@ -217,14 +217,14 @@ class LayerSystem:
 
     def solved(self, *, tolerance: float, max_steps: int) -> tuple[dict[str, Tensor], float, bool]:
         """Parameters at the minimum, the residual that is left, and whether the curvature has a minimum at all."""
-        found = self.curvature.solve(
+        solution = self.curvature.solve(
             self.curvature.terms(self.moves), torch.zeros_like(self.start), tolerance=tolerance, max_steps=max_steps
         )
-        return self.matrix.scatter(self.start + found.x), found.residual, found.definite
+        return self.matrix.scatter(self.start + solution.x), solution.residual, solution.definite
 
     def stepped(self, steps: int) -> dict[str, Tensor]:
         """Parameters after so many plain conjugate-gradient steps from the mean: few steps regularise."""
-        found = conjugate_gradients(
+        solution = conjugate_gradients(
             self.curvature, self.curvature.terms(self.moves), torch.zeros_like(self.start), max_steps=steps
         )
-        return self.matrix.scatter(self.start + found.x)
+        return self.matrix.scatter(self.start + solution.x)

@@ -196,12 +196,12 @@ def mask(
             raise InvalidOption("an answer of another form than its question")
         # A diverged point is simply not chosen, whatever its loss.
         losses = answer.losses.nan_to_num(largest).clamp(-largest, largest)
-        found = [
+        tensors = [
             (kind, name, t) for kind, value in sorted(answer.statistics.items()) for name, t in sorted(value.items())
         ]
-        layout.append(tuple((kind, name, tuple(tensor.shape)) for kind, name, tensor in found))
+        layout.append(tuple((kind, name, tuple(tensor.shape)) for kind, name, tensor in tensors))
         parts += [torch.tensor([answer.clients, answer.judged, answer.examples], dtype=torch.float64), losses]
-        parts += [tensor.double().flatten() * answer.examples for _, _, tensor in found]
+        parts += [tensor.double().flatten() * answer.examples for _, _, tensor in tensors]
     sums = torch.cat([part.cpu() for part in parts]).numpy()
     if not bool((np.abs(sums) <= largest).all()):  # NaN as well
         raise InvalidOption(f"sums beyond {largest:g}, or not finite, do not fit under masks")

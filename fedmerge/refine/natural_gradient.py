@@ -163,8 +163,8 @@ class SecantStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """Minima of the quadratic, and points on the way to them."""
-        directions, found = _directions(memory), sums["secants"]
-        minima = coefficients(found["slope"], found["curvature"], _TRUSTS)
+        directions, measured = _directions(memory), sums["secants"]
+        minima = coefficients(measured["slope"], measured["curvature"], _TRUSTS)
         points = [(0.0,) * len(directions)]
         points += [tuple((length * c).tolist()) for c in minima for length in _LENGTHS]
         preferred = 1 + _TRUSTS.index(_LIKELY) * len(_LENGTHS) + _LENGTHS.index(1.0)

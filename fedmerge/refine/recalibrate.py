@@ -49,11 +49,11 @@ class RecalibrateStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The statistics of all data instead of the present ones."""
-        found, direction = sums["batch_norm_sums"], {}
-        for key in found:
+        moments, direction = sums["batch_norm_sums"], {}
+        for key in moments:
             if key.endswith(_FIRST):
                 name = key.removesuffix(_FIRST)
-                first, second = found[key], found[name + _SECOND]
+                first, second = moments[key], moments[name + _SECOND]
                 variance = name.removesuffix("running_mean") + "running_var"
                 direction[name] = first - state[name].double()
                 direction[variance] = (second - first.square()).clamp_min(0) - state[variance].double()

@@ -69,7 +69,7 @@ class RidgeStep(Step):
         return ridge_proposal(state, sums["head_sums"], self.ridge)[0], {}
 
 
-def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> tuple[Proposal, Tensor]:
+def ridge_proposal(state: State, sums: Mapping[str, Tensor], ridge: float) -> tuple[Proposal, Tensor]:
     """The ridge classifier at several scales instead of the head, and the features' moments S.
 
     Raises
@@ -77,16 +77,16 @@ def ridge_proposal(state: State, found: Mapping[str, Tensor], ridge: float) -> t
     InvalidOption
         Nothing is measured at the head.
     """
-    if not found:
+    if not sums:
         raise InvalidOption(
             "there is no head to fit: the output layer is frozen (requires_grad=False), personal or not linear, or "
             "some labels of an example count and others do not"
         )
-    weight = next(iter(found)).rpartition(".")[0]
-    moments = found[f"{weight}.S"]
-    matrix = head_of(state, found, moments)
+    weight = next(iter(sums)).rpartition(".")[0]
+    moments = sums[f"{weight}.S"]
+    matrix = head_of(state, sums, moments)
     away = {name: -state[name].double() for name in matrix.names}
-    classifiers = [ridge_weights(moments, found[f"{weight}.C"], factor * ridge) for factor in _FACTORS]
+    classifiers = [ridge_weights(moments, sums[f"{weight}.C"], factor * ridge) for factor in _FACTORS]
     points = [(0.0,) * (1 + len(_FACTORS))]
     for chosen in range(len(_FACTORS)):
         points += [(1.0, *(scale * (i == chosen) for i in range(len(_FACTORS)))) for scale in _SCALES]
@@ -108,6 +108,6 @@ def ridge_weights(moments: Tensor, labelled: Tensor, ridge: float) -> Tensor:
     return solved.T
 
 
-def head_of(state: State, found: Mapping[str, Tensor], moments: Tensor) -> WeightMatrix:
+def head_of(state: State, sums: Mapping[str, Tensor], moments: Tensor) -> WeightMatrix:
     """The matrix that a head's statistic is about, with its bias where the moments have a row for it."""
-    return WeightMatrix.measured_by(next(iter(found)).rpartition(".")[0], moments, state)
+    return WeightMatrix.measured_by(next(iter(sums)).rpartition(".")[0], moments, state)

@@ -33,18 +33,18 @@ def natural_direction(state: State, gradient: State, fisher: State, damping: flo
     >>> natural_direction({"w": w}, {"w": torch.tensor([[8.0]])}, fisher, 1e-12)["w"].round(decimals=3)
     tensor([[-2.]], dtype=torch.float64)
     """
-    found: dict[str, Tensor] = {}
+    direction: dict[str, Tensor] = {}
     for name, factor in fisher.items():
         parameter, _, part = name.rpartition(".")
         if part == "A":
             matrix = WeightMatrix.measured_by(parameter, factor, state)
             inner, outer = _grouped(factor), _grouped(fisher[f"{parameter}.G"])
-            found |= matrix.scatter(_preconditioned(matrix.gather(gradient).double(), inner, outer, damping))
+            direction |= matrix.scatter(_preconditioned(matrix.gather(gradient).double(), inner, outer, damping))
         elif part == "diag":
             ridge = damping * float(factor.mean())
             if ridge > 0:
-                found[parameter] = -gradient[parameter].double() / (factor.double() + ridge)
-    return found
+                direction[parameter] = -gradient[parameter].double() / (factor.double() + ridge)
+    return direction
 
 
 def _preconditioned(gradient: Tensor, inner: Tensor, outer: Tensor, damping: float) -> Tensor:
@@ -114,10 +114,10 @@ def coefficients(slope: Tensor, curvature: Tensor, trusts: Sequence[float]) -> l
     s, f = slope.double(), curvature.double()
     scale = f.diagonal()
     live = scale > 0  # a direction that changes no output has no length
-    found = []
+    minima = []
     for trust in trusts:
         c = torch.zeros_like(s)
         if bool(live.any()):
             c[live] = -torch.linalg.solve(f[live][:, live] + trust * torch.diag(scale[live]), s[live])
-        found.append(c)
-    return found
+        minima.append(c)
+    return minima

@@ -137,5 +137,5 @@ class _Moments:
 
     def value(self, dtype: torch.dtype) -> dict[str, Tensor]:
         weight = self.layer.matrix.weight
-        found = {"mean": self.mean, "var": self.deviations / self.count, "samples": torch.cat(self.samples)}
-        return {f"{weight}.{part}": tensor.to(dtype) for part, tensor in found.items()}
+        parts = {"mean": self.mean, "var": self.deviations / self.count, "samples": torch.cat(self.samples)}
+        return {f"{weight}.{part}": tensor.to(dtype) for part, tensor in parts.items()}

@@ -114,9 +114,9 @@ class BatchNormSums(Statistic):
 
         def add(name: str, x: Tensor) -> None:
             flat = x.transpose(0, 1).flatten(1).double()
-            for part, found in (("first", flat.sum(1)), ("second", flat.square().sum(1))):
+            for part, sums in (("first", flat.sum(1)), ("second", flat.square().sum(1))):
                 key = f"{name}.{part}"
-                total[key] = total[key] + found if key in total else found
+                total[key] = total[key] + sums if key in total else sums
                 rows[key] = rows.get(key, 0) + flat.shape[1]
 
         for name, layer in layers.items():
@@ -163,8 +163,8 @@ def _doubted_norms(told: set[str], norms: Collection[str]) -> str | None:
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """Batch norms that keep running statistics, but for those of frozen parts, whose statistics stay as they are."""
     still = {id(layer) for part in frozen_parts(model) for layer in part.modules()}
-    found = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
-    return {name: layer for name, layer in found if layer.track_running_stats and id(layer) not in still}
+    sums = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
+    return {name: layer for name, layer in sums if layer.track_running_stats and id(layer) not in still}
 
 
 def _inputs(key: str, add: Callable[[str, Tensor], None]) -> Callable[[nn.Module, Any], None]:

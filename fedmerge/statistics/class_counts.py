@@ -49,8 +49,8 @@ class ClassCounts(LayerStatistic):
         counts = torch.zeros(0, dtype=torch.int64)
         for inputs, targets in self.limited(batches):
             outputs = outputs_like(model, inputs)
-            found = tasks(inputs, outputs, targets).known(outputs, targets).cpu()
-            counts = found + counts if len(counts) else found
+            in_batch = tasks(inputs, outputs, targets).known(outputs, targets).cpu()
+            counts = in_batch + counts if len(counts) else in_batch
         return {"class_counts": counts}
 
     def parse(self, value: Mapping[str, Any]) -> State:

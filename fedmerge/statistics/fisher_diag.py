@@ -79,8 +79,8 @@ class FisherDiag(FisherStatistic):
         vectors = []
         for vector in at_outputs:
             gradients = probed.gradients(outputs, tapped, vector)
-            for sums, found in zip(squares, gradients[: len(squares)], strict=True):
-                sums.add(found)
+            for sums, at_calls in zip(squares, gradients[: len(squares)], strict=True):
+                sums.add(at_calls)
             add_scales(total, probed.scales, [taps.inputs for taps in scales], gradients[len(squares) :])
             vectors.append(vector)
         for sums in squares:

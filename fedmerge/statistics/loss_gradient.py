@@ -58,8 +58,8 @@ class LossGradient(LayerStatistic):
             for inputs, targets in self.limited(batches):
                 outputs = as_batch(copied(inputs))
                 loss = tasks(inputs, outputs, targets).losses(outputs, targets).sum()
-                found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-                for name, gradient in zip(named, found, strict=True):
+                gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+                for name, gradient in zip(named, gradients, strict=True):
                     if gradient is not None:
                         total[name] += gradient
                 count += targets.numel()

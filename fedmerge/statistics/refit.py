@@ -55,8 +55,8 @@ class RefitSums(ComparingStatistic):
             probes = probes or (probe(model, inputs, self.selects), probe(own, inputs, self.selects))
             for x, _ in pieces(probes[0], inputs, targets):
                 for weight, rows, wanted in _pairs(*probes, x):
-                    for part, found in ((f"{weight}.S", gram(rows)), (f"{weight}.Z", _product(wanted, rows))):
-                        total[part] = total[part] + found if part in total else found
+                    for part, product in ((f"{weight}.S", gram(rows)), (f"{weight}.Z", _product(wanted, rows))):
+                        total[part] = total[part] + product if part in total else product
                         positions[part] = positions.get(part, 0) + rows.shape[0] * rows.shape[2]
         return {part: factor(value / positions[part]).to(stored_dtype(model)) for part, value in total.items()}
 

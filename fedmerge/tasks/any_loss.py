@@ -150,12 +150,12 @@ class AnyLoss(Task):
         if not self.reads_outputs:
             return self.judge
         try:
-            found = read_task(outputs, targets)
+            read = read_task(outputs, targets)
         except TaskError:
             return None
-        if isinstance(found, Classification):
+        if isinstance(read, Classification):
             return Classification(where_unclear=1)  # as in torch's losses
-        return None if isinstance(found, Regression) else found
+        return None if isinstance(read, Regression) else read
 
     def __str__(self) -> str:
         """Its loss by name, for messages."""

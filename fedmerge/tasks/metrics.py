@@ -23,9 +23,9 @@ class _Counted(Metric):
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Of each class what is chosen rightly, chosen wrongly, and missed: [3, C]."""
-        found: Decisions = self.asked(task, outputs, targets)
-        right, kept = found.chosen & found.truths & found.kept, found.kept
-        return torch.stack([right, found.chosen & ~found.truths & kept, ~found.chosen & found.truths & kept]).sum(1)
+        answer: Decisions = self.asked(task, outputs, targets)
+        right, kept = answer.chosen & answer.truths & answer.kept, answer.kept
+        return torch.stack([right, answer.chosen & ~answer.truths & kept, ~answer.chosen & answer.truths & kept]).sum(1)
 
     def value(self, sums: Tensor) -> float:
         """The mean; NaN where no class occurs."""
@@ -106,8 +106,8 @@ class AUROC(Metric):
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many false and true labels each bin has: [2, C, bins]."""
-        found: Decisions = self.asked(task, outputs, targets)
-        scores, truths, kept = found.scores, found.truths, found.kept
+        answer: Decisions = self.asked(task, outputs, targets)
+        scores, truths, kept = answer.scores, answer.truths, answer.kept
         if scores.shape[1] == 2 and task.exclusive:
             scores, truths, kept = scores[:, 1:], truths[:, 1:], kept[:, 1:]
         places = (scores.double().logit(1e-12) / self.reach).clamp(-1, 1).add(1).mul(self.bins / 2)
@@ -206,8 +206,8 @@ class Perplexity(Metric):
 
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropies and labels."""
-        found: Tensor = self.asked(task, outputs, targets)
-        return torch.stack([found.double(), task.labels(outputs, targets).sum().double()])
+        answer: Tensor = self.asked(task, outputs, targets)
+        return torch.stack([answer.double(), task.labels(outputs, targets).sum().double()])
 
     def value(self, sums: Tensor) -> float:
         """Of the mean."""

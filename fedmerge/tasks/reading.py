@@ -147,25 +147,25 @@ def read_task(outputs: Tensor, targets: Tensor, before: Task | None = None) -> T
                 f"{list(outputs.shape)}: give class numbers as whole numbers (targets.long()), "
                 "and numbers to be regressed on in the outputs' shape"
             )
-        found: Task = Classification()
+        task: Task = Classification()
     else:
-        found = _of_single_outputs(outputs, targets, before)
-    if before is not None and type(found) is not type(before):
+        task = _of_single_outputs(outputs, targets, before)
+    if before is not None and type(task) is not type(before):
         raise TaskError(
-            f"some targets look like {_word(before)}, others like {_word(found)}: say which by task= "
+            f"some targets look like {_word(before)}, others like {_word(task)}: say which by task= "
             '("classification", "binary", "regression", or a loss)'
         )
-    return before or found
+    return before or task
 
 
 def _all_targets(batches: Batches, first: Tensor) -> Tensor:
     """Targets of all batches, or the first ones where the others cannot be had or are of other shapes."""
     if iter(batches) is batches:
         return first
-    found = [targets for _, targets in batches]
-    if any(targets.shape[1:] != first.shape[1:] or targets.dtype != first.dtype for targets in found):
+    every = [targets for _, targets in batches]
+    if any(targets.shape[1:] != first.shape[1:] or targets.dtype != first.dtype for targets in every):
         return first
-    return torch.cat(found)
+    return torch.cat(every)
 
 
 def outputs_like(model: nn.Module, inputs: Any) -> Tensor:

@@ -144,11 +144,11 @@ class Task(ABC):
         outputs = as_batch(outputs)
         weight = self.weight(outputs, targets).double()
         labels = self.labels(outputs, targets).sum().double()
-        found = {"loss": self.mean_loss(outputs, targets).double() * weight, "weight": weight, "labels": labels}
+        added = {"loss": self.mean_loss(outputs, targets).double() * weight, "weight": weight, "labels": labels}
         hits = self.hits(outputs, targets)
         if hits is not None:
-            found["hits"] = hits.sum().double()
-        return found | {metric.name: metric.sums(self, outputs, targets).double() for metric in self.measured}
+            added["hits"] = hits.sum().double()
+        return added | {metric.name: metric.sums(self, outputs, targets).double() for metric in self.measured}
 
     def figures(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Loss, accuracy (where there are hits) and every metric, of what :meth:`sums` has added up; NaN where nothing
@@ -161,10 +161,10 @@ class Task(ABC):
         >>> task.figures(task.sums(torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0])))
         {'loss': 2.0, 'mae': 1.0}
         """
-        found = {"loss": _ratio(sums["loss"], sums["weight"])}
+        figures = {"loss": _ratio(sums["loss"], sums["weight"])}
         if "hits" in sums:
-            found["accuracy"] = _ratio(sums["hits"], sums["labels"])
-        return found | {metric.name: float(metric.value(sums[metric.name])) for metric in self.measured}
+            figures["accuracy"] = _ratio(sums["hits"], sums["labels"])
+        return figures | {metric.name: float(metric.value(sums[metric.name])) for metric in self.measured}
 
     @abstractmethod
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -51,11 +51,11 @@ class CohortStates:
 
     def _stacked(self, offsets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """What is added to the clients' gradients, zero for those that have nothing."""
-        found = {}
+        stacked = {}
         for name in self._weights & {name for offset in offsets for name in offset}:
             weight = self.start[name]
-            found[name] = torch.stack([offset.get(name, torch.zeros_like(weight)).to(weight) for offset in offsets])
-        return found
+            stacked[name] = torch.stack([offset.get(name, torch.zeros_like(weight)).to(weight) for offset in offsets])
+        return stacked
 
     def put(self, rows: list[int], stack: Stack) -> None:
         """Keep what some clients have become."""

@@ -153,5 +153,5 @@ def evaluate(
     >>> evaluate(nn.Identity(), torch.tensor([[9.0, 0.0]]), torch.tensor([0]))[1]
     1.0
     """
-    found = judge(model, x, y, batch_size=batch_size, what=what, task=task)
-    return found.loss, found.accuracy
+    judged = judge(model, x, y, batch_size=batch_size, what=what, task=task)
+    return judged.loss, judged.accuracy

@@ -101,10 +101,10 @@ def _read(model: nn.Module, prefix: str = "") -> tuple[Layer, ...] | None:  # no
             if (child.start_dim, child.end_dim) != (1, -1):
                 return None
         elif type(child) is not nn.Identity:
-            found = _read(child, prefix + name)
-            if found is None:
+            by_hand = _read(child, prefix + name)
+            if by_hand is None:
                 return None
-            layers.extend(found)
+            layers.extend(by_hand)
     return tuple(layers)
 
 
@@ -131,8 +131,8 @@ def _agrees_with_autograd(model: nn.Module, layers: Sequence[Layer], x: Tensor, 
     _, products = backward(
         layers, weights, {name: weights[name] for name in trained}, x.flatten(1)[None], y[None], None
     )
-    found = {name: product(left, right)[0] for name, left, right in products}
+    by_hand = {name: product(left, right)[0] for name, left, right in products}
     return all(
-        gradient is not None and name in found and torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5)
+        gradient is not None and name in by_hand and torch.allclose(by_hand[name], gradient, rtol=1e-3, atol=1e-5)
         for name, gradient in zip(trained, expected, strict=True)
     )

@@ -97,8 +97,8 @@ def _same(now: object, value: object, held: Any) -> bool:
     if now is not value:
         return type(now) is type(value) and isinstance(value, _PLAIN) and now == value
     if isinstance(value, dict):
-        found = list(value.items())
-        return len(found) == len(held) and all(a is c and b is d for (a, b), (c, d) in zip(found, held, strict=True))
+        items = list(value.items())
+        return len(items) == len(held) and all(a is c and b is d for (a, b), (c, d) in zip(items, held, strict=True))
     if isinstance(value, list | deque | set):
         return len(value) == len(held) and all(a is b for a, b in zip(value, held, strict=True))
     found_state = _held(value)

@@ -41,7 +41,7 @@ class PaddedLookups(TorchFunctionMode):
         padding = given.pop("padding_idx", None)
         if padding is None:
             return func(*args, **kwargs)
-        found: Tensor = func(**given)
+        looked_up: Tensor = func(**given)
         rows = given["weight"].shape[0]
         is_padding = (given["input"] == (padding + rows if padding < 0 else padding)).unsqueeze(-1)
-        return torch.where(is_padding, found.detach(), found)
+        return torch.where(is_padding, looked_up.detach(), looked_up)

@@ -1,4 +1,8 @@
-"""What a worker does with its share of an order: send clients down the road, one by one or stacked, and fold."""
+"""How a worker trains its share of the clients: through the stages of the client road, one by one or stacked.
+
+A worker gets an order (the model, how to train, what to measure) and some clients. Stacked clients train in one call.
+Where the method is a sum over clients, the worker adds up its share and returns one sum instead of many models.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +37,9 @@ log = logging.getLogger("fedmerge")
 Engine = Literal["auto", "serial", "stacked"]
 
 TRIED = 8
-"""Clients that a measurement of engines takes."""
-_BLOCK_BYTES = 256 << 20  # of models that are stacked before they are folded
-_BLOCK = 512  # clients: beyond, stacking saves nothing
+"""How many clients train twice, by either engine, when :func:`choose` measures which is faster."""
+_BLOCK_BYTES = 256 << 20  # the most memory for models that are stacked at a time
+_BLOCK = 512  # the most clients at a time: larger stacks are no faster
 
 
 def answer(
@@ -46,38 +50,38 @@ def answer(
     engine: Literal["serial", "stacked"],
     kept: Mapping[int, RecordDict] | None = None,
 ) -> Answer:
-    """Train the clients on `nodes`, and fold them where the method is a sum.
+    """Train the clients on `nodes`; add their models up where the method is a sum.
 
     Parameters
     ----------
     client
-        The client side that would answer messages.
+        What all clients of this process have in common: model, data, training.
     order
-        What to do.
+        The model, how to train it, and what to measure.
     nodes
         This worker's share of the order's nodes, ascending.
     total
         Number of known clients.
     engine
-        How to train.
+        Whether clients train one by one or stacked.
     kept
-        What clients remember, by node, where the order has them keep anything.
+        By node, what a client keeps between rounds, where the order asks for that.
 
     Returns
     -------
     Answer
-        A client that fails is named in it and stops nobody else.
+        The sum or the updates. Clients that failed are named in it; the others go on.
 
     Raises
     ------
     FedMergeError
-        No client could do what the order says.
+        The order itself cannot be carried out, so that every client would fail.
     """
     try:
         share = _Share(client, order, total, kept or {})
-    except FedMergeError:  # of the order, and so of all clients
+    except FedMergeError:  # the order is at fault, not a client
         raise
-    except FAILURES as problem:  # of code that every client runs
+    except FAILURES as problem:  # the user's model_fn or data_fn is at fault, and every client runs it
         return Answer(failures=[(node, failure_reason(node - FIRST_NODE, problem)) for node in nodes])
     blocks = share.stacked(nodes) if engine == "stacked" and share.alike else share.serial(nodes)
     if order.folds:
@@ -91,7 +95,7 @@ def answer(
 
 
 def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> EngineChoice:
-    """Measure on the first clients which engine is faster."""
+    """Measure with the first few clients whether they train faster one by one or stacked."""
     try:
         share = _Share(client, order, total, {})
         if not share.alike:
@@ -107,12 +111,12 @@ def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> En
             share.module, participants, told.training, seed=told.seed, round=told.round, task=client.task
         )
     except FAILURES as problem:
-        # Whatever it is, it is told with the client's name where clients train one by one.
+        # Training one by one meets the same problem, and then the error names the client.
         return EngineChoice("serial", f"the trial failed: {problem}")
 
 
 class _Share:
-    """One share of an order; `result` fills while blocks are read."""
+    """A worker's share of an order. The methods are generators: `result` fills up while their blocks are read."""
 
     def __init__(self, client: Client, order: Order, total: int, kept: Mapping[int, RecordDict]) -> None:
         self.result = Answer(kept=dict(kept))
@@ -120,16 +124,16 @@ class _Share:
         self.received = receive(client, order.content, order.context.required_base("a cohort"))
         whole = self.received.parts.received(self.received.state, None)
         self.received = replace(self.received, state=whole)
-        self.module = client.fitted(whole)  # what does not fit is everybody's trouble
+        self.module = client.fitted(whole)  # a model that does not fit fails here, once for all clients
 
     @property
     def alike(self) -> bool:
-        """Whether all clients start from the same tensors."""
+        """Whether all clients start from the same tensors, as clients of a stack have to."""
         told = self.received.told
         return not self._client.starts_apart(told) and not told.keeps_buffers
 
     def entered(self, nodes: Sequence[int]) -> Iterator[Group]:
-        """Clients that have taken up the order; one whose data cannot be had has failed.
+        """The clients with their data, ready to train. Clients whose data cannot be loaded are noted as failed.
 
         Raises
         ------
@@ -152,12 +156,13 @@ class _Share:
             yield group
 
     def serial(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
-        """One client after the other."""
+        """Send the clients through all stages one by one."""
         for group in self.entered(nodes):
             yield from self._alone(group)
 
     def stacked(self, nodes: Sequence[int]) -> Iterator[StackedUpdates]:
-        """Many clients in one call; one after the other where that fails, so that the culprit is named."""
+        """Train blocks of clients in one call each. Where a call fails, its clients train one by one, so that the
+        client at fault can be named."""
         each = sum(tensor.nbytes for tensor in self.received.state.values())
         size = max(1, min(_BLOCK, _BLOCK_BYTES // max(1, each)))
         groups = self.entered(nodes)
@@ -171,7 +176,7 @@ class _Share:
                 yield from self._tried(piece, lambda group: run(self._client, group, AFTER_TRAINING))
 
     def _together(self, group: Group) -> Group | None:
-        """A block that has trained in one call; None where that cannot be, or fails."""
+        """Train a block in one call; None if it cannot train so, or fails."""
         task = self._client.task
         if len(group) == 1:
             return None
@@ -180,27 +185,31 @@ class _Share:
                 raise CannotStack(f"clients of {task} train one by one")
             together = run(self._client, group, TOGETHER)
         except FAILURES as problem:
-            if isinstance(problem, CannotStack) and group.order.told.round <= 1:  # later it has the same reason
+            if isinstance(problem, CannotStack) and group.order.told.round <= 1:  # later rounds have the same reason
                 log.warning("%s", problem)
             return None
         self.result.together += len(together)
         return together
 
     def _alone(self, group: Group) -> Iterator[StackedUpdates]:
-        return self._tried(group, lambda one: run(self._client, one))
+        return self._tried(group, lambda single: run(self._client, single))
 
-    def _tried(self, group: Group, go: Callable[[Group], Group]) -> Iterator[StackedUpdates]:
-        """What a group sends that goes some way; nothing where it fails."""
+    def _tried(self, group: Group, stages: Callable[[Group], Group]) -> Iterator[StackedUpdates]:
+        """What a group sends after these stages; nothing if they fail."""
         try:
-            gone = go(group)
+            finished = stages(group)
         except FAILURES as problem:
             for number in group.clients:
                 self._fail(number + FIRST_NODE, problem)
             return
-        yield self._sent(gone)
+        yield self._sent(finished)
 
     def _apart(self, group: Group) -> Iterator[Group]:
-        """Clients of a stack as they go on: each alone that measures, keeps or breaks something, others together."""
+        """Divide a trained stack for the stages after training.
+
+        Clients that measure or keep something, or whose reply is damaged on purpose, go on alone. Neighbours without
+        any of that go on together.
+        """
         mishaps, told = self._client.mishaps, group.order.told
         alone = told.measures or bool(group.kept)
         start = 0
@@ -214,9 +223,9 @@ class _Share:
             yield group.rows(start, len(group))
 
     def _sent(self, group: Group) -> StackedUpdates:
-        """What a group sends, as it is merged; facts and bytes are noted."""
+        """What a group sends, in the form that is merged. Notes what each client reports, and the bytes."""
         states = group.states or {}
-        if len(group) == 1 and not self._order.folds:  # the next client trains in the same memory
+        if len(group) == 1 and not self._order.folds:  # a copy, for the next client trains in the same memory
             states = {name: tensor.clone() for name, tensor in states.items()}
         each = state_bytes(group.state())
         for row, number in enumerate(group.clients):
@@ -231,7 +240,8 @@ class _Share:
                     facts.get(ERROR_KEY),
                 )
             )
-            # A message also has the client's number, and the word that it completes models where it does.
+            # As a message would: every number takes 8 bytes, and so do the client's number and, where it is sent,
+            # the mark that the client adds frozen tensors itself.
             self.result.bytes_up += each + 8 * (len(facts) + 1 + self.received.parts.completes)
         self.result.bytes_up += sum(state_bytes(value) for sent in group.statistics for value in sent.values())
         return StackedUpdates(
@@ -250,7 +260,7 @@ def _participants(group: Group) -> list[Participant]:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of these tensors in a message."""
+    """Bytes that these tensors take in a message."""
     return sum(_array_bytes(tensor.shape, tensor.dtype) for tensor in state.values())
 
 

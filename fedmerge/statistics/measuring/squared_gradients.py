@@ -81,11 +81,11 @@ def add_squares(
     try:
         if any(not tensor.ndim or len(tensor) != vectors.shape[1] for tensor in tensors_of(inputs)):
             raise NotImplementedError("what all examples share has no example axis to map over")
-        found = _together(model, list(names.values()), inputs, vectors)
+        squares = _together(model, list(names.values()), inputs, vectors)
     except (RuntimeError, NotImplementedError, ValueError):  # ValueError of a nest that torch does not know
-        found = _one_by_one(model, list(names.values()), inputs, vectors)
+        squares = _one_by_one(model, list(names.values()), inputs, vectors)
     for name, own in names.items():
-        total[name] += found[own]
+        total[name] += squares[own]
 
 
 def _together(model: nn.Module, names: list[str], inputs: Any, vectors: Tensor) -> dict[str, Tensor]:
@@ -107,8 +107,10 @@ def _together(model: nn.Module, names: list[str], inputs: Any, vectors: Tensor) 
         warnings.filterwarnings("ignore", message="There is a performance drop")
         for start in range(0, vectors.shape[1], step):
             piece = slice(start, start + step)
-            found = vmap(squares, in_dims=(0, 1), randomness="different")(rows(inputs, piece), vectors[:, piece])
-            for name, value in found.items():
+            sums_of_piece = vmap(squares, in_dims=(0, 1), randomness="different")(
+                rows(inputs, piece), vectors[:, piece]
+            )
+            for name, value in sums_of_piece.items():
                 sums[name] += value.detach().double().sum(0)
     return sums
 

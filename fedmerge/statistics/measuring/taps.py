@@ -52,8 +52,8 @@ class Probe:
         flat = [output for taps in tapped for output in taps.outputs]
         if not flat:
             return [[] for _ in tapped]
-        found = torch.autograd.grad(outputs, flat, vector, retain_graph=True, allow_unused=True)
-        grads = iter(g if g is not None else torch.zeros_like(o) for g, o in zip(found, flat, strict=True))
+        from_autograd = torch.autograd.grad(outputs, flat, vector, retain_graph=True, allow_unused=True)
+        grads = iter(g if g is not None else torch.zeros_like(o) for g, o in zip(from_autograd, flat, strict=True))
         return [[next(grads) for _ in taps.outputs] for taps in tapped]
 
 
@@ -121,10 +121,10 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, .
         outputs, tapped = trial.forward(example)
         vector = torch.zeros_like(outputs)
         vector[0] = torch.linspace(1, 2, vector[0].numel()).to(outputs).view_as(vector[0])
-        found = trial.gradients(outputs, tapped, vector)
+        every_gradient = trial.gradients(outputs, tapped, vector)
         every: tuple[MatrixLayer | AffineLayer, ...] = (*trial.layers, *trial.scales)
         served = []
-        for layer, taps, gradients in zip(every, tapped, found, strict=True):
+        for layer, taps, gradients in zip(every, tapped, every_gradient, strict=True):
             wanted = torch.autograd.grad(outputs, layer.parameters, vector, retain_graph=True, allow_unused=True)
             if any(len(x) != examples_in(example) for x in taps.inputs) or not taps.inputs:
                 continue
@@ -137,7 +137,7 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, .
 def _first_gradient(layer: MatrixLayer | AffineLayer, taps: Tapped, gradients: Sequence[Tensor]) -> list[Tensor]:
     """The first example's, of every parameter."""
     if isinstance(layer, AffineLayer):
-        return [found[0] for found in layer.example_gradients(taps.inputs, gradients).values()]
+        return [by_example[0] for by_example in layer.example_gradients(taps.inputs, gradients).values()]
     return list(layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0]).values())
 
 
@@ -190,8 +190,8 @@ class LayerSums:
                 self._add(layer, layer.output_rows(gradient))
 
     def _add(self, layer: MatrixLayer, rows: Tensor) -> None:
-        name, found = layer.matrix.weight, gram(rows)
-        self.grams[name] = self.grams[name].add_(found) if name in self.grams else found
+        name, products = layer.matrix.weight, gram(rows)
+        self.grams[name] = self.grams[name].add_(products) if name in self.grams else products
 
 
 def factor(total: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def bias_of(weight: str) -> str:
     return f"{layer}{dot}{name.replace('weight', 'bias', 1)}"
 
 
-def check_factor_shape(statistic: str, weight: str, side: str, found: tuple[int, ...], state: State) -> None:
+def check_factor_shape(statistic: str, weight: str, side: str, factor_shape: tuple[int, ...], state: State) -> None:
     """Check the shape of a factor of inputs (side ``"A"``) or outputs (``"G"``) against the weight that it belongs to.
 
     Raises
@@ -119,13 +119,13 @@ def check_factor_shape(statistic: str, weight: str, side: str, found: tuple[int,
     if weight not in state or state[weight].ndim < 2:
         raise InvalidOption(f"statistic {statistic!r}: the model has no weight matrix {weight!r}")
     shape = state[weight].shape
-    groups = max(1, found[0]) if len(found) == 3 else 1
+    groups = max(1, factor_shape[0]) if len(factor_shape) == 3 else 1
     wanted = shape[1:].numel()
     sizes = {shape[0] // groups} if side == "G" else {wanted, wanted + 1} if bias_of(weight) in state else {wanted}
-    square = len(found) in (2, 3) and found[-1] == found[-2] and found[-1] in sizes
+    square = len(factor_shape) in (2, 3) and factor_shape[-1] == factor_shape[-2] and factor_shape[-1] in sizes
     if not square or shape[0] % groups or (groups > 1 and len(shape) == 2):
         raise InvalidOption(
-            f"statistic {statistic!r}: factor {side} of {weight!r} has shape {list(found)}, "
+            f"statistic {statistic!r}: factor {side} of {weight!r} has shape {list(factor_shape)}, "
             f"the weight [{', '.join(map(str, shape))}] wants a square one of {' or '.join(map(str, sorted(sizes)))}"
         )
 
@@ -227,7 +227,7 @@ def matrix_layers(
     """
     modules = list(model.modules())
     owners = Counter(id(p) for module in modules for p in module.parameters(recurse=False))
-    found = []
+    layers = []
     for module in modules:
         # Subclasses may compute something else.
         if type(module) not in _KINDS or "weight" not in module._parameters:
@@ -239,8 +239,8 @@ def matrix_layers(
         bias = names[id(own["bias"])] if "bias" in own else None
         bias = bias if bias in trained else None
         groups = module.groups if isinstance(module, _Conv) else 1
-        found.append(MatrixLayer(WeightMatrix(weight, bias, tuple(own["weight"].shape), groups), module))
-    return found
+        layers.append(MatrixLayer(WeightMatrix(weight, bias, tuple(own["weight"].shape), groups), module))
+    return layers
 
 
 def gram(rows: Tensor) -> Tensor:

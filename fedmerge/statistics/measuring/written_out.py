@@ -154,11 +154,11 @@ class AffineLayer:
 
     def example_gradients(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Every example's gradient of each parameter, [B, ...], from what every call saw and gave back."""
-        found = [
+        by_parameter = [
             torch.stack([self._summed(g * x) for x, g in zip(inputs, gradients, strict=True)]).sum(0),
             torch.stack([self._summed(g) for g in gradients]).sum(0),
         ]
-        return dict(zip(self.names, found, strict=False))
+        return dict(zip(self.names, by_parameter, strict=False))
 
     def _summed(self, values: Tensor) -> Tensor:
         """Over positions, [B, ...] of the parameters' shape."""
@@ -174,14 +174,14 @@ def affine_layers(model: nn.Module, names: Mapping[int, str], selects: Callable[
     `names` are its parameters' names by identity. A scale that several modules share is not among them.
     """
     owners = [id(p) for module in model.modules() for p in module.parameters(recurse=False)]
-    found = []
+    layers = []
     for module in model.modules():
         if isinstance(module, _Affine):
             own = [p for p in (module.weight, module.bias) if p is not None]
             chosen = tuple(names[id(p)] for p in own)
             if all(map(selects, chosen)) and all(owners.count(id(p)) == 1 for p in own):
-                found.append(AffineLayer(module, chosen))
-    return found
+                layers.append(AffineLayer(module, chosen))
+    return layers
 
 
 def add_scales(

@@ -96,10 +96,10 @@ def spectrum(tensor: Tensor) -> Spectrum:
     return Spectrum(values.flip(-1), vectors.flip(-1))
 
 
-def truncated(tensor: Tensor, found: Spectrum, rank: int) -> dict[str, Tensor]:
+def truncated(tensor: Tensor, eigen: Spectrum, rank: int) -> dict[str, Tensor]:
     """``sum_k s_k v_k v_k^T`` of the largest eigenvalues, v_k in 8 bits, and the diagonal of what is left."""
     matrix = tensor.double() if tensor.ndim == 3 else tensor[None].double()
-    vectors = found.vectors[..., :rank] * found.values[..., None, :rank].clamp_min(0).sqrt()
+    vectors = eigen.vectors[..., :rank] * eigen.values[..., None, :rank].clamp_min(0).sqrt()
     peaks = vectors.abs().amax(-2).float() if rank else vectors.new_zeros(len(vectors), 0).float()
     written = (vectors / peaks.double().clamp_min(1e-300)[..., None, :] * 127).round().to(torch.int8)
     read = _columns(written, peaks).double()
@@ -205,13 +205,13 @@ def mean_diagonal(written: Tensor | Mapping[str, Tensor]) -> float:
     if isinstance(written, Tensor):
         if not written.is_floating_point():
             raise ValueError(f"{written.dtype} is no type of a matrix")
-        found = written.diagonal(dim1=-2, dim2=-1).double()
+        diagonal = written.diagonal(dim1=-2, dim2=-1).double()
     elif "vectors" in written:
-        found = _columns(written["vectors"], written["peaks"]).double().square().sum(-1) + written["left"]
+        diagonal = _columns(written["vectors"], written["peaks"]).double().square().sum(-1) + written["left"]
     elif "diagonal" in written:
-        found = written["diagonal"].double()
+        diagonal = written["diagonal"].double()
     else:
         size = (math.isqrt(8 * written["upper"].shape[-1] + 1) - 1) // 2
         places = torch.arange(size)  # row i begins where the i rows before it, each one shorter, end
-        found = written["upper"][..., places * size - places * (places - 1) // 2].double()
-    return float(found.mean()) if found.numel() else 0.0
+        diagonal = written["upper"][..., places * size - places * (places - 1) // 2].double()
+    return float(diagonal.mean()) if diagonal.numel() else 0.0

@@ -90,8 +90,8 @@ def decode(sent: State, check: Callable[[Mapping[str, tuple[int, ...]]], None] |
     if check is not None:
         check(_shapes(parts))
     return {
-        name: found[""] if set(found) == {""} else _understood(name, found, codecs.decode)
-        for name, found in parts.items()
+        name: pieces[""] if set(pieces) == {""} else _understood(name, pieces, codecs.decode)
+        for name, pieces in parts.items()
     }
 
 
@@ -122,8 +122,8 @@ def mean_diagonals(sent: State, names: Collection[str]) -> dict[str, float]:
     {'w': 2.0}
     """
     return {
-        name: codecs.mean_diagonal(found if set(found) != {""} else found[""])
-        for name, found in _parts(sent).items()
+        name: codecs.mean_diagonal(pieces if set(pieces) != {""} else pieces[""])
+        for name, pieces in _parts(sent).items()
         if name in names
     }
 
@@ -138,8 +138,8 @@ def _parts(sent: State) -> dict[str, dict[str, Tensor]]:
 
 def _shapes(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
     return {
-        name: np.shape(found[""]) if set(found) == {""} else _understood(name, found, codecs.shape_of)
-        for name, found in parts.items()
+        name: np.shape(pieces[""]) if set(pieces) == {""} else _understood(name, pieces, codecs.shape_of)
+        for name, pieces in parts.items()
     }
 
 
@@ -242,12 +242,14 @@ def check_forms(sent: State, compression: Compression, stored: Collection[torch.
         parts.setdefault(name, {})[part] = tensor.dtype
     levels = ("none",) if compression == "none" else tuple(_FORMS)
     forms = [form for level in levels for form in _FORMS[level]]
-    for name, found in parts.items():
+    for name, dtypes in parts.items():
         fits = (
-            set(form) == set(found) and all(found[part] in (form[part] or stored) for part in form) for form in forms
+            set(form) == set(dtypes) and all(dtypes[part] in (form[part] or stored) for part in form) for form in forms
         )
         if not any(fits):
-            told = ", ".join(f"{part or 'whole'}: {str(dtype).removeprefix('torch.')}" for part, dtype in found.items())
+            told = ", ".join(
+                f"{part or 'whole'}: {str(dtype).removeprefix('torch.')}" for part, dtype in dtypes.items()
+            )
             raise InvalidOption(f"{name!r} came in a form that nobody asked for ({told})")
 
 

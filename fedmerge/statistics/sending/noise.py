@@ -91,16 +91,16 @@ class NoisySums:
         dtype: torch.dtype = torch.float64,
     ) -> list[State]:
         """A client's means over `n` examples, or as many as a statistic takes, with the noise of sums, as `dtype`."""
-        found: list[State] = []
+        noisy_values: list[State] = []
         for kind, deviations, value in zip(kinds, self._deviations(kinds), values, strict=True):
             taken = n if kind.examples is None else min(n, kind.examples)
-            found.append(
+            noisy_values.append(
                 {
                     name: _with_noise(t, deviations[_part(name)] / taken, generator).to(dtype)
                     for name, t in value.items()
                 }
             )
-        return found
+        return noisy_values
 
     def check(self, kinds: Sequence[Bounded], values: Mapping[str, State], n: int) -> None:
         """Make sure that a client's means over `n` examples are what clipped examples and this noise can give.
@@ -142,14 +142,14 @@ class NoisySums:
         ``(Z + Z^T) / 2`` of d by d normal numbers has eigenvalues to about ``-sqrt(2 d)``: so much is added to the
         diagonal, as in ridge regression with sufficient statistics (Wang 2018), and what is still negative is set to 0.
         """
-        found = {}
+        usable = {}
         for deviations, kind in zip(self._deviations(kinds), kinds, strict=True):
-            found[kind.name] = dict(values[kind.name])
+            usable[kind.name] = dict(values[kind.name])
             for name, tensor in values[kind.name].items():
                 if _part(name) in kind.moments:
                     edge = deviations[_part(name)] * sqrt(2 * len(tensor) * clients) / max(1, n)
-                    found[kind.name][name] = _without_negative((tensor + tensor.T) / 2, edge)
-        return found
+                    usable[kind.name][name] = _without_negative((tensor + tensor.T) / 2, edge)
+        return usable
 
     def _deviations(self, kinds: Sequence[Bounded]) -> list[dict[str, float]]:
         parts = sum(len(kind.bounds()) for kind in kinds)
@@ -162,8 +162,8 @@ def _with_noise(tensor: Tensor, deviation: float, generator: torch.Generator) ->
 
 def _without_negative(moments: Tensor, shift: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moments)
-    found: Tensor = (vectors * (values + shift).clamp_min(0)) @ vectors.T
-    return found
+    mended: Tensor = (vectors * (values + shift).clamp_min(0)) @ vectors.T
+    return mended
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
