@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ HERE = Path(__file__).parent / "toolbox"
 TUNING, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 MOST = 4  # candidates of a method, so that none is tuned more than another
 REFERENCE = "fedavg"
+PRETRAINED = ("class-groups", "domains")
+"""Settings whose clients start from one base."""
 
 
 def candidates() -> dict[str, list[str]]:
@@ -41,9 +45,20 @@ def candidates() -> dict[str, list[str]]:
     return known
 
 
+def pretrained(setting: str, out: Path) -> dict[str, Any]:
+    """The base that clients of a setting start from, trained once; nothing for those that start from scratch."""
+    if setting not in PRETRAINED:
+        return {}
+    base = out / "base.safetensors"
+    if not base.exists():
+        command = [sys.executable, "-m", "fedmerge", "pretrain", str(HERE / f"{setting}.toml"), "--share", "0.3"]
+        subprocess.run([*command, "--out", str(base), "--epochs", "20", "--quiet"], check=True)
+    return {"model": {"pretrained": str(base.resolve())}}
+
+
 def run(setting: str, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
     """All methods on all seeds; what is finished stays."""
-    given = {"methods": list(methods), "seeds": list(seeds)}
+    given = {"methods": list(methods), "seeds": list(seeds), **pretrained(setting, out.parents[1])}
     outcome = compare(
         make_config(load_config(HERE / f"{setting}.toml"), given), out, grow=out.exists(), resume=out.exists()
     )
