@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -57,7 +59,11 @@ class Known(nn.Sequential):
 
 
 def merged(row, given_updates, *, start=None, memory=None, **options):
-    asked = {"ask": answering(given_updates)} if row.asks else {}
+    asked = {}
+    if row.asks:
+        sent = list(given_updates)
+        asked["ask"] = answering(sent)
+        given_updates = iter(sent) if isinstance(given_updates, Iterator) else sent
     context = MergeContext(base=start or base(), seed=1, **row.known(Known), **asked)
     return row.pipeline(**options).merge(given_updates, context, memory)
 
