@@ -50,7 +50,10 @@ def make_domains(written: Sequence[str]) -> tuple[Domain, ...]:
         part, *others = parse_method(text)
         if others:
             raise InvalidOption(f"domain {text!r}: write one domain alone, without +")
-        found += build("domain", part.name, part.options).spread()
+        made = build("domain", part.name, part.options)
+        if not isinstance(made, Domain):
+            raise InvalidOption(f"domain {part.name!r}: make it a subclass of fedmerge.data.domain_kinds.Domain")
+        found += made.spread()
     twice = next((one for one in found if found.count(one) > 1), None)
     if twice is not None:
         raise InvalidOption(f"data.domains names {domain_name(twice)} twice: name each once")
@@ -60,7 +63,8 @@ def make_domains(written: Sequence[str]) -> tuple[Domain, ...]:
 def domain_name(domain: Domain) -> str:
     """How a domain is written, for records and pictures."""
     options = ",".join(f"{key}={value}" for key, value in vars(domain).items())
-    return f"{domain.name}({options})" if options else domain.name
+    name = domain.name or type(domain).__name__
+    return f"{name}({options})" if options else name
 
 
 def domains_of_tests(examples: int, domains: int, seed: int) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from fedmerge.data.client_data import examples_of
+from fedmerge.data.domain_kinds import Domain
 from fedmerge.data.domains import domain_name, domains_of_tests, in_domains, make_domains
 from fedmerge.errors import DataError, InvalidOption, UnknownName
 
@@ -98,6 +101,27 @@ def test_sets_stand_for_their_domains():
 def test_domains_that_there_are_not_are_refused(written, error):
     with pytest.raises(error):
         make_domains(written)
+
+
+@dataclass(frozen=True)
+class Darker(Domain):
+    by: float = 1.0
+
+    def change(self, images, seeds):
+        return images - self.by
+
+
+@dataclass(frozen=True)
+class NoDomain:
+    pass
+
+
+def test_a_domain_of_one_s_own_goes_by_module_and_name():
+    (own,) = make_domains([f"{__name__}:Darker(by=0.5)"])
+    assert own.change(torch.ones(1, 1, 1, 1), [0]).item() == 0.5
+    assert domain_name(own) == "Darker(by=0.5)"
+    with pytest.raises(InvalidOption, match="subclass of"):
+        make_domains([f"{__name__}:NoDomain"])
 
 
 def test_examples_look_the_same_in_memory_and_read_batch_by_batch():
