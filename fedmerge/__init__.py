@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedmerge.plain_text import CleanLines
 
 if TYPE_CHECKING:
-    from fedmerge.api import MethodInfo, methods
+    from fedmerge.api import MethodInfo, methods, personal_models
     from fedmerge.errors import (
         BadUpdate,
         CannotMatch,
@@ -73,6 +73,7 @@ __all__ = [
     "compute_statistics",
     "merge",
     "methods",
+    "personal_models",
 ]
 
 # Warnings quote what clients, replies and files say, in deployments as well, where others show them.
@@ -83,6 +84,7 @@ _HOMES = {
     "merge": "api",
     "methods": "api",
     "compute_statistics": "api",
+    "personal_models": "api",
     "ClientUpdate": "update",
     "MergeContext": "update",
 }

@@ -9,9 +9,10 @@ from typing import Any
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.offline.compute import compute_statistics
 from fedmerge.offline.merge import merge
+from fedmerge.offline.personal_models import personal_models
 from fedmerge.registry import Entry, build, entries
 
-__all__ = ["MethodInfo", "compute_statistics", "merge", "methods"]
+__all__ = ["MethodInfo", "compute_statistics", "merge", "methods", "personal_models"]
 
 
 @dataclass(frozen=True)
