@@ -14,7 +14,7 @@ from fedmerge.tasks import Task
 from fedmerge.wire.flower_records import weight_of
 from fedmerge.wire.metric_sums import add_up, without_sums
 
-__all__ = ["alike", "figures_of", "judged"]
+__all__ = ["alike", "figures_of", "judged", "worst_tenth"]
 
 log = logging.getLogger("fedmerge")
 
@@ -109,3 +109,17 @@ def judged(replies: Iterable[Message], weight_key: str) -> list[Message]:
         counted.append(message)
     kept = {id(content) for content in alike([message.content for message in counted])}
     return [message for message in counted if id(message.content) in kept]
+
+
+def worst_tenth(replies: Iterable[Message], metric: str) -> float | None:
+    """Mean of a metric among the tenth of the clients that has the lowest, one at least; None where nobody tells it.
+
+    Examples
+    --------
+    >>> worst_tenth([], "eval_acc") is None
+    True
+    """
+    told = [record.get(metric) for reply in replies for record in reply.content.metric_records.values()]
+    values = sorted(float(value) for value in told if isinstance(value, int | float) and math.isfinite(value))
+    lowest = values[: max(1, len(values) // 10)]
+    return sum(lowest) / len(lowest) if lowest else None

@@ -10,10 +10,11 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedmerge.errors import ClientFailed
 from fedmerge.merging import Pipeline
-from fedmerge.strategies.client_metrics import figures_of, judged
+from fedmerge.strategies.client_metrics import figures_of, judged, worst_tenth
 from fedmerge.strategies.failures import failures_in
 from fedmerge.strategies.heard import Sent, heard
 from fedmerge.strategies.identity import Identities
+from fedmerge.strategies.own_models import OwnModels
 from fedmerge.strategies.participation import sample_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.travel import Travel
@@ -31,7 +32,10 @@ class EvaluatedByClients(FlowerFedAvg):
     identities: Identities
     last_evaluation: MetricRecord | None = None
     """What clients found on their held-out examples in the last round; None where nobody looked."""
+    worst_accuracy: float | None = None
+    """The mean accuracy among the tenth of these clients that has the lowest, or of the one, where they are few."""
     _asked_to_judge: Sent | None
+    _own_models = OwnModels()
     travel: Travel
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
@@ -42,8 +46,9 @@ class EvaluatedByClients(FlowerFedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send the merged model to those who judge it on their held-out examples."""
+        """Send the merged model to those who judge it on their held-out examples; to each its own, where it has one."""
         self.identities.grid, self._asked_to_judge, self.last_evaluation = grid, Sent(()), None
+        self.worst_accuracy = None
         if self.fraction_evaluate == 0.0 or self.pipeline.privacy.withholds_metrics:
             return []
         config["server-round"] = server_round
@@ -52,7 +57,13 @@ class EvaluatedByClients(FlowerFedAvg):
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
         config.update(self.travel.told(view_arrays(arrays)))
-        messages = self._messages_to(nodes, arrays, config, "evaluate")
+        if self._own_models.parts:
+            own = ((node, self._own_models.judged_by(node, arrays)) for node in nodes)
+            messages = [
+                message for node, model in own for message in self._messages_to([node], model, config, "evaluate")
+            ]
+        else:
+            messages = self._messages_to(nodes, arrays, config, "evaluate")
         self._asked_to_judge = Sent(nodes, messages)
         return messages
 
@@ -84,6 +95,7 @@ class EvaluatedByClients(FlowerFedAvg):
         failures.note([*failed, *(ClientFailed(one, server_round, why) for one, why in strays)], "evaluation")
         counted = judged((message for _, message in found.replies), self.weighted_by_key)
         figures = figures_of(counted, self.travel.facts.get("task"))
+        self.worst_accuracy = worst_tenth(counted, "eval_acc")
         self.last_evaluation = super().aggregate_evaluate(server_round, counted)
         if self.last_evaluation is not None:
             self.last_evaluation.update(figures)

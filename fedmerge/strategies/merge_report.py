@@ -22,6 +22,7 @@ class MergeReport:
     client was asked at most, also where what it answered was thrown away or nothing was merged in the end. Over the
     rounds they add up, and :func:`fedmerge.refine.epsilon` says what the sum has cost where clients add noise.
     ``steps_skipped`` are steps of refinements that were not taken, with the reason.
+    ``bytes_personal`` is what clients need besides the merged model to make models of their own of it, in all.
     ``metrics`` are the means of what clients told of their training.
     """
 
@@ -33,4 +34,5 @@ class MergeReport:
     failed: tuple[ClientFailed, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
     steps_skipped: tuple[tuple[str, str], ...] = ()
+    bytes_personal: int = 0
     metrics: Mapping[str, Any] = field(default_factory=dict)

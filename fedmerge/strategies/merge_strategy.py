@@ -37,6 +37,7 @@ from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.missed_replies import keeping_missed, missed_by, noted
 from fedmerge.strategies.observed import UNWATCHED, start_observed
 from fedmerge.strategies.order import Answer, Order, fill_config
+from fedmerge.strategies.own_models import OwnModels
 from fedmerge.strategies.participation import check_nodes, check_participation, number_of_nodes
 from fedmerge.strategies.policies import RoundFailures, RoundPolicies
 from fedmerge.strategies.question_messages import ask
@@ -362,6 +363,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             One failed, under ``on_client_error="raise"``.
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
+        self._own_models = OwnModels()
         answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
         self.travel.note(answer, arrays_key)
         failures = RoundFailures(self.policies)
@@ -409,6 +411,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.memory = keeping_missed(result.memory, self.memory)
         if answer.nodes:  # a grid may name none
             self._note_merged(server_round, {node for client, node in answer.nodes.items() if client in taken})
+        self._own_models = OwnModels.of(result, answer.nodes, self._base, context.tied)
         if answer.contents:
             contents = [content for client, content in answer.contents.items() if client in taken]
             metrics = self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)
@@ -422,6 +425,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
             failed=tuple(failures.clients),
             refused=result.refused,
             steps_skipped=result.skipped,
+            bytes_personal=self._own_models.bytes,
             metrics=dict(metrics or {}),
         )
         arrays = to_arrays(result.state)

@@ -92,7 +92,7 @@ class Recorder:
             **{f"test_{name}": value for name, value in figures.items()},
             **({"accuracy_by_domain": by_domain} if by_domain else {}),
             **self._clients(server_round, exchanges, unchanged),
-            **_costs(exchanges, started, evaluating),
+            **_costs(exchanges, started, evaluating, self._bytes_personal(server_round)),
             "parameters": _count(arrays, still),
             # In the first round all methods have the same client models.
             "references": self._references() if server_round == 1 and self._experiment.config.references else {},
@@ -160,6 +160,7 @@ class Recorder:
             "train_loss": _number(told_of_training, "train_loss"),
             "client_accuracy": _number(told_of_test, "eval_acc"),
             **{f"client_{name}": value for name, value in _figures(told_of_test).items()},
+            "client_accuracy_worst": self._worst_accuracy(exchanges),
             "clients_ok": ok,
             "clients_failed": sum(len(exchange.failures) for exchange in training) + len(dropped),
             "engine": training[0].engine if training else None,
@@ -183,11 +184,21 @@ class Recorder:
         by_kind = {exchange.kind: exchange.metrics for exchange in reversed(exchanges)}
         return ({} if self._policed.skipped else by_kind.get("train", {})), by_kind.get("evaluate", {})
 
+    def _worst_accuracy(self, exchanges: list[Exchange]) -> float | None:
+        """Of the tenth of the clients whose models, or the shared one, serve them worst; strategies of ours tell."""
+        asked = any(exchange.kind == "evaluate" for exchange in exchanges)
+        return self._strategy.worst_accuracy if asked and isinstance(self._strategy, MergeStrategy) else None
+
+    def _bytes_personal(self, round: int) -> int:
+        """What clients are sent to make models of their own; those that the server makes for them to judge are not."""
+        report = self._strategy.last_report if isinstance(self._strategy, MergeStrategy) else None
+        return report.bytes_personal if report is not None and report.round == round else 0
+
     def _references(self) -> dict[str, float]:
         return reference_accuracies(self._experiment, self._grid.trained)
 
 
-def _costs(exchanges: list[Exchange], over: float, evaluating: float) -> Row:
+def _costs(exchanges: list[Exchange], over: float, evaluating: float, personal: int) -> Row:
     """Bytes, steps and seconds of a round whose training and evaluation by clients were over at `over`."""
     evaluation = [exchange for exchange in exchanges if exchange.kind == "evaluate"]
     training = [exchange for exchange in exchanges if exchange.kind != "evaluate"]
@@ -198,7 +209,7 @@ def _costs(exchanges: list[Exchange], over: float, evaluating: float) -> Row:
     counts = [exchange.local_steps for exchange in training if exchange.kind == "train"]
     return {
         # Evaluation can be switched off without changing the result, so its traffic stands apart.
-        "bytes_down": sum(exchange.bytes_down for exchange in training),
+        "bytes_down": sum(exchange.bytes_down for exchange in training) + personal,
         "bytes_up": sum(exchange.bytes_up for exchange in training),
         "bytes_evaluate": sum(exchange.bytes_down + exchange.bytes_up for exchange in evaluation),
         # Of all clients and stages; None where a client does not tell.
