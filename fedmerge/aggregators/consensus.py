@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.tall_masks import tall_mask
@@ -67,11 +69,14 @@ class Consensus(Aggregator):
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Count the clients that need each entry; the memory stays empty."""
         vectors, merged = TaskVectors.of(updates, context, "consensus"), {}
-        factor = 1.0 if self.scale is None else self.scale * len(vectors)
         for name in vectors.names:
-            mean = vectors.mean(name)
-            needing = torch.zeros(mean.shape, dtype=torch.int32, device=mean.device)
-            for share, vector in zip(vectors.shares, vectors.each(name), strict=True):
-                needing += tall_mask(share * vector, mean, self.threshold)
-            merged[name] = vectors.base[name] + torch.where(needing >= self.agreeing, factor * mean, 0.0)
+            merged[name] = vectors.base[name] + vectors.by_parts(name, partial(self._kept, vectors, name))
         return merged, {}
+
+    def _kept(self, vectors: TaskVectors, name: str, part: slice) -> Tensor:
+        factor = 1.0 if self.scale is None else self.scale * len(vectors)
+        mean = vectors.mean(name, part)
+        needing = torch.zeros(mean.shape, dtype=torch.int32, device=mean.device)
+        for share, vector in zip(vectors.shares, vectors.each(name, part), strict=True):
+            needing += tall_mask(share * vector, mean, self.threshold)
+        return torch.where(needing >= self.agreeing, factor * mean, 0.0)

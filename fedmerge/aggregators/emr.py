@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.task_vector_fold import parts
 from fedmerge.aggregators.task_vectors import TaskVectors
 from fedmerge.personal import PersonalPart, pack_bits, remembered_parts
 from fedmerge.registry import register
@@ -49,26 +51,28 @@ class Emr(Aggregator):
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """The shared model, and as memory the clients' parts; those of earlier rounds, of other models, are dropped."""
         vectors = TaskVectors.of(updates, context, "emr")
-        unified = {name: _unified(vectors, name) for name in vectors.names}
+        unified = {name: vectors.by_parts(name, partial(_unified, vectors, name)) for name in vectors.names}
         parts = [self._part(vectors, i, unified) for i in range(len(vectors))]
         return {name: vectors.base[name] + shared for name, shared in unified.items()}, remembered_parts(parts)
 
     def _part(self, vectors: TaskVectors, client: int, unified: State) -> PersonalPart:
         packed, sent, left = {}, 0.0, 0.0
         for name, shared in unified.items():
-            own = vectors.of_client(client, name)
-            mask = (own != 0) & (own.sign() == shared.sign())
-            packed[name] = pack_bits(mask)
-            if own.numel():
-                sent += float(own.abs().double().mean())
-                left += float(torch.where(mask, shared.abs().double(), 0.0).mean())
+            bits, flat = [], shared.reshape(-1)
+            for part in parts(len(flat)):
+                own, elected = vectors.of_client(client, name, part), flat[part]
+                mask = (own != 0) & (own.sign() == elected.sign())
+                bits.append(pack_bits(mask))
+                sent += float(own.abs().sum(dtype=torch.float64)) / len(flat)
+                left += float(elected.abs().mul_(mask).sum(dtype=torch.float64)) / len(flat)
+            packed[name] = torch.cat(bits) if bits else pack_bits(flat)
         return PersonalPart(vectors.updates[client].client, packed, sent / left if left else 1.0)
 
 
-def _unified(vectors: TaskVectors, name: str) -> Tensor:
+def _unified(vectors: TaskVectors, name: str, part: slice) -> Tensor:
     """The elected sign times the largest magnitude that has it; zero where no client moved."""
-    sign = torch.where(vectors.mean(name) > 0, 1.0, -1.0)
-    largest = torch.zeros_like(vectors.of_client(0, name))
-    for vector in vectors.each(name):
+    sign = torch.where(vectors.mean(name, part) > 0, 1.0, -1.0)
+    largest = torch.zeros_like(vectors.of_client(0, name, part))
+    for vector in vectors.each(name, part):
         largest = torch.maximum(largest, sign * vector)
     return sign * largest

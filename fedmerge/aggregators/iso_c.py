@@ -48,7 +48,7 @@ class IsoC(Fold[_Total]):
     >>> import torch
     >>> base = {"w": torch.zeros(2, 2)}
     >>> sent = [ClientUpdate(0, {"w": torch.diag(torch.tensor([4.0, 2.0]))})]
-    >>> IsoC().merge(sent, MergeContext(base=base), {})[0]["w"].float()
+    >>> IsoC().merge(sent, MergeContext(base=base), {})[0]["w"]
     tensor([[3., 0.],
             [0., 3.]])
     """
@@ -86,7 +86,7 @@ class IsoC(Fold[_Total]):
         for name, tensor in total.tensors.items():
             step = tensor.div_(total.weight)
             if is_matrix(step):
-                step = total.clients * _isotropic(step.flatten(1)).view(step.shape)
+                step = total.clients * _isotropic(step.flatten(1)).to(step.dtype).view(step.shape)
             merged[name] = base[name] + self.scale * step
         return merged, {}
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.task_vector_fold import parts
 from fedmerge.aggregators.task_vectors import TaskVectors
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.personal import PersonalPart, pack_bits, remembered_parts
@@ -61,15 +64,20 @@ class TallMasks(Aggregator):
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """The mean, and as memory the clients' masks; those of earlier rounds, of other models, are dropped."""
         vectors = TaskVectors.of(updates, context, "tall_masks")
-        means = {name: vectors.mean(name) for name in vectors.names}
+        means = {name: vectors.by_parts(name, partial(vectors.mean, name)) for name in vectors.names}
         parts = []
         for i, (update, share) in enumerate(zip(vectors.updates, vectors.shares, strict=True)):
-            masks = {
-                name: pack_bits(tall_mask(share * vectors.of_client(i, name), mean, self.threshold))
-                for name, mean in means.items()
-            }
+            masks = {name: self._mask(vectors, i, name, mean) for name, mean in means.items()}
             parts.append(PersonalPart(update.client, masks, 1 / share))
         return {name: vectors.base[name] + mean for name, mean in means.items()}, remembered_parts(parts)
+
+    def _mask(self, vectors: TaskVectors, client: int, name: str, mean: Tensor) -> Tensor:
+        share, flat = vectors.shares[client], mean.reshape(-1)
+        bits = [
+            pack_bits(tall_mask(share * vectors.of_client(client, name, part), flat[part], self.threshold))
+            for part in parts(len(flat))
+        ]
+        return torch.cat(bits) if bits else pack_bits(flat)
 
 
 def tall_mask(own: Tensor, total: Tensor, threshold: float) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedmerge.aggregators.task_vector_fold import parts
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -16,7 +17,7 @@ __all__ = ["TaskVectors", "is_matrix"]
 
 @dataclass(frozen=True)
 class TaskVectors:
-    """``tau_i = theta_i - theta_0`` of all clients, made one tensor at a time, so that no second copy of all is held.
+    """``tau_i = theta_i - theta_0`` of all clients, made one tensor, or a part of it, at a time.
 
     Parameters
     ----------
@@ -59,25 +60,36 @@ class TaskVectors:
         """Names of the parameters."""
         return list(self.updates[0].state)
 
-    def each(self, name: str) -> Iterator[Tensor]:
-        """A tensor of every client's task vector, in float32 or better."""
+    def each(self, name: str, part: slice | None = None) -> Iterator[Tensor]:
+        """A tensor of every client's task vector, in float32 or better; see :meth:`of_client`."""
         for client in range(len(self)):
-            yield self.of_client(client, name)
+            yield self.of_client(client, name, part)
 
-    def of_client(self, client: int, name: str) -> Tensor:
-        """A tensor of one client's task vector; `client` is its place among the updates."""
-        tensor = self.updates[client].state[name]
-        return tensor.to(accumulator_dtype(tensor.dtype)) - self.base[name]
+    def of_client(self, client: int, name: str, part: slice | None = None) -> Tensor:
+        """A tensor of one client's task vector, or a part of its entries in a row; `client` is its place here."""
+        tensor, start = self.updates[client].state[name], self.base[name]
+        if part is not None:
+            tensor, start = tensor.reshape(-1)[part], start.reshape(-1)[part]
+        return tensor.to(accumulator_dtype(tensor.dtype)) - start
 
-    def mean(self, name: str) -> Tensor:
-        """``sum_i p_i tau_i`` of a tensor.
+    def mean(self, name: str, part: slice | None = None) -> Tensor:
+        """``sum_i p_i tau_i`` of a tensor, or of a part of its entries in a row.
 
         Where only one client moved an entry, the result is exactly its product ``p_i tau_i``, rounded once.
         """
-        total = torch.zeros_like(self.of_client(0, name))
-        for share, vector in zip(self.shares, self.each(name), strict=True):
+        total = torch.zeros_like(self.of_client(0, name, part))
+        for share, vector in zip(self.shares, self.each(name, part), strict=True):
             total += share * vector
         return total
+
+    def by_parts(self, name: str, combine: Callable[[slice], Tensor]) -> Tensor:
+        """A tensor put together from what `combine` makes of parts of its entries in a row.
+
+        What a formula needs in between then takes no memory of a model's size.
+        """
+        base = self.base[name]
+        made = [combine(part) for part in parts(base.numel())]
+        return torch.cat(made).view(base.shape) if made else torch.zeros_like(self.of_client(0, name))
 
 
 def is_matrix(tensor: Tensor) -> bool:

@@ -48,7 +48,7 @@ class TaskSingularVectors(Aggregator):
     >>> base = {"w": torch.zeros(2, 2)}
     >>> sent = [ClientUpdate(0, {"w": torch.diag(torch.tensor([4.0, 0.0]))})]
     >>> sent += [ClientUpdate(1, {"w": torch.diag(torch.tensor([0.0, 2.0]))})]
-    >>> TaskSingularVectors().merge(sent, MergeContext(base=base), {})[0]["w"].float()
+    >>> TaskSingularVectors().merge(sent, MergeContext(base=base), {})[0]["w"]
     tensor([[4., 0.],
             [0., 2.]])
     """
@@ -86,4 +86,4 @@ class TaskSingularVectors(Aggregator):
         if not len(strengths):
             return torch.zeros_like(vectors.of_client(0, name))
         merged = (polar(torch.cat(left, 1)) * strengths) @ polar(torch.cat(right, 1)).T
-        return merged.view(vectors.base[name].shape)
+        return merged.to(vectors.of_client(0, name, slice(0)).dtype).view(vectors.base[name].shape)

@@ -48,7 +48,7 @@ class Wudi(Aggregator):
     --------
     >>> base = {"w": torch.zeros(1, 2)}
     >>> sent = [ClientUpdate(i, {"w": torch.eye(2)[i : i + 1]}) for i in range(2)]
-    >>> Wudi(ridge=1e-6).merge(sent, MergeContext(base=base), {})[0]["w"].float()
+    >>> Wudi(ridge=1e-6).merge(sent, MergeContext(base=base), {})[0]["w"]
     tensor([[1.0000, 1.0000]])
     """
 
@@ -72,7 +72,7 @@ class Wudi(Aggregator):
         for name in vectors.names:
             step = vectors.mean(name)
             if is_matrix(step):
-                step = self._solved(vectors, name, step.flatten(1).double()).view(step.shape)
+                step = self._solved(vectors, name, step.flatten(1).double()).to(step.dtype).view(step.shape)
             merged[name] = vectors.base[name] + step
         return merged, {}
 
