@@ -24,7 +24,7 @@ from fedmerge.models.resize import resize
 from fedmerge.strategies import client_app
 from fedmerge.training import LocalTraining
 from fedmerge.training.judged import judge
-from fedmerge.wire.flower_records import from_arrays
+from fedmerge.wire.record_values import from_arrays
 from tests.contract.table import Row
 from tests.fuzz.guard import quiet
 from tests.hostile.kinds import Kind

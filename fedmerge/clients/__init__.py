@@ -26,7 +26,7 @@ Where things go that clients are to do besides:
 - **Tasks**: ``client.task`` is handed on by ``train`` and ``measure``.
 - **A user's own data**: ``enter`` gets ``group.data[row]``; ``train`` and ``measure`` are the ones who read examples.
 - **What the server tells clients**: an entry of the order's configuration, read once by
-  :class:`~fedmerge.clients.instructions.Instructions`, whose list of known entries has to name it.
+  :class:`~fedmerge.clients.group.Instructions`, whose list of known entries has to name it.
 """
 
 from fedmerge.clients.app import client_app

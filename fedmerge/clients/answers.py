@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,10 +25,11 @@ from fedmerge.statistics import Batches
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches_to_measure
-from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, from_arrays, integer, statistics_records, to_arrays
+from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, statistics_records
 from fedmerge.wire.keys import COMPLETES_KEY, OWN
 from fedmerge.wire.metric_sums import written_sums
 from fedmerge.wire.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
+from fedmerge.wire.record_values import from_arrays, integer, to_arrays
 
 __all__ = ["Answers", "answer_questions"]
 
@@ -52,7 +54,7 @@ class Answers:
         reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord({**metrics_of(gone)})})
         for key, record in statistics_records(gone.statistics[0]).items():
             reply[key] = record
-        return _send(message, number, reply, completes=order.parts.completes)
+        return _send(message, number, reply, completes=order.parts is not None and order.parts.completes)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the model sent on the held-out examples."""
@@ -74,7 +76,7 @@ class Answers:
         model, parts = self._model(message, context), self.client.parts(_config(message))
         number, data = self._data(context)
         reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data)})})
-        with self.client.telling(model), parts.measured(model):
+        with self.client.telling(model), nullcontext() if parts is None else parts.measured(model):
             add_statistics(reply, message, model, _loader(data, model), task=self.client.task)
         return _send(message, number, reply)
 
@@ -82,9 +84,10 @@ class Answers:
         """Judge models, and measure sums at them, that a merge goes through."""
         number, data = self._data(context)
         parts = self.client.parts(_config(message))
-        template, add = self.client.shared_template(parts), partial(parts.received, kept=context.state)
+        template = self.client.shared_template(parts)
         loader, noise = _loader(data, template), self._noise(message, number)
-        reply = answer_questions(message, context, template, loader, noise, self.client.task, add)
+        own = {} if parts is None else {"completed": partial(parts.received, kept=context.state)}
+        reply = answer_questions(message, context, template, loader, noise, self.client.task, **own)
         return _send(message, number, reply)
 
     def partition(self, message: Message, context: Context) -> Message:
@@ -99,7 +102,8 @@ class Answers:
         """The model sent, with what of it does not travel, and the client's own batch norms where they stay with it."""
         state: State = sent_model(message.content, message.metadata.message_type)
         config = _config(message)
-        state = self.client.parts(config).received(state, context.state)
+        parts = self.client.parts(config)
+        state = state if parts is None else parts.received(state, context.state)
         if config.get("batch-norm") == "local":
             state = {**state, **kept_buffers(context.state)}
         return self.client.fitted(state)

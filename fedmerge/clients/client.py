@@ -12,9 +12,9 @@ import torch
 from flwr.app import ConfigRecord
 from torch import nn
 
-from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.group import Instructions
 from fedmerge.clients.model_outputs import check_outputs
-from fedmerge.clients.own_parts import OwnParts, OwnPartsOf
+from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ModelError
@@ -25,6 +25,8 @@ from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.model_snapshot import ModelSnapshot
+from fedmerge.wire.keys import PERSONAL_KEY
+from fedmerge.wire.record_values import strings
 
 __all__ = ["Client", "Mishaps", "Tamper"]
 
@@ -104,16 +106,30 @@ class Client:
         return frozenset(name for name, b in self.template.named_buffers() if b.is_floating_point())
 
     @cached_property
+    def _all_travels(self) -> bool:
+        """Whether the model has nothing that is frozen or personal, unless a message says otherwise."""
+        return not self.personal and all(parameter.requires_grad for parameter in self.template.parameters())
+
+    @cached_property
     def _parts(self) -> OwnPartsOf:
         return OwnPartsOf(self.template, self.personal)
 
-    def parts(self, config: ConfigRecord, training: LocalTraining | None = None) -> OwnParts:
-        """What of the model does not travel, under a message's configuration."""
-        return self._parts.told(config, (training or self.training).frozen_mode)
+    def parts(self, config: ConfigRecord, training: LocalTraining | None = None) -> OwnParts | None:
+        """What of the model does not travel, under a message's configuration; None where all of it does.
 
-    def shared_template(self, parts: OwnParts) -> nn.Module:
+        Raises
+        ------
+        ConfigError, ModelError
+            The server's frozen or personal tensors are others than the client's.
+        """
+        training = training or self.training
+        if self._all_travels and not training.personal_epochs and not any(key in config for key in ABOUT_PARTS):
+            return None
+        return self._parts.told(config, strings(config, PERSONAL_KEY), training.frozen_mode)
+
+    def shared_template(self, parts: OwnParts | None) -> nn.Module:
         """The template, of which nothing that is personal is measured."""
-        return self._parts.shared(parts.layout)
+        return self.template if parts is None else self._parts.shared(parts.layout)
 
     def fitted(self, state: State) -> nn.Module:
         """A model with these tensors, at their widths; the same one for every client, which nobody keeps.
@@ -140,7 +156,8 @@ class Client:
 
     def starts_apart(self, told: Instructions) -> bool:
         """Whether clients start from tensors of their own, so that they cannot be stacked."""
-        personal = bool(self.parts(told.config).layout.personal)
+        parts = self.parts(told.config)
+        personal = parts is not None and bool(parts.layout.personal)
         return told.keeps_buffers or personal or self.first_is_own(told)
 
     def first_is_own(self, told: Instructions) -> bool:

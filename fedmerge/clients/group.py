@@ -1,20 +1,119 @@
-"""Who goes down the client road together, and with what."""
+"""An order as clients read it, and who goes down the client road together, with what."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor, nn
 
-from fedmerge.clients.instructions import Instructions
 from fedmerge.clients.own_parts import OwnParts
+from fedmerge.clients.told_training import ELSEWHERE, told_training
 from fedmerge.data.client_data import ClientData
 from fedmerge.state import State
+from fedmerge.training.local_training import LocalTraining
 from fedmerge.training.report import TrainingReport
+from fedmerge.training.rules.local_rule import RULE, LocalRule, rule_of
+from fedmerge.wire.flower_records import WITHHOLD_KEY
+from fedmerge.wire.keys import KEEP_KEY
+from fedmerge.wire.record_values import integer, strings
 
-__all__ = ["Group", "Received"]
+__all__ = ["Group", "Instructions", "Received"]
+
+_STAGES = 1 << 20  # more than there are rounds
+
+
+@dataclass(frozen=True, eq=False)
+class Instructions:
+    """The configuration of an order to train, read once.
+
+    Parameters
+    ----------
+    config
+        As it came; what clients measure is read from it where they measure.
+    training
+        How to train in this round.
+    rule
+        What the method changes in training, if anything.
+    seed, round
+        Name the random streams of batches, with the client's number. Stages of one round draw apart.
+    server_round, stage
+        Where in the run this order is: the stage is 0 for the first exchange of a round.
+    frozen
+        Names of parameters that are not trained this time.
+    wanted
+        Names of the tensors that a later stage sends back; the first sends all.
+    """
+
+    config: ConfigRecord
+    training: LocalTraining
+    rule: LocalRule | None
+    seed: int
+    round: int
+    server_round: int
+    stage: int
+    frozen: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+    @classmethod
+    def read(cls, config: ConfigRecord, training: LocalTraining, *, alone: bool = True) -> Instructions:
+        """Read the configuration of a message or of a cohort's order.
+
+        Parameters
+        ----------
+        config
+            What came.
+        training
+            How to train where it says nothing.
+        alone
+            Whether nobody else reads it, see :func:`told_training`.
+
+        Raises
+        ------
+        UnknownName, ConfigError, InvalidOption
+            It cannot be read.
+        """
+        server_round, stage = integer(config, "server-round"), integer(config, "stage")
+        if any(key.replace("-", "_") not in ELSEWHERE for key in config):
+            training = told_training(training, config, alone=alone)
+        if training.schedule != "constant":
+            training = training.in_round(server_round)
+        rule = rule_of(config) if RULE in config else None
+        if rule is not None:
+            rule.check(training)
+        return cls(
+            config=config,
+            training=training,
+            rule=rule,
+            seed=integer(config, "seed"),
+            round=server_round + stage * _STAGES,
+            server_round=server_round,
+            stage=stage,
+            frozen=tuple(strings(config, "frozen")),
+            wanted=tuple(strings(config, "send")),
+        )
+
+    @cached_property
+    def keeps_buffers(self) -> bool:
+        """Whether batch norms stay with the client."""
+        return self.config.get("batch-norm") == "local"
+
+    @cached_property
+    def keeps_model(self) -> bool:
+        """Whether the client keeps its model until the next order."""
+        return bool(self.config.get(KEEP_KEY))
+
+    @cached_property
+    def withholds(self) -> bool:
+        """Whether the client keeps its training loss to itself."""
+        return bool(self.config.get(WITHHOLD_KEY))
+
+    @cached_property
+    def measures(self) -> bool:
+        """Whether the client is asked for statistics."""
+        return bool(strings(self.config, "needs"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +130,21 @@ class Received:
         All tensors that came, by the names of their records: the model's first, then whatever else the order brings,
         such as the control variate of a local rule.
     parts
-        What of the model does not travel.
+        What of the model does not travel; None where all of it does.
     """
 
     told: Instructions
     state: State
     brought: Mapping[str, ArrayRecord]
-    parts: OwnParts
+    parts: OwnParts | None
+
+    def completed(self, state: State, kept: RecordDict | None = None) -> State:
+        """A model as it was sent, with what does not travel."""
+        return state if self.parts is None else self.parts.received(state, kept)
+
+    def travelling(self, state: State) -> State:
+        """The part of a trained model, or of many stacked, that goes to the server."""
+        return state if self.parts is None else self.parts.sent(state)
 
 
 @dataclass(frozen=True, eq=False)

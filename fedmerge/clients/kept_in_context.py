@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.group import Instructions
 from fedmerge.errors import ModelError
 from fedmerge.questions.stages import News, catch_up
 from fedmerge.state import State
-from fedmerge.wire.flower_records import from_arrays, to_arrays
 from fedmerge.wire.keys import SOURCES
+from fedmerge.wire.record_values import from_arrays, to_arrays
 
 __all__ = ["caught_up", "kept_buffers", "own_model", "remember"]
 

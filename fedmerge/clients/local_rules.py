@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedmerge.clients.group import Group
-from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.group import Group, Instructions
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.training.correction import NO_CORRECTION, Correction
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.rules.local_rule import LocalRule
-from fedmerge.wire.flower_records import RULE_RECORD, from_arrays, integer, strings, to_arrays
+from fedmerge.wire.flower_records import RULE_RECORD
 from fedmerge.wire.keys import MISSED_KEY
+from fedmerge.wire.record_values import from_arrays, integer, strings, to_arrays
 
-__all__ = ["corrections", "keep_rule", "take_back", "to_keep"]
+__all__ = ["corrections", "keep_rule", "starting_point", "take_back", "to_keep"]
 
 _KEPT, _BEFORE, _ROUND = "fedmerge.rule.", "fedmerge.before.", "fedmerge.round."
 """What a client keeps of a rule, what it kept before its last training, and the round of that."""
@@ -37,6 +37,16 @@ def corrections(group: Group) -> tuple[Correction, ...]:
         return (NO_CORRECTION,) * len(group)
     sent = _sent(group)
     return tuple(rule.correction(sent, kept) for kept in _kept(group, rule))
+
+
+def starting_point(group: Group, module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a group trains and sends, as they are before training, where its rule keeps something."""
+    rule, parts = group.order.told.rule, group.order.parts
+    if rule is None or not rule.keeps:
+        return {}
+    own = () if parts is None else parts.layout.personal
+    free = ((name, p) for name, p in module.named_parameters() if p.requires_grad and name not in own)
+    return {name: parameter.detach().clone() for name, parameter in free}
 
 
 def to_keep(

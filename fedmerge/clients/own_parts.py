@@ -18,11 +18,13 @@ from fedmerge.models.copies import copy_of
 from fedmerge.state import State, module_state
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.wire.fingerprints import differing, fingerprint, names_mark
-from fedmerge.wire.flower_records import from_arrays, strings, to_arrays
 from fedmerge.wire.keys import FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
+from fedmerge.wire.record_values import from_arrays, to_arrays
 
-__all__ = ["OwnParts", "OwnPartsOf", "unmeasured"]
+__all__ = ["ABOUT_PARTS", "OwnParts", "OwnPartsOf", "unmeasured"]
 
+ABOUT_PARTS = (PERSONAL_KEY, MODE_KEY, FINGERPRINT_KEY)
+"""Entries of a message's configuration that are about tensors that do not travel."""
 _KEPT = "fedmerge.personal"
 
 
@@ -159,8 +161,10 @@ class OwnPartsOf:
         """A model whose personal parameters count as not trained."""
         return without_personal(copy_of(self.template), layout) if layout.personal else self.template
 
-    def told(self, config: ConfigRecord, frozen_mode: FrozenMode) -> OwnParts:
-        """What goes for a message of this configuration; `frozen_mode` where it does not say.
+    def told(self, config: ConfigRecord, personal: Sequence[str], frozen_mode: FrozenMode) -> OwnParts:
+        """What goes for a message of this configuration.
+
+        `personal` are the patterns that it names; `frozen_mode` holds where it does not say.
 
         Raises
         ------
@@ -169,7 +173,7 @@ class OwnPartsOf:
         ModelError
             The server's frozen tensors are other ones than those that ``model_fn`` makes here.
         """
-        patterns, mode = self._patterns(strings(config, PERSONAL_KEY)), config.get(MODE_KEY, frozen_mode)
+        patterns, mode = self._patterns(personal), config.get(MODE_KEY, frozen_mode)
         if mode not in ("eval", "train"):
             raise ConfigError(f"the message's {MODE_KEY!r} must be eval or train, got {mode!r}")
         key = patterns, mode

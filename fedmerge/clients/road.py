@@ -9,16 +9,16 @@ only the number of those who go together differs. :mod:`fedmerge.clients` says w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor, nn
 
 from fedmerge.clients.client import Client
-from fedmerge.clients.group import Group, Received
-from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.group import Group, Instructions, Received
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
-from fedmerge.clients.local_rules import corrections, keep_rule, take_back, to_keep
+from fedmerge.clients.local_rules import corrections, keep_rule, starting_point, take_back, to_keep
 from fedmerge.clients.measure import measured
 from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
@@ -26,10 +26,12 @@ from fedmerge.errors import ModelError
 from fedmerge.state import State
 from fedmerge.training.cohort import train_cohort
 from fedmerge.training.cohort_batches import Participant
+from fedmerge.training.correction import NO_CORRECTION
 from fedmerge.training.local import batches_to_measure
 from fedmerge.training.local import train as train_one
-from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY, view_arrays
+from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY
 from fedmerge.wire.keys import ERROR_KEY
+from fedmerge.wire.record_values import view_arrays
 
 __all__ = [
     "AFTER_TRAINING",
@@ -79,7 +81,8 @@ def receive(client: Client, content: RecordDict, state: State | None = None, wha
     if state is None:
         state = sent_model(content, what)
     parts = client.parts(config, told.training)
-    parts.phases(told.training)  # what makes no sense is told before anybody trains
+    if parts is not None:
+        parts.phases(told.training)  # what makes no sense is told before anybody trains
     return Received(told, state, content.array_records, parts)
 
 
@@ -129,7 +132,7 @@ def enter(
     if client.mishaps is not None and not order.told.stage:
         client.mishaps.begin(number, order.told.round)
     data = client_data(client.data_fn, number, total)
-    if kept is not None and not order.told.stage:
+    if kept is not None and order.told.rule is not None and not order.told.stage:
         take_back(kept, order.told, node)
     return Group(order, (number,), (data,), () if kept is None else (kept,))
 
@@ -152,9 +155,10 @@ def add_own(client: Client, group: Group) -> Group:
     if told.keeps_buffers and group.kept:
         state = {**state, **kept_buffers(group.kept[0])}
     kept = group.kept[0] if group.kept else None
-    module = client.fitted(order.parts.received(state, kept))
+    module = client.fitted(order.completed(state, kept))
     own = client.own_model(told, group.clients[0])
-    module = module if own is None else order.parts.join(own, kept)
+    if own is not None:
+        module = own if order.parts is None else order.parts.join(own, kept)
     for name, parameter in module.named_parameters() if told.frozen else ():
         if name in told.frozen:
             parameter.requires_grad_(False)
@@ -175,11 +179,9 @@ def train(client: Client, group: Group) -> Group:
     ModelError
         The model sent has widths that do not go with the examples.
     """
-    module, told, added = _module(group), group.order.told, corrections(group)
-    start: State = {}
-    if told.rule is not None and told.rule.keeps:
-        start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-        start = {name: p for name, p in start.items() if name not in group.order.parts.layout.personal}
+    module, told, parts = _module(group), group.order.told, group.order.parts
+    added = (NO_CORRECTION,) * len(group) if told.rule is None else corrections(group)
+    start = {} if told.rule is None else starting_point(group, module)
     if len(group) > 1:
         people = [
             Participant(number, data.train, offset=correction.offset)
@@ -190,16 +192,16 @@ def train(client: Client, group: Group) -> Group:
         states, reports = done.states, tuple(done.reports)
     else:
         (number,), (data,) = group.clients, group.data
-        phases = group.order.parts.phases(told.training)
+        phases = [((), told.training)] if parts is None else parts.phases(told.training)
         for left, (still, settings) in zip(range(len(phases))[::-1], phases, strict=True):
-            with client.telling(module), unmeasured(module, still):
+            with client.telling(module), unmeasured(module, still) if still else nullcontext():
                 report = train_one(
                     module, data.train, None, settings,
                     seed=told.seed, client=number, round=told.round + left * _PHASES, task=client.task,
                     correction=added[0], held_out=data.held_out,
                 )  # fmt: skip
         states, reports = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}, (report,)
-    ruled = to_keep(group, start, states, reports)
+    ruled = to_keep(group, start, states, reports) if start else ()
     return replace(group, module=module if len(group) == 1 else None, states=states, reports=reports, ruled=ruled)
 
 
@@ -221,8 +223,10 @@ def keep(client: Client, group: Group) -> Group:
     """Have each client keep what it is to find in the next order."""
     for row, kept in enumerate(group.kept):
         remember(kept, group.order.told, group.state(row), client.float_buffers)
-        group.order.parts.keep(group.state(row), kept)
-    keep_rule(group)
+        if group.order.parts is not None:
+            group.order.parts.keep(group.state(row), kept)
+    if group.ruled:
+        keep_rule(group)
     return group
 
 
@@ -231,11 +235,11 @@ def measure(client: Client, group: Group) -> Group:
     returned = group.returned or ({},) * len(group)
     if not group.order.told.measures:
         return replace(group, statistics=returned, errors=(None,) * len(group))
-    found = []
+    parts, found = group.order.parts, []
     for row, (data, report) in enumerate(zip(group.data, group.reports, strict=True)):
         module = group.module or client.fitted(group.state(row))
         loader = batches_to_measure(data.train, next(module.parameters()).device)
-        with client.telling(module), group.order.parts.measured(module):
+        with client.telling(module), nullcontext() if parts is None else parts.measured(module):
             found.append(measured(group.order.told.config, module, loader, report, client.task))
     statistics = tuple({**back, **sent} for back, (sent, _) in zip(returned, found, strict=True))
     return replace(group, statistics=statistics, errors=tuple(error for _, error in found))
@@ -246,13 +250,13 @@ def fault(client: Client, group: Group) -> Group:
     told = group.order.told
     if client.mishaps is None or told.stage or len(group) > 1:
         return group
-    damaged = client.mishaps.sent(group.order.parts.sent(group.state()), group.clients[0], told.round)
+    damaged = client.mishaps.sent(group.order.travelling(group.state()), group.clients[0], told.round)
     return replace(group, states={name: tensor[None] for name, tensor in damaged.items()})
 
 
 def encode(client: Client, group: Group) -> Group:
     """Leave only what travels, on the CPU: all that is trained, or what a later stage asks for."""
-    told, states = group.order.told, group.order.parts.sent(group.states or {})
+    told, states = group.order.told, group.order.travelling(group.states or {})
     if client.mods and not told.stage and set(states) < set(group.order.state):
         # Flower's mods want the names that the message brought: what of them does not travel goes back as it came.
         states = {name: states.get(name, tensor[None]) for name, tensor in group.order.state.items()}

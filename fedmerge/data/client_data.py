@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmerge.data.batch_function import BatchFunction
-from fedmerge.data.example_sets import DatasetExamples, Examples, TensorExamples
+from fedmerge.data.example_sets import Examples, TensorExamples
+from fedmerge.data.streamed_examples import BatchFunction, DatasetExamples
 from fedmerge.errors import DataError, shown
 
 __all__ = ["ClientData", "client_data", "examples_of"]
@@ -36,8 +36,8 @@ class ClientData:
     held_out_x, held_out_y : Tensor
         Examples that the client never trains on; may be empty, or left out.
     train, held_out
-        Data sets or functions instead, see :class:`~fedmerge.data.example_sets.DatasetExamples` and
-        :class:`~fedmerge.data.batch_function.BatchFunction`.
+        Data sets or functions instead, see :class:`~fedmerge.data.streamed_examples.DatasetExamples` and
+        :class:`~fedmerge.data.streamed_examples.BatchFunction`.
     collate_fn
         Makes ``(inputs, targets)`` of a list of a data set's examples.
 

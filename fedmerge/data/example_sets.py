@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset
 
-from fedmerge.data.batches import batch_indices
-from fedmerge.data.collating import Batch, as_batch_of, collated, read_rows
+from fedmerge.data.collating import Batch
 from fedmerge.data.examples import checked_examples
-from fedmerge.errors import DataError, FedMergeError
+from fedmerge.errors import DataError, InvalidOption
 from fedmerge.inputs import changed
 
 __all__ = [
     "USUAL_BATCH",
-    "ChangedExamples",
-    "DatasetExamples",
     "Examples",
     "TensorExamples",
-    "length_of",
+    "batch_indices",
     "whose",
 ]
 
@@ -74,7 +71,7 @@ class Examples(ABC):
         steps: int | None = None,
         generator: np.random.Generator,
     ) -> Iterator[Batch]:
-        """Batches for training, see :func:`~fedmerge.data.batches.batch_indices`."""
+        """Batches for training, see :func:`batch_indices`."""
         for rows in batch_indices(len(self), batch_size, epochs=epochs, steps=steps, generator=generator):
             yield self.take(rows)
 
@@ -162,106 +159,61 @@ class TensorExamples(Examples):
         return changed(self.x, lambda tensor: tensor[index]), self.y[index]
 
 
-class DatasetExamples(Examples):
-    """Examples that a map-style data set reads one by one, each time that a batch of them is due.
+def batch_indices(
+    n: int,
+    batch_size: int,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    generator: np.random.Generator,
+) -> Iterator[NDArray[np.int64]]:
+    """Draw the batches of a number of epochs, or of a number of steps.
+
+    Each epoch is a fresh permutation of the `n` examples; its last batch may be smaller.
 
     Parameters
     ----------
-    dataset
-        Has ``len()`` and gives example i as ``dataset[i]``, or several as ``dataset.__getitems__(rows)``.
-    collate_fn
-        Makes ``(inputs, targets)`` of a list of examples. Where not given, see
-        :func:`~fedmerge.data.collating.collated`.
-    what
-        Whose they are, in front of an error.
+    n : int
+        Number of examples, at least 1.
+    batch_size : int
+        Examples in a batch, at least 1.
+    epochs, steps : int, optional
+        Exactly one of them: passes over the examples, or batches in all (over as many epochs as that takes).
+    generator : numpy.random.Generator
+        Source of the permutations, advanced as batches are drawn.
 
-    Examples
-    --------
-    >>> pairs = torch.utils.data.TensorDataset(torch.arange(3.0)[:, None], torch.tensor([0, 1, 0]))
-    >>> DatasetExamples(pairs).take(np.array([2, 1]))[1]
-    tensor([0, 1])
-    """
-
-    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None = None, what: str = "") -> None:
-        self.dataset, self.collate_fn, self.what = dataset, collate_fn, what
-        self._length = length_of(dataset, what)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def take(self, rows: Rows) -> Batch:
-        """These rows, read now.
-
-        Raises
-        ------
-        DataError
-            One cannot be read, they do not make a batch, or one holds NaN or infinite values.
-        """
-        found = read_rows(self.dataset, rows.tolist(), self.what)
-        try:
-            batch = collated(found) if self.collate_fn is None else self.collate_fn(found)
-        except FedMergeError:
-            raise
-        except Exception as error:  # a person's own function may raise anything
-            own = "the default collation" if self.collate_fn is None else "collate_fn"
-            raise DataError(
-                f"{whose(self.what)}{own} makes no batch of {len(rows)} examples ({type(error).__name__}: {error}). "
-                "Give all examples the same shape, or pass a collate_fn that makes (inputs, targets) of a list"
-            ) from error
-        return as_batch_of(batch, self.what, rows)
-
-    def subset(self, rows: Tensor) -> Examples:
-        """The same data set, of which only these rows will be read."""
-        return DatasetExamples(Subset(self.dataset, rows.tolist()), self.collate_fn, self.what)
-
-
-class ChangedExamples(Examples):
-    """Other examples, each batch changed as it is read: how attacks poison what does not fit into memory.
-
-    Parameters
-    ----------
-    examples
-        The examples.
-    change
-        ``change(inputs, targets, rows)`` makes the batch that is seen instead; `rows` says which examples these are.
-
-    Examples
-    --------
-    >>> honest = TensorExamples(torch.zeros(3, 1), torch.tensor([0, 1, 0]))
-    >>> ChangedExamples(honest, lambda x, y, rows: (x, 1 - y)).take(np.array([0, 1]))[1]
-    tensor([1, 0])
-    """
-
-    def __init__(self, examples: Examples, change: Callable[[Any, Tensor, Rows], Batch]) -> None:
-        self.examples, self.change, self.what = examples, change, examples.what
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def take(self, rows: Rows) -> Batch:
-        """These rows, changed."""
-        return self.change(*self.examples.take(rows), rows)
-
-    def of(self, owner: str) -> Examples:
-        """The same examples, with whose they are in front of errors."""
-        return ChangedExamples(self.examples.of(owner), self.change)
-
-
-def length_of(dataset: Any, what: str) -> int:
-    """How many examples a person's own data set says that it has.
+    Yields
+    ------
+    numpy.ndarray
+        int64 `[b]` with `1 <= b <= batch_size`: positions among the `n` examples.
 
     Raises
     ------
-    DataError
-        It does not say.
+    InvalidOption
+        At the call, where a number is out of range, or both or none of `epochs` and `steps` are given.
+
+    Examples
+    --------
+    >>> batches = batch_indices(5, 2, epochs=1, generator=np.random.default_rng(0))
+    >>> [len(batch) for batch in batches]
+    [2, 2, 1]
     """
-    try:
-        return len(dataset)
-    except Exception as error:  # a person's own data set may raise anything
-        raise DataError(
-            f"{whose(what)}the number of examples of a {type(dataset).__name__} cannot be had "
-            f"({type(error).__name__}: {error}): give it a __len__ that returns a whole number"
-        ) from error
+    if n < 1:
+        raise InvalidOption(f"n={n}: there are no examples to draw batches from. Give at least 1.")
+    if batch_size < 1:
+        raise InvalidOption(f"batch_size={batch_size}: must be at least 1.")
+    if (epochs is None) == (steps is None):
+        raise InvalidOption(f"epochs={epochs} and steps={steps}: give exactly one of them.")
+    if min(epochs or 0, steps or 0) < 0:
+        raise InvalidOption(f"epochs={epochs}, steps={steps}: must not be negative.")
+    passes = count() if epochs is None else range(epochs)
+    # Lazy, so that a generator shared with other draws advances batch by batch.
+    batches = (
+        order[start : start + batch_size]
+        for order in (generator.permutation(n) for _ in passes)
+        for start in range(0, n, batch_size)
+    )
+    return islice(batches, steps)
 
 
 def whose(what: str) -> str:

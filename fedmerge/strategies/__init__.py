@@ -1,4 +1,11 @@
-"""Flower strategies, and the Flower ClientApp that answers them."""
+"""Flower strategies, and the Flower ClientApp that answers them.
+
+Every method has a strategy of its own name, ``fedmerge.strategies.FedNova``, ``Rebasin``, ``RegMean`` ...: see
+:mod:`fedmerge.strategies.named`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fedmerge.clients import add_statistics, client_app
 from fedmerge.strategies.flower_names import (
@@ -13,12 +20,14 @@ from fedmerge.strategies.flower_names import (
     MultiKrum,
 )
 from fedmerge.strategies.merge_strategy import MergeReport, MergeStrategy
-from fedmerge.strategies.named import GAMF, PFNM, FedAtt, FedAvg, FedFisher, FedMA, FedNova, OTFusion
 from fedmerge.strategies.observed import start_watched
 from fedmerge.strategies.run_settings import RunSettings
-from fedmerge.wire.flower_records import from_arrays, to_arrays
+from fedmerge.wire.record_values import from_arrays, to_arrays
 
-__all__ = [
+if TYPE_CHECKING:  # they are made when they are asked for
+    from fedmerge.strategies.named import *  # noqa: F403
+
+__all__ = [  # noqa: F405 - types of what is named after methods stand in named.pyi
     "GAMF",
     "PFNM",
     "FedAdagrad",
@@ -45,3 +54,12 @@ __all__ = [
     "start_watched",
     "to_arrays",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A strategy that is named after a method."""
+    # Imported here, for its names need all methods; and in this way, for "from ... import named" would ask here again.
+    named = importlib.import_module("fedmerge.strategies.named")
+    if name.startswith("_") or name not in named.strategy_methods():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(named, name)

@@ -14,7 +14,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from fedmerge.strategies.merge_strategy import MergeStrategy
-from fedmerge.wire.flower_records import from_arrays, to_arrays
+from fedmerge.wire.record_values import from_arrays, to_arrays
 
 __all__ = [
     "FedAdagrad",
@@ -38,6 +38,8 @@ class FedProx(MergeStrategy):
     FedProx(proximal_mu=0.1)
     """
 
+    reads_messages = False
+
     def __init__(self, *, proximal_mu: float = 0.0, **keywords: Any) -> None:
         super().__init__("fedprox", **keywords, proximal_mu=proximal_mu)
 
@@ -50,6 +52,8 @@ class FedMedian(MergeStrategy):
     >>> FedMedian(fraction_train=0.5).pipeline.aggregator
     Median()
     """
+
+    reads_messages = False
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__("median", **keywords)
@@ -64,6 +68,8 @@ class FedTrimmedAvg(MergeStrategy):
     TrimmedMean(trim=0.25)
     """
 
+    reads_messages = False
+
     def __init__(self, *, beta: float = 0.2, **keywords: Any) -> None:
         super().__init__("trimmed_mean", **keywords, trim=beta)
 
@@ -76,6 +82,8 @@ class MultiKrum(MergeStrategy):
     >>> MultiKrum(num_malicious_nodes=1, num_nodes_to_select=2).pipeline.aggregator
     Krum(attackers=1.0, selected=2, form='flower')
     """
+
+    reads_messages = False
 
     def __init__(self, *, num_malicious_nodes: int = 0, num_nodes_to_select: int = 1, **keywords: Any) -> None:
         super().__init__("krum", **keywords, attackers=num_malicious_nodes, selected=num_nodes_to_select, form="flower")
@@ -90,12 +98,16 @@ class Krum(MultiKrum):
     1
     """
 
+    reads_messages = False
+
     def __init__(self, *, num_malicious_nodes: int = 0, **keywords: Any) -> None:
         super().__init__(num_malicious_nodes=num_malicious_nodes, num_nodes_to_select=1, **keywords)
 
 
 class _Stepping(MergeStrategy):
     """A strategy that steps from the model it has sent, which may be set by hand."""
+
+    reads_messages = False
 
     @property
     def current_arrays(self) -> ArrayRecord | None:
@@ -133,6 +145,8 @@ class FedAvgM(_Stepping):
     (ServerMomentum(momentum=0.9, learning_rate=1.0),)
     """
 
+    reads_messages = False
+
     server_learning_rate = _option("learning_rate")
     server_momentum = _option("momentum")
 
@@ -142,6 +156,8 @@ class FedAvgM(_Stepping):
 
 class _FedOpt(_Stepping):
     """`eta_l`, the clients' learning rate, is kept but not sent, as with Flower: say ``lr`` in the `train_config`."""
+
+    reads_messages = False
 
     eta = _option("learning_rate")
     beta_1 = _option("beta1")
@@ -162,6 +178,8 @@ class FedAdam(_FedOpt):
     >>> FedAdam(eta=0.01).pipeline.server_steps
     (ServerAdam(learning_rate=0.01, beta1=0.9, beta2=0.99, tau=0.001, form='flower'),)
     """
+
+    reads_messages = False
 
     beta_2 = _option("beta2")
 
@@ -189,6 +207,8 @@ class FedYogi(_FedOpt):
     0.01
     """
 
+    reads_messages = False
+
     beta_2 = _option("beta2")
 
     def __init__(
@@ -214,6 +234,8 @@ class FedAdagrad(_FedOpt):
     >>> FedAdagrad(eta=0.05).eta
     0.05
     """
+
+    reads_messages = False
 
     def __init__(self, *, eta: float = 1e-1, eta_l: float = 1e-1, tau: float = 1e-3, **keywords: Any) -> None:
         super().__init__("fedadagrad", eta_l, **keywords, learning_rate=eta, tau=tau)

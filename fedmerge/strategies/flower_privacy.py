@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
-
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-)
 
 from fedmerge.errors import InvalidOption
 from fedmerge.merging import Pipeline
+from fedmerge.strategies.flower_frames import privacy_wrapper
 
 __all__ = ["check_private"]
 
-_WRAPPERS = (
-    DifferentialPrivacyServerSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyClientSideAdaptiveClipping,
-)
 _FLOATS = ("float16", "float32", "float64")
-
-
-def _wrapper() -> str | None:
-    """Name of Flower's differential-privacy wrapper that is calling the strategy within it, if one is.
-
-    A wrapper does not tell the strategy that it wraps it, and by the time that replies arrive it has clipped
-    whatever they hold, statistics included: so the callers are looked at.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, _WRAPPERS):
-            return type(caller).__name__
-        frame = frame.f_back
-    return None
 
 
 def check_private(pipeline: Pipeline, arrays: ArrayRecord) -> str | None:
@@ -55,7 +26,7 @@ def check_private(pipeline: Pipeline, arrays: ArrayRecord) -> str | None:
     InvalidOption
         It is not.
     """
-    wrapper = _wrapper()
+    wrapper = privacy_wrapper()
     problem = None if wrapper is None else _unprotected(pipeline) or _not_clippable(arrays)
     if problem is not None:
         method = type(pipeline.aggregator).__name__

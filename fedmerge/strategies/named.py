@@ -1,120 +1,97 @@
-"""One Flower strategy per method, under the method's own name."""
+"""One Flower strategy per method, under the name of the method's class: ``FedNova``, ``Rebasin``, ``RegMean`` ...
+
+They are made from the registry when they are asked for, so that a new method has one as soon as its file is there.
+``named.pyi`` lists them for type checkers. Names that are Flower's, such as ``FedProx``, stand in
+:mod:`fedmerge.strategies.flower_names` with Flower's options.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar
 
+from fedmerge.registry import Entry, entries
+from fedmerge.strategies import flower_names
 from fedmerge.strategies.merge_strategy import MergeStrategy
 
-__all__ = ["GAMF", "PFNM", "FedAtt", "FedAvg", "FedFisher", "FedMA", "FedNova", "OTFusion"]
+__all__ = ["Named", "strategy_methods"]
 
 
-class _Named(MergeStrategy):
+class Named(MergeStrategy):
+    """A strategy of one method; its options are keywords."""
+
     method: ClassVar[str]
+    reads_messages = False
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(self.method, **keywords)
 
 
-class FedAvg(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedavg.FedAvg`; the same keywords.
+@cache
+def strategy_methods() -> Mapping[str, str]:
+    """The method of each strategy that is made here, by the strategy's name.
 
     Examples
     --------
-    >>> FedAvg(fraction_train=0.5).fraction_train
-    0.5
+    >>> strategy_methods()["FedNova"], "FedProx" in strategy_methods()
+    ('fednova', False)
     """
-
-    method = "fedavg"
-
-
-class FedNova(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fednova.FedNova`; its options are keywords too.
-
-    Examples
-    --------
-    >>> FedNova(server_momentum=0.9).pipeline.aggregator.server_momentum
-    0.9
-    """
-
-    method = "fednova"
+    methods: dict[str, str] = {}
+    for name, found in entries("aggregator").items():
+        methods.setdefault(found.cls.__name__, name)
+    return {called: name for called, name in methods.items() if called not in flower_names.__all__}
 
 
-class FedFisher(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedfisher.FedFisher`; its options are keywords too.
-
-    Examples
-    --------
-    >>> FedFisher(variant="diag").pipeline.needs
-    ('fisher_diag',)
-    """
-
-    method = "fedfisher"
+@cache
+def _strategy(name: str) -> type[Named]:
+    found = entries("aggregator")[strategy_methods()[name]]
+    # Pickles name a class by its module, where __getattr__ below makes the same one.
+    facts = {"__module__": __name__, "__doc__": _doc(name, found), "method": found.name, "reads_messages": False}
+    return type(name, (Named,), facts)
 
 
-class FedAtt(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedatt.FedAtt`; its options are keywords too.
-
-    Examples
-    --------
-    >>> FedAtt(step_size=1.0).pipeline.aggregator.step_size
-    1.0
-    """
-
-    method = "fedatt"
-
-
-class PFNM(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.pfnm.PFNM`; its options are keywords too.
-
-    It has to trace the model: pass `model_fn` and `example`.
-
-    Examples
-    --------
-    >>> PFNM(gamma=7.0).pipeline.aggregator.gamma
-    7.0
-    """
-
-    method = "pfnm"
+def _doc(name: str, found: Entry) -> str:
+    home = f"{found.cls.__module__}.{found.cls.__qualname__}"
+    lines = [f":class:`MergeStrategy` with :class:`{home}`; its options are keywords too.", "", found.summary]
+    if getattr(found.cls, "requires_model", False) is True:
+        lines += ["", "It has to trace the model: pass `model_fn` and `example`."]
+    if inspect.Parameter.empty not in found.options.values():
+        example = f">>> {name}(fraction_train=0.5).pipeline.aggregator"
+        lines += ["", "Examples", "--------", example, repr(found.cls())]
+    return "\n".join(lines)
 
 
-class FedMA(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.fedma.FedMA`; its options are keywords too.
-
-    It has to trace the model: pass `model_fn` and `example`.
-
-    Examples
-    --------
-    >>> FedMA(retrain_epochs=2).pipeline.aggregator.retrain_epochs
-    2
-    """
-
-    method = "fedma"
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in strategy_methods():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _strategy(name)
 
 
-class OTFusion(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.otfusion.OTFusion`; its options are keywords too.
-
-    It has to trace the model: pass `model_fn` and `example`.
-
-    Examples
-    --------
-    >>> OTFusion(solver="sinkhorn").pipeline.aggregator.solver
-    'sinkhorn'
-    """
-
-    method = "otfusion"
+def __dir__() -> list[str]:
+    return sorted({*globals(), *strategy_methods()})
 
 
-class GAMF(_Named):
-    """:class:`MergeStrategy` with :class:`fedmerge.aggregators.gamf.GAMF`; its options are keywords too.
+def stub() -> str:
+    """The text of ``named.pyi``, which a test holds against it."""
+    head = (__doc__ or "").partition("\n")[0]
+    classes = "\n".join(f"class {name}(Named): ..." for name in sorted(strategy_methods()))
+    return f'''"""{head}"""
 
-    It has to trace the model: pass `model_fn` and `example`.
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-    Examples
-    --------
-    >>> GAMF(steps=4).pipeline.aggregator.steps
-    4
-    """
+from fedmerge.strategies.merge_strategy import MergeStrategy
 
-    method = "gamf"
+class Named(MergeStrategy):
+    method: ClassVar[str]
+    def __init__(self, **keywords: Any) -> None: ...
+
+def strategy_methods() -> Mapping[str, str]: ...
+def stub() -> str: ...
+
+{classes}
+
+def __getattr__(name: str) -> type[Named]: ...  # methods of other packages, and those that came later
+'''

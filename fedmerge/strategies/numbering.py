@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-__all__ = ["start_after"]
+__all__ = ["counts_itself", "start_after"]
 
-_NUMBERED = ("order_train", "configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+
+class Later(Strategy):
+    """A strategy that is told of rounds by numbers that are `done` higher than those that Flower's loop counts."""
+
+    def __init__(self, strategy: Strategy, done: int) -> None:
+        self._strategy, self._done = strategy, done
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Of the later round."""
+        return self._strategy.configure_train(server_round + self._done, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Of the later round."""
+        return self._strategy.aggregate_train(server_round + self._done, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Of the later round."""
+        return self._strategy.configure_evaluate(server_round + self._done, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Of the later round."""
+        return self._strategy.aggregate_evaluate(server_round + self._done, replies)
+
+    def summary(self) -> None:
+        """Pass on."""
+        self._strategy.summary()
+
+
+def counts_itself(strategy: Strategy) -> bool:
+    """Whether a strategy runs its rounds by a ``start`` of its own, which nobody can tell where to begin."""
+    return type(strategy).start is not Strategy.start
 
 
 def start_after(
     done: int,
     strategy: Strategy,
-    start: Callable[..., Result],
     *,
     initial_arrays: ArrayRecord,
     num_rounds: int,
@@ -25,16 +60,14 @@ def start_after(
     evaluate_again: bool = False,
     **keywords: Any,
 ) -> Result:
-    """Run the rounds after round `done`: everything that depends on a round's number is as if none was interrupted.
+    """Run the rounds after round `done` in Flower's loop, as if no round before had been interrupted.
 
     Parameters
     ----------
     done
         Rounds that were run before.
     strategy
-        Any Flower strategy.
-    start
-        Its way to start, such as ``strategy.start``.
+        Any Flower strategy; a ``start`` of its own is not called, see :func:`counts_itself`.
     initial_arrays
         The global model after round `done`.
     num_rounds
@@ -55,44 +88,17 @@ def start_after(
             return None
         return evaluate_fn(server_round + done, arrays)
 
-    left = num_rounds - done
+    left, own = num_rounds - done, Result()
     if left < 1:  # nothing to start
-        result, found = Result(), evaluate(0, initial_arrays)
-        if found is not None:
-            result.evaluate_metrics_serverapp[0] = found
+        metrics, counted = evaluate(0, initial_arrays), Result()
+        if metrics is not None:
+            counted.evaluate_metrics_serverapp[0] = metrics
     else:
-        with _shifted(strategy, done):
-            result = start(
-                initial_arrays=initial_arrays,
-                num_rounds=left,
-                evaluate_fn=None if evaluate_fn is None else evaluate,
-                **keywords,
-            )
-    if not result.arrays:  # no round was left, or none gave a model
-        result.arrays = initial_arrays
-    for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
-        setattr(result, name, {number + done: metrics for number, metrics in getattr(result, name).items()})
-    return result
-
-
-@contextmanager
-def _shifted(strategy: Strategy, by: int) -> Iterator[None]:
-    """Let the strategy see rounds `by` later than it is told."""
-    own = {name: vars(strategy)[name] for name in _NUMBERED if name in vars(strategy)}
-    numbered = [name for name in _NUMBERED if hasattr(strategy, name)]
-    for name in numbered:
-        setattr(strategy, name, _later(getattr(strategy, name), by))
-    try:
-        yield
-    finally:
-        for name in numbered:
-            delattr(strategy, name)
-        for name, method in own.items():
-            setattr(strategy, name, method)
-
-
-def _later(method: Callable[..., Any], by: int) -> Callable[..., Any]:
-    def shifted(server_round: int, *arguments: Any, **keywords: Any) -> Any:
-        return method(server_round + by, *arguments, **keywords)
-
-    return shifted
+        tested = None if evaluate_fn is None else evaluate
+        later = Later(strategy, done)
+        counted = later.start(initial_arrays=initial_arrays, num_rounds=left, evaluate_fn=tested, **keywords)
+    own.arrays = counted.arrays or initial_arrays  # no round was left, or none gave a model
+    own.train_metrics_clientapp = {n + done: one for n, one in counted.train_metrics_clientapp.items()}
+    own.evaluate_metrics_clientapp = {n + done: one for n, one in counted.evaluate_metrics_clientapp.items()}
+    own.evaluate_metrics_serverapp = {n + done: one for n, one in counted.evaluate_metrics_serverapp.items()}
+    return own

@@ -8,21 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedmerge.errors import NothingMerged
 from fedmerge.observers import ObserverLike, Run, RunStopped, Watch, make_observers
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.wire.flower_records import view_arrays
+from fedmerge.wire.record_values import view_arrays
 
-if TYPE_CHECKING:
-    from fedmerge.strategies.merge_strategy import MergeStrategy
-    from fedmerge.strategies.resume import StrategyCheckpoints
-
-__all__ = ["UNWATCHED", "Watched", "start_observed", "start_watched"]
+__all__ = ["UNWATCHED", "Watched", "start_watched"]
 
 log = logging.getLogger("fedmerge")
 
@@ -61,33 +56,6 @@ def start_watched(strategy: Strategy, observers: Iterable[ObserverLike], **keywo
     """
     watched = Watched(observers, type(strategy).__name__, lambda: (None, None))
     return watched.start(strategy.start, keywords)
-
-
-def start_observed(
-    strategy: MergeStrategy, kept: StrategyCheckpoints | None, start: Callable[..., Result], given: Mapping[str, Any]
-) -> Result:
-    """Start a strategy of ours, and tell its own observers; a run that they end is ended in its checkpoints too.
-
-    Raises
-    ------
-    NothingMerged
-        An observer has ended it before any round merged anything.
-    ObserverFailed
-        An observer has raised.
-    """
-    watched = Watched(
-        strategy.observers,
-        repr(strategy.pipeline),
-        lambda: (strategy.last_report, strategy.last_evaluation),
-        seed=strategy.seed,
-        folder=None if kept is None else kept.folder,
-    )
-    result = watched.start(start, given)
-    if watched.stopped is not None and strategy.fraction_train and not result.arrays:
-        raise NothingMerged(f"an observer has ended the run before a round merged anything: {watched.stopped}")
-    if watched.stopped is not None and kept is not None:
-        kept.stop(watched.stopped)
-    return result
 
 
 class Watched:

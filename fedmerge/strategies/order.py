@@ -10,18 +10,17 @@ from dataclasses import dataclass, field, replace
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedmerge.errors import BadUpdate, ConfigError
+from fedmerge.errors import BadUpdate
 from fedmerge.merging import MergeResult, Pipeline
 from fedmerge.merging.intake import Partial
 from fedmerge.state import State
-from fedmerge.statistics.sending.settings import StatisticsSettings, to_settings
 from fedmerge.strategies.identity import Identities
 from fedmerge.training import EngineChoice
 from fedmerge.update import ClientUpdate, MergeContext
-from fedmerge.wire.flower_records import STEPS_KEY, WITHHOLD_KEY
+from fedmerge.wire.flower_records import STEPS_KEY
 from fedmerge.wire.keys import ERROR_KEY, KEEP_KEY, PERSONAL_KEY
 
-__all__ = ["Answer", "Order", "Trained", "TrainingGrid", "fill_config", "request_of"]
+__all__ = ["Answer", "Order", "Trained", "TrainingGrid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,48 +228,3 @@ class TrainingGrid(Grid):
         timeout
             Seconds to wait for replies, where there are messages.
         """
-
-
-def request_of(pipeline: Pipeline) -> dict[str, str | float | list[str]]:
-    """Entries of a ConfigRecord that ask clients for what a pipeline needs; none where it needs nothing."""
-    if not pipeline.needs:
-        return {}
-    request: dict[str, str | float | list[str]] = {"needs": list(pipeline.needs)}
-    settings = [to_settings(kind) for kind in pipeline.measured]
-    if any(text != "{}" for text in settings):
-        request["needs-settings"] = settings
-    default = StatisticsSettings()
-    if pipeline.sent_as.compression != default.compression:
-        request["statistics-compression"] = pipeline.sent_as.compression
-    if pipeline.sent_as.budget != default.budget:
-        request["statistics-budget"] = pipeline.sent_as.budget
-    return request
-
-
-def fill_config(config: ConfigRecord, pipeline: Pipeline, seed: int, round: int) -> None:
-    """Write into the configuration of a round's messages all that clients have to know.
-
-    Raises
-    ------
-    ConfigError
-        It says otherwise about the clients' training than the method does.
-    """
-    config.setdefault("seed", seed)  # the caller's own, if it set one, is the root of what clients draw
-    rule = pipeline.aggregator.local_rule
-    for key, value in ({} if rule is None else rule.told()).items():
-        given = {known: config[known] for known in (key, key.replace("-", "_")) if known in config}
-        if any(told != value for told in given.values()):
-            raise ConfigError(
-                f"the training configuration has {given}, the method {type(pipeline.aggregator).__name__} sets "
-                f"{key} = {value}: leave one of them out"
-            )
-        config[key] = value
-    config["server-round"] = round
-    for key, entry in request_of(pipeline).items():
-        config[key] = entry
-    if pipeline.batch_norm == "local":
-        config["batch-norm"] = "local"
-    if pipeline.privacy.withholds_metrics:
-        config[WITHHOLD_KEY] = True
-    if pipeline.aggregator.several_exchanges or pipeline.compares:
-        config[KEEP_KEY] = True

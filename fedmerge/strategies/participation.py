@@ -1,17 +1,14 @@
-"""Which nodes take part: a strategy's fractions and minima, checked when it is made, and seeded draws in each round."""
+"""How many nodes take part: a strategy's fractions and minima, checked when it is made and when a run begins."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fedmerge.errors import InvalidOption, shown
-from fedmerge.seeding import generator
 
 __all__ = [
     "MINIMA",
@@ -19,16 +16,11 @@ __all__ = [
     "check_participation",
     "number_of_nodes",
     "remedy",
-    "sample_nodes",
     "shortage",
-    "wanted",
 ]
-
-log = logging.getLogger("fedmerge")
 
 FRACTIONS = ("fraction_train", "fraction_evaluate")
 MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-_TELL_EVERY = 30  # seconds
 
 
 def check_participation(settings: Mapping[str, object]) -> None:
@@ -69,12 +61,6 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def wanted(known: int, fraction: float, least: int, available: int) -> tuple[int, int]:
-    """How many of the `known` nodes to ask, and how many there have to be before anybody is asked."""
-    size = max(int(known * fraction), least)
-    return size, max(available, size)
-
-
 def shortage(known: int, settings: Mapping[str, Any], kinds: tuple[str, ...] = ("train", "evaluate")) -> str | None:
     """Which settings ask for more nodes than the `known` ones, in words; None where there are enough.
 
@@ -94,34 +80,6 @@ def shortage(known: int, settings: Mapping[str, Any], kinds: tuple[str, ...] = (
         if _is_real(fraction) and int(known * fraction) > known:
             told.append(f"{name}={fraction:g}")
     return ", ".join(told) or None
-
-
-def sample_nodes(
-    grid: Grid, fraction: float, at_least: int, min_available: int, *, seed: int, purpose: str, round: int
-) -> list[int]:
-    """Wait for enough nodes, then draw some of them without replacement, in order of their ids.
-
-    Whoever waits is told so now and then.
-    """
-    waited = 0
-    while True:
-        known = grid.get_node_ids()
-        # A range is in order already, and however many nodes it stands for, drawing from it costs what is drawn.
-        nodes: Sequence[int] = known if isinstance(known, range) else sorted(known)
-        size, enough = wanted(len(nodes), fraction, at_least, min_available)
-        if len(nodes) >= enough:
-            break
-        if waited % _TELL_EVERY == 0:
-            log.warning(
-                "round %d waits for nodes: %d connected, %d wanted: start the others, or lower the strategy's "
-                "min_available_nodes, min_train_nodes and min_evaluate_nodes", round, len(nodes), enough,
-            )  # fmt: skip
-        time.sleep(1)
-        waited += 1
-    if size == len(nodes):
-        return list(nodes)
-    drawn = generator(seed, purpose, round).choice(len(nodes), size=size, replace=False)
-    return [nodes[i] for i in sorted(drawn)]
 
 
 def check_nodes(grid: Grid, settings: Mapping[str, Any]) -> None:

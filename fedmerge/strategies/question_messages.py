@@ -11,9 +11,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedmerge.errors import FedMergeError, shown
 from fedmerge.questions import Answer, Question
 from fedmerge.strategies.reach import Reach
-from fedmerge.wire.flower_records import to_arrays
 from fedmerge.wire.keys import ACTION, OWN
 from fedmerge.wire.question_records import OCCASION, OF, read_answers, write_question
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["ask"]
 

@@ -15,7 +15,8 @@ from fedmerge.state import State, cast_like, is_sane
 from fedmerge.statistics import BatchNormMoments
 from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies.reach import Reach
-from fedmerge.wire.flower_records import statistics_from_reply, to_arrays, weight_of
+from fedmerge.wire.flower_records import statistics_from_reply, weight_of
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["recalibrate"]
 

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import Result
+from torch import Tensor
 
 from fedmerge.errors import InvalidOption, RecordError
+from fedmerge.merging import Pipeline
 from fedmerge.records.atomic_files import append_line, read_toml, write_toml
 from fedmerge.records.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from fedmerge.records.locks import LOCK, held
+from fedmerge.state import State
 from fedmerge.strategies.identity import Identities
-from fedmerge.strategies.numbering import start_after
-from fedmerge.wire.flower_records import to_arrays, view_arrays
+from fedmerge.wire.record_values import to_arrays, view_arrays
 
-if TYPE_CHECKING:
-    from fedmerge.strategies.merge_strategy import MergeStrategy
-
-__all__ = ["StrategyCheckpoints"]
+__all__ = ["Past", "StrategyCheckpoints", "warn_of_lost_memory"]
 
 log = logging.getLogger("fedmerge")
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the newest checkpoint tells of a run: its last round, model, memory and nodes, and how far it is to go."""
+
+    round: int
+    arrays: ArrayRecord
+    memory: dict[str, Tensor]
+    identities: Identities
+    num_rounds: int
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,12 @@ class StrategyCheckpoints:
         if self.keep < 1:
             raise InvalidOption(f"keep_checkpoints must be at least 1, got {self.keep}")
 
-    def save(self, strategy: MergeStrategy, round: int, arrays: ArrayRecord) -> None:
-        """Keep the model that `strategy` merged in `round`, and what it remembers."""
-        sections = {"state": view_arrays(arrays), "memory": strategy.memory}
-        facts = {"strategy": _settings(strategy), "nodes": strategy.identities.facts()}
+    def save(
+        self, round: int, arrays: ArrayRecord, memory: State, identities: Identities, settings: Mapping[str, Any]
+    ) -> None:
+        """Keep the model that was merged in `round`, what the method remembers, who is who, and the settings."""
+        sections = {"state": view_arrays(arrays), "memory": memory}
+        facts = {"strategy": dict(settings), "nodes": identities.facts()}
         save_checkpoint(self.folder, Checkpoint(round, sections, facts), keep=self.keep)
 
     def charge(self, round: int, questions: int) -> None:
@@ -77,11 +89,11 @@ class StrategyCheckpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_toml(self._stopped, {"stopped": reason})
 
-    def _ended(self, strategy: MergeStrategy) -> str | None:
+    def _ended(self, watched: bool) -> str | None:
         """Why observers have ended the run before; nothing where none watch it any more."""
         if not self._stopped.exists():
             return None
-        if strategy.observers:
+        if watched:
             return str(read_toml(self._stopped).get("stopped"))
         self._stopped.unlink()
         return None
@@ -90,48 +102,55 @@ class StrategyCheckpoints:
     def _stopped(self) -> Path:
         return self.folder / "stopped.toml"
 
-    def start(self, strategy: MergeStrategy, start: Callable[..., Result], **given: Any) -> Result:
-        """Call `start` with the keywords `given`, from the newest checkpoint if there is one.
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder while a run leaves its checkpoints there.
+
+        Raises
+        ------
+        FolderInUse
+            Another run, in this process or another, holds it.
+        """
+        return held(self.folder / LOCK, self.folder)
+
+    def past(self, settings: Mapping[str, Any], initial: ArrayRecord, num_rounds: int, *, watched: bool) -> Past | None:
+        """What to go on from: the newest checkpoint, None where there is none.
+
+        Parameters
+        ----------
+        settings
+            All that must not change between the rounds of one run.
+        initial, num_rounds
+            The model that the run would start from, and the number of its last round.
+        watched
+            Whether observers watch it, so that a run that one of them has ended stays so.
 
         Raises
         ------
         RecordError
             None of the checkpoints can be used, or they are of other settings or another model.
-        FolderInUse
-            Another run, in this process or another, leaves its checkpoints there.
         """
-        with held(self.folder / LOCK, self.folder):
-            return self._start_locked(strategy, start, given)
-
-    def _start_locked(self, strategy: MergeStrategy, start: Callable[..., Result], given: Mapping[str, Any]) -> Result:
-        checkpoint, strategy.answers = newest_checkpoint(self.folder), self.charged()
+        checkpoint = newest_checkpoint(self.folder)
         if checkpoint is None:
-            return start(**given)
-        self._check(checkpoint, _settings(strategy), given["initial_arrays"])
-        done, wanted, ended = checkpoint.round, given["num_rounds"], self._ended(strategy)
+            return None
+        self._check(checkpoint, settings, initial)
+        done, ended = checkpoint.round, self._ended(watched)
         if ended is not None:
-            given = {**given, "num_rounds": done}
             log.warning("the run in %s was ended after round %d: %s. It goes on where nobody watches it",
                         self.folder, done, ended)  # fmt: skip
-        elif done >= wanted:
+        elif done >= num_rounds:
             log.warning(
                 "all %d rounds are in %s: nothing is left to run; for a new run choose another checkpoint_dir",
-                wanted, self.folder,
+                num_rounds, self.folder,
             )  # fmt: skip
         else:
-            log.info("continuing after round %d of %d, from %s", done, wanted, self.folder)
-        if strategy.travel.personal:
-            log.warning("clients that lost what they kept go on with personal parts as model_fn makes them")
-        if strategy.pipeline.batch_norm == "local":
-            log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
-        rule = strategy.pipeline.aggregator.local_rule
-        if rule is not None and rule.keeps:
-            log.warning("clients that lost what they kept for local rule %s begin at zeros", rule.name)
-        strategy.memory = dict(checkpoint.section("memory"))
-        strategy.identities = Identities.of_facts(checkpoint.facts.get("nodes"))
-        given = {**given, "initial_arrays": to_arrays(checkpoint.section("state"))}
-        # The server may have died between the merge, which is saved, and the test of its model.
-        return start_after(done, strategy, start, evaluate_again=True, **given)
+            log.info("continuing after round %d of %d, from %s", done, num_rounds, self.folder)
+        return Past(
+            done,
+            to_arrays(checkpoint.section("state")),
+            dict(checkpoint.section("memory")),
+            Identities.of_facts(checkpoint.facts.get("nodes")),
+            num_rounds if ended is None else done,
+        )
 
     def _check(self, checkpoint: Checkpoint, settings: Mapping[str, Any], initial: ArrayRecord) -> None:
         known = checkpoint.facts.get("strategy", {})
@@ -157,15 +176,12 @@ def _questions(line: str) -> int:
         return 0
 
 
-def _settings(strategy: MergeStrategy) -> dict[str, Any]:
-    """All that must not change between the rounds of one run, as JSON can hold it."""
-    numbers = (
-        "fraction_train",
-        "fraction_evaluate",
-        "min_train_nodes",
-        "min_available_nodes",
-        "weighted_by_key",
-        "seed",
-    )
-    told = {"method": repr(strategy.pipeline), **{name: getattr(strategy, name) for name in numbers}}
-    return told | strategy.travel.settings()
+def warn_of_lost_memory(pipeline: Pipeline, *, personal: bool) -> None:
+    """Tell what becomes of clients that lost what they kept while the server was away."""
+    if personal:
+        log.warning("clients that lost what they kept go on with personal parts as model_fn makes them")
+    if pipeline.batch_norm == "local":
+        log.warning("clients that lost what they kept go on with the batch-norm statistics of the model sent")
+    rule = pipeline.aggregator.local_rule
+    if rule is not None and rule.keeps:
+        log.warning("clients that lost what they kept for local rule %s begin at zeros", rule.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -17,9 +17,6 @@ from fedmerge.strategies.identity import Identities
 from fedmerge.strategies.order import Answer, Order, Trained, TrainingGrid
 from fedmerge.wire.flower_records import Decoded, weight_of
 
-if TYPE_CHECKING:
-    from fedmerge.strategies.merge_strategy import MergeStrategy
-
 __all__ = ["by_message", "exchanged", "read_replies", "run_rounds"]
 
 log = logging.getLogger("fedmerge")
@@ -28,8 +25,24 @@ Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 _REMEDY = "Each node that is asked replies once, as the partition that its --node-config gives to no other."
 
 
+class RunsRounds(Protocol):
+    """A strategy that trains by orders: the methods of a :class:`~fedmerge.strategies.MergeStrategy`."""
+
+    def summary(self) -> None: ...
+
+    def order_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Order: ...
+
+    def aggregate_train(self, server_round: int, replies: Answer) -> tuple[ArrayRecord | None, MetricRecord | None]: ...
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]: ...
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None: ...
+
+
 def run_rounds(
-    strategy: MergeStrategy,
+    strategy: RunsRounds,
     grid: Grid,
     initial_arrays: ArrayRecord,
     num_rounds: int,
@@ -37,6 +50,9 @@ def run_rounds(
     train_config: ConfigRecord | None,
     evaluate_config: ConfigRecord | None,
     evaluate_fn: Evaluate | None,
+    *,
+    done: int | None = None,
+    evaluate_again: bool = False,
 ) -> Result:
     """Train, merge and evaluate, round by round.
 
@@ -46,18 +62,25 @@ def run_rounds(
         Whose rounds they are.
     grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         As for ``flwr.serverapp.strategy.Strategy.start``.
+    done
+        The last round that is over, where a run goes on after it: 0 where the model has been evaluated and no more.
+    evaluate_again
+        Whether the model after round `done` is evaluated once more, which it was then if nothing came in between.
     """
     strategy.summary()
     result, arrays = Result(), initial_arrays
+    if done:
+        result.arrays = arrays
     train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
 
     def evaluate(number: int) -> None:
-        found = None if evaluate_fn is None else evaluate_fn(number, arrays)
-        if found is not None:
-            result.evaluate_metrics_serverapp[number] = found
+        metrics = None if evaluate_fn is None else evaluate_fn(number, arrays)
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[number] = metrics
 
-    evaluate(0)
-    for number in range(1, num_rounds + 1):
+    if done is None or evaluate_again:
+        evaluate(done or 0)
+    for number in range((done or 0) + 1, num_rounds + 1):
         log.info("round %d of %d", number, num_rounds)
         answer = exchanged(grid, strategy.order_train(number, arrays, train_config, grid), timeout)
         merged, metrics = strategy.aggregate_train(number, answer)

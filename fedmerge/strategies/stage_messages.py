@@ -13,8 +13,9 @@ from fedmerge.errors import BadUpdate
 from fedmerge.questions.stages import News, Stage
 from fedmerge.strategies.reach import Reach
 from fedmerge.update import ClientUpdate
-from fedmerge.wire.flower_records import decode_update, to_arrays
+from fedmerge.wire.flower_records import decode_update
 from fedmerge.wire.keys import KEEP_KEY, SOURCES
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["exchange"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import nn
 
 from fedmerge.errors import InvalidOption, ModelError
@@ -16,9 +16,6 @@ from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.wire.fingerprints import fingerprint, names_mark
 from fedmerge.wire.flower_records import CLIENT_KEY, sender_of
 from fedmerge.wire.keys import COMPLETES_KEY, FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
-
-if TYPE_CHECKING:
-    from fedmerge.strategies.order import Answer
 
 __all__ = ["SendFrozen", "Travel"]
 
@@ -62,6 +59,8 @@ class Travel:
     facts: dict[str, Any] = field(default_factory=dict, init=False)
     """What a :class:`~fedmerge.update.MergeContext` is told of the model."""
     buffers: frozenset[str] | None = field(default=None, init=False)
+    still: frozenset[str] = field(default=frozenset(), init=False)
+    """Names of all tensors that do not travel; none where the whole model does."""
     knowing: set[int] = field(default_factory=set, init=False)
     _mark: list[float] | None = field(default=None, init=False)
 
@@ -75,11 +74,7 @@ class Travel:
         model, whole = self.model_fn(), self.send_frozen == "always"
         self.layout = Layout.of_module(model, self.personal, frozen_mode=self.frozen_mode, send_frozen=whole)
         self.buffers, self.facts = facts_of(model, self.layout)
-
-    @property
-    def still(self) -> frozenset[str]:
-        """Names of what does not travel."""
-        return frozenset() if self.layout is None else self.layout.still
+        self.still = self.layout.still
 
     def merged_model(self) -> nn.Module:
         """A model of ``model_fn`` for the server, who neither trains nor measures what is personal."""
@@ -142,22 +137,23 @@ class Travel:
 
     def down(self, arrays: ArrayRecord) -> ArrayRecord:
         """The part of a model that travels."""
-        still = self.still
-        return ArrayRecord({n: a for n, a in arrays.items() if n not in still}) if still else arrays
+        if not self.still:
+            return arrays
+        return ArrayRecord({name: array for name, array in arrays.items() if name not in self.still})
 
     def completes(self, *nodes: int) -> bool:
         """Whether these nodes make themselves what does not travel; to others a message brings all of the model."""
         return self.send_frozen != "auto" or not self.still or self.knowing.issuperset(nodes)
 
-    def note(self, answer: Answer, key: str) -> None:
+    def note(self, nodes: Collection[int], replies: Sequence[Message], key: str) -> None:
         """Remember the nodes that make or keep themselves what does not travel.
 
-        They say so. What of it comes back from them all the same, for a mod wants to see it, counts for nothing: the
-        mod may have added noise to it.
+        Clients of ours, who reply without messages, all do. Others say so in their replies. What of it comes back from
+        them all the same, for a mod wants to see it, counts for nothing: the mod may have added noise to it.
         """
-        if not answer.replies:  # clients of ours, who need no messages
-            self.knowing.update(answer.nodes.values())
-        for reply in answer.replies if self.still and self.send_frozen != "always" else ():
+        if not replies:
+            self.knowing.update(nodes)
+        for reply in replies if self.still and self.send_frozen != "always" else ():
             node = sender_of(reply)
             if not reply.has_content() or node is None:
                 continue

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedmerge.errors import BadUpdate, ConfigError, InvalidOption, shown
+from fedmerge.errors import BadUpdate, shown
 from fedmerge.state import State
 from fedmerge.statistics import tellable
 from fedmerge.update import ClientUpdate
-from fedmerge.wire.npy import BFLOAT16, read_array
+from fedmerge.wire.record_values import to_arrays, view_arrays
 
 __all__ = [
     "CLIENT_KEY",
@@ -28,17 +26,12 @@ __all__ = [
     "Decoded",
     "claimed_partition",
     "decode_update",
-    "from_arrays",
-    "integer",
     "partition_of",
     "sender_of",
     "statistics_from_reply",
     "statistics_key",
     "statistics_records",
-    "strings",
-    "to_arrays",
     "told_in",
-    "view_arrays",
     "weight_of",
 ]
 
@@ -55,42 +48,6 @@ STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
 _STATISTIC = "statistics."
 _MOST_EXAMPLES = 2**53  # beyond it a float does not count on
-
-with warnings.catch_warnings():
-    # torch warns once in a process of memory that must not be written; nobody writes into what a message brought.
-    warnings.simplefilter("ignore")
-    torch.from_numpy(np.frombuffer(b"\0", np.uint8))
-
-
-def to_arrays(state: State) -> ArrayRecord:
-    """Encode named tensors; bfloat16, which NumPy lacks, travels as its 16 bits under its own dtype name."""
-    if not isinstance(state, Mapping):
-        remedy = "pass model.state_dict()" if hasattr(state, "state_dict") else "pass a state_dict"
-        raise InvalidOption(f"to_arrays takes named tensors, got a {type(state).__name__}: {remedy}")
-    return ArrayRecord({name: _to_array(tensor) for name, tensor in state.items()})
-
-
-def _to_array(tensor: Tensor) -> Array:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype != torch.bfloat16:
-        return Array(tensor.numpy())
-    bits = Array(tensor.view(torch.uint16).numpy())
-    return Array(dtype=BFLOAT16, shape=bits.shape, stype=bits.stype, data=bits.data)
-
-
-def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Decode named tensors; every one owns its memory."""
-    return {name: tensor.clone() for name, tensor in view_arrays(record).items()}
-
-
-def view_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Decode named tensors, to be read only: they lie in the record's own memory where they can."""
-    return {name: _from_array(array) for name, array in record.items()}
-
-
-def _from_array(array: Array) -> Tensor:
-    tensor = torch.from_numpy(read_array(array)).contiguous()
-    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
 
 
 def statistics_key(name: str) -> str:
@@ -222,31 +179,3 @@ class Decoded:
                 yield decode_update(client, message.content, *self._keys)
             except BadUpdate as bad:
                 yield bad
-
-
-def integer(config: ConfigRecord, key: str) -> int:
-    """An entry that is an integer of at least 0; 0 where it is missing.
-
-    Raises
-    ------
-    ConfigError
-        It is something else.
-    """
-    value = config.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"the message's {key!r} must be an integer of at least 0, got {value!r}")
-    return value
-
-
-def strings(config: ConfigRecord, key: str) -> list[str]:
-    """An entry that is a list of strings; empty where it is missing.
-
-    Raises
-    ------
-    ConfigError
-        It is something else.
-    """
-    value = config.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"the message's {key!r} must be a list of strings, got {value!r}")
-    return [str(item) for item in value]

@@ -16,7 +16,7 @@ from fedmerge.simulation.scenarios.attacks import SignFlip
 from fedmerge.simulation.scenarios.hostile_clients import Hostile
 from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from fedmerge.strategies import from_arrays
-from fedmerge.wire.flower_records import to_arrays
+from fedmerge.wire.record_values import to_arrays
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_data, tiny_model
 
 CONFIG = {"server-round": 1, "seed": 3}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmerge.data.batches import batch_indices
+from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import InvalidOption
 
 

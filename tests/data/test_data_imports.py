@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import random, sys
 import numpy as np, torch
-import fedmerge.data, fedmerge.data.batches
+import fedmerge.data, fedmerge.data.example_sets
 heavy = {"flwr", "ray", "matplotlib", "sklearn", "torchvision", "flwr_datasets", "datasets", "pandas"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from fedmerge.data import ClientData
 from fedmerge.data.client_data import client_data, examples_of
-from fedmerge.data.example_sets import ChangedExamples
+from fedmerge.data.streamed_examples import ChangedExamples
 from fedmerge.errors import CannotStack, DataError
 from fedmerge.simulation.scenarios.attacks import Backdoor, LabelFlip
 from fedmerge.training import LocalTraining, Participant, evaluate, judge, train, train_cohort, train_one_by_one

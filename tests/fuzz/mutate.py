@@ -8,7 +8,7 @@ import struct
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedmerge.wire.npy import read_array
+from fedmerge.wire.record_values import read_array
 
 HUGE = (0, 1, -1, 2**31, 2**62, 10**12, 10**18)
 NUMBERS = (0, -1, 1, 2**63 - 1, -(2**63), 10**30, 1e308, 5e-324, float("nan"), float("inf"), -float("inf"), -0.0, 1e15)

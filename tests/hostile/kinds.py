@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedmerge import ClientUpdate
 from fedmerge.state import State
-from fedmerge.wire.flower_records import from_arrays, to_arrays
+from fedmerge.wire.record_values import from_arrays, to_arrays
 from tests.hostile.answer_kinds import ANSWERS
 from tests.hostile.identity_kinds import IDENTITY
 from tests.hostile.kind import Kind, Table

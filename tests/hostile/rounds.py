@@ -18,8 +18,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from fedmerge import FedMergeError
-from fedmerge.wire.flower_records import from_arrays
 from fedmerge.wire.question_records import read_answers, read_question, write_answer
+from fedmerge.wire.record_values import from_arrays
 from tests.answered import Asked, OddModel, answer, shallow
 from tests.contract.table import ROWS, Row
 from tests.fuzz.guard import Hangs, limited, quiet

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from fedmerge import ClientUpdate
 from fedmerge.questions import Question, respond
 from fedmerge.statistics import FisherDiag, FisherKfac
-from fedmerge.wire.flower_records import from_arrays
+from fedmerge.wire.record_values import from_arrays
 from tests.answered import asked
 from tests.federation import noisy_states, tiny_data, tiny_model
 from tests.hostile.kinds import (

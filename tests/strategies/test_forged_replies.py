@@ -14,7 +14,7 @@ from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.workers.flower_task import become_server_task
 from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import from_arrays, to_arrays
-from fedmerge.wire.npy import read_array
+from fedmerge.wire.record_values import read_array
 from tests.answered import asked, odd_app, odd_arrays, shallow, strategy_of
 
 HUGE = 10**6

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmerge.clients.instructions import Instructions
+from fedmerge.clients.group import Instructions
 from fedmerge.clients.local_rules import take_back
 from fedmerge.data import ClientData
 from fedmerge.simulation import SimulationGrid

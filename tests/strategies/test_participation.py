@@ -7,7 +7,8 @@ import pytest
 
 from fedmerge.errors import InvalidOption
 from fedmerge.strategies import FedAvg, FedNova, MergeStrategy
-from fedmerge.strategies.participation import shortage, wanted
+from fedmerge.strategies.ordering import wanted
+from fedmerge.strategies.participation import shortage
 
 
 @pytest.mark.parametrize("name", ["fraction_train", "fraction_evaluate"])

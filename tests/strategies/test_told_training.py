@@ -9,7 +9,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import nn
 
-from fedmerge.clients.instructions import told_training
+from fedmerge.clients.told_training import told_training
 from fedmerge.errors import ConfigError, InvalidOption, ModelError, UnknownName
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, FedProx, MergeStrategy, client_app, from_arrays, to_arrays

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmerge.data.batches import batch_indices
 from fedmerge.data.client_data import examples_of
+from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import CannotStack, InvalidOption, UnknownName
 from fedmerge.seeding import generator
 from fedmerge.training import LocalTraining, Participant, choose_engine, train, train_cohort

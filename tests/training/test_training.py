@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmerge.data.batches import batch_indices
+from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import ConfigError, InvalidOption
 from fedmerge.seeding import generator
 from fedmerge.training import LocalTraining, evaluate, train

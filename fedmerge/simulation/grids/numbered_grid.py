@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmerge.errors import ConfigError
-from fedmerge.simulation.grids.simulation_grid import Waiting
+from fedmerge.simulation.grids.waiting import Waiting
 from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.simulation.workers.flower_task import FIRST_NODE, from_node
 from fedmerge.strategies.heard import Sent, heard

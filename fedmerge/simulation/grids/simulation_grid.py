@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedmerge.clients.app import FedmergeClientApp
-from fedmerge.errors import ConfigError, InvalidOption
+from fedmerge.errors import ConfigError
 from fedmerge.lookup.keyword_check import check_function, tell_keywords
+from fedmerge.simulation.grids.waiting import Waiting
 from fedmerge.simulation.workers.cohort_work import Engine
 from fedmerge.simulation.workers.flower_task import FIRST_NODE, become_server_task, new_run, stamp
-from fedmerge.simulation.workers.workers import Job, Workers, make_workers, parse_workers
+from fedmerge.simulation.workers.starting import make_workers, parse_workers
+from fedmerge.simulation.workers.workers import Job, Workers
 from fedmerge.strategies.order import Answer, Order, TrainingGrid
-from fedmerge.strategies.participation import remedy, shortage
 from fedmerge.strategies.rounds import by_message
 from fedmerge.wire.flower_records import PARTITION_KEY
 
-__all__ = ["SimulationGrid", "Waiting", "make_workers", "parse_workers"]
-
-log = logging.getLogger("fedmerge")
-
-_DEPTH = 8
-"""Frames between a strategy of Flower's and a grid: its function, and the grids around this one."""
-_PATIENCE = 5.0  # seconds of asking for nodes and nothing else, before it is told
-_TELL_EVERY = 30.0
+__all__ = ["SimulationGrid", "make_workers", "parse_workers"]
 
 
 @tell_keywords({"clients": "num_clients", "num_supernodes": "num_clients", "app": "client_app"})
@@ -95,6 +86,7 @@ class SimulationGrid(TrainingGrid):
         # A mod wants to see messages.
         self._is_ours = isinstance(client_app, FedmergeClientApp) and not client_app.mods
         self._personal = isinstance(client_app, FedmergeClientApp) and bool(client_app.client.personal)
+        self._asked = 0  # times that somebody asked for the nodes since anything was sent
         self._run: Any = new_run()
         self._num_clients, self._waiting = num_clients, Waiting(num_clients)
         self._run_config: UserConfig = run_config or {}
@@ -152,7 +144,9 @@ class SimulationGrid(TrainingGrid):
         InvalidOption
             Flower's own loop asks, which waits for more nodes than there are.
         """
-        self._waiting.asked()
+        self._asked += 1
+        if self._asked > 1:  # who asks once waits for nothing
+            self._waiting.asked()
         return self._nodes
 
     @property
@@ -173,7 +167,7 @@ class SimulationGrid(TrainingGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the clients that `messages` are for; their replies wait to be pulled."""
-        self._waiting.used()
+        self._use()
         jobs = []
         for message in messages:
             stamp(message)
@@ -197,7 +191,7 @@ class SimulationGrid(TrainingGrid):
         that want to see one, or somebody on the server does; or where clients keep what the server knows nothing of."""
         if not self._is_ours or order.by_message or (self._personal and not order.keeps):
             return by_message(self, order, timeout)
-        self._waiting.used()
+        self._use()
         if not order.nodes:
             return Answer()
         self._check_node(order.nodes[-1])
@@ -205,6 +199,12 @@ class SimulationGrid(TrainingGrid):
         answer = self._workers.train(order, self._num_clients, kept)
         self.set_client_states(answer.kept)
         return answer
+
+    def _use(self) -> None:
+        """Something is sent: nobody waits for nodes."""
+        if self._asked > 1:
+            self._waiting.used()
+        self._asked = 0
 
     def _check_node(self, node: int) -> None:
         if node not in self._nodes:
@@ -234,60 +234,3 @@ def _check_app(app: Any) -> None:
             "client_app was made of client_fn, Flower's older interface (NumPyClient), which no strategy of "
             "flwr.serverapp speaks: write its training as a function under @app.train()"
         )
-
-
-class Waiting:
-    """Watches who asks a grid for its nodes, of which there are `nodes` for good.
-
-    Flower's own strategies ask in a loop that ends when there are enough, and do not say how many they want. That is
-    read from their loop, so that nobody who asks often for another reason is refused. Whoever waits in a way of his
-    own is only warned.
-    """
-
-    def __init__(self, nodes: int) -> None:
-        self._nodes = nodes
-        self.used()
-
-    def used(self) -> None:
-        """Messages were sent: nobody waits."""
-        self._since: float | None = None
-        self._times = 0
-        self._told = -_TELL_EVERY
-
-    def asked(self) -> None:
-        """Somebody asks for the nodes.
-
-        Raises
-        ------
-        InvalidOption
-            A strategy of Flower's, which waits for more than there are.
-        """
-        missing = _missing(sys._getframe(1), self._nodes)
-        if missing is not None:
-            raise InvalidOption(remedy(self._nodes, missing))
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        self._times += 1
-        if self._times > 3 and now - self._since > _PATIENCE and now - self._told > _TELL_EVERY:
-            self._told = now
-            log.warning(
-                "the nodes were asked for %d times in %.0f s and nothing was sent to them: this federation has %d, and "
-                "no more will come, so whoever waits for more waits for ever", self._times, now - self._since,
-                self._nodes,
-            )  # fmt: skip
-
-
-def _missing(frame: FrameType | None, nodes: int) -> str | None:
-    """What a loop of Flower's waits for, if somewhere above `frame` there is one, and has not got."""
-    for _ in range(_DEPTH):
-        if frame is None:
-            return None
-        if frame.f_code.co_name == "sample_nodes" and str(frame.f_globals.get("__name__", "")).startswith("flwr."):
-            wanted = frame.f_locals.get("min_available_nodes", 0)
-            if not isinstance(wanted, int) or wanted <= nodes:
-                return None
-            strategy = None if frame.f_back is None else frame.f_back.f_locals.get("self")
-            named = None if strategy is None else shortage(nodes, getattr(strategy, "__dict__", {}))
-            return named or f"{wanted} nodes"
-        frame = frame.f_back
-    return None

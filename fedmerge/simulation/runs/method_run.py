@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from fedmerge.simulation.runs.recorder import Recorder, Row
 from fedmerge.simulation.runs.snapshot import cannot_restore, restore
 from fedmerge.simulation.runs.unfinished import run_folder
 from fedmerge.strategies import MergeStrategy
-from fedmerge.strategies.numbering import start_after
+from fedmerge.strategies.numbering import counts_itself, start_after
 from fedmerge.strategies.policies import RoundPolicies
-from fedmerge.wire.flower_records import to_arrays
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["run_on_grid"]
 
@@ -80,7 +81,7 @@ def _run_locked(
 ) -> Path:
     strategy = experiment.strategy(method)
     before = _observers_of(run_folder(out, method, experiment.seed)) if resume else None
-    record, checkpoint = _record(experiment, method, out, resume)
+    record, checkpoint = _record(experiment, method, out, resume, strategy)
     # References are those of round 1: where that is over, nobody needs its messages.
     done = 0 if checkpoint is None else checkpoint.round
     config, mishaps, ours = experiment.config, experiment.mishaps, isinstance(strategy, MergeStrategy)
@@ -114,16 +115,21 @@ def _run_locked(
         # Of rounds that were run before an interruption a strategy knows nothing; the record does.
         with _seeded_random(experiment.seed), _typed_errors(method, strategy), suppress(NothingMerged, RunStopped):
             watch.check(rows[-1].get("stopped") if rows and before == list(config.observers) else None)
-            if checkpoint is None:
-                strategy.start(**keywords)
-            else:
+            start: Callable[..., Any] = strategy.start
+            if checkpoint is not None:
                 restore(checkpoint, strategy, grid)
-                start_after(checkpoint.round, strategy, strategy.start, **keywords)
+                if isinstance(strategy, MergeStrategy):
+                    strategy.begin_after(done)
+                else:
+                    start = partial(start_after, done, strategy)
+            start(**keywords)
         recorder.check_merged()
     return record.folder
 
 
-def _record(experiment: Experiment, method: str, out: Path, resume: bool) -> tuple[RunRecord, Checkpoint | None]:
+def _record(
+    experiment: Experiment, method: str, out: Path, resume: bool, strategy: Strategy
+) -> tuple[RunRecord, Checkpoint | None]:
     """The record to write, and what to go on from, if anything."""
     seed, keep = experiment.seed, experiment.config.keep_checkpoints
     folder, settings = run_folder(out, method, seed), experiment.config.resolved(method, seed)
@@ -131,6 +137,8 @@ def _record(experiment: Experiment, method: str, out: Path, resume: bool) -> tup
     if resume:
         record, checkpoint = RunRecord.reopen(folder, settings, keep_checkpoints=keep)
         problem = None if checkpoint is None else cannot_restore(checkpoint)
+        if checkpoint is not None and not isinstance(strategy, MergeStrategy) and counts_itself(strategy):
+            problem = f"{type(strategy).__name__} has a start of its own, which counts rounds from one"
         if checkpoint is not None and problem is None:
             if not record.has_partition(partition):
                 raise RecordError(

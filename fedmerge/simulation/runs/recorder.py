@@ -19,8 +19,8 @@ from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.runs.references import reference_accuracies
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.merge_report import MergeReport
-from fedmerge.wire.flower_records import view_arrays
 from fedmerge.wire.keys import ERROR_KEY
+from fedmerge.wire.record_values import view_arrays
 
 __all__ = ["Recorder"]
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.data import ClientData
-from fedmerge.data.example_sets import ChangedExamples, TensorExamples
+from fedmerge.data.example_sets import TensorExamples
 from fedmerge.data.examples import IGNORED
+from fedmerge.data.streamed_examples import ChangedExamples
 from fedmerge.errors import ConfigError
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register

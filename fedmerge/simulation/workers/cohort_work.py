@@ -27,8 +27,9 @@ from fedmerge.strategies.order import Answer, Order, Trained
 from fedmerge.training import EngineChoice, Participant, choose_engine
 from fedmerge.training.engine import has_stacked_loss
 from fedmerge.update import ClientUpdate, StackedUpdates
-from fedmerge.wire.flower_records import STEPS_KEY, to_arrays
+from fedmerge.wire.flower_records import STEPS_KEY
 from fedmerge.wire.keys import ERROR_KEY
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["TRIED", "Engine", "answer", "choose"]
 
@@ -122,8 +123,9 @@ class _Share:
         self.result = Answer(kept=dict(kept))
         self._client, self._order, self._total, self._kept = client, order, total, kept
         self.received = receive(client, order.content, order.context.required_base("a cohort"))
-        whole = self.received.parts.received(self.received.state, None)
+        whole = self.received.completed(self.received.state)
         self.received = replace(self.received, state=whole)
+        self._completes = self.received.parts is not None and self.received.parts.completes
         self.module = client.fitted(whole)  # a model that does not fit fails here, once for all clients
 
     @property
@@ -242,7 +244,7 @@ class _Share:
             )
             # As a message would: every number takes 8 bytes, and so do the client's number and, where it is sent,
             # the mark that the client adds frozen tensors itself.
-            self.result.bytes_up += each + 8 * (len(facts) + 1 + self.received.parts.completes)
+            self.result.bytes_up += each + 8 * (len(facts) + 1 + self._completes)
         self.result.bytes_up += sum(state_bytes(value) for sent in group.statistics for value in sent.values())
         return StackedUpdates(
             group.clients,

@@ -8,15 +8,16 @@ import logging
 import pytest
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Krum as FlowerKrum
+from flwr.serverapp.strategy import strategy_utils
 
 from fedmerge.errors import InvalidOption
 from fedmerge.simulation import SimulationGrid
-from fedmerge.simulation.grids import simulation_grid as waiting_module
+from fedmerge.simulation.grids import waiting as waiting_module
 from fedmerge.simulation.grids.exchanges import MeasuredGrid
 from fedmerge.simulation.grids.numbered_grid import NumberedGrid
 from fedmerge.strategies import FedAvg, FedNova, MergeStrategy
-from fedmerge.strategies import participation as sampling_module
-from fedmerge.strategies.participation import sample_nodes
+from fedmerge.strategies import ordering as sampling_module
+from fedmerge.strategies.ordering import sample_nodes
 from tests.federation import CLIENTS, initial, tiny_app
 
 TOO_MUCH = [
@@ -34,6 +35,12 @@ around = pytest.mark.parametrize(
     ],
     ids=["bare", "measured", "numbered"],
 )
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Flower's loop asks again without sleeping in between."""
+    monkeypatch.setattr(strategy_utils, "sleep", lambda seconds: None)
 
 
 @around

@@ -18,7 +18,7 @@ from fedmerge.simulation.runs.compare import compare
 from fedmerge.simulation.runs.config import make_config
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.runs.unfinished import find_unfinished
-from fedmerge.wire.flower_records import from_arrays
+from fedmerge.wire.record_values import from_arrays
 
 QUICK = {
     "methods": ["fedavg"],

@@ -25,7 +25,8 @@ from fedmerge.simulation.workers.flower_task import FIRST_NODE
 from fedmerge.simulation.workers.ray_actor import train_on
 from fedmerge.simulation.workers.workers import serial_pieces
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays, to_arrays
-from fedmerge.strategies.order import Order, fill_config
+from fedmerge.strategies.order import Order
+from fedmerge.strategies.ordering import fill_config
 from fedmerge.training import LocalTraining
 from fedmerge.update import MergeContext
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, slow_app, tiny_app, tiny_data, tiny_model
@@ -182,7 +183,7 @@ def test_whoever_wants_messages_gets_them():
     assert not start(MergeStrategy("fedavg", train_metrics_aggr_fn=metrics))
 
 
-def test_a_subclass_may_say_that_it_reads_no_messages():
+def test_a_subclass_reads_messages_unless_it_says_that_it_does_not():
     class Timed(MergeStrategy):
         reads_messages = False
 
@@ -203,7 +204,7 @@ def test_a_subclass_may_say_that_it_reads_no_messages():
         pass
 
     kinds = (MergeStrategy, Messages, Below, Mixed, Timed, BelowTimed)
-    assert [kind.reads_messages for kind in kinds] == [False, True, True, True, False, False]
+    assert [kind.reads_messages for kind in kinds] == [False, True, True, True, False, True]
     engines = []
     for kind in (Timed, Below):
         _, _, exchanges = run(kind("fedavg"), SimulationGrid(tiny_app(), CLIENTS, engine="serial"), rounds=1)
