@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord
 from fedmerge.merging import MergeResult
 from fedmerge.personal import PersonalPart
 from fedmerge.state import State
-from fedmerge.wire.flower_records import to_arrays, view_arrays
+from fedmerge.wire.record_values import to_arrays, view_arrays
 
 __all__ = ["OwnModels"]
 

@@ -11,7 +11,7 @@ from fedmerge.simulation import SimulationGrid
 from fedmerge.state import prefixed
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.client_metrics import worst_tenth
-from fedmerge.wire.flower_records import from_arrays
+from fedmerge.wire.record_values import from_arrays
 from tests.federation import CLIENTS, initial, tiny_app
 
 
