@@ -71,9 +71,11 @@ __all__ = [
     "WorkersUnavailable",
     "WriteError",
     "compute_statistics",
+    "joined_labels",
     "merge",
     "methods",
     "personal_models",
+    "with_part",
 ]
 
 # Warnings quote what clients, replies and files say, in deployments as well, where others show them.
@@ -81,8 +83,10 @@ logging.getLogger("fedmerge").addFilter(CleanLines())
 
 _HOMES = {
     "MethodInfo": "api",
+    "joined_labels": "api",
     "merge": "api",
     "methods": "api",
+    "with_part": "api",
     "compute_statistics": "api",
     "personal_models": "api",
     "ClientUpdate": "update",

@@ -8,11 +8,13 @@ from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.offline.compute import compute_statistics
+from fedmerge.offline.left_out import with_part
 from fedmerge.offline.merge import merge
 from fedmerge.offline.personal_models import personal_models
+from fedmerge.offline.rows import joined_labels
 from fedmerge.registry import Entry, build, entries
 
-__all__ = ["MethodInfo", "compute_statistics", "merge", "methods", "personal_models"]
+__all__ = ["MethodInfo", "compute_statistics", "joined_labels", "merge", "methods", "personal_models", "with_part"]
 
 
 @dataclass(frozen=True)

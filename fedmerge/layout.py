@@ -208,20 +208,20 @@ def _frozen_below(module: nn.Module) -> list[nn.Module]:
     return [part for child in module.children() for part in _frozen_below(child)]
 
 
-def check_patterns(personal: Iterable[str]) -> tuple[str, ...]:
-    """Patterns of personal tensors as a tuple.
+def check_patterns(patterns: Iterable[str], what: str = "personal") -> tuple[str, ...]:
+    """Patterns of names of tensors as a tuple; `what` is the setting that holds them.
 
     Raises
     ------
     InvalidOption
         They are no list of texts.
     """
-    if isinstance(personal, str) or not isinstance(personal, Iterable):
-        raise InvalidOption(f'personal must be a list of patterns, such as ["head.*"], got {personal!r}')
-    patterns = tuple(personal)
-    if not all(isinstance(one, str) and one for one in patterns):
-        raise InvalidOption(f'personal must be a list of patterns, such as ["head.*"], got {list(patterns)!r}')
-    return patterns
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise InvalidOption(f'{what} must be a list of patterns, such as ["head.*"], got {patterns!r}')
+    found = tuple(patterns)
+    if not all(isinstance(one, str) and one for one in found):
+        raise InvalidOption(f'{what} must be a list of patterns, such as ["head.*"], got {list(found)!r}')
+    return found
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> nn.Module:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from fedmerge.state import State
 from fedmerge.statistics.statistic_type import Statistic
 from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
-__all__ = ["Aggregator", "Fold"]
+__all__ = ["Aggregator", "Fold", "Separable"]
+
+Separable = Literal["never", "layer", "tensor"]
+"""On what a part of the result depends: ``tensor``, each tensor on that tensor of the clients alone, and on what they
+measured of it; ``layer``, each layer on that layer; ``never``, on whole models."""
 
 Total = TypeVar("Total")
 
@@ -45,6 +49,11 @@ class Aggregator(ABC):
     def several_exchanges(self) -> bool:
         """Whether clients are asked again within a merge, and so keep their model after training."""
         return False
+
+    @property
+    def separable(self) -> Separable:
+        """What may be merged apart from the rest of a model, with other weights, see :data:`Separable`."""
+        return "never"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -54,6 +54,7 @@ class Consensus(Aggregator):
     tensor([2., 0., 0.])
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     threshold: float = 0.4

@@ -46,6 +46,7 @@ class Emr(Aggregator):
     (tensor([ 3., -2.]), tensor([4., 0.]))
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:

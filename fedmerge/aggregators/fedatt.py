@@ -70,6 +70,7 @@ class FedAtt(Fold[_Total]):
         Standard deviation of Gaussian noise on every parameter; the authors' code has 0.001.
     """
 
+    separable = "tensor"
     step_size: float = 1.2
     norm: Literal["spectral", "frobenius"] = "spectral"
     noise: float = 0.0

@@ -27,6 +27,8 @@ class FedAvg(Fold[WeightedSum]):
     tensor([0.7500, 0.7500])
     """
 
+    separable = "tensor"
+
     def zero(self, context: MergeContext) -> WeightedSum:
         """No model, no weight."""
         return WeightedSum()

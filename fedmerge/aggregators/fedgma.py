@@ -41,6 +41,7 @@ class FedGMA(CoordinateFold):
     tensor([1.0000, 1.3333])
     """
 
+    separable = "tensor"
     threshold: float = 0.4
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class FedNova(Fold[_Total]):
         Momentum of the server on the normalised update, in [0, 1); ``gmf`` in the authors' code.
     """
 
+    separable = "tensor"
     tau_eff: float | Literal["mean_norm", "mean_steps"] = "mean_norm"
     server_momentum: float = 0.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedmerge.aggregators.aggregator import Fold
+from fedmerge.aggregators.aggregator import Fold, Separable
 from fedmerge.curvature.collected import DiagonalSum
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.registry import register
@@ -41,6 +41,11 @@ class Fisher(Fold[DiagonalSum]):
     def __post_init__(self) -> None:
         check_range(self, "damping", 0.0, float("inf"), open_high=True)
         check_range(self, "normalize", 0.0, 1.0)
+
+    @property
+    def separable(self) -> Separable:
+        """One scale for all of a client's entries, where they are scaled, is a look at the whole model."""
+        return "never" if self.normalize else "tensor"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator, Separable
 from fedmerge.curvature.collected import Collected
 from fedmerge.registry import register
 from fedmerge.state import State
@@ -40,6 +40,11 @@ class FisherNodes(Aggregator):
     """
 
     universal: bool = True
+
+    @property
+    def separable(self) -> Separable:
+        """Scores over all of a client's nodes are a look at the whole model."""
+        return "never" if self.universal else "layer"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

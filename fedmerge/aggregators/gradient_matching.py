@@ -39,6 +39,7 @@ class GradientMatching(Fold[DiagonalSum]):
         How much of H_0 outlives a round, in [0, 1]; 0 forgets it.
     """
 
+    separable = "tensor"
     scale: float = 1.0
     delta: float = 1e-6
     keep: float = 1.0

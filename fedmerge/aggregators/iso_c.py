@@ -53,6 +53,7 @@ class IsoC(Fold[_Total]):
             [0., 3.]])
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     scale: float = 1.0

@@ -38,6 +38,7 @@ class MagMax(CoordinateFold):
     tensor([ 2., -3.])
     """
 
+    separable = "tensor"
     scale: float = 0.5
 
     def include(self, sums: Sequence[Tensor], piece: Tensor, weight: float) -> None:

@@ -41,6 +41,7 @@ class MaTS(Aggregator):
         10 for Grams, which determine so little that more steps fit what is not there.
     """
 
+    separable = "layer"
     curvature: Literal["kfac", "gram"] = "kfac"
     steps: int | None = None
 

@@ -33,6 +33,8 @@ class Median(Aggregator):
     tensor([2.])
     """
 
+    separable = "tensor"
+
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """The middle of every coordinate."""
         return coordinate_wise(list(updates), _middle), {}

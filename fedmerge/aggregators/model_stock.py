@@ -46,6 +46,7 @@ class ModelStock(TaskVectorFold):
     tensor([0.8284, 0.4142])
     """
 
+    separable = "tensor"
     scope: Literal["tensor", "row"] = "tensor"
 
     def __post_init__(self) -> None:

@@ -75,6 +75,7 @@ class RegMean(Fold[_Total]):
         activations grew: those of ``"convolution"``, ``"all"`` or ``"none"``, which is the paper.
     """
 
+    separable = "layer"
     shrinkage: float = 0.9
     ridge: float = 0.01
     ridge_convolution: float = 0.3

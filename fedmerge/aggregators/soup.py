@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator, Separable
 from fedmerge.lookup.option_checks import check_word
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum, accumulator_dtype
@@ -50,6 +50,11 @@ class Soup(Aggregator):
     def __post_init__(self) -> None:
         check_word(self, "recipe", ("uniform", "greedy"))
         check_word(self, "accept", ("better", "as_good"))
+
+    @property
+    def separable(self) -> Separable:
+        """Whether a model makes the mean better shows on whole models."""
+        return "tensor" if self.recipe == "uniform" else "never"
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Average; the memory stays empty."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator, Separable
 from fedmerge.aggregators.pieces import stacked_pieces
 from fedmerge.lookup.option_checks import check_word
 from fedmerge.state import State
@@ -41,6 +41,11 @@ class Spherical(Aggregator):
     def __post_init__(self) -> None:
         check_word(self, "of", ("weights", "updates"))
         check_word(self, "scope", ("tensor", "model"))
+
+    @property
+    def separable(self) -> Separable:
+        """One angle for the whole model needs the whole of it."""
+        return "never" if self.scope == "model" else "tensor"
 
     @abstractmethod
     def factors(self, products: Tensor, shares: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class TallMasks(Aggregator):
     (tensor([2., 2.]), tensor([0., 4.]))
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     threshold: float = 0.4

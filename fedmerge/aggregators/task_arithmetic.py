@@ -51,6 +51,7 @@ class TaskArithmetic(CoordinateFold):
     tensor([3.])
     """
 
+    separable = "tensor"
     form: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:

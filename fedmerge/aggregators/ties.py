@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedmerge.aggregators.aggregator import Separable
 from fedmerge.aggregators.task_vector_fold import CoordinateFold, Sums, TaskVector, parts
 from fedmerge.aggregators.trimmed_vector import TrimmedVector
 from fedmerge.lookup.option_checks import check_range, check_word
@@ -80,6 +81,11 @@ class Ties(CoordinateFold):
         check_word(self, "elect", ("weighted", "unweighted"))
         check_word(self, "disjoint", ("mean", "mean_by_count", "sum"))
         check_word(self, "undecided", ("majority", "positive"))
+
+    @property
+    def separable(self) -> Separable:
+        """A share of all entries of a model is a look at the whole of it."""
+        return "tensor" if self.scope == "tensor" or self.density == 1 else "never"
 
     @property
     def kept(self) -> int:

@@ -39,6 +39,7 @@ class TrimmedMean(Aggregator):
     tensor([2.])
     """
 
+    separable = "tensor"
     trim: float = 0.2
 
     def __post_init__(self) -> None:

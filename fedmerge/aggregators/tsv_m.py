@@ -53,6 +53,7 @@ class TaskSingularVectors(Aggregator):
             [0., 2.]])
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     kept: float | None = None

@@ -52,6 +52,7 @@ class Wudi(Aggregator):
     tensor([[1.0000, 1.0000]])
     """
 
+    separable = "tensor"
     requires_base: ClassVar[bool] = True
 
     solver: Literal["exact", "adam"] = "exact"

@@ -56,6 +56,11 @@ class Breadcrumbs(Edit):
                 "density and gamma may be 1 together at most"
             )
 
+    @property
+    def tensor_by_tensor(self) -> bool:
+        """Always."""
+        return True
+
     def edit(self, delta: State, context: EditContext) -> State:
         """What lies between."""
         return {name: self._between(tensor) for name, tensor in delta.items()}

@@ -54,6 +54,11 @@ class Edit(ABC):
     kind: ClassVar[str] = "edit"
 
     @property
+    def tensor_by_tensor(self) -> bool:
+        """Whether it changes each tensor without a look at the others, and draws nothing at random."""
+        return False
+
+    @property
     def remembers(self) -> bool:
         """Whether it has memory between rounds. The server keeps it, so sums over clients are then taken there."""
         return False

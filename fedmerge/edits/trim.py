@@ -47,6 +47,11 @@ class Trim(Edit):
         check_range(self, "density", 0.0, 1.0, open_low=True)
         check_word(self, "scope", ("global", "tensor"))
 
+    @property
+    def tensor_by_tensor(self) -> bool:
+        """Where shares are taken of each."""
+        return self.scope == "tensor"
+
     def edit(self, delta: State, context: EditContext) -> State:
         """The largest changes."""
         return keep_largest(delta, self.density, self.scope)

@@ -190,8 +190,8 @@ def one_each(name: str, value: Any, number: int) -> list[Any]:
     return each
 
 
-def as_weights(value: Any, number: int) -> list[float]:
-    """A number for each model; equal ones where nothing is given.
+def as_weights(value: Any, number: int, name: str = "weights") -> list[float]:
+    """A number for each model; equal ones where nothing is given; `name` is the argument that holds them.
 
     Raises
     ------
@@ -206,13 +206,13 @@ def as_weights(value: Any, number: int) -> list[float]:
     if value is None:
         return [1.0] * number
     weights = []
-    for i, one in enumerate(one_each("weights", value, number)):
+    for i, one in enumerate(one_each(name, value, number)):
         try:
             weight = float("nan") if isinstance(one, str | bytes) else float(one)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidOption(f"weights[{i}] must be a number, got {shown(one)}") from error
+            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(one)}") from error
         if isinstance(one, str | bytes):
-            raise InvalidOption(f"weights[{i}] must be a number, got {shown(one)}")
+            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(one)}")
         weights.append(weight)
     return _within_range(weights)
 

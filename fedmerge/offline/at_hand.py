@@ -14,6 +14,8 @@ from fedmerge.checks.tensor_checks import equal_in_all, same
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
 from fedmerge.layout import owners
 from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import resize
+from fedmerge.offline.left_out import LeftOut
 from fedmerge.offline.loaders import few
 from fedmerge.offline.outputs import with_one_output
 from fedmerge.state import frozen_names, is_uninitialised, module_state, tied_names
@@ -42,6 +44,11 @@ class AtHand:
         By further names of shared parameters, their first.
     base
         Tensors of the model that all started from, where it is given.
+    left
+        Names of tensors that are left out of the merge, in any of the models, all of them in `frozen` too: `states` and
+        `base` have those of the result.
+    apart
+        One of them that is not the same in all models, if any is.
     """
 
     models: tuple[nn.Module, ...]
@@ -50,9 +57,11 @@ class AtHand:
     frozen: frozenset[str]
     tied: Mapping[str, str]
     base: dict[str, Tensor] | None = None
+    left: frozenset[str] = frozenset()
+    apart: str | None = None
 
     @classmethod
-    def of(cls, models: Sequence[nn.Module], base: Any = None) -> AtHand:
+    def of(cls, models: Sequence[nn.Module], base: Any = None, part: LeftOut | None = None) -> AtHand:
         """Look at models, and at the one that all started from.
 
         Raises
@@ -66,15 +75,31 @@ class AtHand:
             check_mergeable(f"models[{i}]", state)
         plain = [_beside(model, plain[0]) for model in plain]
         states = [_placed(state, found[0][0]) for state, _ in found]
+        tied = tied_names(plain[0])
+        start = None if base is None else _placed(_base_state(base), states[0])
+        left, apart = frozenset[str](), None
+        if part:
+            buffers = frozenset[str]().union(*(names for _, names in found))
+            known = {**states[0], **{n: t for state in states for n, t in state.items() if n not in states[0]}}
+            left = part.names(known, buffers, tied)
+            source = start if start is not None and part.left_from == "base" else states[0]
+            lacking = sorted((left & set(states[0])) - set(source))
+            if lacking:
+                raise InvalidOption(f'left_from = "base", and the base has no {lacking[0]!r}: take left_from="first"')
+            apart = next((n for n in sorted(left) if not _in_all(states, n)), None)
+            states = [_replaced(state, source, left) for state in states]
+            start = None if start is None else _replaced(start, source, left)
+        if start is not None:
+            _check_base(start, states[0])
         frozen = equal_in_all(states, frozenset.intersection(*map(frozen_names, plain)))
         parameters = [name for name in states[0] if name not in found[0][1]]
         still = {name for name in found[0][1] if frozen.issuperset(owners(name, parameters) or [name])}
-        tied = tied_names(plain[0])
         _check_ties(states, tied)
         check_codes(states, {name for name, _ in plain[0].named_parameters(remove_duplicate=False)})
         check_pruned(states)
-        start = None if base is None else _placed(_base_state(base, states[0]), states[0])
-        return cls(tuple(plain), tuple(states), found[0][1], frozen | equal_in_all(states, still), tied, start)
+        frozen |= equal_in_all(states, still) | left
+        named = frozenset(states[0])
+        return cls(tuple(plain), tuple(states), found[0][1] & named, frozen, tied, start, left, apart)
 
     def measured(self, inputs: Any, task: Task | None = None) -> tuple[nn.Module, ...]:
         """The models as they are measured on batches such as `inputs`.
@@ -84,6 +109,14 @@ class AtHand:
         """
         called = (called_as_told(self._marked(model), task, inputs) for model in self.models)
         return tuple(with_one_output(model, few(inputs)) for model in called)
+
+    def made(self) -> nn.Module:
+        """A module for whoever has to know the model: a copy of the first, with what the result has left out."""
+        if not self.left:
+            return copy_of(self.models[0])
+        first = self.models[0]
+        own = module_state(first)[0]
+        return self._marked(resize(first, {**own, **{n: t for n, t in self.states[0].items() if n in self.left}}))
 
     def _marked(self, model: nn.Module) -> nn.Module:
         named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()]
@@ -127,19 +160,34 @@ def plain_modules(models: Any) -> list[nn.Module]:
     return found
 
 
-def _base_state(base: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _base_state(base: Any) -> dict[str, Tensor]:
     unwrapped = _unwrapped(base)
     if not isinstance(unwrapped, nn.Module) or isinstance(unwrapped, nn.ModuleList):
         raise InvalidOption(f"base must be the module that all models started from, got {_called(base)}")
     state = module_state(unwrapped)[0]
     check_mergeable("base", state)
+    return state
+
+
+def _check_base(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
     if set(state) != set(like):
         other = sorted(set(state) ^ set(like))[0]
         where = "base, and is in it" if other in like else "it, and is in base"
         raise BadUpdate(
             0, f"tensor {other!r} is missing in {where}", "base is the model that all started from: the same layers."
         )
-    return state
+
+
+def _in_all(states: Sequence[Mapping[str, Tensor]], name: str) -> bool:
+    """Whether a tensor is in all models, and the same."""
+    first = states[0].get(name)
+    return first is not None and all(name in one and same(one[name], first) for one in states)
+
+
+def _replaced(state: Mapping[str, Tensor], source: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
+    """The state with tensors of these names as they are in another, and none that are not there."""
+    kept = {name: tensor for name, tensor in state.items() if name not in names}
+    return {**kept, **{name: source[name] for name in source if name in names}}
 
 
 def plain_module(model: Any, name: str) -> nn.Module:

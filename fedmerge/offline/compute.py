@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from fedmerge.checks.raw_errors import named
-from fedmerge.errors import InvalidOption, shown
+from fedmerge.errors import BadUpdate, InvalidOption, shown
 from fedmerge.inputs import OnDeviceOf
 from fedmerge.offline.at_hand import plain_module
 from fedmerge.offline.loaders import few, first_inputs, read_pairs
 from fedmerge.offline.outputs import with_one_output
 from fedmerge.registry import entries
-from fedmerge.statistics import Batches, Statistic, statistic
+from fedmerge.state import State
+from fedmerge.statistics import Batches, Statistic, StatisticsSettings, statistic
 from fedmerge.statistics.layer_statistic import LayerStatistic
+from fedmerge.statistics.sending.compression import decode
+from fedmerge.statistics.sending.settings import compressed
 from fedmerge.tasks import Reading, TaskLike, called_as_told, either
 
-__all__ = ["compute_statistics"]
+__all__ = ["as_sent", "compute_statistics", "statistics_of"]
 
 
 def compute_statistics(
@@ -91,3 +94,35 @@ def _chosen(names: Any) -> list[Statistic]:
         if not isinstance(kind, Statistic):
             raise InvalidOption(f"a statistic must be a name or an object, 'gram' or Gram(), got {shown(kind)}")
     return kinds
+
+
+def statistics_of(
+    client: int,
+    needs: Sequence[Statistic],
+    known: Mapping[str, Any],
+    model: nn.Module,
+    batches: Batches | None,
+    reading: Reading,
+) -> dict[str, State]:
+    """The needed statistics of one model, from what was given or else measured."""
+    found = {}
+    for kind in needs:
+        name = kind.name
+        if name in known:
+            value = known[name]
+            try:
+                # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
+                found[name] = kind.parse(value if isinstance(value, Mapping) else known)
+            except InvalidOption as error:
+                raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
+        elif batches is not None:
+            found[name] = kind.told(reading).measure(model, batches, None)
+    return found
+
+
+def as_sent(statistics: Mapping[str, State], model: nn.Module, settings: StatisticsSettings) -> dict[str, State]:
+    """What arrives of statistics where bytes are few."""
+    sent, _ = compressed(
+        list(statistics.items()), dict(model.named_parameters()), settings.compression, settings.budget
+    )
+    return {name: decode(value) for name, value in sent.items()}

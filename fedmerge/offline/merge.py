@@ -11,23 +11,24 @@ from torch import nn
 
 from fedmerge.checks.raw_errors import named
 from fedmerge.checks.validation import common_form
-from fedmerge.errors import BadUpdate, InvalidOption
+from fedmerge.errors import InvalidOption
 from fedmerge.inputs import OnDeviceOf, beside, joined
 from fedmerge.matching.widths import check_equal_widths
 from fedmerge.merging import build_pipeline, main_part
-from fedmerge.models.copies import copy_of
 from fedmerge.models.resize import resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies, check_signs
 from fedmerge.offline.at_hand import AtHand, plain_modules
+from fedmerge.offline.compute import as_sent, statistics_of
+from fedmerge.offline.left_out import LeftOut, without_names
 from fedmerge.offline.loaders import first_inputs
+from fedmerge.offline.merged_parts import check_parts, merged_state
+from fedmerge.offline.rows import RowLabels
 from fedmerge.questions import Answer, Ask, Question, Trust, respond
 from fedmerge.questions.stages import News, Stage, catch_up
 from fedmerge.refine.privacy import Privacy
 from fedmerge.seeding import torch_generator
-from fedmerge.state import State, trained_names
-from fedmerge.statistics import Batches, Statistic, StatisticsSettings
-from fedmerge.statistics.sending.compression import decode
-from fedmerge.statistics.sending.settings import compressed
+from fedmerge.state import trained_names
+from fedmerge.statistics import Batches
 from fedmerge.tasks import Reading, Task, TaskLike, either, outputs_like, reading_of
 from fedmerge.training.local import LocalTraining, train
 from fedmerge.update import ClientUpdate, MergeContext
@@ -50,6 +51,11 @@ def merge(
     repair: Literal["auto", "rescale", "none"] = "auto",
     privacy: Privacy | None = None,
     trust: Trust | None = None,
+    only: Sequence[str] | None = None,
+    leave_out: Sequence[str] = (),
+    left_from: Literal["first", "base"] = "first",
+    pattern_weights: Mapping[str, Sequence[float]] | None = None,
+    rows: RowLabels | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -89,6 +95,19 @@ def merge(
         Masks and noise for what clients answer to refinements, see :class:`~fedmerge.refine.privacy.Privacy`.
     trust
         How far single `clients` are believed in them, see :class:`~fedmerge.refine.Trust`.
+    only, leave_out
+        Patterns of the tensors to merge, and of those not to, such as ``["head.*"]``; a layer's name stands for all
+        that is in it. What is left out is not measured, matched or changed, neurons that it holds stay in their order,
+        and it may have other shapes in each model, or other names: see :func:`~fedmerge.with_part`.
+    left_from
+        Whose it is in the result: that of the ``"first"`` model, or that of the ``"base"``.
+    pattern_weights
+        Weights for some tensors, such as ``{"head.*": [1, 0]}``; of several patterns that fit, the first counts, and a
+        model of weight 0 has no part in those tensors. Not for methods that look at whole models.
+    rows
+        What the rows of tensors of unequal length stand for, in each model, such as ``{"embed.weight": [words_a,
+        words_b]}``. Rows that several have are merged, others are kept: the result has the rows of
+        :func:`~fedmerge.joined_labels`. For methods that need nothing but tensors.
     seed
         Root of the method's random streams, where it has any.
     options
@@ -120,7 +139,8 @@ def merge(
     check_method(method)
     with named(f"merge by {method}"):
         check_keywords(method, options, inspect.signature(merge).parameters)
-        hand = AtHand.of(plain_modules(models), base)
+        part = LeftOut.of(only, leave_out, left_from, with_base=base is not None)
+        hand = AtHand.of(plain_modules(models), base, part)
         check_policies(repair, privacy, trust)
         (privacy or Privacy()).check_clients(len(hand.models))
         given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
@@ -139,10 +159,11 @@ def merge(
                 "which is all that its server does"
             )
         check_signs(given.weights, method, pipeline.aggregator)
+        check_parts(hand, pipeline, method, pattern_weights, rows, asks=clients is not None)
         models, clients = hand.models, given.clients
         if clients is not None:
             clients = [OnDeviceOf(models[0], one) for one in clients]
-        if not pipeline.aggregator.may_change_width:
+        if not pipeline.aggregator.may_change_width and pattern_weights is None and rows is None:
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
         if pipeline.aggregator.requires_data and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
@@ -154,59 +175,28 @@ def merge(
         for i, model in enumerate(shown):
             known = {} if given.statistics is None else given.statistics[i]
             loader = None if clients is None else clients[i]
-            found = _statistics(i, pipeline.measured, known, model, loader, reading)
+            found = statistics_of(i, pipeline.measured, known, model, loader, reading)
             if pipeline.aggregator.upload is not None:
-                found = _as_sent(found, model, pipeline.sent_as)
+                found = as_sent(found, model, pipeline.sent_as)
+            found = {kind: without_names(value, hand.left) for kind, value in found.items()}
             updates.append(ClientUpdate(i, hand.states[i], given.weights[i], beside(models[0], found)))
         context = MergeContext(
             base=hand.base,
             seed=given.seed,
             data=None if given.data is None else OnDeviceOf(models[0], given.data),
             example=beside(models[0], given.shown(traced=pipeline.aggregator.requires_model)),
-            model_fn=lambda: copy_of(models[0]),
+            model_fn=hand.made,
             exchange=None if clients is None else _Clients(shown, clients, given.seed, reading),
             ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown, reading),
             task=told,
-            frozen=hand.frozen,
+            frozen=hand.frozen & set(hand.states[0]),
             tied=hand.tied,
             told={},  # weights may be any, and loaders at hand tell their own length
             signed=True,
         )
-        result = pipeline.merge(updates, context, buffers=hand.buffers)
+        state = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
         # The base's buffers stay where all models are subtracted.
-        return resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **result.state})
-
-
-def _statistics(
-    client: int,
-    needs: Sequence[Statistic],
-    known: Mapping[str, Any],
-    model: nn.Module,
-    batches: Batches | None,
-    reading: Reading,
-) -> dict[str, State]:
-    """The needed statistics of one model, from what was given or else measured."""
-    found = {}
-    for kind in needs:
-        name = kind.name
-        if name in known:
-            value = known[name]
-            try:
-                # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
-                found[name] = kind.parse(value if isinstance(value, Mapping) else known)
-            except InvalidOption as error:
-                raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
-        elif batches is not None:
-            found[name] = kind.told(reading).measure(model, batches, None)
-    return found
-
-
-def _as_sent(statistics: Mapping[str, State], model: nn.Module, settings: StatisticsSettings) -> dict[str, State]:
-    """What arrives of statistics where bytes are few."""
-    sent, _ = compressed(
-        list(statistics.items()), dict(model.named_parameters()), settings.compression, settings.budget
-    )
-    return {name: decode(value) for name, value in sent.items()}
+        return resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **state})
 
 
 def asked_at_hand(

@@ -1,0 +1,83 @@
+"""Models at hand of which only a part is merged, or parts with other weights, or rows that they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fedmerge.errors import InvalidOption
+from fedmerge.merging import Pipeline
+from fedmerge.offline.arguments import check_signs
+from fedmerge.offline.at_hand import AtHand
+from fedmerge.offline.left_out import layout_without
+from fedmerge.offline.rows import check_rows, merged_rows, row_labels
+from fedmerge.offline.tensor_weights import TensorGroup, check_tensor_by_tensor, groups_of, merged_apart
+from fedmerge.update import ClientUpdate, MergeContext
+
+__all__ = ["check_parts", "merged_state"]
+
+
+def check_parts(hand: AtHand, pipeline: Pipeline, method: str, pattern_weights: Any, rows: Any, *, asks: bool) -> None:
+    """Make sure that a method can merge parts, before anything is measured; `asks`, whether there are clients to ask.
+
+    Raises
+    ------
+    InvalidOption
+        It looks at whole models, where tensors are to be merged apart; or it asks clients about the merged model, and
+        they have other tensors than that where something is left out.
+    """
+    for what, given in (("pattern_weights=", pattern_weights), ("rows=", rows)):
+        if given is not None:
+            check_tensor_by_tensor(what, method, pipeline)
+    if rows is not None:
+        check_rows(method, pipeline)
+    if asks and hand.apart is not None and (pipeline.refinements or pipeline.aggregator.several_exchanges):
+        raise InvalidOption(
+            f"{method} asks clients about the merged model, and {hand.apart!r}, which is left out, is not the same in "
+            "all models: only one of them could answer. Take a method that asks once, such as fisher or regmean"
+        )
+
+
+def merged_state(
+    pipeline: Pipeline,
+    hand: AtHand,
+    updates: Sequence[ClientUpdate],
+    context: MergeContext,
+    method: str,
+    pattern_weights: Any = None,
+    rows: Any = None,
+) -> dict[str, Tensor]:
+    """The tensors of the merged model.
+
+    Parameters
+    ----------
+    pattern_weights
+        Weights by pattern, see :func:`~fedmerge.offline.tensor_weights.groups_of`.
+    rows
+        Labels of rows by tensor, see :func:`~fedmerge.offline.rows.row_labels`.
+    """
+    if pattern_weights is None and rows is None:
+        if hand.left:
+            layout = layout_without(hand.states[0], hand.buffers, hand.tied, hand.left)
+            context = replace(context, layout=layout)
+        return dict(pipeline.merge(updates, context, buffers=hand.buffers).state)
+    usual = [update.weight for update in updates]
+    names = [name for name in dict.fromkeys(n for state in hand.states for n in state) if name not in hand.left]
+    groups = groups_of({} if pattern_weights is None else pattern_weights, usual, names, hand.tied)
+    for group in groups:
+        check_signs(group.weights, method, pipeline.aggregator)
+    left = [name for name in rows if name in hand.left] if isinstance(rows, Mapping) else []
+    if left:
+        raise InvalidOption(f"rows merges rows of {left[0]!r}, which is left out: name it in one of the two")
+    labels = {} if rows is None else row_labels(rows, hand.states, hand.tied)
+    taken = {name for name in names if hand.tied.get(name, name) in labels}
+    others = [TensorGroup(group.names - taken, group.weights) for group in groups if group.names - taken]
+    state = merged_apart(pipeline, others, updates, context, hand.buffers, method)
+    for name, each in labels.items():
+        weights = next(group.weights for group in groups if name in group.names)
+        merged = merged_rows(pipeline, name, [one[name] for one in hand.states], each, weights, context)
+        state |= {alias: merged for alias in taken if hand.tied.get(alias, alias) == name}
+    return {**{name: tensor for name, tensor in hand.states[0].items() if name in hand.left}, **state}
