@@ -30,10 +30,34 @@ def merge(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Of the method, or model.OPTION.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Merge these tensors alone: encoder.*")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Do not merge these; they may differ in shape: head.*")
+    ] = None,
+    left_from: Annotated[str, typer.Option(help="Whose the rest is: first or base.")] = "first",
+    pattern_weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=W1,W2", help="Weights for some tensors, 0 for no part: head.*=1,0"),
+    ] = None,
+    prefix: Annotated[
+        list[str] | None, typer.Option(metavar="PREFIX", help="Drop this beginning of names in files: model.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Another beginning of names: bert.=encoder.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Buffers that stay the model's: *.position_ids")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Write several files with an index above this size: 5GB.")
+    ] = None,
     no_code: NoCode = False,
 ) -> None:
     """Merge trained models, or checkpoints of runs, from files into a new file."""
     from fedmerge.offline.merge_files import merge_files, numbers
+    from fedmerge.offline.tensor_files import pairs_of
 
     tell_code("--model", [model], refused=no_code)
     shape, shares = numbers(input_shape, "--input-shape", int), numbers(weights, "--weights", float)
@@ -44,5 +68,22 @@ def merge(
         "data": data,
         "base": base,
         "seed": seed,
+        "only": only or None,
+        "leave_out": leave_out or (),
+        "left_from": left_from,
+        "pattern_weights": _pattern_weights(pattern_weights),
+        "rename": {**dict.fromkeys(prefix or (), ""), **pairs_of(rename or (), "--rename", "bert.=encoder.")},
+        "ignore": ignore or (),
+        "max_shard_size": max_shard_size,
     }
     typer.echo(merge_files(files, out, model=model, method=method, settings=assignments or (), **given))
+
+
+def _pattern_weights(texts: list[str] | None) -> dict[str, Any] | None:
+    from fedmerge.offline.merge_files import numbers
+    from fedmerge.offline.tensor_files import pairs_of
+
+    if not texts:
+        return None
+    pairs = pairs_of(texts, "--pattern-weights", "head.*=1,0")
+    return {pattern: numbers(weights, "--pattern-weights", float) for pattern, weights in pairs.items()}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fedmerge.checks.mergeable import check_mergeable
 from fedmerge.errors import BadUpdate, ConfigError, InvalidOption, ModelError, RecordError
+from fedmerge.layout import check_patterns
 from fedmerge.lookup.method_names import parse_value
 from fedmerge.matching.widths import ALL_BUT
 from fedmerge.merging import build_pipeline, main_part
+from fedmerge.offline.left_out import LeftOut
 from fedmerge.offline.merge import merge
 from fedmerge.offline.model_files import Architecture, read_inputs
-from fedmerge.records.model_tensors import read_state
+from fedmerge.offline.tensor_files import FileNames
+from fedmerge.records.model_shards import INDEX_END, byte_size, write_shards
 from fedmerge.records.run_records import write_tensors
 from fedmerge.registry import entries
-from fedmerge.state import State, is_extra, tied_names
+from fedmerge.state import State, is_extra, module_state, tied_names
 
 __all__ = ["merge_files", "numbers"]
 
@@ -42,15 +44,23 @@ def merge_files(
     base: Path | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
+    only: Sequence[str] | None = None,
+    leave_out: Sequence[str] = (),
+    left_from: Literal["first", "base"] = "first",
+    pattern_weights: Mapping[str, Sequence[float]] | None = None,
+    rename: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    max_shard_size: int | str | None = None,
 ) -> Path:
     """Merge the models of several safetensors files into a new file.
 
     Parameters
     ----------
     files
-        A ``state_dict`` each, or a checkpoint of a run; widths may differ where the method can merge such.
+        A ``state_dict`` each, the index of one in shards (``.index.json``), or a checkpoint of a run; widths may differ
+        where the method can merge such.
     out
-        Written under a temporary name and renamed; tensors have the dtypes of the first file.
+        Written under a temporary name and renamed; tensors have the dtypes of the first file, and the model's names.
     model
         A name of :func:`~fedmerge.models.model_names`, or ``module:factory``.
     method, weights, seed
@@ -65,11 +75,20 @@ def merge_files(
         The model that all started from, for methods that merge updates.
     settings
         Options of the method as ``option=value``, of the model as ``model.option=value``.
+    only, leave_out, left_from, pattern_weights
+        As for :func:`fedmerge.merge`. Tensors that are left out may be missing in all files but the first.
+    rename
+        New beginnings of tensors' names by old ones, for files that name them otherwise than the model:
+        ``{"model.": ""}`` drops ``model.``. It goes for all files in which names begin so, the base included.
+    ignore
+        Patterns of buffers that files may have or not, such as ``"*.position_ids"``: the model's own stay.
+    max_shard_size
+        Bytes, or a text such as ``"5GB"``: what is larger is written in several files with an index.
 
     Returns
     -------
     Path
-        `out`.
+        What was written: `out`, or the index of shards.
 
     Raises
     ------
@@ -92,29 +111,49 @@ def merge_files(
         raise ConfigError(f"{len(files)} file to merge: name two or more, or one and the --base that it started from")
     if out.is_dir():
         raise RecordError(f"{out} is a folder: name the file to write, such as {out / 'merged.safetensors'}")
+    most = byte_size(str(max_shard_size), "--max-shard-size") if max_shard_size is not None else None
+    if most is None and out.name.endswith(INDEX_END):
+        raise ConfigError(f"{out} is the index of a model in shards: say how large they may be with --max-shard-size")
     chosen, model_options = _split(settings)
     _check_method(method, chosen, base)
-    states = [_read(file) for file in files]
+    part = LeftOut.of(only, leave_out, left_from, with_base=base is not None)
+    names = FileNames(rename or {}, check_patterns(ignore, "ignore"))
+    read, known = names.read([*files, *([] if base is None else [base])])
+    states = read[: len(files)]
     inputs, targets = (None, None) if data is None else read_inputs(data)
     given = tuple(input_shape) if input_shape is not None else None
-    found = Architecture.find(model, model_options, given, classes, inputs, (files[0], states[0]), seed=seed)
-    modules = [found.module(file, state) for file, state in zip(files, states, strict=True)]
-    _check_widths(method, files, states)  # once it is clear that names fit, which is the worse mistake
+    found = Architecture.find(
+        model, model_options, given, classes, inputs, (files[0], states[0]), seed=seed, names=names
+    )
+    names.check_ignored(found.built, known)
+    read = _with_left_out(found.built, read, part)
+    modules = [found.module(file, state) for file, state in zip(files, read[: len(files)], strict=True)]
+    if not part and pattern_weights is None:
+        _check_widths(method, files, states)  # once it is clear that names fit, which is the worse mistake
     try:
         merged = merge(
             modules,
             method,
             weights=weights,
-            base=None if base is None else found.module(base, _read(base)),
+            base=None if base is None else found.module(base, read[-1]),
             data=None if inputs is None else _batches(inputs, targets),
             example=found.example,
             seed=seed,
+            only=only,
+            leave_out=leave_out,
+            left_from=left_from,
+            pattern_weights=pattern_weights,
             **chosen,
         )
     except BadUpdate as bad:  # people know files, not numbers of clients
         where = files[bad.client] if isinstance(bad.client, int) else bad.client
         raise ModelError(f"{where}: {bad.reason}. {bad.remedy}") from bad
-    return _written(out, merged, states[0], {"format": "pt", "model": model, "method": method})
+    tensors = _in_types_of(states[0], merged)
+    metadata = {"format": "pt", "model": model, "method": method}
+    if most is not None:
+        return write_shards(out, tensors, most, metadata)
+    write_tensors(out, tensors, metadata)
+    return out
 
 
 def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> list[Number] | None:
@@ -136,10 +175,15 @@ def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> lis
         raise ConfigError(f"{option} wants numbers with commas between them, such as 3,1; got {text!r}") from error
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    state = read_state(file)
-    check_mergeable(str(file), state)
-    return state
+def _with_left_out(built: nn.Module, states: list[dict[str, Tensor]], part: LeftOut) -> list[dict[str, Tensor]]:
+    """The files' tensors, those that are left out completed by the first file's where the model has them."""
+    if not part:
+        return states
+    own, buffers = module_state(built)
+    everything = {**own, **{name: tensor for state in states for name, tensor in state.items()}}
+    left = part.names(everything, buffers, tied_names(built))
+    first = {name: tensor for name, tensor in states[0].items() if name in left and name in own}
+    return [{**first, **{n: t for n, t in state.items() if n in own or n not in left}} for state in states]
 
 
 def _split(settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -193,7 +237,8 @@ def _batches(inputs: Tensor, targets: Tensor | None) -> list[Any]:
     return list(parts) if targets is None else list(zip(parts, torch.split(targets, BATCH), strict=True))
 
 
-def _written(out: Path, merged: nn.Module, like: State, metadata: Mapping[str, str]) -> Path:
+def _in_types_of(like: State, merged: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the merged model, with the precision that they have in a file."""
     own = {n: t for n, t in merged.state_dict().items() if not is_extra(n)}
     # A tensor that the file has under one of its names has the precision of that one under the others too.
     groups: dict[str, list[str]] = {}
@@ -211,8 +256,7 @@ def _written(out: Path, merged: nn.Module, like: State, metadata: Mapping[str, s
                 f"{name!r} of the merged model does not fit into {tensor.dtype}, which the first file has: "
                 f"name a file first whose tensors are {own[name].dtype}"
             )
-    write_tensors(out, state, metadata)
-    return out
+    return state
 
 
 def _holds(written: Tensor, merged: Tensor) -> bool:

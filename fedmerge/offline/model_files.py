@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedmerge.errors import ConfigError, DataError, FedMergeError, ModelError
 from fedmerge.models import build_model
 from fedmerge.models.resize import resize
 from fedmerge.models.state_fit import check_kinds, tied_tensors
+from fedmerge.offline.tensor_files import FileNames
 from fedmerge.records.model_tensors import read_tensors
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, is_uninitialised, module_state
@@ -53,6 +54,7 @@ class Architecture:
     built: nn.Module
     example: Tensor
     classes: int | None
+    names: FileNames = field(default_factory=FileNames)
 
     @classmethod
     def find(
@@ -65,8 +67,9 @@ class Architecture:
         fit: tuple[Path, State],
         *,
         seed: int,
+        names: FileNames | None = None,
     ) -> Architecture:
-        """Build the model `name` so that the file and state `fit` go into it.
+        """Build the model `name` so that the file and state `fit` go into it, but for buffers that `names` ignores.
 
         Raises
         ------
@@ -87,7 +90,8 @@ class Architecture:
         for tried in shapes:
             for example in _examples(tried, seed) if inputs is None else [inputs[:EXAMPLES]]:
                 try:
-                    found = cls(name, _ready(name, _build(name, tried, classes, options), example), example, classes)
+                    built = _ready(name, _build(name, tried, classes, options), example)
+                    found = cls(name, built, example, classes, names or FileNames())
                     found.module(*fit)
                 except ModelError as error:
                     errors.append(error)
@@ -110,7 +114,7 @@ class Architecture:
         ConfigError
             It has another number of classes than was asked for.
         """
-        whole = {**tied_tensors(file, self.built, state), **state}
+        whole = {**self.names.kept_of(self.built), **tied_tensors(file, self.built, state), **state}
         check_kinds(file, self.built, state)
         try:
             module = resize(self.built, whole).eval()
