@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import re
@@ -153,6 +154,32 @@ def test_the_example_of_the_page_of_what_travels_runs_as_it_stands():
         "4.weight",
         "4.bias",
     }
+
+
+def test_the_examples_of_the_page_of_merging_models_run_as_they_stand():
+    def words(vocabulary, seed):
+        torch.manual_seed(seed)
+        parts = {"embed": nn.Embedding(vocabulary, 4), "lm_head": nn.Linear(4, vocabulary)}
+        return nn.Sequential(collections.OrderedDict(parts))
+
+    def net(classes, seed):
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        return nn.Sequential(collections.OrderedDict(layers=layers, head=nn.Linear(5, classes)))
+
+    heads, weights, rows = blocks("docs/merging-models.md")
+    x = torch.randn(12, 4)
+    scope = {"cats": net(2, 0), "dogs": net(3, 1), "a": net(2, 0), "b": net(2, 1)}
+    scope |= {"cat_loader": [(x, torch.arange(12) % 2)], "dog_loader": [(x, torch.arange(12) % 3)]}
+    exec(compile(heads, "merging", "exec"), scope)
+    assert scope["for_dogs"](x).shape == (12, 3)
+    assert torch.equal(scope["for_dogs"].head.weight, scope["dogs"].head.weight)
+    exec(compile(weights, "merging", "exec"), scope)
+    assert torch.equal(scope["merged"].head.weight, scope["a"].head.weight)
+    scope |= {"a": words(2, 0), "b": words(3, 1), "words_a": ["the", "cat"], "words_b": ["dog", "ran", "the"]}
+    exec(compile(rows, "merging", "exec"), scope)
+    assert scope["words"] == ["the", "cat", "dog", "ran"]
+    assert scope["merged"].embed.num_embeddings == 4
 
 
 def test_the_settings_and_functions_of_the_page_of_local_training_are_understood(tmp_path, monkeypatch):
