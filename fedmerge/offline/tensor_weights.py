@@ -96,7 +96,10 @@ def check_tensor_by_tensor(what: str, method: str, pipeline: Pipeline) -> None:
         reason = f"looks at the whole model{named} and not at one tensor after the other"
     else:
         return
-    able = [name for name in entries("aggregator") if build("aggregator", name, {}).separable != "never"]
+    made = {name: build("aggregator", name, {}) for name in entries("aggregator")}
+    able = [
+        name for name, one in made.items() if one.separable != "never" and not one.refined_by and not one.local_rule
+    ]
     raise InvalidOption(f"{what} goes with no method that {reason}, as {method} does: take one of {', '.join(able)}")
 
 
