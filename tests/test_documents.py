@@ -102,8 +102,8 @@ def test_the_privacy_examples_of_the_deployment_guide_run_together(monkeypatch):
 def test_the_page_of_methods_names_every_method_and_no_other():
     table = (ROOT / "docs" / "methods.md").read_text().partition("## Which")[0]
     named = set(re.findall(r"^\| `([a-z0-9_+]+)` \|", table, flags=re.MULTILINE))
-    steps = {f"+{name}" for kind in ("server step", "refinement") for name in registry.entries(kind)}
-    assert named == set(fedmerge.methods()) | steps
+    behind = {f"+{name}" for kind in ("server step", "refinement", "trajectory") for name in registry.entries(kind)}
+    assert named == set(fedmerge.methods()) | behind | {f"{name}+" for name in registry.entries("edit")}
 
 
 def test_the_readmes_own_data_example_runs_as_it_stands():

@@ -57,7 +57,7 @@ class OrdersRounds(FlowerFedAvg):
     """What clients found on their held-out examples in the last round; None where nobody looked."""
     worst_accuracy: float | None = None
     """The mean accuracy among the tenth of these clients that has the lowest, or of the one, where they are few."""
-    _own_models = OwnModels()
+    _own_models: OwnModels
     _data: Iterable[Any] | None
     _example: Any
     _watched: bool

@@ -98,7 +98,7 @@ def typed_error(error: ValidationError, settings: Mapping[str, Any], kind: type)
     >>> try:
     ...     Config.model_validate({"training": {"learning_rat": 0.1}})
     ... except ValidationError as error:
-    ...     print(str(typed_error(error, {}, Config))[:85])
+    ...     print(str(typed_error(error, {}, Config))[:89])
     unknown configuration key 'training.learning_rat'. Did you mean 'training.learning_rate'?
     """
     faults = error.errors()
