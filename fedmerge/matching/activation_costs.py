@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,7 @@ def match_activations(
     inputs: Iterable[Tensor],
     anchor: int,
     clients: Sequence[int] | None = None,
+    similarity: Callable[[Moments], Tensor] = Moments.correlation,
 ) -> list[list[Tensor]]:
     """Permutations of each model under which its activations correlate most with the anchor's.
 
@@ -85,6 +86,8 @@ def match_activations(
         Which model the others are matched to.
     clients
         Whose models they are; their numbers in the list where not given.
+    similarity
+        What is as large as possible for neurons that are matched.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def match_activations(
     heard.check(list(range(len(modules))) if clients is None else clients)
     perms = [spec.identity() for _ in modules]
     for _, j in pairs:
-        perms[j] = permutations_by(spec, heard, (anchor, j), states)
+        perms[j] = permutations_by(spec, heard, (anchor, j), states, similarity)
     return perms
 
 
@@ -112,7 +115,11 @@ def not_heard_singly(spec: PermutationSpec, perms: Sequence[Tensor], heard: Hear
 
 
 def permutations_by(
-    spec: PermutationSpec, heard: Heard, pair: tuple[int, int], states: Sequence[State]
+    spec: PermutationSpec,
+    heard: Heard,
+    pair: tuple[int, int],
+    states: Sequence[State],
+    similarity: Callable[[Moments], Tensor] = Moments.correlation,
 ) -> list[Tensor]:
     """Permutations of the second of two models under which it says what the first does."""
     weights = WeightSimilarity(spec, states[pair[0]], states[pair[1]], spec.identity())
@@ -122,12 +129,12 @@ def permutations_by(
         if not unit.simple or parts[0] is None:
             unheard.append((unit, parts))
             continue
-        weights.change(unit, {unit.index: assign(parts[0].correlation())})
+        weights.change(unit, {unit.index: assign(similarity(parts[0]))})
         if bool(parts[0].silent(0).any()):
             unheard.append((unit, parts))
     for unit, parts in unheard:
         if unit.kinds:
-            weights.change(unit, _blocks(unit, parts, weights))
+            weights.change(unit, _blocks(unit, parts, weights, similarity))
         else:
             known = parts[0] if unit.simple else None  # where groups cross, what one says depends on the other
             weights.change(unit, {unit.index: _silent(unit, known, weights)})
@@ -145,20 +152,25 @@ def _silent(unit: Unit, heard: Moments | None, weights: WeightSimilarity) -> Ten
     return perm
 
 
-def _blocks(unit: Unit, heard: Sequence[Moments | None], weights: WeightSimilarity) -> dict[int, Tensor]:
+def _blocks(
+    unit: Unit,
+    heard: Sequence[Moments | None],
+    weights: WeightSimilarity,
+    similarity: Callable[[Moments], Tensor],
+) -> dict[int, Tensor]:
     """Blocks are assigned by all that is heard of them and their members; members unheard of, by weights."""
     if unit.crossings:  # what members of one kind say depends on the other's order
         heard = [None] * len(heard)
-    own = torch.zeros(unit.size, unit.size, dtype=torch.float64) if heard[0] is None else heard[0].correlation().cpu()
+    own = torch.zeros(unit.size, unit.size, dtype=torch.float64) if heard[0] is None else similarity(heard[0]).cpu()
     kinds = []
     for kind, sites, found in zip(unit.kinds, unit.kind_sites, heard[1:], strict=True):
         size = len(weights.perms[kind[0]])
         if found is None:
-            similarity = weights.of(sites, unit.size * size, unit).cpu()
+            alike = weights.of(sites, unit.size * size, unit).cpu()
             if not unit.crossings:
-                similarity = similarity / similarity.abs().max().clamp_min(1e-300)
+                alike = alike / alike.abs().max().clamp_min(1e-300)
         else:
-            similarity = found.correlation().cpu()
-        kinds.append(similarity.reshape(unit.size, size, unit.size, size))
+            alike = similarity(found).cpu()
+        kinds.append(alike.reshape(unit.size, size, unit.size, size))
     found_all = unit.placed(weights.spec, *assign_blocks(own, kinds, weights.crossings(unit)))
     return {i: found_all[i] for i in unit.members}

@@ -32,6 +32,8 @@ METHODS = [
     ("zipit", {}),
     ("zipit", {"discount": 1.0, "budget": 1.0}),
     ("cca", {}),
+    ("mudsc", {}),
+    ("neuron_alignment", {}),
 ]
 CLASSES = 4
 
