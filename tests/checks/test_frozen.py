@@ -15,7 +15,7 @@ from fedmerge.permutations.holding import held
 from fedmerge.statistics import FisherDiag, FisherKfac, Gram, LossGradient
 from fedmerge.update import ClientUpdate, MergeContext
 
-MATCHING = ["rebasin", "otfusion", "pfnm", "fedma", "gamf", "c2m3", "zipit", "cca"]
+MATCHING = ["rebasin", "otfusion", "pfnm", "fedma", "gamf", "c2m3", "zipit", "cca", "mudsc", "sinkhorn_rebasin"]
 CURVATURE = [
     "fisher",
     "fedfisher",

@@ -244,6 +244,8 @@ ROWS = (
     Row("cca", excused=ONE_MODEL | MIXES, traces=True, hears=True),
     Row("mudsc", excused=ONE_MODEL, traces=True, hears=True),
     Row("mudsc", {"balance": 1.0}, excused=ONE_MODEL, traces=True, hears=True),
+    Row("sinkhorn_rebasin", {"steps": 10}, excused=ONE_MODEL, traces=True),
+    Row("ste_rebasin", {"steps": 3}, excused=ONE_MODEL, traces=True, hears=True, labels=True),
     Row("neuron_alignment", excused=ONE_MODEL, traces=True, hears=True),
     Row("neuron_alignment", {"cost": "distance"}, excused=ONE_MODEL, traces=True, hears=True),
     Row("pfnm", {"gamma": 1e-3}, counts, ONE_MODEL | CLASSES_APART, traces=True),

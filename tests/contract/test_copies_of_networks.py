@@ -34,6 +34,8 @@ METHODS = [
     ("cca", {}),
     ("mudsc", {}),
     ("neuron_alignment", {}),
+    ("sinkhorn_rebasin", {}),
+    ("ste_rebasin", {"steps": 1}),
 ]
 CLASSES = 4
 
@@ -57,7 +59,7 @@ def merged(models, method, options, images):
         method,
         weights=[3.0, 1.0, 2.0, 2.0, 5.0][: len(models)],
         example=images[:2],
-        data=[images],
+        data=[(images, torch.arange(len(images)) % CLASSES)],
         statistics=[counts] * len(models) if method in ("pfnm", "fedma") else None,
         repair="none",
         **options,
