@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -145,6 +146,7 @@ class MidpointLoss:
         self.spec, self._a, self._b = spec, a, b
         self.batches: list[tuple[Any, Tensor]] = list(OnDeviceOf(module, batches))
         self._module = called_as_told(module.eval(), task, self.batches[0][0])
+        self._dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
         self._task = reading_of(task).of(self._module, self.batches)
 
     @torch.no_grad()
@@ -156,17 +158,24 @@ class MidpointLoss:
             total += float(self.at(perms, batch, {})) * number
             count += number
         mean = total / max(1, count)
-        return mean if mean == mean else float("inf")
+        return mean if math.isfinite(mean) else math.inf
 
     def at(self, perms: Sequence[Tensor], batch: tuple[Any, Tensor], free: State) -> Tensor:
         """Of one batch, the mean over its examples, its gradient going to `free`."""
         moved = self.spec.apply(self._b, perms)
-        point = {n: (t + moved[n]) / 2 if t.is_floating_point() or t.is_complex() else t for n, t in self._a.items()}
+        point = {name: self._mean(name, tensor, moved[name]) for name, tensor in self._a.items()}
         for name, tensor in free.items():
             point[name] = point[name] + ((tensor - tensor.detach()) / 2).to(point[name].dtype)
         inputs, targets = batch
         outputs = as_batch(functional_call(self._module, point, (inputs,)))
         return self._task(inputs, outputs, targets).losses(outputs, targets).mean()
+
+    def _mean(self, name: str, one: Tensor, other: Tensor) -> Tensor:
+        """In the type in which the module runs; what counts (integers) is the first's."""
+        if not (one.is_floating_point() or one.is_complex()):
+            return one
+        dtype = accumulator_dtype(one.dtype)
+        return ((one.to(dtype) + other.to(dtype)) / 2).to(self._dtypes.get(name, dtype))
 
 
 def _labelled(context: MergeContext) -> list[tuple[Any, Tensor]]:
@@ -179,8 +188,8 @@ def _labelled(context: MergeContext) -> list[tuple[Any, Tensor]]:
     """
     if context.layout is not None and context.layout.personal:
         raise InvalidOption(
-            f"ste_rebasin judges models on the server, and {context.layout.personal[0]!r} is personal: only clients have "
-            "a whole model. Take rebasin or sinkhorn_rebasin, which look at weights"
+            f"ste_rebasin judges models on the server, and {context.layout.personal[0]!r} is personal: only clients "
+            "have a whole model. Take rebasin or sinkhorn_rebasin, which look at weights"
         )
     batches = list(context.data or ())
     if not batches or not all(isinstance(b, tuple | list) and len(b) == 2 and len(b[1]) for b in batches):
