@@ -10,6 +10,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fedmerge.lookup.moved_modules import install
 from fedmerge.plain_text import CleanLines
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ __all__ = [
 
 # Warnings quote what clients, replies and files say, in deployments as well, where others show them.
 logging.getLogger("fedmerge").addFilter(CleanLines())
+install()
 
 _HOMES = {
     "MethodInfo": "api",
