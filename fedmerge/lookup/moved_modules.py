@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "install", "moved_name"]
 
 MOVED = {
     "aggregators.base": ("aggregators.aggregator", "lookup.option_checks"),
@@ -41,6 +42,9 @@ MOVED = {
 }
 """By old name, the modules in which its names stand now; all below ``fedmerge``."""
 
+_NAMES = {"fedmerge.statistics": {"compute_statistics": "api"}}
+"""By package, names that stood there and stand elsewhere now."""
+
 
 class _Moved(MetaPathFinder, Loader):
     """Finds a module by its old name, and warns whoever asks for it."""
@@ -62,6 +66,24 @@ class _Moved(MetaPathFinder, Loader):
         for home in reversed(homes):
             found = importlib.import_module(home)
             vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
+
+
+def moved_name(package: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package from which names have moved.
+
+    Examples
+    --------
+    >>> moved_name("fedmerge.statistics")("compute_statistics").__module__
+    'fedmerge.offline.compute'
+    """
+
+    def find(name: str) -> Any:
+        home = _NAMES[package].get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"fedmerge.{home}"), name)
+
+    return find
 
 
 def install() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
+from fedmerge.lookup.moved_modules import moved_name
 from fedmerge.statistics.activations import Activations
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
@@ -51,9 +49,4 @@ __all__ = [
     "tellable",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """``compute_statistics`` under the name that it had here; it measures whole models, and stands above this room."""
-    if name == "compute_statistics":
-        return importlib.import_module("fedmerge.api").compute_statistics
-    raise AttributeError(f"module 'fedmerge.statistics' has no attribute {name!r}")
+__getattr__ = moved_name(__name__)

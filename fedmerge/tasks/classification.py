@@ -195,14 +195,11 @@ class Classification(Task):
     def seen(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
         """Less the change of the likeliest class: a softmax does not see what is added to all logits.
 
-        Where a model is sure of a class, ``j^T F j`` is a sum over the others, far below what ``p_c j_c^2`` of that
-        class rounds to.
+        Where a model is sure, ``j^T F j`` lies far below what ``p_c j_c^2`` of that class rounds to.
         """
         axis = self.axis(outputs, targets)
-        likeliest = outputs.argmax(axis, keepdim=True).expand(
-            len(directions), *(1 if i == axis else n for i, n in enumerate(outputs.shape))
-        )
-        return directions - directions.gather(axis + 1, likeliest)
+        likeliest = outputs.argmax(axis, keepdim=True)
+        return directions - directions.gather(axis + 1, likeliest.expand(len(directions), *likeliest.shape))
 
     def curvature(self, outputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
         """``s (p * j - p (p . j))``."""
