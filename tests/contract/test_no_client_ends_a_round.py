@@ -12,7 +12,7 @@ import torch
 
 from fedmerge import ClientUpdate, MergeContext
 from fedmerge.state import LARGEST
-from tests.contract.laws import Known, base
+from tests.contract.laws import Known, answering, base
 from tests.contract.table import ROWS
 from tests.federation import noisy_states
 from tests.hostile.kind import Kind, table
@@ -97,7 +97,8 @@ class Federation:
         self._without = {}
 
     def merged(self, sent, start=None, memory=None, round=1):
-        context = MergeContext(base=start or self.model, seed=1, round=round, **self.row.known(Known))
+        asked = {"ask": answering(self.honest)} if self.row.asks else {}
+        context = MergeContext(base=start or self.model, seed=1, round=round, **self.row.known(Known), **asked)
         return self.pipeline.merge(sent, context, memory)
 
     def without(self, place):
