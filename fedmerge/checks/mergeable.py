@@ -85,7 +85,7 @@ def check_codes(states: Sequence[Mapping[str, Tensor]], parameters: Collection[s
             )
         raise ModelError(
             f"{name!r} is {dtype} {list(states[0][name].shape)} and differs between the models: indices and masks have "
-            "no mean. Give all models the same, such as that of the model that they started from"
+            "no mean. Give all models the same, such as that of the model that they started from, or leave it out"
         )
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["ALL_BUT", "WIDER", "check_equal_widths", "check_matchable", "check_widest", "check_widths"]
 
 ALL_BUT = (
-    "Outputs, classes and vocabularies are not matched by any method. To merge all but these layers, put one and the "
-    "same new layer in their place in a copy of each model (such as nn.Linear(16, 3)), merge the copies, and train it"
+    "Outputs, classes and vocabularies are not matched by any method. To merge all but these layers, leave them out: "
+    'leave_out=["head.*"], or --leave-out; of vocabularies, fedmerge.merge(..., rows=) merges the rows that they share'
 )
 """What to do where heads or vocabularies differ in size."""
 

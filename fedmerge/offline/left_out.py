@@ -67,6 +67,8 @@ class LeftOut:
     def names(self, state: Mapping[str, Any], buffers: Iterable[str], tied: Mapping[str, str]) -> frozenset[str]:
         """Names of what is left out; a buffer that no pattern names goes with the parameters that it belongs to.
 
+        Where they part, it is not among what `only` names, nor among what `leave_out` names.
+
         Raises
         ------
         UnknownName
@@ -85,9 +87,12 @@ class LeftOut:
         parameters = [name for name in state if name not in buffers]
         left = {name for name in parameters if name not in kept}
         for name in buffers:
-            beside = owners(name, parameters)
-            follows = name not in named and bool(beside)
-            if all(n in left for n in beside) if follows else name not in kept:
+            beside = [owner in left for owner in owners(name, parameters)]
+            if name in named or not beside:
+                out_too = name not in kept
+            else:  # a buffer of the whole model goes along with what is the rule, not with what is named
+                out_too = all(beside) if self.only is None else any(beside)
+            if out_too:
                 left.add(name)
         if parameters and left.issuperset(parameters):
             told = f"only = {list(self.only or ())}, leave_out = {list(self.leave_out)}"

@@ -192,6 +192,18 @@ def test_the_rest_may_come_from_the_base():
         fedmerge.merge(models, "task_arithmetic", leave_out=["head"], base=bare, left_from="base")
 
 
+def test_a_buffer_of_the_whole_model_is_neither_among_what_is_named():
+    models = [Net(seed=1), Net(seed=2)]
+    for i, model in enumerate(models):
+        model.register_buffer("position_ids", torch.arange(4 + i))
+    merged = fedmerge.merge(models, only=["body.*"])
+    assert torch.equal(merged.position_ids, torch.arange(4))
+    assert torch.equal(merged.body[3].running_mean, fedmerge.merge(models, leave_out=["pos*"]).body[3].running_mean)
+    models[1].position_ids = models[0].position_ids + 1
+    with pytest.raises(ModelError, match=r"'position_ids' .* leave it out"):
+        fedmerge.merge(models, leave_out=["head"])
+
+
 def test_shared_tensors_are_left_out_under_all_their_names():
     def tied(vocabulary, seed):
         torch.manual_seed(seed)
