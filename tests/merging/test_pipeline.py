@@ -142,7 +142,11 @@ def test_memory_is_handed_from_round_to_round_and_parts_keep_theirs_apart():
         (lambda: build_pipeline("fedavg", batch_norm="max"), InvalidOption, "'max'"),
         (lambda: build_pipeline("fedavg+server_adm"), UnknownName, "Did you mean 'server_adam'"),
         (lambda: build_pipeline("server_adam"), UnknownName, "unknown method 'server_adam'"),
-        (lambda: build_pipeline("fedavg+fednova"), UnknownName, "unknown server step, refinement or trajectory 'fednova'"),
+        (
+            lambda: build_pipeline("fedavg+fednova"),
+            UnknownName,
+            "unknown server step, refinement or trajectory 'fednova'",
+        ),
     ],
 )
 def test_mistakes_are_named(make, kind, words):
