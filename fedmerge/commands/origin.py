@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedmerge.records.atomic_files import read_toml, write_toml
-
 __all__ = ["at_origin", "from_elsewhere", "make_importable", "note_origin"]
 
 FILE = "origin.toml"
@@ -26,6 +24,8 @@ def note_origin(out: Path, config: Path | None) -> None:
     folders = {"started": str(Path.cwd())}
     if config is not None:
         folders["configuration"] = str(config.parent.resolve())
+    from fedmerge.records.atomic_files import write_toml
+
     write_toml(out / FILE, folders)
 
 
@@ -52,4 +52,8 @@ def at_origin(out: Path) -> Iterator[None]:
 
 
 def _noted(out: Path) -> dict[str, Any]:
-    return read_toml(out / FILE) if (out / FILE).exists() else {}
+    if not (out / FILE).exists():
+        return {}
+    from fedmerge.records.atomic_files import read_toml
+
+    return read_toml(out / FILE)

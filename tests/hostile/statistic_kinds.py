@@ -20,7 +20,7 @@ __all__ = ["STATISTICS", "spoilt_statistic"]
 
 Change = Callable[[Tensor], Tensor]
 _SIGNED = ("loss_gradient", "head_gradient", "head_sums", "secants", "activations", "refit_sums", "batch_norm",
-           "batch_norm_sums")  # fmt: skip
+           "batch_norm_sums", "class_moments", "prefix_sums", "loss_slopes", "entropy_slopes")  # fmt: skip
 """Whose tensors that are no square matrices may well have negative entries."""
 
 
@@ -267,7 +267,7 @@ STATISTICS = table(
     _kind("one row more", _some(lambda t: torch.eye(t.shape[-1] + 2).to(t), _squares)),
     _kind("of size 0", _some(lambda t: t[..., :0, :0], _squares)),
     _kind("without entries", _some(lambda t: t[:0], lambda v: [n for n in _floats(v) if v[n].ndim])),
-    _kind("with a hundred groups", _some(lambda t: t.expand(100, *t.shape[-2:]), _squares)),
+    _kind("with a hundred groups", _some(lambda t: t.reshape(-1, *t.shape[-2:])[:1].expand(100, -1, -1), _squares)),
     _kind("one more axis", _some(lambda t: t[None, None], _squares)),
     _kind("of other layers", _swapped),
     *(_kind(f"{level}, a part NaN", _packed(level, _part(_filled(math.nan)))) for level in ("float16", "int8")),

@@ -19,6 +19,8 @@ from fedmerge.statistics import (
     BatchNormMoments,
     BatchNormSums,
     ClassCounts,
+    ClassMoments,
+    EntropySlopes,
     FisherDiag,
     FisherKfac,
     Gram,
@@ -26,6 +28,8 @@ from fedmerge.statistics import (
     HeadSums,
     LocalSteps,
     LossGradient,
+    LossSlopes,
+    PrefixSums,
     RefitSums,
     Secants,
     Statistic,
@@ -35,7 +39,18 @@ from tests.federation import noisy_states, tiny_data, tiny_model
 from tests.hostile.kinds import STATISTICS
 
 MEASURED = (Activations(), BatchNormMoments(), ClassCounts(), FisherDiag(), FisherKfac(), Gram(), LocalSteps())
-ANSWERED = (BatchNormSums(), HeadGradient(), HeadSums(), LossGradient(), RefitSums(), Secants())
+ANSWERED = (
+    BatchNormSums(),
+    ClassMoments(),
+    EntropySlopes(),
+    HeadGradient(),
+    HeadSums(),
+    LossGradient(),
+    LossSlopes(),
+    PrefixSums(),
+    RefitSums(),
+    Secants(),
+)
 CLIENTS, PLACES = 4, (0, 1, 3)
 STEPS = {n: torch.tensor(float(x)) for n, x in
          {"local_steps": 4, "momentum": 0.5, "learning_rate": 0.1, "proximal_mu": 0}.items()}  # fmt: skip
