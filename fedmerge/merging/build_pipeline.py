@@ -9,6 +9,7 @@ from typing import Any
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.searched import Searched
 from fedmerge.errors import ConfigError, UnknownName
+from fedmerge.lookup.kinds import METHOD_KINDS
 from fedmerge.lookup.method_names import Part, parse_method
 from fedmerge.merging.pipeline import Pipeline
 from fedmerge.refine.searching import Searching
@@ -92,6 +93,8 @@ def divided(parts: Sequence[Part], method: str) -> tuple[list[Part], Part, list[
     ------
     ConfigError
         It has edits only.
+    UnknownName
+        What stands in front of its aggregator is nothing that there is.
     """
     known = entries("edit")
     edits = list(takewhile(lambda part: part.name in known, parts))
@@ -99,7 +102,18 @@ def divided(parts: Sequence[Part], method: str) -> tuple[list[Part], Part, list[
         raise ConfigError(
             f"method {method!r} edits updates and does not merge them: put an aggregator behind, as in {method}+fedavg"
         )
-    return edits, parts[len(edits)], list(parts[len(edits) + 1 :])
+    first, others = parts[len(edits)], list(parts[len(edits) + 1 :])
+    if ":" not in first.name and any(_merges(part.name) for part in others) and not _is_known(first.name):
+        raise UnknownName("edit", first.name, known, f"In {method!r}.")
+    return edits, first, others
+
+
+def _merges(name: str) -> bool:
+    return name in entries("aggregator") or name in usual_names()
+
+
+def _is_known(name: str) -> bool:
+    return name in usual_names() or any(name in entries(kind) for kind in METHOD_KINDS)
 
 
 def main_part(method: str) -> Part:

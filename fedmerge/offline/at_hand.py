@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ class AtHand:
             states = [_replaced(state, source, left) for state in states]
             start = None if start is None else _replaced(start, source, left)
         if start is not None:
-            _check_base(start, states[0])
+            _check_base(start, states[0], {*left, *found[0][1]})
         frozen = equal_in_all(states, frozenset.intersection(*map(frozen_names, plain)))
         parameters = [name for name in states[0] if name not in found[0][1]]
         still = {name for name in found[0][1] if frozen.issuperset(owners(name, parameters) or [name])}
@@ -169,13 +169,20 @@ def _base_state(base: Any) -> dict[str, Tensor]:
     return state
 
 
-def _check_base(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+def _check_base(state: Mapping[str, Tensor], like: Mapping[str, Tensor], unmerged: Container[str]) -> None:
     if set(state) != set(like):
         other = sorted(set(state) ^ set(like))[0]
         where = "base, and is in it" if other in like else "it, and is in base"
         raise BadUpdate(
             0, f"tensor {other!r} is missing in {where}", "base is the model that all started from: the same layers."
         )
+    for name, tensor in state.items():
+        bad = 0 if name in unmerged else int((~tensor.isfinite()).sum())
+        if bad:
+            raise ModelError(
+                f"base: tensor {name!r} has {bad} of {tensor.numel()} entries NaN or infinite: "
+                "pass the model that all started from, as it was before training"
+            )
 
 
 def _in_all(states: Sequence[Mapping[str, Tensor]], name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedmerge.checks.raw_errors import named
-from fedmerge.errors import BadUpdate, InvalidOption, shown
+from fedmerge.errors import BadUpdate, InvalidOption, TaskError, shown
 from fedmerge.inputs import OnDeviceOf
 from fedmerge.offline.at_hand import plain_module
 from fedmerge.offline.loaders import few, first_inputs, read_pairs
@@ -116,7 +116,10 @@ def statistics_of(
             except InvalidOption as error:
                 raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
         elif batches is not None:
-            found[name] = kind.told(reading).measure(model, batches, None)
+            try:
+                found[name] = kind.told(reading).measure(model, batches, None)
+            except TaskError as error:
+                raise TaskError(f"clients[{client}]: {error}") from error
     return found
 
 

@@ -50,11 +50,19 @@ def test_the_first_of_a_method_may_go_by_its_usual_name():
         ("trim+dare", ConfigError, "aggregator behind"),
         ("fedavg+dare", UnknownName, "stands in front"),
         ("fedavg+median", UnknownName, "has one"),
+        ("server_momentum+fedavg", UnknownName, "goes behind a method"),
     ],
 )
 def test_an_edit_in_the_wrong_place_is_told_where_it_goes(method, error, told):
     with pytest.raises(error, match=told):
         build_pipeline(method)
+
+
+@pytest.mark.parametrize("method", ["trmi(density=0.5)+fedavg", "dare+trmi+fedadam", "trmi+fedavg+server_momentum"])
+def test_a_misspelt_edit_is_told_the_edits_that_there_are(method):
+    with pytest.raises(UnknownName, match="Did you mean 'trim'") as told:
+        build_pipeline(method)
+    assert told.value.kind == "edit"
 
 
 def test_without_a_common_start_there_is_nothing_to_edit():

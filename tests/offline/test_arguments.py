@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 import fedmerge
-from fedmerge.errors import DataError, FedMergeError, InvalidOption, ModelError, UnknownName
+from fedmerge.errors import DataError, FedMergeError, InvalidOption, ModelError, TaskError, UnknownName
 
 X, Y = torch.randn(6, 4), torch.arange(6) % 3
 
 
 def net():
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def diverged():
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    return model
 
 
 class Broken:
@@ -63,6 +70,12 @@ MISTAKES = {
     "a function for a method": (lambda: call(torch.mean), InvalidOption, "method must be a name"),
     "a base's state": (lambda: call(base=net().state_dict()), InvalidOption, "load_state_dict"),
     "a base's file": (lambda: call(base="base.pt"), InvalidOption, "load the file into a module"),
+    "a base of NaN": (lambda: call(base=diverged()), ModelError, "base: tensor '0.weight' has 1 of 20 entries NaN"),
+    "a client's labels": (
+        lambda: call("fisher", clients=[[(X, Y)], [(X, Y + 7)]]),
+        TaskError,
+        "clients[1]: labels must be whole numbers from 0 to 2",
+    ),
     "an example and its label": (lambda: call("rebasin", example=[X, Y]), InvalidOption, "pass the inputs alone"),
     "an example in words": (lambda: call("rebasin", example="x"), InvalidOption, "example must be a batch"),
     "one number for an example": (lambda: call("rebasin", example=torch.tensor(1.0)), InvalidOption, "[n, ...]"),

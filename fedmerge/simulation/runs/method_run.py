@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from flwr.app import ConfigRecord
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedmerge.errors import FedMergeError, NothingMerged, RecordError
+from fedmerge.merging import Pipeline
 from fedmerge.observers import Observer, ObserverLike, Run, RunStopped, Watch, make_observers
 from fedmerge.records.atomic_files import read_toml
 from fedmerge.records.checkpoints import Checkpoint
@@ -174,12 +176,27 @@ def _seeded_random(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _typed_errors(method: str, strategy: Strategy) -> Iterator[None]:
-    """What somebody else's strategy raises, say at an update that it cannot average, ends its run and no other."""
+    """What somebody else's code raises, say at an update that it cannot average, ends its run and no other."""
     try:
         yield
     except FedMergeError:
         raise
     except Exception as error:
-        if isinstance(strategy, MergeStrategy):
+        if isinstance(strategy, MergeStrategy) and _is_ours(strategy.pipeline):
             raise
-        raise FedMergeError(f"{method} cannot go on: {type(error).__name__}: {error}") from error
+        place = extract_tb(error.__traceback__)[-1]
+        raise FedMergeError(
+            f"{method} cannot go on: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
+
+
+def _is_ours(pipeline: Pipeline) -> bool:
+    """Whether every part of a method is fedmerge's: what such a part raises is a defect, whose traceback is wanted."""
+    parts = (
+        pipeline.aggregator,
+        *pipeline.edits,
+        *pipeline.server_steps,
+        *pipeline.refinements,
+        *pipeline.trajectories,
+    )
+    return all(type(part).__module__.partition(".")[0] == "fedmerge" for part in parts)

@@ -29,6 +29,14 @@ class Mean(Aggregator):
         return {name: self.factor * torch.stack([s[name] for s in states]).mean(0) for name in states[0]}, {}
 
 
+@dataclass(frozen=True)
+class Wrong(Aggregator):
+    """Raises what is no error of ours."""
+
+    def merge(self, updates, context, memory):
+        raise KeyError("a mistake of its own")
+
+
 class Loose(Aggregator):
     """No dataclass."""
 
@@ -70,6 +78,15 @@ def test_it_is_compared_beside_others_and_its_record_gives_it_again(tmp_path):
     (run,), failed = compare(again, tmp_path / "two")
     assert not failed
     assert outcome(run) == outcome(half)
+
+
+def test_one_that_raises_ends_its_run_by_name_and_place_and_no_other(tmp_path):
+    base = {"rounds": 1, "partition": {"clients": 2, "scheme": "iid"}, "model": {"name": "logistic"}}
+    config = make_config(base, {"methods": [f"{HERE}:Wrong", "fedavg"]})
+    (finished,), (failed,) = compare(config, tmp_path)
+    assert finished.name.startswith("fedavg")
+    assert f"{HERE}:Wrong cannot go on: KeyError: 'a mistake of its own'" in str(failed.error)
+    assert f"{__file__}, line " in str(failed.error)
 
 
 def test_in_a_comparison_others_stand_beside_it_and_their_options_in_its_record(tmp_path):
