@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
@@ -77,6 +77,7 @@ def parts_beside(edits: Sequence[Part], others: Sequence[Part], method: str) -> 
     """
     made: dict[str, list[Any]] = {"server step": [], "refinement": [], "trajectory": []}
     known = {name: kind for kind in made for name in entries(kind)}
+    _check_order([part.name for part in others if part.name in known], known, method)
     for part in others:
         if part.name not in known:
             raise UnknownName("server step, refinement or trajectory", part.name, known, _place_of(part.name, method))
@@ -114,6 +115,16 @@ def _merges(name: str) -> bool:
 
 def _is_known(name: str) -> bool:
     return name in usual_names() or any(name in entries(kind) for kind in METHOD_KINDS)
+
+
+def _check_order(names: Sequence[str], kinds: Mapping[str, str], method: str) -> None:
+    """Refuse a method whose parts are not written in the order in which they happen."""
+    for first, then in pairwise(names):
+        if METHOD_KINDS.index(kinds[first]) > METHOD_KINDS.index(kinds[then]):
+            raise ConfigError(
+                f"method {method!r}: {then} is a {kinds[then]} and happens before {first}, a {kinds[first]}: "
+                f"write +{then} in front of +{first}"
+            )
 
 
 def main_part(method: str) -> Part:

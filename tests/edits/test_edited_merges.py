@@ -50,6 +50,8 @@ def test_the_first_of_a_method_may_go_by_its_usual_name():
         ("trim+dare", ConfigError, "aggregator behind"),
         ("fedavg+dare", UnknownName, "stands in front"),
         ("fedavg+median", UnknownName, "has one"),
+        ("fedavg+ridge_head+server_momentum", ConfigError, "in front of \\+ridge_head"),
+        ("fedavg+swa+recalibrate", ConfigError, "in front of \\+swa"),
         ("server_momentum+fedavg", UnknownName, "goes behind a method"),
     ],
 )

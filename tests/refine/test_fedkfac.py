@@ -140,7 +140,7 @@ def test_what_clients_measured_follows_their_neurons(kind):
 def test_its_parts_are_refinements_of_any_method():
     ours = build_pipeline("fedkfac(steps=1)")
     assert [type(part).__name__ for part in ours.refinements] == ["Recalibrate", "RidgeHead", "NaturalGradient"]
-    other = build_pipeline("fednova+ridge_head(ridge=0.1)+natural_gradient(count=3)+server_momentum")
+    other = build_pipeline("fednova+server_momentum+ridge_head(ridge=0.1)+natural_gradient(count=3)")
     assert [type(part).__name__ for part in other.refinements] == ["RidgeHead", "NaturalGradient"]
     assert len(other.server_steps) == 1
 
@@ -168,7 +168,7 @@ def test_no_client_sends_more_than_the_budget(budget, monkeypatch):
         return result
 
     monkeypatch.setattr("fedmerge.offline.merge.respond", noted)
-    monkeypatch.setattr("fedmerge.offline.merge.compressed", travelled)
+    monkeypatch.setattr("fedmerge.offline.compute.compressed", travelled)
     fedmerge.merge(models, "fedkfac", base=net(0), clients=LOADERS, budget=budget)
     most = size + max(first.values()) + max(sent.values(), default=0)
     assert most <= budget * size + 400  # the losses of a last judgement, which has to be taken
