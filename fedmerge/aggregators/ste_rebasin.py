@@ -52,6 +52,7 @@ class StraightThroughRebasin(Permuting):
     Examples
     --------
     >>> import fedmerge
+    >>> _ = torch.manual_seed(0)
     >>> a, b = (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
     >>> order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
     >>> b.load_state_dict({"0.weight": a[0].weight[order], "0.bias": a[0].bias[order],
