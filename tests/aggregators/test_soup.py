@@ -10,7 +10,7 @@ from torch import nn
 import fedmerge
 from fedmerge import InvalidOption
 from fedmerge.aggregators.soup import Soup
-from tests.aggregators.numbers import check_equal, drawn, merged
+from tests.aggregators.golden_numbers import check_equal, drawn, merged
 
 
 def judged(*places, **options):

@@ -10,7 +10,7 @@ from fedmerge.aggregators import pieces
 from fedmerge.aggregators.karcher import Karcher
 from fedmerge.aggregators.multislerp import MultiSlerp
 from fedmerge.aggregators.slerp import Slerp
-from tests.aggregators.numbers import added, check_equal, drawn, flat, merged
+from tests.aggregators.golden_numbers import added, check_equal, drawn, flat, merged
 
 STATES = [drawn(seed) for seed in range(4)]
 WEIGHTS = [1.0, 2.0, 3.0, 6.0]

@@ -12,7 +12,7 @@ from fedmerge.aggregators.magmax import MagMax
 from fedmerge.aggregators.metagpt import MetaGPT
 from fedmerge.aggregators.model_stock import ModelStock
 from fedmerge.aggregators.task_arithmetic import TaskArithmetic
-from tests.aggregators.numbers import added, check_equal, drawn, flat, merged, rows, tensors
+from tests.aggregators.golden_numbers import added, check_equal, drawn, flat, merged, rows, tensors
 
 BASE = drawn(0)
 VECTORS = [drawn(seed) for seed in range(1, 5)]

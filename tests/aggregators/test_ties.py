@@ -11,7 +11,7 @@ from fedmerge.aggregators.task_arithmetic import TaskArithmetic
 from fedmerge.aggregators.ties import Ties
 from fedmerge.edits.trim import keep_largest
 from fedmerge.merging import build_pipeline
-from tests.aggregators.numbers import SHAPES, added, check_equal, drawn, flat, merged, rows, tensors
+from tests.aggregators.golden_numbers import SHAPES, added, check_equal, drawn, flat, merged, rows, tensors
 
 BASE = {name: np.zeros(shape) for name, shape in SHAPES.items()}
 VECTORS = [drawn(seed) for seed in range(1, 6)]
