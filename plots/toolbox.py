@@ -46,7 +46,8 @@ def main() -> None:
                 panel.plot([max(row.low, FLOOR), max(row.high, FLOOR)], [place, place], color=colour, linewidth=1)
                 panel.plot(shown, place, "o", color=colour, markersize=3.2, markerfacecolor=colour if sure else "white")
                 if row.difference < FLOOR:
-                    panel.annotate(f"{row.difference:.0f}", (FLOOR, place), xytext=(4, 0), va="center",
+                    edge = max(row.high, FLOOR)
+                    panel.annotate(f"{row.difference:.0f}", (edge, place), xytext=(4, 0), va="center",
                                    textcoords="offset points", fontsize=6, color=colour)  # fmt: skip
             panel.set_title(TITLES[setting], fontsize=8)
             panel.set_xlim(FLOOR - 1, None)
