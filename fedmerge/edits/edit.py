@@ -88,9 +88,16 @@ def edited(
     Raises
     ------
     InvalidOption
-        Nobody knows the model that clients started from.
+        Nobody knows the model that clients started from, or the client's has other widths.
     """
     base = _base(edits, context)
+    for name, tensor in update.state.items():
+        if tensor.shape != base[name].shape:
+            raise InvalidOption(
+                f"{type(edits[0]).__name__} edits updates number by number, and {name!r} of client {update.client} has "
+                f"shape {list(tensor.shape)}, in the model sent {list(base[name].shape)}: "
+                "leave it out where widths differ"
+            )
     delta: State = {name: t.to(accumulator_dtype(t.dtype)) - base[name] for name, t in update.state.items()}
     for place, edit in enumerate(edits):
         kept = prefixed(memory_name(place), memory or {})
@@ -110,7 +117,9 @@ def remembered(edits: Sequence[Edit], merged: State, context: MergeContext, memo
     if not any(edit.remembers for edit in edits):
         return {}
     base = _base(edits, context)
-    step = {name: t.to(accumulator_dtype(t.dtype)) - base[name] for name, t in merged.items()}
+    # A layer that grew in the merge took no step that the next update could be held against.
+    stayed = {name: tensor for name, tensor in merged.items() if tensor.shape == base[name].shape}
+    step = {name: t.to(accumulator_dtype(t.dtype)) - base[name] for name, t in stayed.items()}
     kept: dict[str, Tensor] = {}
     for place, edit in enumerate(edits):
         own = edit.remembered(step, prefixed(memory_name(place), memory))

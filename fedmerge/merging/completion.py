@@ -64,7 +64,6 @@ def completed(
     if chain.refinements:
         models = [] if passed is None else passed.models()
         models_kept, recalled = [] if passed is None else passed.kept, prefixed("aggregator", memory)
-        knowing = inner_context(context, intake.layout)
         if chain.aggregator.falls_back and context.round > 1 and context.base is not None:
             models.append(context.base)  # no merge of clients whose training went astray is to replace it
         others = [cast_like({**state, **model, **frozen}, state) for model in models]
@@ -74,7 +73,7 @@ def completed(
         refined = refine(
             state,
             others,
-            [one.knowing(models_kept, knowing, recalled) for one in chain.refinements],
+            [one.knowing(models_kept, inner, recalled) for one in chain.refinements],
             ask,
             intake.accepted,
             chain.statistics,

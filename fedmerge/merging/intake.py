@@ -60,9 +60,11 @@ class Intake:
         rescaled: bool,
         comparing: bool = True,
         keeping: bool = False,
+        one_width: bool = False,
     ) -> None:
         self._aggregator, self._context, self._on_bad = aggregator, context, on_bad
         self._statistics = statistics
+        self._one_width = one_width
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
         self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
@@ -252,7 +254,7 @@ class Intake:
         checked, peaks = checked_update(
             without_still(update, self.layout, self.still),
             self._expected,
-            same_shapes=not self._aggregator.may_change_width,
+            same_shapes=self._one_width or not self._aggregator.may_change_width,
             masks=self._masks,
             start=self._context.base,
             tied=self._context.tied,

@@ -10,7 +10,7 @@ from fedmerge.questions import Ask, Question, Trust
 from fedmerge.questions.pooling import added_up, sifted
 from fedmerge.state import State, cast_like, prefixed, with_prefix
 from fedmerge.trajectories import Trajectory, TrajectoryContext
-from fedmerge.trajectories.trajectory import Losses
+from fedmerge.trajectories.trajectory import Losses, check_widths
 
 __all__ = ["GOES_ON", "going_on", "judged", "losses_of_clients"]
 
@@ -44,7 +44,9 @@ def judged(
     goes_on = ends = state
     for place, trajectory in enumerate(trajectories):
         model = {name: ends[name] for name in averaged}
-        mean, own = trajectory.average(model, context(ends), prefixed(f"trajectory{place}", memory))
+        recalled = prefixed(f"trajectory{place}", memory)
+        check_widths(model, recalled)
+        mean, own = trajectory.average(model, context(ends), recalled)
         kept |= with_prefix(f"trajectory{place}", own)
         ends = {**ends, **cast_like(mean, model)}
         if trajectory.continue_from == "average":

@@ -204,6 +204,8 @@ class Pipeline(Chain):
         # Whoever hands over models at hand knows why one is so much larger than the others.
         settings = {"rescaled": self.repair == "rescale", "keeping": self.compares}
         settings["comparing"] = self.on_bad_update == "drop"
+        # A client that sends a wider model must not end the round of a method whose parts cannot take it.
+        settings["one_width"] = bool(self.edits or self.trajectories)
         folded, reader = (
             BufferFold(layout, self.batch_norm, context.base),
             statistics or StatisticsReader(self.measured),

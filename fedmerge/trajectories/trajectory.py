@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmerge.errors import InvalidOption
 from fedmerge.state import State, accumulator_dtype
 
-__all__ = ["ContinueFrom", "Losses", "Trajectory", "TrajectoryContext", "between"]
+__all__ = ["ContinueFrom", "Losses", "Trajectory", "TrajectoryContext", "between", "check_widths"]
 
 ContinueFrom = Literal["raw", "average"]
 """From which model clients train in the next round: the merged one, or the average that is judged."""
@@ -80,6 +80,31 @@ class Trajectory(ABC):
         memory
             What was returned as memory last round; empty in the first.
         """
+
+
+def check_widths(model: State, before: State) -> None:
+    """Make sure that a model can be averaged with those of earlier rounds.
+
+    Parameters
+    ----------
+    model
+        This round's.
+    before
+        Tensors of earlier ones, under the same names, which may stand behind a prefix and ``/``.
+
+    Raises
+    ------
+    InvalidOption
+        One has another shape.
+    """
+    for key, tensor in before.items():
+        name = key if key in model else key.partition("/")[2]
+        if name in model and model[name].shape != tensor.shape:
+            raise InvalidOption(
+                f"{name!r} has shape {list(model[name].shape)}, and {list(tensor.shape)} in an earlier round: "
+                "models of other widths have no average; take a method that keeps widths, or leave out the average "
+                "over rounds"
+            )
 
 
 def between(start: State, end: State, share: float | Tensor) -> dict[str, Tensor]:

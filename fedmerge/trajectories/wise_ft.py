@@ -9,7 +9,7 @@ from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_count, check_range, check_word
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype
-from fedmerge.trajectories.trajectory import ContinueFrom, Trajectory, TrajectoryContext, between
+from fedmerge.trajectories.trajectory import ContinueFrom, Trajectory, TrajectoryContext, between, check_widths
 
 __all__ = ["Paint", "WiseFt"]
 
@@ -46,7 +46,7 @@ class WiseFt(Trajectory):
 
     def average(self, model: State, context: TrajectoryContext, memory: State) -> tuple[State, State]:
         """The model between; the memory is the first one."""
-        first = _first(memory, context, "wise_ft")
+        first = _first(model, memory, context, "wise_ft")
         return between(first, model, self.alpha), first
 
 
@@ -77,16 +77,17 @@ class Paint(Trajectory):
 
     def average(self, model: State, context: TrajectoryContext, memory: State) -> tuple[State, State]:
         """The best model between; the memory is the first one."""
-        first = _first(memory, context, "paint")
+        first = _first(model, memory, context, "paint")
         back = {name: first[name].to(accumulator_dtype(t.dtype)) - t for name, t in model.items()}
         shares = [1 - step / (self.points - 1) for step in range(self.points)]
         losses = context.required_losses("paint")(model, back, [1 - share for share in shares])
         return between(first, model, shares[losses.index(min(losses))]), first
 
 
-def _first(memory: State, context: TrajectoryContext, method: str) -> State:
+def _first(model: State, memory: State, context: TrajectoryContext, method: str) -> State:
     if memory:
         return memory
     if context.base is None:
         raise InvalidOption(f"{method} goes back towards the model that all clients started from: pass base=.")
+    check_widths(model, context.base)
     return context.base

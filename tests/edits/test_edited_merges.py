@@ -8,6 +8,8 @@ from torch import nn
 
 import fedmerge
 from fedmerge.data import ClientData
+from fedmerge.edits import Clip, Trim
+from fedmerge.edits.edit import edited, remembered
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.merging import build_pipeline
 from fedmerge.simulation import SimulationGrid
@@ -88,6 +90,30 @@ def test_clip_remembers_the_step_of_the_round_before():
     again = MergeContext(base=first.state, round=2)
     second = pipeline.merge([ClientUpdate(0, {"w": torch.tensor([9.0])})], again, first.memory)
     assert second.state["w"].item() == pytest.approx(1.0 + 2.0)  # at most radius further than the step before
+
+
+def test_models_of_other_widths_have_no_update_to_edit():
+    narrow, wide = ({"w": torch.zeros(2, 3)}, {"w": torch.zeros(4, 3)})
+    with pytest.raises(InvalidOption, match=r"'w' of client 5 has shape \[4, 3\].*where widths differ"):
+        edited((Trim(),), ClientUpdate(5, wide), MergeContext(base=narrow))
+
+
+def test_a_layer_that_grew_has_no_step_to_be_remembered():
+    base, merged = {"a": torch.zeros(2), "b": torch.zeros(3)}, {"a": torch.ones(2), "b": torch.ones(5)}
+    kept = remembered((Clip(),), merged, MergeContext(base=base), {})
+    assert {name: tensor.tolist() for name, tensor in kept.items()} == {"edit0/a": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("method", ["trim+otfusion", "otfusion+swa"])
+def test_a_wider_client_is_left_out_where_a_part_cannot_take_it(method):
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+    sent = [ClientUpdate(i, dict(net(width).state_dict())) for i, width in enumerate((6, 8, 6))]
+    known = MergeContext(base=dict(net(6).state_dict()), model_fn=lambda: net(6), example=torch.randn(2, 4))
+    result = build_pipeline(method).merge(sent, known)
+    assert result.accepted == (0, 2)
+    assert [bad.client for bad in result.dropped] == [1]
 
 
 class Messages(MergeStrategy):

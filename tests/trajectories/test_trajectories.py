@@ -11,7 +11,7 @@ import fedmerge
 from fedmerge.data import ClientData
 from fedmerge.errors import InvalidOption
 from fedmerge.merging import build_pipeline
-from fedmerge.merging.judged_model import going_on
+from fedmerge.merging.judged_model import going_on, judged
 from fedmerge.refine import Privacy
 from fedmerge.registry import build
 from fedmerge.simulation import SimulationGrid
@@ -163,6 +163,20 @@ def test_what_cannot_be_had_is_asked_for():
         fedmerge.merge(models, "fedavg+paint", base=nn.Linear(2, 1))
     with pytest.raises(InvalidOption, match="Swad has clients judge"):
         build_pipeline("fedavg+swad", privacy=Privacy(masks=True))
+
+
+@pytest.mark.parametrize("name", ["swa", "ema", "lawa", "swad", "wise_ft", "paint"])
+def test_models_that_grow_have_no_average(name):
+    trajectory, memory = build("trajectory", name, {}), {}
+
+    def round_of(width, number, memory):
+        state = {"w": torch.ones(width)}
+        known = TrajectoryContext(number, {"w": torch.zeros(2)}, lambda *asked: [1.0] * len(asked[2]))
+        return judged((trajectory,), state, ["w"], lambda _: known, memory)[1]
+
+    memory = round_of(2, 1, memory)
+    with pytest.raises(InvalidOption, match=r"'w' has shape \[3\], and \[2\].*keeps widths"):
+        round_of(3, 2, memory)
 
 
 def model() -> nn.Module:
