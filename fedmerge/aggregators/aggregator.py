@@ -135,4 +135,5 @@ class Fold(Aggregator, Generic[Total]):
         total = self.zero(context)
         for update in updates:
             total = self.add(total, update, context)
+            del update  # before the stream makes the next one
         return self.finish(total, context, memory)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Aggregator
-from fedmerge.aggregators.task_vector_fold import parts
 from fedmerge.aggregators.task_vectors import TaskVectors
+from fedmerge.edits.delta import parts
 from fedmerge.personal import PersonalPart, pack_bits, remembered_parts
 from fedmerge.registry import register
 from fedmerge.state import State

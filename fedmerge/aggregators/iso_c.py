@@ -84,11 +84,11 @@ class IsoC(Fold[_Total]):
     def finish(self, total: _Total, context: MergeContext, memory: State) -> tuple[State, State]:
         """Even out the spectrum of every matrix."""
         base, merged = context.required_base("iso_c"), {}
-        for name, tensor in total.tensors.items():
-            step = tensor.div_(total.weight)
+        for name in list(total.tensors):
+            step = total.tensors.pop(name).div_(total.weight)
             if is_matrix(step):
-                step = total.clients * _isotropic(step.flatten(1)).to(step.dtype).view(step.shape)
-            merged[name] = base[name] + self.scale * step
+                step = _isotropic(step.flatten(1)).to(step.dtype).mul_(total.clients).view(step.shape)
+            merged[name] = step.mul_(self.scale).add_(base[name])
         return merged, {}
 
 

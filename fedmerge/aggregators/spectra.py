@@ -38,9 +38,9 @@ def leading(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor, Te
     matrix = matrix.double()
     wide = matrix.shape[0] <= matrix.shape[1]
     squares, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
-    values, vectors = squares.clamp_min(0).sqrt().flip(0)[:most], vectors.flip(1)[:, :most]
-    kept = values > max(rounding, 1e-7) * values[:1]
-    values, vectors = values[kept], vectors[:, kept]
+    values = squares.clamp_min(0).sqrt().flip(0)[:most]
+    number = int((values > max(rounding, 1e-7) * values[:1]).sum())
+    values, vectors = values[:number], vectors[:, vectors.shape[1] - number :].flip(1)
     others = (matrix.T if wide else matrix) @ vectors / values
     return (vectors, values, others) if wide else (others, values, vectors)
 

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Fold
+from fedmerge.edits.delta import Delta, parts
 from fedmerge.lookup.option_checks import check_range
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["PIECE", "CoordinateFold", "Sums", "TaskVector", "TaskVectorFold", "parts"]
-
-PIECE = 1 << 20
-"""Numbers that are worked on at a time, so that what a formula needs in between takes no memory of a model's size."""
+__all__ = ["CoordinateFold", "Sums", "TaskVector", "TaskVectorFold"]
 
 
-class TaskVector(Mapping[str, Tensor]):
+class TaskVector(Delta):
     """``tau = theta_i - theta_0`` of one client, each tensor computed when it is looked at, in float32 or better.
 
     A client of negative weight is one of positive weight that went the opposite way.
@@ -43,25 +41,16 @@ class TaskVector(Mapping[str, Tensor]):
     """
 
     def __init__(self, update: ClientUpdate, base: State) -> None:
-        self._state, self._base = update.state, base
+        super().__init__(update.state, base)
         self.weight, self.sign = abs(update.weight), math.copysign(1.0, update.weight)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
-
     def __getitem__(self, name: str) -> Tensor:
-        end = self._state[name]
-        moved = end.to(accumulator_dtype(end.dtype), copy=True).sub_(self._base[name])
+        moved = super().__getitem__(name)
         return moved if self.sign > 0 else moved.neg_()
 
     def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Parts of one tensor in a row, with their places; whoever takes one may change it."""
-        end, start = self._state[name].reshape(-1), self._base[name].reshape(-1)
-        for part in parts(len(end)):
-            piece = end[part].to(accumulator_dtype(end.dtype), copy=True).sub_(start[part])
+        for part, piece in super().pieces(name):
             yield part, piece if self.sign > 0 else piece.neg_()
 
     @cached_property
@@ -215,9 +204,3 @@ class CoordinateFold(TaskVectorFold):
         for part in parts(len(sums[0])):
             sums[0][part] = self.combine([each[part] for each in sums], total)
         return sums[0]
-
-
-def parts(length: int) -> Iterator[slice]:
-    """Pieces of a row."""
-    for first in range(0, length, PIECE):
-        yield slice(first, first + PIECE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedmerge.aggregators.task_vector_fold import parts
+from fedmerge.edits.delta import parts
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.update import ClientUpdate, MergeContext
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Separable
-from fedmerge.aggregators.task_vector_fold import CoordinateFold, Sums, TaskVector, parts
+from fedmerge.aggregators.task_vector_fold import CoordinateFold, Sums, TaskVector
 from fedmerge.aggregators.trimmed_vector import TrimmedVector
+from fedmerge.edits.delta import parts
 from fedmerge.lookup.option_checks import check_range, check_word
 from fedmerge.registry import register
 from fedmerge.state import State

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedmerge.aggregators.task_vector_fold import TaskVector
-from fedmerge.edits.largest import kth_largest
+from fedmerge.edits.largest import Cut, cuts
 from fedmerge.state import State
 from fedmerge.update import ClientUpdate
 
@@ -31,29 +31,14 @@ class TrimmedVector(TaskVector):
     def __init__(self, update: ClientUpdate, base: State, density: float, scope: Literal["global", "tensor"]) -> None:
         super().__init__(update, base)
         self._whole = TaskVector(update, base)
+        self._cuts: dict[str, Cut] = {}
         groups = [list(self)] if scope == "global" else [[name] for name in self]
-        self._thresholds: dict[str, float] = {}
-        self._equal: dict[str, int] = {}  # how many numbers of a tensor stay that are just as large as the threshold
         for names in groups:
-            self._trim(names, round(density * sum(update.state[name].numel() for name in names)))
+            count = round(density * sum(update.state[name].numel() for name in names))
+            self._cuts |= cuts({name: partial(self._pieces, name) for name in names}, count)
 
-    def _trim(self, names: list[str], count: int) -> None:
-        threshold = kth_largest(lambda: self._sizes(names), count) if count > 0 else math.inf
-        larger, equal = 0, {}
-        for name in names:
-            equal[name] = 0
-            for piece in self._sizes([name]):
-                larger += int((piece > threshold).sum())
-                equal[name] += int((piece == threshold).sum())
-        left = count - larger
-        for name in names:
-            self._thresholds[name], self._equal[name] = threshold, min(left, equal[name])
-            left -= self._equal[name]
-
-    def _sizes(self, names: list[str]) -> Iterator[Tensor]:
-        for name in names:
-            for _, piece in self._whole.pieces(name):
-                yield piece.abs_()
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        return (piece for _, piece in self._whole.pieces(name))
 
     def __getitem__(self, name: str) -> Tensor:
         whole = self._whole[name]
@@ -61,12 +46,6 @@ class TrimmedVector(TaskVector):
 
     def pieces(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Parts of one tensor in a row, with their places; whoever takes one may change it."""
-        threshold, left = self._thresholds[name], self._equal[name]
-        for part, piece in self._whole.pieces(name):
-            sizes = piece.abs()
-            kept = sizes > threshold
-            if left:  # of equal ones, those that come first
-                first = (sizes == threshold).nonzero().flatten()[:left]
-                kept[first] = True
-                left -= len(first)
-            yield part, piece.mul_(kept)
+        masks = self._cuts[name].masks(self._pieces(name))
+        for (part, piece), mask in zip(self._whole.pieces(name), masks, strict=True):
+            yield part, piece.mul_(mask)

@@ -85,16 +85,23 @@ class Wudi(Aggregator):
             own = vector.flatten(1).double()
             size = float(torch.linalg.vector_norm(own)) ** 2
             if size > 0:
-                gram = own.T @ own * (share * clients / size)
-                total += gram
-                target += (own - mean) @ gram
+                weight = share * clients / size
+                if 2 * len(own) < columns:  # kernels of convolutions: the shorter way round their Gram matrix
+                    total.addmm_(own.T, own, alpha=weight)
+                    target.addmm_((own - mean) @ own.T, own, alpha=weight)
+                else:
+                    gram = own.T @ own
+                    total.add_(gram, alpha=weight)
+                    target.addmm_(own - mean, gram, alpha=weight)
         if self.solver == "adam":
             return mean + self._descended((clients - 1) * mean, target, total)
         unit = total.diagonal().mean()
         if unit <= 0:
             return mean
         total.diagonal().add_(self.ridge * unit)
-        return mean + torch.cholesky_solve(target.T, torch.linalg.cholesky(total)).T
+        factor = torch.linalg.cholesky(total)
+        del total  # as large as many models where kernels are long
+        return mean + torch.cholesky_solve(target.T, factor).T
 
     def _descended(self, start: Tensor, target: Tensor, total: Tensor) -> Tensor:
         """Adam's steps down ``||tau||^2`` as `total` measures it, less twice its product with `target`."""

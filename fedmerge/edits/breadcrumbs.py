@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedmerge.edits.delta import blocks
 from fedmerge.edits.edit import Edit, EditContext
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range, check_word
@@ -74,7 +75,9 @@ class Breadcrumbs(Edit):
         if numbers <= 1:
             return tensor
         above, kept = int(self.gamma * numbers + 1e-9), int(self.density * numbers + 1e-9)
-        # Stable, so that of equal magnitudes those that come first stay, on every machine.
-        order = rows.abs().argsort(dim=-1, descending=True, stable=True)[:, above : above + kept]
-        mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(-1, order, value=True)
-        return (rows * mask).reshape(tensor.shape)
+        between = torch.zeros_like(rows)
+        for some, kept_of in zip(blocks(rows), blocks(between), strict=True):
+            # Stable, so that of equal magnitudes those that come first stay, on every machine.
+            order = some.abs().argsort(dim=-1, descending=True, stable=True)[:, above : above + kept]
+            kept_of.scatter_(1, order, some.gather(1, order))
+        return between.reshape(tensor.shape)

@@ -56,17 +56,20 @@ class Clip(Edit):
     def edit(self, delta: State, context: EditContext) -> State:
         """Within the ball."""
         centre = context.memory
-        offset = {name: t - centre[name] if name in centre else t for name, t in delta.items()}
         # In float64: squares of a hostile client's numbers overflow float32 long before the numbers do.
-        norm = _norm(offset)
+        norms = [float(torch.linalg.vector_norm(_from(centre, name, t).double())) for name, t in delta.items()]
+        norm = math.hypot(*norms)
         factor = 1.0 if norm <= self.radius else self.radius / norm
-        return {name: o * factor + centre[name] if name in centre else o * factor for name, o in offset.items()}
+        clipped = {}
+        for name, tensor in delta.items():
+            scaled = _from(centre, name, tensor) * factor
+            clipped[name] = scaled.add_(centre[name]) if name in centre else scaled
+        return clipped
 
     def remembered(self, step: State, memory: State) -> State:
         """The step that the round took."""
         return step
 
 
-def _norm(state: State) -> float:
-    norms: list[Tensor] = [torch.linalg.vector_norm(t.double()) for t in state.values()]
-    return math.hypot(*(float(norm) for norm in norms))
+def _from(centre: State, name: str, tensor: Tensor) -> Tensor:
+    return tensor - centre[name] if name in centre else tensor

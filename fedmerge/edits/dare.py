@@ -56,7 +56,7 @@ class Dare(Edit):
         for name, tensor in delta.items():
             kept = tensor * draw(tensor, self.density, generator)
             if self.rescale == "density":
-                kept = kept / self.density
+                kept /= self.density
             edited[name] = restored(kept, tensor) if self.rescale == "l1" else kept
         return edited
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.edits.dare import draw, restored
+from fedmerge.edits.delta import blocks
 from fedmerge.edits.edit import Edit, EditContext
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range, check_word
@@ -67,7 +68,7 @@ class Della(Edit):
             keep = keep_probabilities(tensor, self.density, self.epsilon)
             kept = tensor * draw(tensor, keep, generator)
             if self.rescale == "probability":
-                kept = kept / keep
+                kept /= keep
             edited[name] = restored(kept, tensor) if self.rescale == "l1" else kept
         return edited
 
@@ -76,6 +77,11 @@ def keep_probabilities(tensor: Tensor, density: float, epsilon: float) -> Tensor
     """With which probability each number stays, by its rank within its row; equal numbers rank by position."""
     if tensor.ndim == 0 or tensor.shape[-1] <= 1:
         return torch.full_like(tensor, density)
-    ranks = tensor.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
-    share: Tensor = ranks.to(tensor.dtype) / (tensor.shape[-1] - 1)
-    return share * (2 * epsilon) + (density - epsilon)
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    places = torch.arange(rows.shape[1], device=tensor.device)
+    keep = torch.empty_like(rows)
+    for some, kept in zip(blocks(rows), blocks(keep), strict=True):
+        order = some.abs().argsort(dim=-1, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, places.expand_as(order))
+        kept.copy_(ranks).div_(rows.shape[1] - 1).mul_(2 * epsilon).add_(density - epsilon)
+    return keep.view(tensor.shape)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedmerge.edits.delta import Delta
 from fedmerge.errors import InvalidOption
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State, accumulator_dtype, prefixed
@@ -70,7 +71,8 @@ class Edit(ABC):
         Parameters
         ----------
         delta
-            Trained minus sent parameters, in float32 or better; its tensors may not be changed.
+            Trained minus sent parameters, in float32 or better; its tensors may not be changed. A tensor may be
+            computed anew each time that it is looked at.
         context
             Whose update it is, and the random stream for it.
         """
@@ -98,11 +100,14 @@ def edited(
                 f"shape {list(tensor.shape)}, in the model sent {list(base[name].shape)}: "
                 "leave it out where widths differ"
             )
-    delta: State = {name: t.to(accumulator_dtype(t.dtype)) - base[name] for name, t in update.state.items()}
+    delta: State = Delta(update.state, base)
     for place, edit in enumerate(edits):
         kept = prefixed(memory_name(place), memory or {})
         delta = edit.edit(delta, EditContext(update.client, context.round, context.seed, kept, place))
-    return replace(update, state={name: base[name] + change for name, change in delta.items()})
+    changes = dict(delta)
+    del delta
+    # Taken out one by one, so that edited changes and the edited model never stand beside each other as a whole.
+    return replace(update, state={name: base[name] + changes.pop(name) for name in list(changes)})
 
 
 def edited_rows(edits: Sequence[Edit], block: StackedUpdates, context: MergeContext) -> StackedUpdates:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from fedmerge.edits.delta import parts
 from fedmerge.edits.edit import Edit, EditContext
+from fedmerge.edits.largest import cuts
 from fedmerge.lookup.option_checks import check_range, check_word
 from fedmerge.registry import register
 from fedmerge.state import State
 
-__all__ = ["Trim", "keep_largest", "largest_mask"]
+__all__ = ["Trim", "keep_largest"]
 
 
 @register("trim", paper="arXiv:2306.01708")
@@ -35,6 +37,7 @@ class Trim(Edit):
 
     Examples
     --------
+    >>> import torch
     >>> delta = {"w": torch.tensor([3.0, -1.0, 2.0, 0.5])}
     >>> Trim(density=0.5).edit(delta, EditContext())["w"].tolist()
     [3.0, 0.0, 2.0, 0.0]
@@ -62,32 +65,22 @@ def keep_largest(delta: State, density: float, scope: Literal["global", "tensor"
 
     Examples
     --------
+    >>> import torch
     >>> keep_largest({"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}, 0.5)
     {'a': tensor([0.]), 'b': tensor([2.])}
     """
     if density >= 1 or not delta:
         return delta
-    if scope == "tensor":
-        return {name: _kept(t, largest_mask(t.abs().flatten(), density)) for name, t in delta.items()}
-    sizes = torch.cat([t.abs().flatten() for t in delta.values()])
-    masks = torch.split(largest_mask(sizes, density), [t.numel() for t in delta.values()])
-    return {name: _kept(t, mask) for (name, t), mask in zip(delta.items(), masks, strict=True)}
+    groups = [list(delta)] if scope == "global" else [[name] for name in delta]
+    kept: dict[str, Tensor] = {}
+    for names in groups:
+        # Looked at again in each pass: a tensor may be computed only then, and never stands beside all others.
+        count = round(density * sum(delta[name].numel() for name in names))
+        limits = cuts({name: partial(_pieces, delta, name) for name in names}, count)
+        kept |= {name: limits[name].keep(delta[name]) for name in names}
+    return kept
 
 
-def _kept(tensor: Tensor, mask: Tensor) -> Tensor:
-    return tensor.masked_fill(~mask.view(tensor.shape), 0.0)
-
-
-def largest_mask(sizes: Tensor, density: float) -> Tensor:
-    """Where the ``round(density n)`` largest of `sizes` [n] stand; of equal ones, those that come first."""
-    count = round(density * sizes.numel())
-    if count <= 0:
-        return torch.zeros_like(sizes, dtype=torch.bool)
-    if count >= sizes.numel():
-        return torch.ones_like(sizes, dtype=torch.bool)
-    # A threshold alone keeps all that are equal to it: zeros of parameters that nobody moved are many.
-    threshold = torch.kthvalue(sizes, sizes.numel() - count + 1).values
-    mask = sizes > threshold
-    equal = (sizes == threshold).nonzero().flatten()[: count - int(mask.sum())]
-    mask[equal] = True
-    return mask
+def _pieces(delta: State, name: str) -> list[Tensor]:
+    row = delta[name].reshape(-1)
+    return [row[part] for part in parts(len(row))]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
-from fedmerge.aggregators import task_vector_fold
 from fedmerge.aggregators.fedgma import FedGMA
 from fedmerge.aggregators.magmax import MagMax
 from fedmerge.aggregators.metagpt import MetaGPT
 from fedmerge.aggregators.model_stock import ModelStock
 from fedmerge.aggregators.task_arithmetic import TaskArithmetic
+from fedmerge.edits import delta
 from tests.aggregators.golden_numbers import added, check_equal, drawn, flat, merged, rows, tensors
 
 BASE = drawn(0)
@@ -42,7 +42,7 @@ def moved(method, vectors, weights=None):
 @pytest.fixture(params=[1 << 20, 5], ids=["whole", "pieces"], autouse=True)
 def pieces(request, monkeypatch):
     """Tensors at once, and in pieces that do not divide them."""
-    monkeypatch.setattr(task_vector_fold, "PIECE", request.param)
+    monkeypatch.setattr(delta, "PIECE", request.param)
 
 
 def by_coordinate(vectors, combine):

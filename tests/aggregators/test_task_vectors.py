@@ -14,7 +14,7 @@ from tests.aggregators.task_vector_cases import close, drawn, merge_vectors
 def test_parts_make_no_difference(method, monkeypatch):
     vectors = [drawn(i) for i in range(3)]
     whole, before = merge_vectors(method, vectors)
-    monkeypatch.setattr("fedmerge.aggregators.task_vector_fold.PIECE", 8)
+    monkeypatch.setattr("fedmerge.edits.delta.PIECE", 8)
     pieced, after = merge_vectors(method, vectors)
     close(pieced, whole, 1e-15)
     for client, part in before.personal.items():

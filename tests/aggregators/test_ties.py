@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fedmerge import ClientUpdate, InvalidOption, MergeContext
-from fedmerge.aggregators import task_vector_fold
 from fedmerge.aggregators.task_arithmetic import TaskArithmetic
 from fedmerge.aggregators.ties import Ties
+from fedmerge.edits import delta
 from fedmerge.edits.trim import keep_largest
 from fedmerge.merging import build_pipeline
 from tests.aggregators.golden_numbers import SHAPES, added, check_equal, drawn, flat, merged, rows, tensors
@@ -22,7 +22,7 @@ NAMES = [name for name in SHAPES if name != "none"]
 @pytest.fixture(params=[1 << 20, 5], ids=["whole", "pieces"], autouse=True)
 def pieces(request, monkeypatch):
     """Tensors at once, and in pieces that do not divide them."""
-    monkeypatch.setattr(task_vector_fold, "PIECE", request.param)
+    monkeypatch.setattr(delta, "PIECE", request.param)
 
 
 def moved(method, vectors=VECTORS, weights=None):
