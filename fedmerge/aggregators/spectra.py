@@ -7,6 +7,7 @@ Directions in which a matrix is zero up to rounding are left out: a decompositio
 
 from __future__ import annotations
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -37,12 +38,24 @@ def leading(matrix: Tensor, most: int | None = None) -> tuple[Tensor, Tensor, Te
     rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps
     matrix = matrix.double()
     wide = matrix.shape[0] <= matrix.shape[1]
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
-    values = squares.clamp_min(0).sqrt().flip(0)[:most]
+    squares, vectors = _largest(matrix @ matrix.T if wide else matrix.T @ matrix, most)
+    values = squares.clamp_min(0).sqrt().flip(0)
     number = int((values > max(rounding, 1e-7) * values[:1]).sum())
     values, vectors = values[:number], vectors[:, vectors.shape[1] - number :].flip(1)
     others = (matrix.T if wide else matrix) @ vectors / values
     return (vectors, values, others) if wide else (others, values, vectors)
+
+
+def _largest(gram: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """The `most` largest eigenvalues, in ascending order, and their vectors in columns."""
+    size = len(gram)
+    if most is None or 2 * most > size or gram.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(gram)
+        first = size - min(size, most or size)
+        return values[first:], vectors[:, first:]
+    # A third of the time, for the vectors of all others are never made.
+    some = scipy.linalg.eigh(gram.numpy(), subset_by_index=[size - most, size - 1], driver="evr")
+    return torch.from_numpy(some[0]), torch.from_numpy(some[1])
 
 
 def polar(matrix: Tensor) -> Tensor:
