@@ -10,6 +10,7 @@ from pathlib import Path
 from fedmerge.plain_text import one_line
 
 __all__ = [
+    "AdapterError",
     "BadUpdate",
     "CannotMatch",
     "CannotStack",
@@ -40,6 +41,10 @@ __all__ = [
 
 class FedMergeError(Exception):
     """Base of every error that fedmerge raises on purpose."""
+
+
+class AdapterError(FedMergeError):
+    """Low-rank adapters of a model cannot be found, read or merged."""
 
 
 class BadUpdate(FedMergeError):

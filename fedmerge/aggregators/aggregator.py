@@ -76,6 +76,11 @@ class Aggregator(ABC):
         return {}
 
     @property
+    def pair_patterns(self) -> tuple[str, ...]:
+        """Patterns of low-rank pairs besides those with peft's names, see :func:`fedmerge.adapters.find_pairs`."""
+        return ()
+
+    @property
     def upload(self) -> float | None:
         """Most that a client may send in all exchanges of a round, its model included, in models; None for any."""
         return None

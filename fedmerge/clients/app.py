@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedmerge.adapters import OwnRanks
 from fedmerge.clients.answers import Answers
 from fedmerge.clients.client import Client, Mishaps, Tamper
 from fedmerge.data.client_data import ClientData
@@ -39,6 +40,7 @@ def client_app(
     task: TaskLike | None = None,
     loss: TaskLike | None = None,
     personal: Iterable[str] = (),
+    own_ranks: OwnRanks | None = None,
 ) -> ClientApp:
     """Make a Flower ClientApp that answers every message of our strategies, and those of stock ones.
 
@@ -85,6 +87,9 @@ def client_app(
     personal
         Patterns of tensors that never leave a client, such as ``["head.*"]``: it trains them, keeps them in its Context
         and is judged with them. Left out, those that the server's messages name.
+    own_ranks
+        Ranks and alphas of clients, of the low-rank adapters that the model has, see
+        :class:`fedmerge.adapters.OwnRanks`.
 
     Raises
     ------
@@ -112,9 +117,12 @@ def client_app(
         raise InvalidOption(f"training must be a LocalTraining(...), got {shown(settings)}")
     told = either(task, loss)
     kept = check_patterns(personal)
+    if own_ranks is not None and not isinstance(own_ranks, OwnRanks):
+        raise InvalidOption(f"own_ranks must be a fedmerge.adapters.OwnRanks(...), got {shown(own_ranks)}")
     client = Client(
-        model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told, kept
-    )
+        model_fn, data_fn, settings, device, own_model_fn, tamper, mishaps, noise_seed, bool(mods), told, kept,
+        own_ranks,
+    )  # fmt: skip
     return FedmergeClientApp(client, mods)
 
 

@@ -12,6 +12,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import nn
 
+from fedmerge.adapters import OwnRanks
 from fedmerge.clients.group import Instructions
 from fedmerge.clients.model_outputs import check_outputs
 from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
@@ -73,7 +74,7 @@ class Client:
 
     Parameters
     ----------
-    model_fn, data_fn, training, device, own_model_fn, tamper, mishaps, noise_seed, task, personal
+    model_fn, data_fn, training, device, own_model_fn, tamper, mishaps, noise_seed, task, personal, own_ranks
         As for :func:`fedmerge.clients.client_app`.
     mods
         Whether mods may read a message's configuration besides.
@@ -90,6 +91,7 @@ class Client:
     mods: bool = False
     task: Task | None = None
     personal: tuple[str, ...] = ()
+    own_ranks: OwnRanks | None = None
     _resized: _Working | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -158,7 +160,7 @@ class Client:
         """Whether clients start from tensors of their own, so that they cannot be stacked."""
         parts = self.parts(told.config)
         personal = parts is not None and bool(parts.layout.personal)
-        return told.keeps_buffers or personal or self.first_is_own(told)
+        return told.keeps_buffers or personal or self.first_is_own(told) or self.own_ranks is not None
 
     def first_is_own(self, told: Instructions) -> bool:
         """Whether clients start this order from models that ``own_model_fn`` makes."""

@@ -159,6 +159,8 @@ def add_own(client: Client, group: Group) -> Group:
     own = client.own_model(told, group.clients[0])
     if own is not None:
         module = own if order.parts is None else order.parts.join(own, kept)
+    if client.own_ranks is not None:
+        client.own_ranks.cut(module, group.clients[0])
     for name, parameter in module.named_parameters() if told.frozen else ():
         if name in told.frozen:
             parameter.requires_grad_(False)
@@ -257,6 +259,8 @@ def fault(client: Client, group: Group) -> Group:
 def encode(client: Client, group: Group) -> Group:
     """Leave only what travels, on the CPU: all that is trained, or what a later stage asks for."""
     told, states = group.order.told, group.order.travelling(group.states or {})
+    if client.own_ranks is not None:
+        states = client.own_ranks.sent(states, group.clients[0])
     if client.mods and not told.stage and set(states) < set(group.order.state):
         # Flower's mods want the names that the message brought: what of them does not travel goes back as it came.
         states = {name: states.get(name, tensor[None]) for name, tensor in group.order.state.items()}

@@ -7,7 +7,7 @@ other clients' numbers can confirm (:mod:`fedmerge.checks.outliers`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedmerge.adapters.low_rank_pairs import find_pairs, padded
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.checks.outliers import Outliers, Peaks, peaks_of_rows
@@ -67,6 +68,7 @@ class Intake:
         self._one_width = one_width
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
+        self._pairs = find_pairs(self._expected, aggregator.pair_patterns, lenient=True)
         self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
         """Tensors that do not travel: every update gets them from here."""
         rescaled = rescaled and isinstance(aggregator, Aligning)
@@ -251,8 +253,11 @@ class Intake:
             yield update
 
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
+        update = without_still(update, self.layout, self.still)
+        if self._pairs and isinstance(update.state, Mapping):  # a pair of smaller rank is one with slices of zeros
+            update = replace(update, state=padded(update.state, self._pairs, self._expected))
         checked, peaks = checked_update(
-            without_still(update, self.layout, self.still),
+            update,
             self._expected,
             same_shapes=self._one_width or not self._aggregator.may_change_width,
             masks=self._masks,

@@ -65,11 +65,12 @@ class StatisticsReader:
         Raises
         ------
         MissingStatistic
-            One is not there.
+            One is not there that the method cannot do without.
         BadUpdate
             One cannot be what measuring the client's model gives.
         """
-        return {kind.name: self._one(kind, update) for kind in self._needs}
+        needed = (kind for kind in self._needs if not kind.optional or kind.name in update.statistics)
+        return {kind.name: self._one(kind, update) for kind in needed}
 
     def _one(self, kind: Statistic, update: ClientUpdate) -> State:
         sent, agreement = update.statistic(kind.name), self._agreements.get(kind.name)

@@ -115,9 +115,9 @@ def statistics_of(
                 found[name] = kind.parse(value if isinstance(value, Mapping) else known)
             except InvalidOption as error:
                 raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
-        elif batches is not None:
+        elif batches is not None or kind.optional:
             try:
-                found[name] = kind.told(reading).measure(model, batches, None)
+                found[name] = kind.told(reading).measure(model, batches or (), None)
             except TaskError as error:
                 raise TaskError(f"clients[{client}]: {error}") from error
     return found

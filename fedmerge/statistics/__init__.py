@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedmerge.lookup.moved_modules import moved_name
 from fedmerge.statistics.activations import Activations
+from fedmerge.statistics.adapter_scaling import AdapterScaling
 from fedmerge.statistics.batch_norm import BatchNormMoments, BatchNormSums
 from fedmerge.statistics.class_counts import ClassCounts
 from fedmerge.statistics.class_moments import ClassMoments
@@ -24,6 +25,7 @@ from fedmerge.statistics.statistic_type import Batches, Statistic
 
 __all__ = [
     "Activations",
+    "AdapterScaling",
     "BatchNormMoments",
     "BatchNormSums",
     "Batches",

@@ -39,6 +39,8 @@ class Statistic(ABC):
     """Whether a client may simply report it, as numbers among the metrics of its reply."""
     agreed: ClassVar[bool] = True
     """Whether clients have to agree on what it consists of, so that all have to be heard before any is merged."""
+    optional: ClassVar[bool] = False
+    """Whether an update without it is merged all the same; it is then read off models at hand, without their data."""
     of_labels: ClassVar[bool] = False
     """Whether the value depends on targets, and so on the model's task."""
     dtypes: ClassVar[tuple[torch.dtype, ...]] = ()

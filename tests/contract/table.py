@@ -154,6 +154,16 @@ NEW_HEAD = dict.fromkeys(
 BY_HAND = dict.fromkeys(
     ("strategy", "grid", "modules"), "clients answer about the merged model, which tests of questions compare by hand"
 )
+PAIRS = {"pairs": ("0.weight:3.weight",)}
+"""The tiny model's two linear layers as one low-rank pair: [6, 4] and [3, 6]."""
+HAS_PAIRS = {
+    "rows": "it works on low-rank pairs, which tensors of any shape are not",
+    "rounding": "it works on low-rank pairs, which tensors of any shape are not",
+    "missing statistics": "a client that tells no scaling is taken to have that of the server",
+}
+FACTORED_ANEW = dict.fromkeys(
+    ("copies", "one client", "still"), "the update is the same, and its factors are others, see tests of pair rules"
+)
 NOT_MOVED = {"grid": "without a search it stays where it is, which is no round worth the name"}
 SENT_ON = {"memory": "what it remembers are models to search among, and this row does not search"}
 
@@ -281,6 +291,8 @@ ROWS = (
     Row("afl", excused=ONE_MODEL | NEW_HEAD | BY_HAND, traces=True, asks=True),
     Row("gaussian_heads", excused=ONE_MODEL | NEW_HEAD | BY_HAND, traces=True, asks=True),
     Row("regmean_plusplus", excused=ONE_MODEL | BY_HAND, traces=True, asks=True),
+    Row("fedit", PAIRS, excused=HAS_PAIRS),
+    Row("flexlora", PAIRS, excused=HAS_PAIRS | FACTORED_ANEW),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fedavg+server_adam(form=flower)", excused=ADAPTS, remembers=True),

@@ -63,6 +63,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise typed_error(error, settings, Config) from error
     config = config.model_copy(update={"model": config.model.with_base_found()})
+    _ = config.model.adapters
     _check_methods(config)
     check_personal(config)
     check_names(config.observers)

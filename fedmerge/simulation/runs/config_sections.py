@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedmerge.adapters import Adapters, OwnRanks
 from fedmerge.data.table import ENDINGS, is_table
 from fedmerge.errors import ConfigError
 from fedmerge.models.pretrained import FILE_ENDINGS, Pretrained, is_base_file
@@ -15,7 +16,7 @@ from fedmerge.registry import build
 from fedmerge.simulation.scenarios.attacks import Attack
 from fedmerge.tasks import Classification, Task, make_task
 
-__all__ = ["AttackSettings", "DataSettings", "ModelSettings", "Section", "TaskSettings"]
+__all__ = ["AttackSettings", "DataSettings", "LoraSettings", "ModelSettings", "Section", "TaskSettings"]
 
 
 class Section(BaseModel):
@@ -61,6 +62,34 @@ class DataSettings(Section):
         return {**self.options, **columns}
 
 
+class LoraSettings(Section):
+    """Low-rank adapters beside a model's layers, which clients then train instead of it.
+
+    ``targets`` are patterns of layers, and ``train`` of parameters that are trained besides, such as ``["head"]``, see
+    :func:`fedmerge.adapters.lora`. With lists for ``rank`` and ``alpha``, client i has the i-th of each, counted
+    around; the server's model has the largest rank.
+    """
+
+    rank: int | tuple[int, ...] = 4
+    alpha: float | tuple[float, ...] = 8.0
+    targets: tuple[str, ...] = ("*",)
+    train: tuple[str, ...] = ()
+    rank_stabilized: bool = False
+
+    @property
+    def adapters(self) -> Adapters:
+        """The same, checked.
+
+        Raises
+        ------
+        InvalidOption
+            A rank or an alpha is none.
+        """
+        ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,)
+        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        return Adapters(OwnRanks(ranks, alphas, self.rank_stabilized), self.targets, self.train)
+
+
 class ModelSettings(Section):
     """Which model: a name or ``module:factory``, and its widths.
 
@@ -72,6 +101,8 @@ class ModelSettings(Section):
     :class:`~fedmerge.models.pretrained.Pretrained`. ``prefix`` gives its names other beginnings, such as
     ``{"module." = ""}``; tensors that match ``pretrained_except``, such as ``["head.*"]``, stay as initialised.
     ``pretrained_digest`` is filled in when a configuration is read: a record can only be taken up with the same file.
+
+    With ``lora``, clients train low-rank adapters and the base is frozen, see :class:`LoraSettings`.
     """
 
     name: str = "mlp"
@@ -83,6 +114,12 @@ class ModelSettings(Section):
     pretrained_except: tuple[str, ...] = ()
     prefix: dict[str, str] = {}
     pretrained_digest: str | None = None
+    lora: LoraSettings | None = None
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The adapters that the model gets, if any."""
+        return None if self.lora is None else self.lora.adapters
 
     @property
     def base(self) -> Pretrained | None:

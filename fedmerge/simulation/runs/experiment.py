@@ -118,6 +118,7 @@ class Experiment:
             json.dumps(model.options),
             model.frozen,
             model.base,
+            model.adapters,
         )
 
     def check_model(self) -> None:
@@ -140,6 +141,7 @@ class Experiment:
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
         model = self.config.model
+        adapters = model.adapters
         data_fn, hostile = DataFn(self._source), self.hostile
         own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
@@ -153,6 +155,7 @@ class Experiment:
             noise_seed=self.seed,
             task=self.task,
             personal=self.config.personal,
+            own_ranks=None if adapters is None or not adapters.ranks.differ else adapters.ranks,
         )
 
     @property

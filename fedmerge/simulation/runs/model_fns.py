@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from fedmerge.adapters import Adapters
 from fedmerge.layout import freeze
 from fedmerge.models import build_model
 from fedmerge.models.pretrained import Pretrained
@@ -26,6 +27,7 @@ class ModelFn:
     options: str
     frozen: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
+    adapters: Adapters | None = None
 
     def __call__(self) -> nn.Module:
         """A new one, always the same."""
@@ -33,6 +35,8 @@ class ModelFn:
         model = build_model(self.name, self.input_shape, self.num_classes, seed=self.seed, **options)
         if self.pretrained is not None:
             self.pretrained.put_into(model, self.input_shape, self.num_classes)
+        if self.adapters is not None:
+            model = self.adapters.put_into(model, self.seed)
         return freeze(model, self.frozen)
 
 
