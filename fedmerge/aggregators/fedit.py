@@ -34,7 +34,7 @@ class FedIt(PairRule):
     [[1.0, 1.0]]
     """
 
-    def combine(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
+    def merged_pair(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
         """The two means.
 
         Raises

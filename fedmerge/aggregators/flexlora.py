@@ -34,6 +34,6 @@ class FlexLora(PairRule):
     True
     """
 
-    def combine(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
+    def merged_pair(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
         """The best pair of the server's rank."""
         return best_of_rank(given.terms(pair), given.rank(pair))

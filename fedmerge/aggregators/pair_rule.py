@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -54,9 +53,9 @@ class PairRule(Aggregator):
         """The scaling of each client's pairs, of those who tell."""
         return (AdapterScaling(self.pairs),)
 
-    @abstractmethod
-    def combine(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
+    def merged_pair(self, pair: Pair, given: PairUpdates) -> tuple[Tensor, Tensor]:
         """The merged B [out, r] and A [r, in] of one pair, to be multiplied by the server's scaling."""
+        raise NotImplementedError
 
     def given(self, updates: Iterable[ClientUpdate], context: MergeContext) -> PairUpdates:
         """The updates, read."""
@@ -68,5 +67,5 @@ class PairRule(Aggregator):
         given = self.given(updates, context)
         merged = given.means()
         for pair in given.pairs:
-            merged |= pair.tensors(*self.combine(pair, given), like=given.updates[0].state)
+            merged |= pair.tensors(*self.merged_pair(pair, given), like=given.updates[0].state)
         return merged, {}

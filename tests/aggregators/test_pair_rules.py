@@ -7,6 +7,7 @@ import torch
 
 from fedmerge import ClientUpdate, MergeContext
 from fedmerge.adapters import find_pairs
+from fedmerge.adapters.low_rank_pairs import padded
 from fedmerge.aggregators.pair_updates import PairUpdates
 from fedmerge.errors import AdapterError, InvalidOption
 from fedmerge.merging import build_pipeline
@@ -16,6 +17,11 @@ UNEQUAL, MEAN, CUT, ROTATED = "unequal ranks", "the mean", "the mean, cut", "rot
 KEEPS = {
     "fedit": (),
     "flexlora": (UNEQUAL, CUT, ROTATED),
+    "core_space": (UNEQUAL, CUT, ROTATED),
+    "hetlora": (UNEQUAL,),
+    "raflora": (UNEQUAL,),
+    "fedrot_lora": (UNEQUAL, ROTATED),
+    "lora_fair": (),
 }
 """By rule: unequal ranks are taken; the result is the mean of the updates; or that mean cut to the rank of the
 adapter; and it does not depend on how a client has turned its factors."""
@@ -35,6 +41,7 @@ def close(one, two, tolerance=1e-6):
 
 @pytest.mark.parametrize("method", KEEPS)
 def test_one_client_and_equal_clients_give_their_update(method):
+    method = f"{method}(regularization=0)" if method == "lora_fair" else method
     (update,) = clients((2,), weights=(3.0,))
     for sent in ([update], [ClientUpdate(i, update.state, weight) for i, weight in enumerate(WEIGHTS)]):
         result = merged(method, sent)
@@ -154,6 +161,94 @@ def test_flexlora_is_the_published_arithmetic():
         left, values, right = torch.linalg.svd(mean_update(sent, layer), full_matrices=False)
         want = left[:, :2] @ torch.diag(values[:2]) @ right[:2]
         close(product(result, layer), want)
+
+
+def means(sent, weights=None):
+    """Weighted means of the factors, in float64."""
+    weights = weights or [u.weight / sum(u.weight for u in sent) for u in sent]
+    return {n: sum(w * u.state[n].double() for w, u in zip(weights, sent, strict=True)) for n in sent[0].state}
+
+
+def test_hetlora_weighs_by_the_norm_of_the_update():
+    """Cho et al. 2024: zeros up to the largest rank, weights ``||B_i A_i|| / sum_j ||B_j A_j||``, by layer."""
+    like, sent = pair_state(3, 0), clients(RANKS)
+    result = merged("hetlora", sent, base=like)
+    for layer in SHAPES:
+        norms = [float(torch.linalg.matrix_norm(product(u.state, layer))) for u in sent]
+        a, b = names(layer)
+        filled = [ClientUpdate(u.client, padded(u.state, find_pairs(like), like), u.weight) for u in sent]
+        want = means(filled, [norm / sum(norms) for norm in norms])
+        close(result[a].double(), want[a])
+        close(result[b].double(), want[b])
+    examples = merged("hetlora(weigh=examples)", sent, base=like)
+    close(examples[a].double(), means(filled)[a])
+    both = merged("hetlora(weigh=both)", sent, base=like)
+    assert not torch.allclose(both[a], result[a])
+
+
+def test_hetlora_of_updates_of_zero_goes_by_examples():
+    sent = clients()
+    still = [
+        ClientUpdate(u.client, {n: torch.zeros_like(t) if "_B." in n else t for n, t in u.state.items()}, u.weight)
+        for u in sent
+    ]
+    result = merged("hetlora", still)
+    assert all(bool(tensor.isfinite().all()) for tensor in result.values())
+    close(result["fc.lora_A.default.weight"].double(), means(still)["fc.lora_A.default.weight"])
+
+
+def test_raflora_divides_every_slice_by_those_who_hold_it():
+    like, sent = pair_state(4, 50), clients(RANKS)
+    result = merged("raflora", sent, base=like)
+    a = "fc.lora_A.default.weight"
+    rows = [u.state[a].double() for u in sent]
+    close(result[a][0].double(), (5 * rows[0][0] + 1 * rows[1][0] + 14 * rows[2][0]) / 20)
+    close(result[a][1].double(), (5 * rows[0][1] + 1 * rows[1][1]) / 6)
+    close(result[a][2].double(), rows[1][2])
+    assert torch.equal(result[a][3], like[a][3])  # which nobody holds
+    equal = clients()
+    close(merged("raflora", equal)[a], merged("fedit", equal)[a])
+
+
+def test_turns_towards_the_pair_that_was_sent_undo_all_turns():
+    start = clients((2,), weights=(1.0,))[0]
+    sent = [ClientUpdate(i, turned(start, seed=i).state, weight) for i, weight in enumerate(WEIGHTS)]
+    result = merged("fedrot_lora", sent, base=start.state)
+    for name, tensor in result.items():
+        close(tensor, start.state[name], 1e-5)
+    cross = merged("fedit", sent)
+    assert not torch.allclose(product(cross, "fc"), product(start.state, "fc"), rtol=0.02)
+
+
+def test_lora_fair_projects_the_mean_of_updates_onto_the_mean_of_a():
+    sent = clients()
+    exact, damped = merged("lora_fair(regularization=0)", sent), merged("lora_fair(regularization=0.5)", sent)
+    for layer in SHAPES:
+        a, b = (means(sent)[name].flatten(1) for name in names(layer))
+        target, gram = mean_update(sent, layer), a @ a.T
+        close(product(exact, layer), target @ a.T @ torch.linalg.inv(gram) @ a, 1e-5)
+        move = (target - b @ a) @ a.T @ torch.linalg.inv(gram + 0.5 * gram.diagonal().mean() * torch.eye(2))
+        close(product(damped, layer), (b + move) @ a, 1e-5)
+
+
+def test_in_core_space_any_method_merges_as_on_full_updates():
+    """Linear methods do, and such that do not depend on the basis; the others see other coordinates."""
+    sent, start = clients(RANKS), pair_state(9, 40)
+    for method in ("task_arithmetic(scale=0.5)", "iso_c"):
+        result = merged(f"core_space(combine='{method}')", sent, base=start)
+        for layer in SHAPES:
+            whole = [ClientUpdate(u.client, {"w": product(u.state, layer)}, u.weight) for u in sent]
+            full = build_pipeline(method).merge(whole, MergeContext(base={"w": product(start, layer)})).state["w"]
+            close(product(result, layer), full, 1e-4)
+    for method in ("ties(density=0.5)", "median", "tsv_m", "krum"):
+        result = merged(f"core_space(combine='{method}')", sent, base=start)
+        assert bool(torch.isfinite(product(result, "conv")).all())
+
+
+def test_core_space_refuses_what_wants_more_than_tensors():
+    for method in ("fisher", "otfusion", "flexlora", "scaffold", "fedavg+server_momentum"):
+        with pytest.raises(InvalidOption, match="combine"):
+            build_pipeline(f"core_space(combine='{method}')")
 
 
 def test_fedit_averages_factors():
