@@ -128,7 +128,7 @@ def fold(model: nn.Module) -> nn.Module:
         assert isinstance(layer, LoraLayer)
         plain = layer.base_layer
         with torch.no_grad():
-            plain.weight.copy_(folded[f"{name}.base_layer.weight" if name else "base_layer.weight"])  # type: ignore[operator, union-attr]
+            plain.weight.copy_(folded[f"{name}.base_layer.weight" if name else "base_layer.weight"])  # type: ignore[operator]
         made = _set(made, name, plain)
     return made.requires_grad_(True)
 

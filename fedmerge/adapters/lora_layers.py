@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class LoraLinear(LoraLayer):
 
     def __init__(self, base_layer: nn.Linear, rank: int, scaling: float) -> None:
         super().__init__(base_layer, rank, scaling)
-        like = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
+        like: dict[str, Any] = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
         self.lora_A = nn.ModuleDict({ADAPTER: nn.Linear(base_layer.in_features, rank, bias=False, **like)})
         self.lora_B = nn.ModuleDict({ADAPTER: nn.Linear(rank, base_layer.out_features, bias=False, **like)})
         _start(cast(Tensor, self.lora_A[ADAPTER].weight), cast(Tensor, self.lora_B[ADAPTER].weight))
@@ -73,7 +73,8 @@ class LoraConv2d(LoraLayer):
 
     def __init__(self, base_layer: nn.Conv2d, rank: int, scaling: float) -> None:
         super().__init__(base_layer, rank, scaling)
-        base, like = base_layer, {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
+        base: Any = base_layer
+        like: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
         # A pair of these shapes is of a dense kernel: groups of channels would each need one of their own.
         if base.groups != 1:
             raise AdapterError(f"a convolution with {base.groups} groups cannot have a low-rank adapter: leave it out")
@@ -114,9 +115,12 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Integers [...] to [..., width]."""
-        rows = F.embedding(x, self.lora_embedding_A[ADAPTER].T, padding_idx=self.base_layer.padding_idx)
+        rows = F.embedding(
+            x, self.lora_embedding_A[ADAPTER].T, padding_idx=cast(int | None, self.base_layer.padding_idx)
+        )
         result: Tensor = self.base_layer(x)
-        return result + rows @ self.lora_embedding_B[ADAPTER].T * self.scaling[ADAPTER]
+        update: Tensor = rows @ self.lora_embedding_B[ADAPTER].T
+        return result + update * self.scaling[ADAPTER]
 
 
 def wrapped(layer: nn.Module, rank: int, scaling: float) -> LoraLayer | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -230,14 +230,14 @@ def padded(state: State, pairs: Iterable[Pair], like: State) -> dict[str, Tensor
     for pair in pairs:
         a, b, rank = state.get(pair.a), state.get(pair.b), len(like[pair.a])
         # What else a client may have sent, up to what is no tensor at all, is told by the checks of updates.
-        if not _plain(a) or not _plain(b) or not pair.fits(a, b) or not 0 < len(a) < rank:
+        if not (_plain(a) and _plain(b) and pair.fits(a, b) and 0 < len(a) < rank):
             continue
         filled[pair.a] = torch.cat([a, a.new_zeros(rank - len(a), *a.shape[1:])])
         filled[pair.b] = torch.cat([b, b.new_zeros(len(b), rank - len(a), *b.shape[2:])], 1)
     return filled
 
 
-def _plain(tensor: object) -> bool:
+def _plain(tensor: object) -> TypeGuard[Tensor]:
     return isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
 
 

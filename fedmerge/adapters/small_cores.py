@@ -80,7 +80,8 @@ class Basis:
 
     def coordinates(self, number: int) -> Tensor:
         """[k, r_i] of one of the matrices, in float64."""
-        return self._coordinates.split(self._sizes, 1)[number]
+        parts: tuple[Tensor, ...] = self._coordinates.split(self._sizes, 1)
+        return parts[number]
 
     def lift(self, inner: Tensor) -> Tensor:
         """The basis times a matrix [k, m]: [d, m], in the type of the matrices."""

@@ -62,4 +62,5 @@ def turn_towards(term: Term, reference: Term) -> Tensor:
     """
     agreement = reference.a.double() @ term.a.double().T + reference.b.double().T @ term.b.double()
     left, _, right = torch.linalg.svd(agreement)
-    return (left @ right).to(term.b)
+    turn: Tensor = (left @ right).to(term.b)
+    return turn
