@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmerge.data.example_sets import batch_indices
-from fedmerge.seeding import generator
+from fedmerge.seeding import batch_indices, generator
 from fedmerge.training import LocalTraining, Participant, choose_engine, cohort, train_cohort, train_one_by_one
 
 

@@ -15,9 +15,8 @@ from torch import nn
 from benchmarks.rounds.examples import ClientRows, load_examples
 from benchmarks.rounds.workloads import Workload, build
 from fedmerge.data import ClientData, Dataset
-from fedmerge.data.example_sets import batch_indices
 from fedmerge.models.resize import fill
-from fedmerge.seeding import generator
+from fedmerge.seeding import batch_indices, generator
 from fedmerge.state import State
 from fedmerge.training.judged import evaluate
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmerge.checks.outliers import Peaks
-from fedmerge.checks.tensor_checks import check_buffer, in_models_type, same
+from fedmerge.checks.magnitudes import Peaks, check_buffer
+from fedmerge.checks.tensor_checks import in_models_type, same
 from fedmerge.errors import BadUpdate, shown
 from fedmerge.layout import Layout
 from fedmerge.state import LARGEST, State, extent, is_finite, is_norm_statistic, is_sane

@@ -25,7 +25,7 @@ from fedmerge.state import State
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining
-from fedmerge.training.model_snapshot import ModelSnapshot
+from fedmerge.training.model_on_data import ModelSnapshot
 from fedmerge.wire.keys import PERSONAL_KEY
 from fedmerge.wire.record_values import strings
 

@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from fedmerge.data.examples import as_tensor, checked_examples
+from fedmerge.data.example_sets import Batch, as_tensor, checked_examples
 from fedmerge.errors import DataError, FedMergeError
 from fedmerge.inputs import examples_in, tensors_of
 
-__all__ = ["LABELS", "Batch", "as_batch_of", "collated", "read_rows"]
-
-Batch = tuple[Any, Tensor]
-"""Inputs in any form, and targets [b, ...]."""
+__all__ = ["LABELS", "as_batch_of", "collated", "read_rows"]
 
 LABELS = ("label", "labels", "target", "targets", "y")
 """Under which of these names an example that is a mapping has its target."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.data.example_sets import Examples
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED, Examples
 from fedmerge.errors import DataError
 from fedmerge.inputs import tensors_of
 

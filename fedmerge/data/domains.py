@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmerge.data.collating import Batch
 from fedmerge.data.domain_kinds import Domain
-from fedmerge.data.example_sets import Examples, TensorExamples
+from fedmerge.data.example_sets import Batch, Examples, TensorExamples
 from fedmerge.errors import DataError, InvalidOption
 from fedmerge.inputs import tensors_of
 from fedmerge.lookup.method_names import parse_method

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.data.dataset import Dataset
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED
 from fedmerge.errors import DataError, FedMergeError, UnknownName, shown
 from fedmerge.lookup.loading import load_named
 

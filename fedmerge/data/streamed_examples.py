@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from fedmerge.data.collating import Batch, as_batch_of, collated, read_rows
-from fedmerge.data.example_sets import USUAL_BATCH, Examples, Rows, whose
+from fedmerge.data.collating import as_batch_of, collated, read_rows
+from fedmerge.data.example_sets import USUAL_BATCH, Batch, Examples, Rows, whose
 from fedmerge.errors import DataError, FedMergeError
 
 __all__ = ["BatchFunction", "BatchMaker", "ChangedExamples", "DatasetExamples", "length_of"]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fedmerge.checks.magnitudes import bounded
 from fedmerge.errors import InvalidOption
 from fedmerge.layout import BatchNormPolicy, Layout
-from fedmerge.merging.bounds import bounded
 from fedmerge.state import State, WeightedSum, accumulator_dtype, as_rows, is_norm_statistic
 
 __all__ = ["BufferFold", "check_policy", "pool_moments"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aligning import Aligning
 from fedmerge.edits.edit import Edit
-from fedmerge.errors import InvalidOption
+from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.layout import BatchNormPolicy
 from fedmerge.merging.buffers import check_policy
 from fedmerge.questions import Trust
@@ -16,7 +19,8 @@ from fedmerge.refine.privacy import Privacy
 from fedmerge.refine.refinement import Refinement
 from fedmerge.server_steps import ServerStep
 from fedmerge.state import State, prefixed
-from fedmerge.statistics import Statistic, StatisticsSettings
+from fedmerge.statistics import LocalSteps, Statistic, StatisticsSettings
+from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.trajectories import Trajectory
 from fedmerge.update import MergeContext
 
@@ -26,6 +30,8 @@ __all__ = ["Chain"]
 @dataclass(frozen=True)
 class Chain:
     """An aggregator with what stands before and behind it.
+
+    What its parts want of clients is asked of them once, and holds for all rounds.
 
     Parameters
     ----------
@@ -75,27 +81,32 @@ class Chain:
         if self.privacy.masks and self.trust not in (Trust(), Trust("mean", "mean")):
             raise InvalidOption(f"{self.trust} cannot look at single answers under masks: leave out one of the two")
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """Names of the statistics that clients must measure after training."""
         return tuple(statistic.name for statistic in self.measured)
 
-    @property
+    @cached_property
     def measured(self) -> tuple[Statistic, ...]:
         """The statistics themselves, as clients are to measure them."""
         return tuple(self.statistics.applied(statistic) for statistic in self.aggregator.needs)
 
-    @property
+    @cached_property
     def compares(self) -> bool:
         """Whether clients have to keep the model that they trained until the merge is over."""
         return any(one.compares for one in self.refinements)
 
-    @property
+    @cached_property
     def sent_as(self) -> StatisticsSettings:
         """How clients send what they measure after training; a share of the method's budget, where it has one."""
         if self.aggregator.upload is None:
             return self.statistics
         return replace(self.statistics, compression="auto", budget=FIRST_SHARE * self._extra)
+
+    @cached_property
+    def local_rule(self) -> LocalRule | None:
+        """What the method changes in the clients' training; None for nothing."""
+        return self.aggregator.local_rule
 
     @property
     def _extra(self) -> float:
@@ -117,3 +128,26 @@ class Chain:
         if self.trust.lowest_loss is not None or context.task is None:
             return self.trust
         return replace(self.trust, lowest_loss=context.task.lowest_loss)
+
+    def check_complex(self, names: Sequence[str]) -> None:
+        """Refuse complex parameters where something goes by what numbers do in a layer, for which pairs are no numbers.
+
+        Parameters
+        ----------
+        names
+            Of the complex parameters that there are.
+
+        Raises
+        ------
+        ModelError
+            Clients measure their layers, neurons are matched by them, or refinements move them.
+        """
+        needs = [name for name in self.needs if name != LocalSteps.name]
+        aggregator = self.aggregator
+        if not (needs or aggregator.requires_model or isinstance(aggregator, Aligning) or self.refinements):
+            return
+        what = needs[0] if needs else type(self.refinements[0]).__name__ if self.refinements else "matching neurons"
+        raise ModelError(
+            f"{type(aggregator).__name__} cannot merge complex parameters ({', '.join(map(repr, names[:3]))}), for "
+            f"{what} goes by real ones: take a method that merges number by number, such as fedavg, fednova or median"
+        )

@@ -2,7 +2,7 @@
 
 Updates come as a stream and are handed on one by one, so that one model is in memory at a time. Two things make an
 update wait until all have come: methods that align neurons, and numbers that are suspiciously large, which only the
-other clients' numbers can confirm (:mod:`fedmerge.checks.outliers`).
+other clients' numbers can confirm (:mod:`fedmerge.checks.magnitudes`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from fedmerge.adapters.low_rank_pairs import find_pairs, padded
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
-from fedmerge.checks.outliers import Outliers, Peaks, peaks_of_rows
-from fedmerge.checks.tensor_checks import Unmoved, equal_in_all, fine_rows
+from fedmerge.checks.magnitudes import Outliers, Peaks, fine_rows, peaks_of_rows
+from fedmerge.checks.tensor_checks import Unmoved, equal_in_all
 from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update, without_still
 from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout
@@ -41,7 +41,7 @@ class Partial:
     buffers: BufferFold
     accepted: list[int]
     dropped: list[BadUpdate]
-    unmoved: Unmoved = field(default_factory=Unmoved)
+    unmoved: Unmoved | None = None
     outliers: Outliers = field(default_factory=Outliers)
 
 
@@ -55,7 +55,7 @@ class Intake:
         buffers: BufferFold,
         layout: Layout,
         context: MergeContext,
-        statistics: StatisticsReader,
+        statistics: StatisticsReader | None,
         *,
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
@@ -76,7 +76,8 @@ class Intake:
         self._masks = frozenset(name for name in layout.float_buffers if not is_norm_statistic(name))
         start = Peaks() if context.base is None else Peaks.of(layout.travelling(context.base), self._masks)
         self.outliers = Outliers(start, comparing)
-        self.unmoved = Unmoved(context.frozen - layout.still)
+        followed = context.frozen - layout.still
+        self.unmoved = Unmoved(followed) if followed else None
         self.accepted: list[int] = []
         self.told: dict[int, float] = {}
         """By client, the number of examples that it claims to have trained on."""
@@ -122,7 +123,8 @@ class Intake:
         """Keep an update's buffers and return it with its parameters only."""
         if update.weight > 0:  # what is subtracted has no part in means of statistics, nor in counts
             self.buffers.add(update.state, update.weight)
-        self.unmoved.add(update.state)
+        if self.unmoved is not None:
+            self.unmoved.add(update.state)
         return replace(update, state=self._parameters(update.state))
 
     def _aligned(
@@ -151,18 +153,19 @@ class Intake:
         """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
         block = replace(block, states=_of_types(self.layout.travelling(block.states), self._expected))
         suspect = self._suspect(block)
-        if suspect or self._aggregator.needs:
+        if suspect or self._statistics is not None:
             block = self._selected(block, suspect)
         if not block.clients:
             return block
         self.buffers.add_stacked(block.states, block.weights)
-        self.unmoved.add_stacked(block.states)
+        if self.unmoved is not None:
+            self.unmoved.add_stacked(block.states)
         self.accepted += block.clients
         return replace(block, states=self._parameters(block.states))
 
     def _suspect(self, block: StackedUpdates) -> set[int]:
         """Rows that need a check of their own, found in one pass over the block; the peaks of the others are noted."""
-        every_row, want = set(range(len(block))), self._expected
+        every_row, want = set(range(len(block.clients))), self._expected
         if {n: t.shape[1:] for n, t in block.states.items()} != {n: t.shape for n, t in want.items()}:
             return every_row
         if any(tensor.dtype != want[name].dtype for name, tensor in block.states.items()):
@@ -272,12 +275,12 @@ class Intake:
 
     def _measured(self, update: ClientUpdate) -> ClientUpdate:
         """The update with its statistics parsed."""
-        if not self._aggregator.needs:
+        if self._statistics is None:
             return update
         return replace(update, statistics={**update.statistics, **self._statistics.read(update)})
 
     def _parameters(self, state: State) -> State:
-        return as_pairs({name: state[name] for name in self.layout.parameters})
+        return as_pairs({name: state[name] for name in self.layout.trained})
 
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)

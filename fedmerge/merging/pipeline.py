@@ -2,6 +2,7 @@
 
 Updates are checked and split into parameters and buffers (intake). The aggregator combines the parameters, server steps
 move the result, and the merged buffers are joined with it. At last refinements ask clients about the merged model.
+Parts that a method does not have are not visited.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from fedmerge.aggregators.aggregator import Fold
+from fedmerge.aggregators.aligning import Aligning
+from fedmerge.checks.magnitudes import bounded_state, check_step
 from fedmerge.checks.validation import common_form
-from fedmerge.edits.edit import edited, edited_rows
+from fedmerge.edits.edit import edited, edited_rows, remembered
 from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.merging.buffers import BufferFold
 from fedmerge.merging.chain import Chain
-from fedmerge.merging.completion import completed, inner_context
-from fedmerge.merging.complex_check import check_complex
 from fedmerge.merging.intake import Intake, Partial
-from fedmerge.merging.passed import Passed
+from fedmerge.merging.refined_merge import Passed, averaged, refined
+from fedmerge.merging.repair import repair_matched
 from fedmerge.merging.result import MergeResult
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.refine.guard import check_asked
-from fedmerge.state import State, prefixed
+from fedmerge.state import State, as_pairs, cast_like, from_pairs, prefixed, with_prefix
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Pipeline"]
@@ -100,12 +104,11 @@ class Pipeline(Chain):
             if not readable:
                 raise NoUsableUpdates("there is no update to merge")
             reference = common_form([update.state for update in readable])
-        layout = context.layout or Layout.of(reference, buffers, context.tied)
-        check_complex(self, reference, layout)
-        inner = inner_context(context, layout)
-        check_asked(self.refinements, context, reference)
-        reader = StatisticsReader(self.measured)
-        if any(kind.agreed for kind in self.measured) or not isinstance(updates, Iterator):
+        layout, inner = self._begun(reference, context, buffers)
+        if self.refinements:
+            check_asked(self.refinements, context, reference)
+        reader = StatisticsReader(self.measured) if self.measured else None
+        if self.measured and (any(kind.agreed for kind in self.measured) or not isinstance(updates, Iterator)):
             updates = list(updates) if isinstance(updates, Iterator) else updates
             reader = StatisticsReader.hearing(self.measured, updates, reference, context)
         intake, passed = self._intake(reference, layout, context, self._refuse, reader), Passed()
@@ -121,17 +124,16 @@ class Pipeline(Chain):
             merged, own = self.aggregator.merge(read, inner, prefixed("aggregator", memory))
         except NoUsableUpdates as error:
             raise NoUsableUpdates(str(error), intake.dropped) from error
-        return completed(self, merged, own, intake, context, memory, passed)
+        return self._completed(merged, own, intake, context, inner, memory, passed)
 
     def fold(self, blocks: Iterable[StackedUpdates], context: MergeContext, buffers: Collection[str] | None) -> Partial:
         """The sum over some of the clients, for methods that are sums: what a worker sends instead of its models.
 
         `context` needs its base. Bad updates are left out here already, and named in what comes back.
         """
-        base, aggregator = context.required_base("a fold"), self._folding
-        layout = context.layout or Layout.of(base, buffers, context.tied)
-        check_complex(self, base, layout)
-        intake, inner = self._intake(base, layout, context, _wait), inner_context(context, layout)
+        base, aggregator = context.base or context.required_base("a fold"), self._folding
+        layout, inner = self._begun(base, context, buffers)
+        intake = self._intake(base, layout, context, _wait, StatisticsReader(self.measured) if self.measured else None)
         total = aggregator.zero(inner)
         for block in blocks:
             good = intake.read_stacked(block)
@@ -147,7 +149,7 @@ class Pipeline(Chain):
             first.buffers.join(second.buffers),
             first.accepted + second.accepted,
             first.dropped + second.dropped,
-            first.unmoved.join(second.unmoved),
+            None if first.unmoved is None or second.unmoved is None else first.unmoved.join(second.unmoved),
             first.outliers.join(second.outliers),
         )
 
@@ -163,19 +165,84 @@ class Pipeline(Chain):
         BadUpdate
             A bad update, under ``on_bad_update="raise"``.
         """
-        base, memory = context.required_base("a fold"), memory or {}
-        check_asked(self.refinements, context, base)
-        layout = context.layout or Layout.of(base, buffers, context.tied)
+        base, memory = context.base or context.required_base("a fold"), memory or {}
+        if self.refinements:
+            check_asked(self.refinements, context, base)
+        layout, inner = self._begun(base, context, buffers)
         intake = self._intake(base, layout, context, self._refuse)
         intake.take(partial)
         intake.refuse(self._refuse)
-        total, inner = partial.total, inner_context(context, layout)
+        total = partial.total
         for update in intake.late():
             whole = edited(self.edits, update, inner, memory) if self.edits else update
             total = self._folding.add(total, whole, inner)
         intake.check_number(self.min_updates)
         merged, own = self._folding.finish(total, inner, prefixed("aggregator", memory))
-        return completed(self, merged, own, intake, context, memory)
+        return self._completed(merged, own, intake, context, inner, memory, None)
+
+    def _begun(
+        self, reference: State, context: MergeContext, buffers: Collection[str] | None
+    ) -> tuple[Layout, MergeContext]:
+        """What becomes of the model's tensors, and the context as aggregators see it: trained parameters only."""
+        layout = context.layout or Layout.of(reference, buffers, context.tied)
+        names = [name for name in layout.trained if reference[name].is_complex()]
+        if names:
+            self.check_complex(names)
+        if context.base is None:
+            return layout, replace(context, known={})
+        known = {name: context.base[name] for name in layout.still}  # every client has them
+        base = as_pairs({name: context.base[name] for name in layout.trained})
+        return layout, replace(context, base=base, known=known)
+
+    def _completed(
+        self,
+        merged: State,
+        own: State,
+        intake: Intake,
+        context: MergeContext,
+        inner: MergeContext,
+        memory: State,
+        passed: Passed | None,
+    ) -> MergeResult:
+        """What follows the combination of clients: server steps, buffers, repair, refinements, averages over rounds."""
+        method, reference = type(self.aggregator).__name__, intake.reference
+        next_memory = with_prefix("aggregator", own)
+        if self.edits:
+            next_memory |= remembered(self.edits, merged, inner, memory)
+        for i, step in enumerate(self.server_steps):
+            if inner.base is None:
+                raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
+            before = inner.base, bounded_state(merged, method)
+            merged, own = step.step(*before, prefixed(f"step{i}", memory))
+            check_step(merged, before, type(step).__name__)
+            next_memory |= with_prefix(f"step{i}", own)
+        frozen = {**intake.still, **({} if intake.unmoved is None else intake.unmoved.tensors)}
+        merged = bounded_state(from_pairs(merged, reference), method, reference)
+        state = cast_like({**merged, **intake.buffers.finish(context.base), **frozen}, reference)
+        _tie(state, context)
+        if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
+            norms = self.batch_norm not in ("recalibrate", "local")
+            norms = norms and not any(one.measures_norms for one in self.refinements)
+            repair_matched(state, context, method, intake.rescale, norms=norms, frozen=frozen)
+        found = None
+        if self.refinements:
+            found = refined(self, state, frozen, intake, context, inner, memory, passed)
+            state = found.state
+            _tie(state, context)
+        if self.trajectories:
+            state, kept = averaged(self, state, intake, context, memory)
+            next_memory |= kept
+            _tie(state, context)
+        result = MergeResult(
+            {name: state[name] for name in reference if name in state},
+            next_memory,
+            tuple(sorted(intake.accepted)),
+            tuple(intake.dropped),
+        )
+        if found is None:
+            return result
+        refused = tuple(one for exchange in found.exchanges for one in exchange.refused)
+        return replace(result, exchanges=found.exchanges, answers=found.answers, skipped=found.skipped, refused=refused)
 
     @property
     def folds(self) -> bool:
@@ -206,12 +273,14 @@ class Pipeline(Chain):
         settings["comparing"] = self.on_bad_update == "drop"
         # A client that sends a wider model must not end the round of a method whose parts cannot take it.
         settings["one_width"] = bool(self.edits or self.trajectories)
-        folded, reader = (
-            BufferFold(layout, self.batch_norm, context.base),
-            statistics or StatisticsReader(self.measured),
-        )
-        return Intake(self.aggregator, reference, folded, layout, context, reader, on_bad=on_bad, **settings)
+        folded = BufferFold(layout, self.batch_norm, context.base)
+        return Intake(self.aggregator, reference, folded, layout, context, statistics, on_bad=on_bad, **settings)
 
 
 def _wait(bad: BadUpdate) -> None:
     """Do nothing: a worker only notes bad updates, and whoever joins the workers' sums reports them."""
+
+
+def _tie(state: dict[str, Tensor], context: MergeContext) -> None:
+    """Give shared tensors their value under all their names."""
+    state.update({alias: state[name] for alias, name in context.tied.items() if name in state})

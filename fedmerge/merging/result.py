@@ -30,13 +30,10 @@ class MergeResult:
     failed, or whose answers were of no use: what :func:`~fedmerge.privacy.accountant.epsilon` counts."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Steps of refinements that were not taken, and why."""
+    refused: tuple[tuple[int, str], ...] = ()
+    """Clients whose answers to questions of the exchanges do not count, and why."""
 
     @property
     def personal(self) -> Mapping[int, PersonalPart]:
         """What makes each client's own model of the shared one, for methods that say so (``emr``, ``tall_masks``)."""
         return parts_in(prefixed("aggregator", self.memory))
-
-    @property
-    def refused(self) -> tuple[tuple[int, str], ...]:
-        """Clients whose answers to these questions do not count, and why."""
-        return tuple(one for exchange in self.exchanges for one in exchange.refused)

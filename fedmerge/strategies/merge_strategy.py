@@ -25,7 +25,6 @@ from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.merging_replies import MergesReplies
 from fedmerge.strategies.numbering import start_after
 from fedmerge.strategies.observed import Watched
-from fedmerge.strategies.own_models import OwnModels
 from fedmerge.strategies.participation import check_participation
 from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.resume import StrategyCheckpoints, warn_of_lost_memory
@@ -200,7 +199,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         """What is known of clients and their nodes: part of a checkpoint, for nodes of a deployment outlive a run."""
         self._base = self._grid = self._order = self._awaited = None
         self._asked_to_judge = self.last_evaluation = self.worst_accuracy = self._entries = None
-        self._own_models = OwnModels()
+        self._own_models = None
         self._run, self._done = RunOutcome(), None
 
     def adopt(self, run: RunSettings) -> None:

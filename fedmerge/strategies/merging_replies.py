@@ -62,7 +62,7 @@ class MergesReplies(OrdersRounds):
             One failed, under ``on_client_error="raise"``.
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
-        self._own_models = OwnModels()
+        self._own_models = None
         answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
         failures, layout = RoundFailures(self.policies), self.travel.layout
         told: dict[str, Any] = {"server-round": server_round}
@@ -113,7 +113,8 @@ class MergesReplies(OrdersRounds):
         self.memory = keeping_missed(result.memory, self.memory) if self.memory else result.memory
         if answer.nodes:  # a grid may name none
             self._note_merged(server_round, {node for client, node in answer.nodes.items() if client in taken})
-        self._own_models = OwnModels.of(result, answer.nodes, self._base, context.tied)
+        if result.memory:
+            self._own_models = OwnModels.of(result, answer.nodes, self._base, context.tied)
         if answer.contents:
             contents = [content for client, content in answer.contents.items() if client in taken]
             metrics = self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)
@@ -127,7 +128,7 @@ class MergesReplies(OrdersRounds):
             failed=tuple(failures.clients),
             refused=result.refused,
             steps_skipped=result.skipped,
-            bytes_personal=self._own_models.bytes,
+            bytes_personal=0 if self._own_models is None else self._own_models.bytes,
             metrics=dict(metrics or {}),
         )
         arrays = to_arrays(result.state)
@@ -193,7 +194,7 @@ class MergesReplies(OrdersRounds):
 
     def _note_merged(self, round: int, nodes: Collection[int]) -> None:
         """Remember whose replies were merged, where clients keep what goes with them."""
-        rule = self.pipeline.aggregator.local_rule
+        rule = self.pipeline.local_rule
         if rule is not None and rule.keeps and self._order is not None:
             self.memory = noted(self.memory, self._order.nodes, nodes, round)
 

@@ -93,7 +93,7 @@ class Order:
     @property
     def keeps(self) -> bool:
         """Whether clients keep something until the next order."""
-        rule = self.pipeline.aggregator.local_rule
+        rule = self.pipeline.local_rule
         keeping = rule is not None and rule.keeps
         told = any(self.config.get(key) for key in (KEEP_KEY, PERSONAL_KEY))
         return keeping or told or self.config.get("batch-norm") == "local"

@@ -57,7 +57,7 @@ class OrdersRounds(FlowerFedAvg):
     """What clients found on their held-out examples in the last round; None where nobody looked."""
     worst_accuracy: float | None = None
     """The mean accuracy among the tenth of these clients that has the lowest, or of the one, where they are few."""
-    _own_models: OwnModels
+    _own_models: OwnModels | None
     _data: Iterable[Any] | None
     _example: Any
     _watched: bool
@@ -124,7 +124,7 @@ class OrdersRounds(FlowerFedAvg):
         if nodes and self.pipeline.refinements and server_round == 1:  # later, clients that are gone end no run
             self.pipeline.privacy.check_clients(len(nodes))
         brief, whole = self._records(arrays, config)
-        brought = self.pipeline.sent_with_model(self.memory)
+        brought = {} if self.pipeline.local_rule is None else self.pipeline.sent_with_model(self.memory)
         if brought:
             brief[RULE_RECORD] = whole[RULE_RECORD] = to_arrays(brought)
         known = number_of_nodes(grid) if self.pipeline.aggregator.counts_clients else None
@@ -162,7 +162,7 @@ class OrdersRounds(FlowerFedAvg):
         messages: list[Message] = []
         for node in nodes:
             brief, whole = shared
-            if self._own_models.parts:
+            if self._own_models is not None and self._own_models.parts:
                 brief, whole = self._records(self._own_models.judged_by(node, arrays), config)
             record = brief if self.travel.completes(node) else whole
             messages += self._construct_messages(record, [node], "evaluate")
@@ -227,7 +227,7 @@ def sample_nodes(
 
 def entries_of(pipeline: Pipeline) -> tuple[Entries, Entries]:
     """What a pipeline has clients told in every round: settings of its local rule, and all else."""
-    rule = pipeline.aggregator.local_rule
+    rule = pipeline.local_rule
     others: dict[str, str | float | bool | list[str]] = {}
     if pipeline.needs:
         others["needs"] = list(pipeline.needs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED
 from fedmerge.errors import InvalidOption, ModelError, TaskError
 
 __all__ = ["CrossEntropy", "axis_by_length", "check_classes", "class_axis_of", "laid"]

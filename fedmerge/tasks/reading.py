@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED
 from fedmerge.errors import TaskError
 from fedmerge.inputs import examples_in, rows
 from fedmerge.tasks.binary import Binary

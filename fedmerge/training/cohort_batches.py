@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.data.example_sets import Examples
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED, Examples
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.state import State
 from fedmerge.tasks import Regression, Task

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmerge.training.dropout_masks import fork
 from fedmerge.training.known_operators import unknown_reason
-from fedmerge.training.model_snapshot import ModelSnapshot
+from fedmerge.training.model_on_data import ModelSnapshot
 from fedmerge.training.padded_lookups import PaddedLookups
 
 __all__ = ["why_not_stacked"]

@@ -14,7 +14,7 @@ from fedmerge.training.cohort_batches import Participant
 from fedmerge.training.correction import Correction
 from fedmerge.training.local import train
 from fedmerge.training.local_training import LocalTraining
-from fedmerge.training.model_snapshot import ModelSnapshot
+from fedmerge.training.model_on_data import ModelSnapshot
 
 __all__ = ["train_one_by_one"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED
 from fedmerge.errors import CannotStack
 from fedmerge.tasks import Binary, Classification, LanguageModel, Multilabel, Reading, Regression, Task
 from fedmerge.tasks.class_axis import check_classes

@@ -10,7 +10,7 @@ from torch import nn
 
 import fedmerge
 from fedmerge import BadUpdate, ClientUpdate, MergeContext, NoUsableUpdates
-from fedmerge.checks.outliers import Outliers, Peaks
+from fedmerge.checks.magnitudes import Outliers, Peaks
 from fedmerge.checks.validation import common_form
 from fedmerge.merging import build_pipeline
 from fedmerge.update import StackedUpdates

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import InvalidOption
+from fedmerge.seeding import batch_indices
 
 
 def draw(n, batch_size, seed=0, **length):

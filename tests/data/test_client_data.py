@@ -8,7 +8,7 @@ import torch
 
 from fedmerge.data import ClientData
 from fedmerge.data.client_data import client_data
-from fedmerge.data.examples import checked_examples
+from fedmerge.data.example_sets import checked_examples
 from fedmerge.errors import DataError
 from fedmerge.simulation.scenarios.attacks import LabelFlip
 

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import CannotStack, InvalidOption, UnknownName
-from fedmerge.seeding import generator
+from fedmerge.seeding import batch_indices, generator
 from fedmerge.training import LocalTraining, Participant, choose_engine, train, train_cohort
 
 TORCHS = {

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmerge.data.example_sets import batch_indices
 from fedmerge.errors import ConfigError, InvalidOption
-from fedmerge.seeding import generator
+from fedmerge.seeding import batch_indices, generator
 from fedmerge.training import LocalTraining, evaluate, train
 from fedmerge.training.device import choose_device
 

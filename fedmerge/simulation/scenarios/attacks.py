@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmerge.data import ClientData
-from fedmerge.data.example_sets import TensorExamples
-from fedmerge.data.examples import IGNORED
+from fedmerge.data.example_sets import IGNORED, TensorExamples
 from fedmerge.data.streamed_examples import ChangedExamples
 from fedmerge.errors import ConfigError
 from fedmerge.lookup.option_checks import check_range
