@@ -22,7 +22,7 @@ from fedmerge.permutations import PermutationSpec
 from fedmerge.registry import register
 from fedmerge.state import State, accumulator_dtype
 from fedmerge.tasks import Task, as_batch, reading_of
-from fedmerge.tasks.called import called_as_told
+from fedmerge.tasks.reading import called_as_told
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["MidpointLoss", "StraightThroughRebasin"]

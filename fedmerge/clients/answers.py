@@ -25,11 +25,11 @@ from fedmerge.statistics import Batches
 from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches_to_measure
-from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, statistics_records
+from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY
 from fedmerge.wire.keys import COMPLETES_KEY, OWN
 from fedmerge.wire.metric_sums import written_sums
 from fedmerge.wire.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
-from fedmerge.wire.record_values import from_arrays, integer, to_arrays
+from fedmerge.wire.record_values import from_arrays, integer, statistics_records, to_arrays
 
 __all__ = ["Answers", "answer_questions"]
 

@@ -19,8 +19,7 @@ from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ModelError
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import copy_of, resize
 from fedmerge.state import State
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device

@@ -20,9 +20,9 @@ from fedmerge.statistics.sending.compression import Compression
 from fedmerge.statistics.sending.settings import compressed
 from fedmerge.tasks import Reading, Task, TaskLike, called_as_told, either
 from fedmerge.training.report import TrainingReport
-from fedmerge.wire.flower_records import statistics_records, told_in
+from fedmerge.wire.flower_records import told_in
 from fedmerge.wire.keys import ERROR_KEY, PERSONAL_KEY
-from fedmerge.wire.record_values import strings
+from fedmerge.wire.record_values import statistics_records, strings
 
 __all__ = ["add_statistics", "measured"]
 

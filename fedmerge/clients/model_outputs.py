@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedmerge.data.example_sets import Examples
 from fedmerge.errors import ModelError
 from fedmerge.inputs import call
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 
 __all__ = ["check_outputs"]
 

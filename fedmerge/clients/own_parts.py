@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, without_personal
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.state import State, module_state
 from fedmerge.training.local_training import LocalTraining
 from fedmerge.wire.fingerprints import differing, fingerprint, names_mark

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, ModelError
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import fill
+from fedmerge.models.resize import copy_of, fill
 from fedmerge.state import accumulator_dtype
 from fedmerge.statistics.batch_norm import BatchNormMoments
 from fedmerge.statistics.statistic_type import Batches

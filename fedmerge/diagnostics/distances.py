@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmerge.errors import InvalidOption
 from fedmerge.matching.features import rows, units
 from fedmerge.matching.listening import consumers, moments
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.permutations import PermutationSpec, Site
 from fedmerge.state import State
 

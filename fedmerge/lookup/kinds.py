@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["KINDS", "METHOD_KINDS", "Kind", "kind_of"]
 
@@ -64,7 +65,7 @@ class Kind:
         ending = "ies" if self.name.endswith("y") else self.name[-1] + "s"
         return f"{self.name[:-1]}{ending}".capitalize()
 
-    @property
+    @cached_property
     def named_with(self) -> tuple[str, ...]:
         """Kinds among which a name is used once, its own first."""
         return (self.name, *self.shares)

@@ -76,17 +76,18 @@ def check_widest(clients: Sequence[int], states: Sequence[State]) -> None:
         raise CannotMatch(list(found.values()))
 
 
-def check_widths(update: ClientUpdate, reference: State, context: MergeContext, method: str) -> None:
+def check_widths(
+    update: ClientUpdate, other: Sequence[str], reference: State, context: MergeContext, method: str
+) -> None:
     """Make sure that other widths than the reference's make a model that runs, and differ in hidden neurons only.
+
+    `other` are the names of the tensors whose shapes differ from the reference's.
 
     Raises
     ------
     BadUpdate
         They do not, or are far wider.
     """
-    other = [name for name, tensor in update.state.items() if tensor.shape != reference[name].shape]
-    if not other:
-        return
     for name in other:  # matching takes memory by the square of a width
         have, base = update.state[name].shape, reference[name].shape
         if len(have) != len(base) or any(n > WIDEST * max(1, m) for n, m in zip(have, base, strict=True)):

@@ -132,7 +132,7 @@ class Intake:
     ) -> Iterator[ClientUpdate | BadUpdate]:
         """Updates with their neurons in one order; one that cannot be matched is dropped, and matching starts again."""
         while True:
-            frozen = equal_in_all([update.state for update in updates], self._context.frozen)
+            frozen = self._context.frozen and equal_in_all([one.state for one in updates], self._context.frozen)
             aligned = iter(aggregator.align(updates, replace(self._context, frozen=frozen)))
             try:
                 first = next(aligned)  # a method yields nobody before all are matched, so errors come here
@@ -270,7 +270,9 @@ class Intake:
         )
         if self.still:
             checked = replace(checked, state={**self.still, **checked.state})
-        check_widths(checked, self.reference, self._context, type(self._aggregator).__name__)
+        other = [name for name, tensor in checked.state.items() if tensor.shape != self.reference[name].shape]
+        if other:
+            check_widths(checked, other, self.reference, self._context, type(self._aggregator).__name__)
         return self._measured(checked), peaks
 
     def _measured(self, update: ClientUpdate) -> ClientUpdate:

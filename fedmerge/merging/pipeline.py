@@ -29,7 +29,7 @@ from fedmerge.merging.repair import repair_matched
 from fedmerge.merging.result import MergeResult
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.refine.guard import check_asked
-from fedmerge.state import State, as_pairs, cast_like, from_pairs, prefixed, with_prefix
+from fedmerge.state import State, as_pairs, cast_like, from_pairs, is_norm_statistic, prefixed, with_prefix
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Pipeline"]
@@ -223,7 +223,8 @@ class Pipeline(Chain):
         if isinstance(self.aggregator, Aligning) and len(intake.accepted) > 1 and self.repair != "none":
             norms = self.batch_norm not in ("recalibrate", "local")
             norms = norms and not any(one.measures_norms for one in self.refinements)
-            repair_matched(state, context, method, intake.rescale, norms=norms, frozen=frozen)
+            if intake.rescale is not None or (norms and any(map(is_norm_statistic, state))):
+                repair_matched(state, context, method, intake.rescale, norms=norms, frozen=frozen)
         found = None
         if self.refinements:
             found = refined(self, state, frozen, intake, context, inner, memory, passed)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedmerge.merging.chain import Chain
 from fedmerge.merging.intake import Intake
 from fedmerge.merging.judged_model import judged, losses_of_clients
-from fedmerge.questions import Answer, Question, bringing
+from fedmerge.questions import Answer, Ask, Question, bringing
 from fedmerge.refine.budget import Billed
 from fedmerge.refine.exchanged import Exchanged
 from fedmerge.refine.guard import refine
@@ -96,11 +96,12 @@ def refined(
         models.append(context.base)  # no merge of clients whose training went astray is to replace it
     others = [cast_like({**state, **model, **frozen}, state) for model in models]
     billed = Billed(context.ask or _nobody)
+    ask: Ask = chain.privacy.protected(billed, context.round) if chain.privacy.masks else billed
     done = refine(
         state,
         others,
         [one.knowing(models_kept, inner, recalled) for one in chain.refinements],
-        bringing(chain.privacy.protected(billed, context.round), intake.moved or {}),
+        bringing(ask, intake.moved or {}),
         intake.accepted,
         chain.statistics,
         chain.privacy.noise,

@@ -13,8 +13,7 @@ from fedmerge.checks.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.checks.tensor_checks import equal_in_all, same
 from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
 from fedmerge.layout import owners
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import copy_of, resize
 from fedmerge.offline.left_out import LeftOut
 from fedmerge.offline.loaders import few
 from fedmerge.offline.outputs import with_one_output

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import ModelError
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 
 __all__ = ["main_output", "with_one_output"]
 

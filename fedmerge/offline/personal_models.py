@@ -11,8 +11,7 @@ from torch import nn
 from fedmerge.checks.raw_errors import named
 from fedmerge.errors import InvalidOption
 from fedmerge.merging import MergeResult, Pipeline, build_pipeline, main_part
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import copy_of, resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_signs
 from fedmerge.offline.at_hand import AtHand, plain_modules
 from fedmerge.update import ClientUpdate, MergeContext

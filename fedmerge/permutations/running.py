@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.inputs import arguments_of, changed, examples_in, rows, tensors_of
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 
 __all__ = ["copied", "few_rows", "repeated", "undisturbed"]
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from fedmerge.data.batch_stream import BatchStream
 from fedmerge.inputs import OnDeviceOf, joined, rows, split
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import refill, resize
+from fedmerge.models.resize import copy_of, refill, resize
 from fedmerge.questions.question import DIVERGED, Answer, Question, judging_examples
 from fedmerge.state import State
 from fedmerge.statistics import Batches

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import call, examples_in
 from fedmerge.layout import frozen_parts
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, is_norm_statistic
 from fedmerge.statistics.measuring.measurable import Measurable, check_parameter_shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption, TaskError
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, frozen_names
 from fedmerge.statistics.layer_statistic import Bounded

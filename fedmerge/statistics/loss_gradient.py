@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.layer_statistic import LayerStatistic

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in, split
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.layer_statistic import LayerStatistic

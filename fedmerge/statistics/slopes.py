@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
 from fedmerge.state import State
 from fedmerge.statistics.layer_statistic import LayerStatistic

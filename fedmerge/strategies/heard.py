@@ -8,9 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedmerge.wire.flower_records import sender_of
-
-__all__ = ["Heard", "Sent", "Stray", "heard"]
+__all__ = ["Heard", "Sent", "Stray", "heard", "sender_of"]
 
 
 @dataclass(frozen=True)
@@ -179,3 +177,9 @@ def _same(one: Message, other: Message) -> bool:
     if not one.has_content() or not other.has_content():
         return one.has_content() == other.has_content()
     return one.content is other.content or bool(one.content == other.content)
+
+
+def sender_of(reply: Message) -> int | None:
+    """The node that a reply came from, where its metadata say so."""
+    node = reply.metadata.src_node_id
+    return node if isinstance(node, int) and not isinstance(node, bool) else None

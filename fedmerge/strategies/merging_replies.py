@@ -23,13 +23,11 @@ from fedmerge.strategies.order import Answer
 from fedmerge.strategies.ordering import OrdersRounds
 from fedmerge.strategies.own_models import OwnModels
 from fedmerge.strategies.policies import RoundFailures
-from fedmerge.strategies.question_messages import ask
-from fedmerge.strategies.reach import Reach
+from fedmerge.strategies.reach import Reach, ask, exchange
 from fedmerge.strategies.recalibration import recalibrate
 from fedmerge.strategies.resume import StrategyCheckpoints
 from fedmerge.strategies.rounds import read_replies
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, too_few
-from fedmerge.strategies.stage_messages import exchange
 from fedmerge.update import ClientUpdate, MergeContext
 from fedmerge.wire.flower_records import WITHHOLD_KEY
 from fedmerge.wire.keys import KEEP_KEY

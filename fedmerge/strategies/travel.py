@@ -13,8 +13,9 @@ from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, check_patterns, without_personal
 from fedmerge.state import State, frozen_names, module_state, tied_names
 from fedmerge.statistics.measuring.measurable import Measurable
+from fedmerge.strategies.heard import sender_of
 from fedmerge.wire.fingerprints import fingerprint, names_mark
-from fedmerge.wire.flower_records import CLIENT_KEY, sender_of
+from fedmerge.wire.flower_records import CLIENT_KEY
 from fedmerge.wire.keys import COMPLETES_KEY, FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
 
 __all__ = ["SendFrozen", "Travel"]

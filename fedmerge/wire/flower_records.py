@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedmerge.errors import BadUpdate, shown
 from fedmerge.state import State
 from fedmerge.statistics import tellable
 from fedmerge.update import ClientUpdate
-from fedmerge.wire.record_values import to_arrays, view_arrays
+from fedmerge.wire.record_values import STATISTIC, view_arrays
 
 __all__ = [
     "CLIENT_KEY",
@@ -27,10 +27,7 @@ __all__ = [
     "claimed_partition",
     "decode_update",
     "partition_of",
-    "sender_of",
     "statistics_from_reply",
-    "statistics_key",
-    "statistics_records",
     "told_in",
     "weight_of",
 ]
@@ -46,18 +43,7 @@ RULE_RECORD = "local-rule"
 """Record of a train message: the tensors of the method's local rule, by the names of parameters."""
 STEPS_KEY = "local-steps"
 """Metric of a reply to a train message: the optimiser steps that the client took."""
-_STATISTIC = "statistics."
 _MOST_EXAMPLES = 2**53  # beyond it a float does not count on
-
-
-def statistics_key(name: str) -> str:
-    """The name of a statistic's record in a client's reply."""
-    return f"{_STATISTIC}{name}"
-
-
-def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
-    """One extra record per statistic, for a client's reply."""
-    return {statistics_key(name): to_arrays(value) for name, value in statistics.items()}
 
 
 def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> dict[str, State]:
@@ -73,23 +59,17 @@ def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> 
         numbers = {**{k.replace("-", "_"): v for k, v in numbers.items()}, **numbers}
         found.update(dict.fromkeys(numbers, numbers))
     for key, record in content.array_records.items():
-        if key.startswith(_STATISTIC):
-            found[key[len(_STATISTIC) :]] = view_arrays(record)
+        if key.startswith(STATISTIC):
+            found[key[len(STATISTIC) :]] = view_arrays(record)
     return found
 
 
 def told_in(content: RecordDict, *, hyphens: bool) -> set[str]:
     """Names of the statistics that a reply holds already, among its metrics with ``-`` for ``_`` too if `hyphens`."""
-    found = {key[len(_STATISTIC) :] for key in content.array_records if key.startswith(_STATISTIC)}
+    found = {key[len(STATISTIC) :] for key in content.array_records if key.startswith(STATISTIC)}
     metrics = list(next(iter(content.metric_records.values()), {}))
     names = [*metrics, *(name.replace("-", "_") for name in metrics if hyphens)]
     return found | {name for name in names if tellable(name)}
-
-
-def sender_of(reply: Message) -> int | None:
-    """The node that a reply came from, where its metadata say so."""
-    node = reply.metadata.src_node_id
-    return node if isinstance(node, int) and not isinstance(node, bool) else None
 
 
 def partition_of(reply: Message) -> int | None:
@@ -134,7 +114,7 @@ def decode_update(client: int, content: RecordDict, arrays_key: str, weight_key:
     """
     arrays = content.array_records.get(arrays_key)
     if arrays is None:
-        models = [record for key, record in content.array_records.items() if not key.startswith(_STATISTIC)]
+        models = [record for key, record in content.array_records.items() if not key.startswith(STATISTIC)]
         if len(models) != 1:
             raise BadUpdate(
                 client,

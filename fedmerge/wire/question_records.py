@@ -16,8 +16,8 @@ from fedmerge.questions import Answer, Question
 from fedmerge.statistics import NoisySums, statistic
 from fedmerge.statistics.sending.compression import Compression
 from fedmerge.statistics.sending.settings import to_settings
-from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY, statistics_key, statistics_records
-from fedmerge.wire.record_values import from_arrays, strings, to_arrays, view_arrays
+from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY
+from fedmerge.wire.record_values import from_arrays, statistics_key, statistics_records, strings, to_arrays, view_arrays
 
 __all__ = [
     "EXAMPLES_KEY",

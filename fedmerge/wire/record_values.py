@@ -22,11 +22,24 @@ from torch import Tensor
 from fedmerge.errors import ConfigError, InvalidOption
 from fedmerge.state import State
 
-__all__ = ["BFLOAT16", "from_arrays", "integer", "read_array", "strings", "to_arrays", "view_arrays"]
+__all__ = [
+    "BFLOAT16",
+    "STATISTIC",
+    "from_arrays",
+    "integer",
+    "read_array",
+    "statistics_key",
+    "statistics_records",
+    "strings",
+    "to_arrays",
+    "view_arrays",
+]
 
 BFLOAT16 = "bfloat16"
 """dtype of an Array whose bytes are the 16 bits of bfloat16, which NumPy lacks, as uint16."""
 
+STATISTIC = "statistics."
+"""How the names of records begin that hold a statistic."""
 _MAGIC = b"\x93NUMPY"
 # By version of the format: bytes that tell the header's length, and NumPy's parser of what follows.
 _VERSIONS: dict[bytes, tuple[int, Callable[..., Any]]] = {
@@ -116,6 +129,16 @@ def _header(version: bytes, header: bytes) -> tuple[tuple[int, ...], bool, np.dt
     if dtype.kind not in "biufc" or not dtype.isnative:
         raise ValueError(f"an Array holds {dtype}, not numbers of this machine")
     return shape, column_major, dtype
+
+
+def statistics_key(name: str) -> str:
+    """The name of a statistic's record in a client's reply."""
+    return f"{STATISTIC}{name}"
+
+
+def statistics_records(statistics: Mapping[str, State]) -> dict[str, ArrayRecord]:
+    """One extra record per statistic, for a client's reply."""
+    return {statistics_key(name): to_arrays(value) for name, value in statistics.items()}
 
 
 def integer(config: ConfigRecord, key: str) -> int:

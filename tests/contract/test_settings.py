@@ -9,7 +9,7 @@ from fedmerge import ClientUpdate, MergeContext
 from fedmerge.simulation import SimulationGrid
 from fedmerge.statistics.sending.compression import decode
 from fedmerge.strategies import MergeStrategy, from_arrays
-from fedmerge.wire.flower_records import statistics_records
+from fedmerge.wire.record_values import statistics_records
 from tests.contract.laws import WEIGHTS, base, law, modules, same, updates
 from tests.federation import CLIENTS, initial, noisy_states, reply, tiny_app, tiny_model
 

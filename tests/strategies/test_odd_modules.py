@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from fedmerge.data import ClientData
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import copy_of, resize
 from fedmerge.offline.compute import compute_statistics
 from fedmerge.simulation import SimulationGrid
 from fedmerge.strategies import FedAvg, client_app

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedmerge.strategies import from_arrays, to_arrays
-from fedmerge.wire.flower_records import statistics_from_reply, statistics_records
+from fedmerge.wire.flower_records import statistics_from_reply
+from fedmerge.wire.record_values import statistics_records
 from tests.federation import reply
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)

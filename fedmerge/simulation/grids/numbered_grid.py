@@ -13,8 +13,8 @@ from fedmerge.errors import ConfigError
 from fedmerge.simulation.grids.waiting import Waiting
 from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.simulation.workers.flower_task import FIRST_NODE, from_node
-from fedmerge.strategies.heard import Sent, heard
-from fedmerge.wire.flower_records import partition_of, sender_of
+from fedmerge.strategies.heard import Sent, heard, sender_of
+from fedmerge.wire.flower_records import partition_of
 
 __all__ = ["NumberedGrid"]
 

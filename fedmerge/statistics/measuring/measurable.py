@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedmerge.errors import InvalidOption
 from fedmerge.layout import frozen_parts
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.state import State, trained_names
 from fedmerge.statistics.measuring.weight_matrices import WeightMatrix, matrix_layers
 from fedmerge.statistics.measuring.written_out import unroll

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.inputs import examples_in, rows, split
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.state import trained_names
 from fedmerge.statistics.measuring.weight_matrices import MatrixLayer, example_gradients, gram, matrix_layers
 from fedmerge.statistics.measuring.written_out import AffineLayer, affine_layers, split_norms, unroll
