@@ -45,6 +45,7 @@ MOVED = {
     "strategies.question_messages": ("strategies.reach",),
     "strategies.stage_messages": ("strategies.reach",),
     "strategies.wire": ("wire.flower_records", "wire.record_values", "wire.keys"),
+    "tasks.class_axis": ("tasks.label_shapes", "training.local"),
     "tasks.called": ("tasks.reading",),
     "training.model_snapshot": ("training.model_on_data",),
     "training.rules.base": ("training.rules.local_rule",),

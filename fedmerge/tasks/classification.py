@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption, TaskError
 from fedmerge.registry import register
-from fedmerge.tasks.class_axis import laid
-from fedmerge.tasks.label_shapes import by_example, units
+from fedmerge.tasks.label_shapes import by_example, laid, units
 from fedmerge.tasks.metric import Decisions
 from fedmerge.tasks.task import Task
 

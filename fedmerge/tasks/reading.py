@@ -16,9 +16,8 @@ from fedmerge.errors import TaskError
 from fedmerge.inputs import examples_in, rows
 from fedmerge.models.resize import copy_of
 from fedmerge.tasks.binary import Binary
-from fedmerge.tasks.class_axis import axis_by_length
 from fedmerge.tasks.classification import Classification
-from fedmerge.tasks.label_shapes import like_outputs
+from fedmerge.tasks.label_shapes import axis_by_length, like_outputs
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Task, as_batch
 

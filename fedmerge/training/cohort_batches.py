@@ -16,7 +16,7 @@ from fedmerge.data.example_sets import IGNORED, Examples
 from fedmerge.errors import CannotStack, InvalidOption
 from fedmerge.state import State
 from fedmerge.tasks import Regression, Task
-from fedmerge.tasks.class_axis import check_classes
+from fedmerge.tasks.label_shapes import check_classes
 from fedmerge.training.local_training import LocalTraining
 
 __all__ = ["CohortBatches", "Participant", "check_participants", "count_steps"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedmerge.data.client_data import examples_of
 from fedmerge.tasks import Classification, Metric, Reading, Task
-from fedmerge.tasks.class_axis import check_classes, class_axis_of
+from fedmerge.tasks.label_shapes import check_classes, class_axis_of
 from fedmerge.training.model_on_data import batches, outputs_of
 
 __all__ = ["Judged", "evaluate", "judge"]

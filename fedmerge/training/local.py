@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedmerge.data.client_data import examples_of
-from fedmerge.data.example_sets import Examples
+from fedmerge.data.example_sets import IGNORED, Examples
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import changed
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
-from fedmerge.tasks.class_axis import CrossEntropy
+from fedmerge.tasks.label_shapes import check_classes, class_axis_of
 from fedmerge.training.correction import NO_CORRECTION, Correction, correct
 from fedmerge.training.early_stop import BestPass, Progress
 from fedmerge.training.local_training import LocalTraining
@@ -25,7 +27,7 @@ from fedmerge.training.model_on_data import batches, batches_to_measure, device_
 from fedmerge.training.own_training import RoundBatches, train_by_function
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["LocalTraining", "batches", "batches_to_measure", "moved", "train"]
+__all__ = ["CrossEntropy", "LocalTraining", "batches", "batches_to_measure", "moved", "train"]
 
 
 def train(
@@ -151,6 +153,61 @@ def _descend(
             best.over(done)
         done = best.restored()
     return settings.report(done.steps, done.total / done.examples, rates)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross-entropy over the labels that count: ``Classification(class_axis).mean_loss``, in fewer calls.
+
+    Parameters
+    ----------
+    class_axis
+        Which axis of the outputs holds the classes.
+    ignoring
+        Whether some labels are to be ignored.
+
+    Examples
+    --------
+    >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[0] * 5, [-100] * 5])
+    >>> round(float(CrossEntropy(1, ignoring=True)(logits, labels)), 4)  # log 3
+    1.0986
+    """
+
+    class_axis: int
+    ignoring: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor, outputs: Any, y: Tensor, labels: Tensor, what: str) -> CrossEntropy:
+        """The loss for this model and these labels.
+
+        Parameters
+        ----------
+        model, x, outputs, y
+            A batch and what the model makes of it.
+        labels
+            All labels.
+        what
+            Whose they are, in front of an error.
+
+        Raises
+        ------
+        InvalidOption
+            They do not belong together.
+        """
+        axis = class_axis_of(model, x, outputs, y, what)
+        check_classes(labels, outputs.shape[axis], what)
+        return cls(axis, bool((labels == IGNORED).any()))
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Scores [labels, classes] of outputs."""
+        return outputs if outputs.ndim == 2 else outputs.movedim(self.class_axis, -1).flatten(0, -2)
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch; 0 where no label counts, of which torch makes NaN."""
+        logits, labels = self.rows(outputs), y.flatten()
+        if self.ignoring and not bool((labels != IGNORED).any()):
+            return logits.sum() * 0
+        return F.cross_entropy(logits, labels)
 
 
 def _parts(batch: tuple[Any, Tensor], settings: LocalTraining) -> Iterator[tuple[Any, Tensor]]:

@@ -13,8 +13,8 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.errors import CannotStack
-from fedmerge.tasks.class_axis import class_axis_of
 from fedmerge.tasks.classification import Classification
+from fedmerge.tasks.label_shapes import class_axis_of
 from fedmerge.training.cohort_batches import CohortBatches
 from fedmerge.training.dropout_masks import DropoutCall, DropoutStreams, Recorder, Replay, fork
 from fedmerge.training.local_training import LocalTraining

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from fedmerge.data.example_sets import IGNORED
 from fedmerge.errors import CannotStack
 from fedmerge.tasks import Binary, Classification, LanguageModel, Multilabel, Reading, Regression, Task
-from fedmerge.tasks.class_axis import check_classes
-from fedmerge.tasks.label_shapes import like_outputs
+from fedmerge.tasks.label_shapes import check_classes, like_outputs
 from fedmerge.training.cohort_batches import Participant
 
 __all__ = ["StackedLoss", "as_stacked", "is_plain", "is_stackable", "settled_loss"]
