@@ -13,7 +13,7 @@ from fedmerge.adapters.low_rank_pairs import Pair, find_pairs
 from fedmerge.adapters.scalings import pair_scaling, scaling_of
 from fedmerge.errors import AdapterError, InvalidOption, UnknownName
 from fedmerge.layout import check_patterns, matching_names
-from fedmerge.models.copies import copy_of
+from fedmerge.models.resize import copy_of
 from fedmerge.seeding import integer_seed
 from fedmerge.state import State, accumulator_dtype, module_state, tied_names
 
