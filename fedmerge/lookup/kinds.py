@@ -82,11 +82,11 @@ _FROM_DATA = frozenset({"input_shape", "num_classes"})
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("edit", "edits", ("fedmerge.edits",), shares=_in_a_method("edit"), own=False),
+        Kind("edit", "edits", ("fedmerge.edits",), shares=_in_a_method("edit")),
         Kind("aggregator", "aggregators", ("fedmerge.aggregators",), shares=_in_a_method("aggregator")),
-        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=_in_a_method("server step"), own=False),
-        Kind("refinement", "refinements", ("fedmerge.refine",), shares=_in_a_method("refinement"), own=False),
-        Kind("trajectory", "trajectories", ("fedmerge.trajectories",), shares=_in_a_method("trajectory"), own=False),
+        Kind("server step", "server_steps", ("fedmerge.server_steps",), shares=_in_a_method("server step")),
+        Kind("refinement", "refinements", ("fedmerge.refine",), shares=_in_a_method("refinement")),
+        Kind("trajectory", "trajectories", ("fedmerge.trajectories",), shares=_in_a_method("trajectory")),
         Kind("statistic", "statistics", ("fedmerge.statistics",), own=False),
         Kind("task", "tasks", ("fedmerge.tasks",)),
         Kind("metric", "metrics", ("fedmerge.tasks",)),

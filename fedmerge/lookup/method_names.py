@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedmerge.errors import InvalidOption
 
-__all__ = ["Part", "own_part", "parse_method", "parse_value", "split_methods"]
+__all__ = ["Part", "own_parts", "parse_method", "parse_value", "split_methods"]
 
 _PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
@@ -42,29 +42,17 @@ def parse_method(method: str) -> list[Part]:
     return [_part(text, method) for text in _split(method, "+")]
 
 
-def own_part(method: str) -> Part | None:
-    """The part of a method that goes by ``module:name``, with the options behind it; None where all have plain names.
+def own_parts(method: str) -> list[Part]:
+    """The parts of a method that go by ``module:name``, with the options behind them.
 
-    It is a whole Flower strategy, or an aggregator, which others may stand beside.
-
-    Raises
-    ------
-    InvalidOption
-        There are two, of which one cannot be an aggregator.
+    One of them may be a whole Flower strategy, which nothing stands beside.
 
     Examples
     --------
-    >>> own_part("dare+mine:Mean(rate=0.5)+server_momentum")
-    Part(name='mine:Mean', options={'rate': 0.5})
+    >>> own_parts("dare+mine:Mean(rate=0.5)+mine:Step")
+    [Part(name='mine:Mean', options={'rate': 0.5}), Part(name='mine:Step', options={})]
     """
-    if ":" not in method:
-        return None
-    own = [part for part in parse_method(method) if ":" in part.name]
-    if len(own) > 1:
-        raise InvalidOption(
-            f"method {method!r}: {own[0].name!r} and {own[1].name!r} both go by module:name, as only an aggregator can"
-        )
-    return own[0] if own else None
+    return [part for part in parse_method(method) if ":" in part.name] if ":" in method else []
 
 
 def split_methods(text: str) -> list[str]:

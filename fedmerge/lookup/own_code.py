@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fedmerge.errors import ConfigError
-from fedmerge.lookup.method_names import own_part
+from fedmerge.lookup.method_names import own_parts
 
 __all__ = ["check_no_code", "named_code"]
 
@@ -31,14 +31,14 @@ def named_code(models: Iterable[str], methods: Iterable[str] = (), **others: Ite
 
     Examples
     --------
-    >>> named_code(["mlp", "mine:cnn"], ["fedavg", "trim+mine:Mean(rate=1)", "flwr.serverapp.strategy:FedAvgM"])
-    ['model mine:cnn', 'method mine:Mean']
+    >>> named_code(["mlp", "mine:cnn"], ["fedavg", "mine:Trim+mine:Mean(rate=1)", "flwr.serverapp.strategy:FedAvgM"])
+    ['model mine:cnn', 'method mine:Trim', 'method mine:Mean']
     """
     found = [f"model {name}" for name in models if ":" in name]
-    parts = [part.name for part in map(own_part, methods) if part is not None]
+    parts = [part.name for method in methods for part in own_parts(method)]
     found += [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]
     for kind, names in others.items():
-        found += [f"{kind} {part.name}" for part in map(own_part, names) if part is not None]
+        found += [f"{kind} {part.name}" for name in names for part in own_parts(name)]
     return list(dict.fromkeys(found))
 
 

@@ -15,9 +15,7 @@ from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES
 from fedmerge.errors import BadUpdate, InvalidOption, UnknownName, shown
 from fedmerge.inputs import tensors_of
-from fedmerge.lookup.kinds import METHOD_KINDS
-from fedmerge.lookup.method_names import parse_method
-from fedmerge.merging import main_part
+from fedmerge.merging import main_part, options_elsewhere
 from fedmerge.offline.at_hand import AtHand
 from fedmerge.offline.loaders import Inputs, first_inputs, read_inputs_of, read_pairs
 from fedmerge.questions import Trust
@@ -125,17 +123,13 @@ def check_keywords(method: str, options: Mapping[str, Any], own: Iterable[str]) 
     fedmerge.errors.UnknownName: unknown option of fedavg 'weigths'. Did you mean 'weights'? Known: base, weights.
     """
     first = main_part(method)
-    others = [part for part in parse_method(method) if part != first]
     found = entries("aggregator").get(first.name)
     if found is None:
         return  # told better by whoever builds the method
     known = {*found.options, *own}
     for option in options:
         if option not in known:
-            parts = {name: part for kind in METHOD_KINDS for name, part in entries(kind).items()}
-            holders = [p.name for p in others if p.name in parts and option in parts[p.name].options]
-            remedy = "" if not holders else f"Options of {holders[0]} stand behind it: {holders[0]}({option}=...)."
-            raise UnknownName(f"option of {first.name}", option, known, remedy)
+            raise UnknownName(f"option of {first.name}", option, known, options_elsewhere(method, option))
 
 
 def check_signs(weights: Sequence[float], method: str, aggregator: Aggregator) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.merging import main_part
+from fedmerge.merging import main_part, options_elsewhere
 from fedmerge.registry import entry, usual_names
 from fedmerge.statistics import StatisticsSettings
 
@@ -59,7 +59,8 @@ def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None
     for name in options:
         if name not in own:
             guess = _RENAMED.get(name)
-            remedy = f"It goes into start({_START[name]}=...)." if name in _START else ""
+            elsewhere = options_elsewhere(method, name)
+            remedy = f"It goes into start({_START[name]}=...)." if name in _START else elsewhere
             raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower], remedy, guess)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.lookup.method_names import Part, own_part, parse_method, split_methods
+from fedmerge.lookup.method_names import Part, own_parts, parse_method, split_methods
 from fedmerge.merging import build_pipeline
 
 
@@ -49,16 +49,11 @@ def test_a_wrong_option_in_parentheses_is_named():
 @pytest.mark.parametrize(
     ("method", "own"),
     [
-        ("fedavg+server_adam", None),
-        ("rebasin(combine=mine:Mean)", None),
-        ("mine:Mean", Part("mine:Mean", {})),
-        ("dare(density=0.5)+mine:Mean(x=1)+ridge_head", Part("mine:Mean", {"x": 1})),
+        ("fedavg+server_adam", []),
+        ("rebasin(combine=mine:Mean)", []),
+        ("mine:Mean", [Part("mine:Mean", {})]),
+        ("dare(density=0.5)+mine:Mean(x=1)+mine:Step", [Part("mine:Mean", {"x": 1}), Part("mine:Step", {})]),
     ],
 )
-def test_the_part_that_would_be_imported(method, own):
-    assert own_part(method) == own
-
-
-def test_two_parts_of_ones_own_are_refused():
-    with pytest.raises(InvalidOption, match="only an aggregator"):
-        own_part("mine:Mean+mine:Step")
+def test_the_parts_that_would_be_imported(method, own):
+    assert own_parts(method) == own

@@ -141,12 +141,13 @@ def _check_methods(config: Config) -> None:
             twice = next(value for value in values if values.count(value) > 1)
             raise ConfigError(f"{kind} names {twice!r} twice: name each once")
     for method in config.methods:
-        edits, first, others = divided(method_parts(method, config.options), method)
-        if ":" in first.name:  # what a configuration names is not imported before somebody has agreed
-            parts_beside(edits, others, method)
+        # What a configuration names is not imported before somebody has agreed.
+        edits, first, others = divided(method_parts(method, config.options, load=False), method, load=False)
+        if ":" in first.name:
+            parts_beside(edits, others, method, load=False)
         else:
             settings: dict[str, Any] = {"privacy": config.privacy, "batch_norm": config.batch_norm}
-            made = build_pipeline(method, config.options, trust=config.trust, **settings)
+            made = build_pipeline(method, config.options, load=False, trust=config.trust, **settings)
             if made.aggregator.local_rule is not None:
                 made.aggregator.local_rule.check(config.training)
     known = {name: (kind, name) for kind in METHOD_KINDS for name in entries(kind)}

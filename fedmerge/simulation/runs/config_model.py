@@ -28,9 +28,9 @@ __all__ = ["Config"]
 class Config(Section):
     """Everything that a comparison depends on.
 
-    ``methods`` may hold names of :func:`fedmerge.methods`, or ``module:Aggregator``, with other parts before and behind
-    them, joined by ``+``, and options in parentheses (``fedfisher(variant=diag)``); and ``module:Strategy`` for any
-    Flower strategy. ``options`` has a table per part. ``references`` also judges the
+    ``methods`` may hold names of :func:`fedmerge.methods`, with other parts before and behind them, joined by ``+``,
+    and options in parentheses (``fedfisher(variant=diag)``); any part may be one's own, ``module:name``, and a whole
+    method ``module:Strategy``, any Flower strategy. ``options`` has a table per part. ``references`` also judges the
     clients' own models of the first round, their ensemble and the best alone. ``server_examples`` gives the server so
     many examples of the test set, for methods that use data there; the rest is the test set then. ``statistics`` says
     how clients measure what methods need; ``privacy`` masks and noise for what they answer to refinements (they then
@@ -100,11 +100,12 @@ class Config(Section):
 
 
 def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    edits, first, others = divided(method_parts(method, options), method)
-    if ":" in first.name:  # it is imported when it runs, and not to write down its defaults
-        beside, own = [*parts_beside(edits, others, method).values()], {}
+    # What is one's own is imported when it runs, and not to write down its defaults.
+    edits, first, others = divided(method_parts(method, options, load=False), method, load=False)
+    if ":" in first.name:
+        beside, own = [*parts_beside(edits, others, method, load=False).values()], {}
     else:
-        pipeline = build_pipeline(method, options)
+        pipeline = build_pipeline(method, options, load=False)
         beside = [pipeline.edits, pipeline.server_steps, pipeline.refinements, pipeline.trajectories]
         own = {first.name: pipeline.aggregator}
     made: dict[type, list[Any]] = {}
@@ -113,7 +114,7 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
     known = {name: part for kind in METHOD_KINDS for name, part in entries(kind).items()}
     names = [part.name for part in (*edits, *others)]
     # One table cannot describe two of a kind: what was given for them stays, in parentheses or in the table.
-    single = {name: made[known[name].cls][0] for name in names if len(made[known[name].cls]) == 1}
+    single = {name: made[known[name].cls][0] for name in names if name in known and len(made[known[name].cls]) == 1}
     parts = {**own, **single}
     values = {
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

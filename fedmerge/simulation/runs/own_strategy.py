@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.lookup.loading import load_named
+from fedmerge.lookup.method_names import own_parts
 from fedmerge.merging import build_pipeline, divided, method_parts
 from fedmerge.registry import entries
 from fedmerge.strategies import MergeStrategy, RunSettings
@@ -42,11 +43,13 @@ def make_strategy(
         It cannot be imported or made, or cannot honour a setting of the run.
     """
     options = options or {}
+    for part in own_parts(method):
+        module = part.name.partition(":")[0]
+        if module in entries("aggregator"):
+            raise ConfigError(f"method {part.name!r}: options stand in parentheses: {module}(option=value)")
     edits, own, others = divided(method_parts(method, options), method)
     name = own.name
     module = name.partition(":")[0]
-    if module in entries("aggregator"):
-        raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
     make = load_named(name, "method", "Strategy", "my_strategies:Mine", ConfigError)
     if isinstance(make, type) and issubclass(make, Aggregator):
         ours = MergeStrategy(build_pipeline(method, options, privacy=run.privacy, trust=run.trust), **keywords)

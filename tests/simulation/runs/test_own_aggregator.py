@@ -119,8 +119,6 @@ def test_in_a_comparison_others_stand_beside_it_and_their_options_in_its_record(
         (f"{HERE}:Mean+server_momentun", UnknownName, "server_momentum"),
         (f"{HERE}:Mean+server_momentum(momentun=0.5)", UnknownName, "Did you mean 'momentum'"),
         (f"trim(density=2)+{HERE}:Mean", InvalidOption, "density"),
-        (f"{HERE}:Mean+fedavg", UnknownName, "has an aggregator already"),
-        (f"fedavg+{HERE}:Mean", UnknownName, "Mean"),
     ],
 )
 def test_what_is_wrong_beside_it_is_told_without_importing_it(method, kind, words):
@@ -135,6 +133,8 @@ def test_what_is_wrong_beside_it_is_told_without_importing_it(method, kind, word
         ("Mean(facter=2)", UnknownName, "Did you mean 'factor'"),
         ("Mean(factor=much)", InvalidOption, "factor"),
         ("Loose", ConfigError, "frozen=True"),
+        ("Mean+fedavg", UnknownName, "has an aggregator already"),
+        (f"Mean+{HERE}:Mean", UnknownName, "has an aggregator already"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_before_anything_is_written(tmp_path, method, kind, words):

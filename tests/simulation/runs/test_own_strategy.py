@@ -148,7 +148,7 @@ def test_flowers_own_strategies_refuse_what_they_cannot_honour():
 
 def test_mistakes_in_the_name_are_told_as_for_models():
     for text, said in (
-        ("own_strategies_for_test:Missing", "has no Strategy 'Missing'"),
+        ("own_strategies_for_test:Missing", "has no part 'Missing'"),
         ("own_strategies_for_test:", "lacks a part"),
         ("no_such_module_here:Mine", "cannot import module 'no_such_module_here'.*directory"),
         ("own_strategies_for_test:broken", "cannot make a Flower strategy.*not callable"),
