@@ -15,9 +15,8 @@ Where things go that clients are to do besides:
 
 - **Tensors that do not travel** (frozen, personal) are told by ``group.order.parts``
   (:class:`~fedmerge.clients.own_parts.OwnParts`): ``add_own`` puts them into the state that it fits, ``keep`` leaves
-  personal ones in ``group.kept[row]``, ``measure`` measures nothing of them, and ``encode`` leaves both out. A group
-  whose clients start from different tensors cannot be stacked: :meth:`Client.starts_apart
-  <fedmerge.clients.client.Client.starts_apart>` says so.
+  personal ones in ``group.kept[row]``, ``measure`` measures nothing of them, and ``encode`` leaves both out. Of a
+  group that trains stacked, ``group.own[row]`` holds the tensors that this client starts from in the module's place.
 - **Local rules** with a state (control variates): what comes with the order is in ``group.order.brought[name]``, what
   the client kept in ``group.kept[row][name]`` (Flower records, so that they are checkpointed and survive in a
   deployment), and what it sends back goes to ``group.returned[row][name]`` in ``train``; it travels as a record

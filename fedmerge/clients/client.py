@@ -156,10 +156,8 @@ class Client:
         return self.own_model_fn(client).to(choose_device(self.device))
 
     def starts_apart(self, told: Instructions) -> bool:
-        """Whether clients start from tensors of their own, so that they cannot be stacked."""
-        parts = self.parts(told.config)
-        personal = parts is not None and bool(parts.layout.personal)
-        return told.keeps_buffers or personal or self.first_is_own(told) or self.own_ranks is not None
+        """Whether clients start from other models than the one sent, so that they cannot be stacked."""
+        return self.first_is_own(told) or self.own_ranks is not None
 
     def first_is_own(self, told: Instructions) -> bool:
         """Whether clients start this order from models that ``own_model_fn`` makes."""

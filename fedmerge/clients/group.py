@@ -163,6 +163,9 @@ class Group:
         What each of them remembers; stages change it in place. Empty where nobody keeps anything.
     module
         The model that they train, from :func:`add_own` on. It is on loan: the next client trains in the same one.
+    own
+        Of several that train stacked, the tensors of each that are its own, in place of the module's; from
+        :func:`add_own` on.
     start
         Parameters that it starts from, where somebody asks for them after training.
     states
@@ -183,6 +186,7 @@ class Group:
     data: tuple[ClientData, ...]
     kept: tuple[RecordDict, ...] = ()
     module: nn.Module | None = None
+    own: tuple[State, ...] = ()
     start: State | None = None
     states: State | None = None
     reports: tuple[TrainingReport, ...] = ()
@@ -204,6 +208,7 @@ class Group:
             clients=self.clients[rows],
             data=self.data[rows],
             kept=self.kept[rows],
+            own=self.own[rows],
             states=None if self.states is None else {name: stacked[rows] for name, stacked in self.states.items()},
             reports=self.reports[rows],
             ruled=self.ruled[rows],

@@ -13,22 +13,18 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmerge.clients.client import Client
 from fedmerge.clients.group import Group, Instructions, Received
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
-from fedmerge.clients.local_rules import corrections, keep_rule, starting_point, take_back, to_keep
+from fedmerge.clients.local_rules import keep_rule, take_back
 from fedmerge.clients.measure import measured
-from fedmerge.clients.own_parts import unmeasured
+from fedmerge.clients.train_group import train
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
 from fedmerge.state import State
-from fedmerge.training.cohort import train_cohort
-from fedmerge.training.cohort_batches import Participant
-from fedmerge.training.correction import NO_CORRECTION
 from fedmerge.training.local import batches_to_measure
-from fedmerge.training.local import train as train_one
 from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY
 from fedmerge.wire.keys import ERROR_KEY
 from fedmerge.wire.record_values import view_arrays
@@ -51,8 +47,6 @@ __all__ = [
 
 
 Stage = Callable[[Client, Group], Group]
-
-_PHASES = 1 << 40  # more than there are rounds and stages: what is trained first draws batches of its own
 
 
 def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
@@ -152,10 +146,11 @@ def add_own(client: Client, group: Group) -> Group:
     state: State = order.state
     if told.stage:
         state = caught_up(group.kept[0], order.brought)
-    if told.keeps_buffers and group.kept:
+    if told.keeps_buffers and group.kept and len(group) == 1:
         state = {**state, **kept_buffers(group.kept[0])}
-    kept = group.kept[0] if group.kept else None
+    kept = group.kept[0] if group.kept and len(group) == 1 else None
     module = client.fitted(order.completed(state, kept))
+    mine = _own_of_each(group) if len(group) > 1 else ()
     own = client.own_model(told, group.clients[0])
     if own is not None:
         module = own if order.parts is None else order.parts.join(own, kept)
@@ -168,43 +163,17 @@ def add_own(client: Client, group: Group) -> Group:
     start = None
     if client.tamper is not None:
         start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    return replace(group, module=module, start=start)
+    return replace(group, module=module, own=mine, start=start)
 
 
-def train(client: Client, group: Group) -> Group:
-    """Train them: one in its module, several stacked.
-
-    Raises
-    ------
-    CannotStack
-        Several that cannot train stacked.
-    ModelError
-        The model sent has widths that do not go with the examples.
-    """
-    module, told, parts = _module(group), group.order.told, group.order.parts
-    added = (NO_CORRECTION,) * len(group) if told.rule is None else corrections(group)
-    start = {} if told.rule is None else starting_point(group, module)
-    if len(group) > 1:
-        people = [
-            Participant(number, data.train, offset=correction.offset)
-            for number, data, correction in zip(group.clients, group.data, added, strict=True)
-        ]
-        named = {"seed": told.seed, "round": told.round}
-        done = train_cohort(module, people, told.training, **named, pull=added[0].pull, task=client.task)
-        states, reports = done.states, tuple(done.reports)
-    else:
-        (number,), (data,) = group.clients, group.data
-        phases = [((), told.training)] if parts is None else parts.phases(told.training)
-        for left, (still, settings) in zip(range(len(phases))[::-1], phases, strict=True):
-            with client.telling(module), unmeasured(module, still) if still else nullcontext():
-                report = train_one(
-                    module, data.train, None, settings,
-                    seed=told.seed, client=number, round=told.round + left * _PHASES, task=client.task,
-                    correction=added[0], held_out=data.held_out,
-                )  # fmt: skip
-        states, reports = {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}, (report,)
-    ruled = to_keep(group, start, states, reports) if start else ()
-    return replace(group, module=module if len(group) == 1 else None, states=states, reports=reports, ruled=ruled)
+def _own_of_each(group: Group) -> tuple[State, ...]:
+    """Tensors that each client of a stack has kept: its personal part, and batch norms that stay with it."""
+    parts, told = group.order.parts, group.order.told
+    own: list[State] = []
+    for kept in group.kept:
+        buffers = kept_buffers(kept) if told.keeps_buffers else {}
+        own.append({**buffers, **({} if parts is None else parts.kept(kept))})
+    return tuple(own)
 
 
 def attack(client: Client, group: Group) -> Group:
@@ -216,7 +185,9 @@ def attack(client: Client, group: Group) -> Group:
     ours = {name: group.states[name] if alone else group.states[name].clone() for name in group.start}
     for row, number in enumerate(group.clients):
         trained = {name: stacked[row] for name, stacked in ours.items()}
-        for name, tensor in client.tamper(trained, group.start, number, group.order.told.round).items():
+        mine = group.own[row] if group.own else {}
+        start = {name: mine.get(name, tensor) for name, tensor in group.start.items()}
+        for name, tensor in client.tamper(trained, start, number, group.order.told.round).items():
             ours[name][row].copy_(tensor)
     return group if alone else replace(group, states={**group.states, **ours})
 
@@ -289,9 +260,3 @@ def metrics_of(group: Group, row: int = 0) -> dict[str, int | float]:
     loss = {} if group.order.told.withholds else {"train_loss": report.loss}
     told = {"num-examples": len(group.data[row]), **loss, STEPS_KEY: report.steps}
     return told if error is None else {**told, ERROR_KEY: error}
-
-
-def _module(group: Group) -> nn.Module:
-    if group.module is None:
-        raise ModelError("a client trains before it has a model: add_own comes before train")
-    return group.module

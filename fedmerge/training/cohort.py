@@ -76,7 +76,7 @@ def train_cohort(
     model
         The model sent out this round; it is not modified.
     participants
-        The clients, with any numbers of examples.
+        The clients, with any numbers of examples, and tensors of their own to start from if they have any.
     settings
         How to train.
     seed, round
@@ -122,7 +122,8 @@ def train_cohort(
     # The longest first, so that those who still work are always in front.
     steps = [count_steps(len(one.x), settings) for one in participants]
     order = sorted(range(len(participants)), key=lambda row: (-steps[row], -len(participants[row].x)))
-    states = CohortStates(model, len(participants))
+    states = CohortStates(model, len(participants), [one.start for one in participants])
+    held = bool(pulled.proximal_mu)
     streams = Streams(seed, "batches", [one.client for one in participants], round)
     losses = [0.0] * len(participants)
 
@@ -134,11 +135,12 @@ def train_cohort(
         batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, task)
         if layers is None:
             dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
-            stack = states.stack(rows, settings, offsets=offsets)
+            stack = states.stack(rows, settings, offsets=offsets, pulled=held)
             total = train_by_autograd(model, stack, batches, states.start, pulled, dropout, rates)
         else:
             worth = batches.rows[0].size >= _EXAMPLES_WORTH_TRANSPOSING
-            stack = states.stack(rows, settings, {layer.weight for layer in layers} if worth else (), offsets)
+            flipped = {layer.weight for layer in layers} if worth else ()
+            stack = states.stack(rows, settings, flipped, offsets, pulled=held)
             total = train_linear(layers, stack, batches, states.start, pulled, rates)
         states.put(rows, stack)
         return total

@@ -40,6 +40,8 @@ class Participant:
         What the method adds to this client's gradients, by the names of parameters.
     held_out
         Examples that early stopping judges by.
+    start
+        Tensors that this client starts from in place of the model's, by name: its personal part.
 
     Attributes
     ----------
@@ -62,6 +64,7 @@ class Participant:
     y: Any = None
     offset: State = field(default_factory=dict)
     held_out: Examples | None = None
+    start: State = field(default_factory=dict)
     data: Examples = field(init=False)
 
     def __post_init__(self) -> None:

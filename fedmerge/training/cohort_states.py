@@ -14,14 +14,27 @@ __all__ = ["CohortStates"]
 
 
 class CohortStates:
-    """The tensors of all clients, written chunk by chunk."""
+    """The tensors of all clients, written chunk by chunk.
 
-    def __init__(self, model: nn.Module, count: int) -> None:
+    Parameters
+    ----------
+    model
+        The model that they start from.
+    count
+        Number of clients.
+    own
+        For each client, tensors that it starts from in place of the model's, by name; none where all start alike.
+    """
+
+    def __init__(self, model: nn.Module, count: int, own: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self._model, self._count = model, count
         self.start = {name: p.detach() for name, p in model.named_parameters()}
         self._weights = {name for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
         self.device = next(iter(self.start.values())).device
+        self._own, apart = own, {name for tensors in own for name in tensors}
+        # A frozen parameter that each client has to itself goes along as buffers do, and stays as it is.
+        self._buffers |= {name: p for name, p in self.start.items() if name in apart - self._weights}
         moving = {**{name: self.start[name] for name in self._weights}, **self._buffers}
         self._all = {name: t.new_empty(count, *t.shape) for name, t in moving.items()}
 
@@ -31,23 +44,34 @@ class CohortStates:
         settings: LocalTraining,
         transposed: Collection[str] = (),
         offsets: Sequence[Mapping[str, Tensor]] = (),
+        *,
+        pulled: bool = False,
     ) -> Stack:
         """The start of some clients, in place where their rows follow each other.
 
         Those `transposed` look the same and lie in memory the other way round. `offsets` of the clients, where they
-        have any, go beside them.
+        have any, go beside them; and where they started, if they are `pulled` there.
         """
         place = _span(rows)
+        own = [self._own[row] for row in rows] if any(self._own) else []
 
         def copies(name: str, tensor: Tensor) -> Tensor:
             if name in transposed:
-                return tensor.new_empty(len(rows), *tensor.shape[::-1]).copy_(tensor.T).mT
-            room = self._all[name][place] if place else tensor.new_empty(len(rows), *tensor.shape)
-            return room.copy_(tensor)
+                room = tensor.new_empty(len(rows), *tensor.shape[::-1]).copy_(tensor.T).mT
+            else:
+                room = self._all[name][place] if place else tensor.new_empty(len(rows), *tensor.shape)
+                room.copy_(tensor)
+            for row, mine in enumerate(own):
+                if name in mine:
+                    room[row].copy_(mine[name])
+            return room
 
         weights = {name: copies(name, tensor) for name, tensor in self.start.items() if name in self._weights}
         buffers = {name: copies(name, tensor) for name, tensor in self._buffers.items()}
-        return Stack(weights, buffers, slots(settings, weights), self._stacked(offsets))
+        origins: dict[str, Tensor] = {}
+        if pulled:
+            origins = {name: weights[name].clone() for name in weights if any(name in mine for mine in own)}
+        return Stack(weights, buffers, slots(settings, weights), self._stacked(offsets), origins)
 
     def _stacked(self, offsets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """What is added to the clients' gradients, zero for those that have nothing."""

@@ -73,11 +73,11 @@ def train_linear(
         working = slice(0, int((sizes > 0).sum()))
         part = stack.part(working)
         x, y, shares = batches.at(step, working)
-        weights = {**part.weights, **{name: tensor[working] for name, tensor in frozen.items()}}
+        weights = {**part.weights, **{name: tensor[working] for name, tensor in frozen.items()}, **part.buffers}
         losses, products = backward(layers, weights, part.weights, x.flatten(2), y, shares)
         if plain:
             for name, left, right in products:
-                _fold(part.weights[name], left, right, start[name], settings, decay)
+                _fold(part.weights[name], left, right, part.origins.get(name, start[name]), settings, decay)
                 if name in part.offsets:
                     part.weights[name].sub_(part.offsets[name], alpha=settings.learning_rate)
         else:

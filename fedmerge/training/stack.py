@@ -34,12 +34,15 @@ class Stack:
         What the optimiser remembers, [K, *shape] for each weight: ``momentum``, or Adam's ``mean`` and ``square``.
     offsets
         What the method adds to the gradient of each weight, [K, *shape]; read only.
+    origins
+        Where each client started, [K, *shape], for weights of which each has its own; read only.
     """
 
     weights: dict[str, Tensor]
     buffers: dict[str, Tensor]
     slots: dict[str, dict[str, Tensor]]
     offsets: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, members: Members) -> Stack:
         """The tensors of some clients."""
@@ -48,7 +51,7 @@ class Stack:
             return {name: tensor[members] for name, tensor in tensors.items()}
 
         kept = {kind: some(tensors) for kind, tensors in self.slots.items()}
-        return Stack(some(self.weights), some(self.buffers), kept, some(self.offsets))
+        return Stack(some(self.weights), some(self.buffers), kept, some(self.offsets), some(self.origins))
 
     def put(self, members: Members, part: Stack) -> None:
         """Write a part back; nothing to do where it is a view."""
@@ -112,7 +115,7 @@ def descend(
     """
     rate, decay = settings.learning_rate if rate is None else rate, settings.decay
     if settings.proximal_mu or part.offsets:
-        correct(gradients, part.weights, start, settings.proximal_mu, part.offsets)
+        correct(gradients, part.weights, {**start, **part.origins}, settings.proximal_mu, part.offsets)
     if settings.clip_norm is not None:
         _clip(gradients, settings.clip_norm)
     for name, found in gradients.items():

@@ -130,9 +130,9 @@ class _Share:
 
     @property
     def alike(self) -> bool:
-        """Whether all clients start from the same tensors, as clients of a stack have to."""
+        """Whether all clients start from the model sent, but for a personal part and batch norms of their own."""
         told = self.received.told
-        return not self._client.starts_apart(told) and not told.keeps_buffers
+        return not told.stage and not self._client.starts_apart(told)
 
     def entered(self, nodes: Sequence[int]) -> Iterator[Group]:
         """The clients with their data, ready to train. Clients whose data cannot be loaded are noted as failed.
