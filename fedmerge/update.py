@@ -208,7 +208,9 @@ class MergeContext:
             There are none.
         """
         if self.data is None:
-            raise InvalidOption(f"{method} needs inputs on the server: pass data=.")
+            raise InvalidOption(
+                f"{method} needs inputs on the server: pass data= (server_examples in a configuration)."
+            )
         for batch in self.data:
             yield batch[0] if isinstance(batch, tuple | list) else batch
 
@@ -245,7 +247,10 @@ class MergeContext:
             )
         pairs = list(self.data or ())
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
-            raise InvalidOption(f"{method} judges models on the server: pass data= with (inputs, targets) batches.")
+            raise InvalidOption(
+                f"{method} judges models on the server: pass data= with (inputs, targets) batches "
+                "(server_examples in a configuration)."
+            )
         module = self.module(state, method)
         judged = sum((judge(module, x, y, what="data=", task=self.task) for x, y in pairs), Judged())
         return -judged.loss if judged.hits is None else judged.accuracy

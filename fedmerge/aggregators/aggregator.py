@@ -11,8 +11,10 @@ from fedmerge.statistics.statistic_type import Statistic
 from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
-__all__ = ["Aggregator", "Fold", "Separable"]
+__all__ = ["Aggregator", "Fold", "Separable", "ServerData"]
 
+ServerData = Literal["none", "inputs", "labels"]
+"""What data a method needs on the server; with ``"labels"`` it judges whole models there."""
 Separable = Literal["never", "layer", "tensor"]
 """On what a part of the result depends: ``tensor``, each tensor on that tensor of the clients alone, and on what they
 measured of it; ``layer``, each layer on that layer; ``never``, on whole models."""
@@ -44,6 +46,11 @@ class Aggregator(ABC):
     """Whether the merged model may be wider or narrower than the clients'."""
     allows_negative_weights: ClassVar[bool] = False
     """Whether models at hand may have negative weights, to be subtracted; clients of a federation never have."""
+
+    @property
+    def server_data(self) -> ServerData:
+        """What the server must hold for these options."""
+        return "inputs" if self.requires_data else "none"
 
     @property
     def several_exchanges(self) -> bool:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator, ServerData
 from fedmerge.errors import BadUpdate, InvalidOption
 from fedmerge.lookup.method_names import parse_method
 from fedmerge.matching.symmetries import symmetries
@@ -65,6 +65,12 @@ class Aligning(Aggregator):
     def needs(self) -> tuple[Statistic, ...]:
         """What the combination needs."""
         return self.combiner.needs
+
+    @property
+    def server_data(self) -> ServerData:
+        """What the alignment needs, or the combination."""
+        combined, own = self.combiner.server_data, super().server_data
+        return combined if own == "none" else "labels" if combined == "labels" else own
 
     @abstractmethod
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate | BadUpdate]:

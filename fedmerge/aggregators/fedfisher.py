@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator
+from fedmerge.aggregators.aggregator import Aggregator, ServerData
 from fedmerge.curvature.collected import Collected, DiagonalSum
 from fedmerge.curvature.kronecker import LayerSystem
 from fedmerge.errors import InvalidOption
@@ -77,6 +77,11 @@ class FedFisher(Aggregator):
     def needs(self) -> tuple[Statistic, ...]:
         """The Fisher of the variant."""
         return (FisherDiag(),) if self.variant == "diag" else (FisherKfac(),)
+
+    @property
+    def server_data(self) -> ServerData:
+        """Labels, where iterates are judged."""
+        return "labels" if self.early_stopping else "none"
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Minimise; the memory stays empty."""

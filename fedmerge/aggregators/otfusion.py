@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedmerge.aggregators.aggregator import ServerData
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
@@ -81,6 +82,12 @@ class OTFusion(Aligning):
         ):
             if getattr(self, name) not in known:
                 raise InvalidOption(f"OTFusion: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    @property
+    def server_data(self) -> ServerData:
+        """Inputs, to hear activations on."""
+        own = super().server_data
+        return "inputs" if self.ground == "activations" and own == "none" else own
 
     def align(self, updates: Sequence[ClientUpdate], context: MergeContext) -> Iterator[ClientUpdate]:
         """Carry every client onto the widest of those that look like most, of several onto the most typical."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedmerge.aggregators.aggregator import ServerData
 from fedmerge.aggregators.aligning import Permuting
 from fedmerge.errors import InvalidOption
 from fedmerge.lookup.option_checks import check_range
@@ -69,6 +70,12 @@ class Rebasin(Permuting):
         check_range(self, "restarts", 1, float("inf"), open_high=True)
         if self.ground not in ("weights", "activations"):
             raise InvalidOption(f'Rebasin: ground must be "weights" or "activations", got {self.ground!r}')
+
+    @property
+    def server_data(self) -> ServerData:
+        """Inputs, to hear activations on."""
+        own = super().server_data
+        return "inputs" if self.ground == "activations" and own == "none" else own
 
     def permutations(
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], context: MergeContext

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedmerge.aggregators.aggregator import Aggregator, Separable
+from fedmerge.aggregators.aggregator import Aggregator, Separable, ServerData
 from fedmerge.lookup.option_checks import check_word
 from fedmerge.registry import register
 from fedmerge.state import State, WeightedSum, accumulator_dtype
@@ -55,6 +55,11 @@ class Soup(Aggregator):
     def separable(self) -> Separable:
         """Whether a model makes the mean better shows on whole models."""
         return "tensor" if self.recipe == "uniform" else "never"
+
+    @property
+    def server_data(self) -> ServerData:
+        """Labels, where models are judged."""
+        return "labels" if self.recipe == "greedy" else "none"
 
     def merge(self, updates: Iterable[ClientUpdate], context: MergeContext, memory: State) -> tuple[State, State]:
         """Average; the memory stays empty."""

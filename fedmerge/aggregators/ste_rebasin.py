@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedmerge.aggregators.aggregator import ServerData
 from fedmerge.aggregators.aligning import Permuting
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import OnDeviceOf, examples_in
@@ -75,6 +76,11 @@ class StraightThroughRebasin(Permuting):
         check_count(self, "steps", 0)
         check_range(self, "learning_rate", 0.0, float("inf"), open_low=True, open_high=True)
         check_range(self, "momentum", 0.0, 1.0, open_high=True)
+
+    @property
+    def server_data(self) -> ServerData:
+        """Labels: the loss is taken there."""
+        return "labels"
 
     def permutations(
         self, spec: PermutationSpec, updates: Sequence[ClientUpdate], context: MergeContext
@@ -194,5 +200,8 @@ def _labelled(context: MergeContext) -> list[tuple[Any, Tensor]]:
         )
     batches = list(context.data or ())
     if not batches or not all(isinstance(b, tuple | list) and len(b) == 2 and len(b[1]) for b in batches):
-        raise InvalidOption("ste_rebasin judges models on the server: pass data= with (inputs, targets) batches.")
+        raise InvalidOption(
+            "ste_rebasin judges models on the server: pass data= with (inputs, targets) batches "
+            "(server_examples in a configuration)."
+        )
     return [(batch[0], batch[1]) for batch in batches]

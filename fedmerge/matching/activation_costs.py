@@ -99,7 +99,9 @@ def match_activations(
     pairs = [(anchor, j) for j in range(len(modules)) if j != anchor]
     heard = Heard.of(spec, modules, pairs, inputs)
     if not heard.found and any(consumers(group.sites) for group in spec.groups):
-        raise InvalidOption("matching by activations needs inputs on the server: pass data=.")
+        raise InvalidOption(
+            "matching by activations needs inputs on the server: pass data= (server_examples in a configuration)."
+        )
     heard.check(list(range(len(modules))) if clients is None else clients)
     perms = [spec.identity() for _ in modules]
     for _, j in pairs:

@@ -165,7 +165,7 @@ def merge(
             clients = [OnDeviceOf(models[0], one) for one in clients]
         if not pipeline.aggregator.may_change_width and pattern_weights is None and rows is None:
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
-        if pipeline.aggregator.requires_data and data is None:
+        if pipeline.aggregator.server_data != "none" and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
         asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
         told = either(task, loss)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.merging import main_part, options_elsewhere
+from fedmerge.merging import Pipeline, main_part, options_elsewhere
 from fedmerge.registry import entry, usual_names
 from fedmerge.statistics import StatisticsSettings
+from fedmerge.strategies.travel import Travel
+from fedmerge.update import MergeContext
 
 __all__ = ["check_keywords", "check_server", "statistics_settings"]
 
@@ -64,7 +65,7 @@ def check_keywords(method: str, options: dict[str, Any], strategy: type) -> None
             raise UnknownName(f"keyword of strategy {method!r}", name, [*own, *flower], remedy, guess)
 
 
-def check_server(aggregator: Aggregator, model_fn: object, data: object, example: object) -> None:
+def check_server(pipeline: Pipeline, travel: Travel, data: Iterable[Any] | None, example: object) -> None:
     """Make sure that the server has what the method wants there.
 
     Raises
@@ -72,10 +73,23 @@ def check_server(aggregator: Aggregator, model_fn: object, data: object, example
     InvalidOption
         It lacks something without which all the training would be in vain.
     """
-    name = type(aggregator).__name__
-    if aggregator.requires_data and data is None:
-        raise InvalidOption(f"{name} needs batches on the server: pass data=")
-    if aggregator.requires_model and model_fn is None:
+    aggregator = pipeline.aggregator
+    name, wanted = type(aggregator).__name__, aggregator.server_data
+    if wanted != "none" and data is None:
+        raise InvalidOption(f"{name} needs batches on the server: pass data= (server_examples in a configuration)")
+    if wanted == "labels" and travel.layout is not None and travel.layout.personal:
+        raise InvalidOption(
+            f"{name} judges models on the server, and {travel.layout.personal[0]!r} is personal: only clients have a "
+            "whole model. Take a method that needs no data on the server"
+        )
+    if aggregator.requires_model and travel.model_fn is None:
         raise InvalidOption(f"{name} has to know the model: pass model_fn=")
     if aggregator.requires_model and example is None and data is None:
         raise InvalidOption(f"{name} has to trace the model: pass example=, one batch of inputs")
+    for one in pipeline.refinements:
+        one.asks(MergeContext(data=data, model_fn=travel.model_fn, layout=travel.layout, ask=_nobody))
+
+
+def _nobody(*_: Any, **__: Any) -> Any:
+    """In the place of clients, who can be asked in a run."""
+    raise NotImplementedError

@@ -20,7 +20,7 @@ from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
 from fedmerge.statistics import StatisticsSettings
 from fedmerge.strategies.identity import Identities
-from fedmerge.strategies.keywords import check_keywords, statistics_settings
+from fedmerge.strategies.keywords import check_keywords, check_server, statistics_settings
 from fedmerge.strategies.merge_report import MergeReport
 from fedmerge.strategies.merging_replies import MergesReplies
 from fedmerge.strategies.numbering import start_after
@@ -218,6 +218,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self.travel.facts["task"] = run.task
         self._data = run.data if self._data is None else self._data
         self._example = run.example if self._example is None else self._example
+        check_server(self.pipeline, self.travel, self._data, self._example)
 
     def begin_after(self, done: int) -> None:
         """Have the next :meth:`start` go on after round `done`, which was run elsewhere: say, before an interruption.

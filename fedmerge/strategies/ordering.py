@@ -95,7 +95,7 @@ class OrdersRounds(FlowerFedAvg):
         if self.observers and not self._watched:
             raise InvalidOption(UNWATCHED)
         if self._order is None:
-            check_server(self.pipeline.aggregator, self.travel.model_fn, self._data, self._example)
+            check_server(self.pipeline, self.travel, self._data, self._example)
         goes_on = going_on(self.memory) if self.memory else {}
         if goes_on:  # `arrays` are an average that was judged, and clients train on from the model behind it
             arrays = to_arrays({**view_arrays(arrays), **goes_on})
