@@ -6,11 +6,14 @@ import difflib
 import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedmerge.plain_text import one_line
 
 __all__ = [
     "AdapterError",
+    "BadArgument",
+    "BadStatistic",
     "BadUpdate",
     "CannotMatch",
     "CannotStack",
@@ -58,6 +61,24 @@ class BadUpdate(FedMergeError):
     def __reduce__(self) -> tuple[type, tuple[int | str, str, str]]:
         # Between processes an exception is made anew from its arguments, which are not its message.
         return type(self), (self.client, self.reason, self.remedy)
+
+
+class BadArgument(BadUpdate):
+    """What was passed beside models at hand, ``base=`` or ``statistics=``, does not go with them.
+
+    ``where`` says what it is; ``client`` is the number of the model that it does not go with.
+    """
+
+    def __init__(self, where: str, client: int, reason: str, remedy: str) -> None:
+        FedMergeError.__init__(self, f"{where}: {one_line(reason)}. {remedy}")
+        self.where, self.client, self.reason, self.remedy = where, client, reason, remedy
+
+    def __reduce__(self) -> tuple[type, Any]:
+        return type(self), (self.where, self.client, self.reason, self.remedy)
+
+
+class BadStatistic(BadUpdate):
+    """What a client has measured cannot be of its model."""
 
 
 class CannotMatch(FedMergeError):

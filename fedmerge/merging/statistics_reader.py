@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmerge.checks.raw_errors import RAW
 from fedmerge.checks.validation import weight_of
-from fedmerge.errors import BadUpdate, InvalidOption, shown
+from fedmerge.errors import BadStatistic, BadUpdate, InvalidOption, shown
 from fedmerge.state import State
 from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.statistics.sending.compression import decode, mean_diagonals, shapes_of
@@ -244,7 +244,7 @@ class StatisticsReader:
             value = kind.received(parsed if agreement is None else agreement.kept(kind, parsed), update.state)
             return {name: _beside(update.state, tensor) for name, tensor in value.items()}
         except UNREADABLE as error:
-            raise BadUpdate(update.client, str(error), "Mend what the client measures.") from error
+            raise BadStatistic(update.client, str(error), "Mend what the client measures.") from error
 
 
 def _beside(state: State, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedmerge.checks.mergeable import check_codes, check_mergeable, check_pruned
 from fedmerge.checks.tensor_checks import equal_in_all, same
-from fedmerge.errors import BadUpdate, InvalidOption, ModelError, shown
+from fedmerge.errors import BadArgument, InvalidOption, ModelError, shown
 from fedmerge.layout import owners
 from fedmerge.models.resize import copy_of, resize
 from fedmerge.offline.left_out import LeftOut
@@ -20,7 +20,7 @@ from fedmerge.offline.outputs import with_one_output
 from fedmerge.state import frozen_names, is_uninitialised, module_state, tied_names
 from fedmerge.tasks import Task, called_as_told
 
-__all__ = ["AtHand", "plain_module", "plain_modules"]
+__all__ = ["AtHand", "check_base_widths", "plain_module", "plain_modules"]
 
 _WRAPPED = ("_orig_mod", "module")  # of torch.compile, and of DataParallel
 
@@ -171,10 +171,12 @@ def _base_state(base: Any) -> dict[str, Tensor]:
 def _check_base(state: Mapping[str, Tensor], like: Mapping[str, Tensor], unmerged: Container[str]) -> None:
     if set(state) != set(like):
         other = sorted(set(state) ^ set(like))[0]
-        where = "base, and is in it" if other in like else "it, and is in base"
-        raise BadUpdate(
-            0, f"tensor {other!r} is missing in {where}", "base is the model that all started from: the same layers."
-        )
+        where = "the models have" if other in like else "it has"
+        lacks = "is missing in it" if other in like else "the models do not have"
+        raise BadArgument(
+            "base", 0, f"tensor {other!r}, which {where}, {lacks}",
+            "base is the model that all started from: the same layers.",
+        )  # fmt: skip
     for name, tensor in state.items():
         bad = 0 if name in unmerged else int((~tensor.isfinite()).sum())
         if bad:
@@ -182,6 +184,25 @@ def _check_base(state: Mapping[str, Tensor], like: Mapping[str, Tensor], unmerge
                 f"base: tensor {name!r} has {bad} of {tensor.numel()} entries NaN or infinite: "
                 "pass the model that all started from, as it was before training"
             )
+
+
+def check_base_widths(base: Mapping[str, Tensor] | None, states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Make sure that at least one of the models has the shapes of the base; of others it tells which is the odd one.
+
+    Raises
+    ------
+    BadArgument
+        None has.
+    """
+    if base is None:
+        return
+    odd = [[n for n, tensor in state.items() if n in base and base[n].shape != tensor.shape] for state in states]
+    if all(odd):
+        name, first = odd[0][0], states[0]
+        raise BadArgument(
+            "base", 0, f"tensor {name!r} has shape {list(base[name].shape)}, in models[0] {list(first[name].shape)}",
+            "base is the model that all started from, of the same widths.",
+        )  # fmt: skip
 
 
 def _in_all(states: Sequence[Mapping[str, Tensor]], name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedmerge.checks.raw_errors import named
-from fedmerge.errors import BadUpdate, InvalidOption, TaskError, shown
+from fedmerge.errors import BadStatistic, InvalidOption, TaskError, shown
 from fedmerge.inputs import OnDeviceOf
 from fedmerge.offline.at_hand import plain_module
 from fedmerge.offline.loaders import few, first_inputs, read_pairs
@@ -114,7 +114,7 @@ def statistics_of(
                 # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
                 found[name] = kind.parse(value if isinstance(value, Mapping) else known)
             except InvalidOption as error:
-                raise BadUpdate(client, str(error), "Mend its entry of statistics=.") from error
+                raise BadStatistic(client, str(error), "Mend its entry of statistics=.") from error
         elif batches is not None or kind.optional:
             try:
                 found[name] = kind.told(reading).measure(model, batches or (), None)

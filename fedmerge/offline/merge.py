@@ -17,8 +17,9 @@ from fedmerge.matching.widths import check_equal_widths
 from fedmerge.merging import build_pipeline, main_part
 from fedmerge.models.resize import resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies, check_signs
-from fedmerge.offline.at_hand import AtHand, plain_modules
+from fedmerge.offline.at_hand import AtHand, check_base_widths, plain_modules
 from fedmerge.offline.compute import as_sent, statistics_of
+from fedmerge.offline.given_statistics import check_statistics, named_statistics
 from fedmerge.offline.left_out import LeftOut, without_names
 from fedmerge.offline.loaders import first_inputs
 from fedmerge.offline.merged_parts import check_parts, merged_state
@@ -164,6 +165,7 @@ def merge(
         if clients is not None:
             clients = [OnDeviceOf(models[0], one) for one in clients]
         if not pipeline.aggregator.may_change_width and pattern_weights is None and rows is None:
+            check_base_widths(hand.base, hand.states)
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
         if pipeline.aggregator.server_data != "none" and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
@@ -172,10 +174,12 @@ def merge(
         reading = Reading(told)
         shown = hand.measured(first_inputs(clients), told) if clients is not None and asked else models
         updates = []
+        check_statistics(given.statistics, pipeline.measured, measured=clients is not None)
         for i, model in enumerate(shown):
             known = {} if given.statistics is None else given.statistics[i]
             loader = None if clients is None else clients[i]
-            found = statistics_of(i, pipeline.measured, known, model, loader, reading)
+            with named_statistics(given.statistics):
+                found = statistics_of(i, pipeline.measured, known, model, loader, reading)
             if pipeline.aggregator.upload is not None:
                 found = as_sent(found, model, pipeline.sent_as)
             found = {kind: without_names(value, hand.left) for kind, value in found.items()}
@@ -194,7 +198,8 @@ def merge(
             told={},  # weights may be any, and loaders at hand tell their own length
             signed=True,
         )
-        state = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
+        with named_statistics(given.statistics):
+            state = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
         # The base's buffers stay where all models are subtracted.
         return resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **state})
 
