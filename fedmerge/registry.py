@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
 from fedmerge.lookup.entry_points import load_entry_points
 from fedmerge.lookup.kinds import KINDS, METHOD_KINDS, Kind
-from fedmerge.lookup.loading import load_named
+from fedmerge.lookup.loading import load_named, own_kind
 
 __all__ = [
     "Entry",
@@ -25,7 +25,6 @@ __all__ = [
     "entries",
     "entry",
     "find",
-    "own_kind",
     "register",
     "registered",
     "usual_names",
@@ -207,23 +206,6 @@ def _own(kind: str, name: str) -> Entry:
     return Entry(name, kind, "", made)
 
 
-def own_kind(name: str) -> str:
-    """The kind of a part of the user's own, ``module:name``, which is imported; empty where it says none.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be imported.
-
-    Examples
-    --------
-    >>> own_kind("fedmerge.edits:Trim")
-    'edit'
-    """
-    kind = getattr(load_named(name, "method", "part", "my_module:MyPart", ConfigError), "kind", "")
-    return kind if isinstance(kind, str) else ""
-
-
 def _is_frozen(made: Any) -> bool:
     params = getattr(made, "__dataclass_params__", None)
     return params is not None and bool(params.frozen)
@@ -243,13 +225,11 @@ def find(name: str) -> Entry:
     ('refinement', 'server_adam')
     """
     plain = usual_names().get(name, name.strip("+"))
-    if ":" in plain and own_kind(plain) in METHOD_KINDS:
-        return entry(own_kind(plain), plain)
     for kind in METHOD_KINDS[2:] + METHOD_KINDS[:1]:
         found = registered(kind, plain)
         if found is not None:
             return found
-    return entry("aggregator", plain)
+    return entry((":" in plain and own_kind(plain)) or "aggregator", plain)
 
 
 def _how_to_write(name: str) -> str:

@@ -76,7 +76,11 @@ def test_statistics_may_be_written_flat_or_nested(statistics):
         ({"weights": [1, -2, 1]}, BadUpdate, "client 1"),
         ({"method": "fedatt"}, InvalidOption, "base="),
         ({"method": "fednova", "base": tiny_model()}, BadUpdate, "local_steps"),
-        ({"method": "fednova", "base": tiny_model(), "statistics": [{"local_steps": 0}] * 3}, BadUpdate, "statistics[0]"),
+        (
+            {"method": "fednova", "base": tiny_model(), "statistics": [{"local_steps": 0}] * 3},
+            BadUpdate,
+            "statistics[0]",
+        ),
         ({"method": "fednova", "base": tiny_model(), "statistics": [{}]}, InvalidOption, "statistics has 1"),
         ({"method": "fedavg", "base": nn.Linear(2, 2)}, BadUpdate, "missing"),
     ],
