@@ -104,6 +104,9 @@ def load_table(
     columns = list(frame.columns)
     if not label:
         raise InvalidOption(f"{where}: which column is to be predicted? Say --set data.label=NAME: {_listed(columns)}")
+    for key, listed in {"categorical": categorical, "drop": drop}.items():
+        if isinstance(listed, str):  # whose letters would be taken for columns
+            raise InvalidOption(f'{where}: {key}={listed!r} wants a list of columns in brackets: {key} = ["{listed}"]')
     for name in (label, client, test, *categorical, *drop):
         if name and name not in columns:
             raise UnknownName(f"column of {where}:", name, columns)

@@ -61,7 +61,7 @@ def targets_of(column: Any, task: str, where: str) -> tuple[Tensor, tuple[str, .
         column = column.astype(int)
     if task not in ("", "classification", "regression"):
         raise DataError(f'{where}: task={task!r} of a table is "classification" or "regression"')
-    if task == "regression" and not numbers:
+    if task == "regression" and column.dtype.kind not in "iuf":
         raise DataError(f"{where}: a regression wants numbers, the column holds {column.dtype}")
     whole = column.dtype.kind in "iu" or (column.dtype.kind == "f" and bool((column % 1 == 0).all()) and bool(task))
     if task == "regression" or (not task and column.dtype.kind == "f") or (numbers and not whole and not task):

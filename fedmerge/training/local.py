@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from fedmerge.inputs import changed
 from fedmerge.seeding import generator, integer_seed
 from fedmerge.tasks import Task
 from fedmerge.tasks.label_shapes import check_classes, class_axis_of
+from fedmerge.tasks.task import as_batch
 from fedmerge.training.correction import NO_CORRECTION, Correction, correct
 from fedmerge.training.early_stop import BestPass, Progress
 from fedmerge.training.local_training import LocalTraining
@@ -121,6 +122,7 @@ def _descend(
     training_mode(model, settings.frozen_mode)
     for batch in order:
         optimizer.zero_grad(set_to_none=True)
+        mean = _MeanOfStep(task, settings.accumulate > 1)
         for inputs, labels in _parts(moved(batch, device), settings):
             with _precision(settings, device):
                 outputs = outputs_of(model, inputs, what, task)
@@ -131,10 +133,9 @@ def _descend(
                     loss_of = CrossEntropy.of(model, inputs, outputs, labels, seen, what)
                 assert loss_of is not None
                 loss = loss_of(outputs, labels)
-            share = len(labels) / len(batch[1])
-            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * len(labels)
+            mean.backward(loss, outputs, labels)
             examples += len(labels)
+        total += mean.of_step(parameters) * len(batch[1])
         if pull or correction.offset:
             gradients = {name: p.grad for name, p in trained.items() if p.grad is not None}
             correct(gradients, {n: p.detach() for n, p in trained.items()}, start, pull, correction.offset)
@@ -219,6 +220,38 @@ def _parts(batch: tuple[Any, Tensor], settings: LocalTraining) -> Iterator[tuple
     for first in range(0, len(labels), settings.batch_size):
         part = partial(_some, rows=slice(first, first + settings.batch_size))
         yield changed(inputs, part), part(labels)
+
+
+class _MeanOfStep:
+    """The loss of one step, and its gradient: the mean over the labels of all batches that make the step.
+
+    Of labels that do not count, or weigh little, one batch may hold more than another. So sums are added up, and
+    divided once all batches are in.
+    """
+
+    def __init__(self, task: Task | None, in_parts: bool) -> None:
+        self._task, self._in_parts = task, in_parts
+        self._sum, self._weight = torch.zeros(()), torch.zeros(())
+
+    def backward(self, loss: Tensor, outputs: Any, labels: Tensor) -> None:
+        """Add a batch's mean loss, and its gradient to the parameters'."""
+        if self._in_parts:
+            task = self._task
+            weight = (labels != IGNORED).sum() if task is None else task.weight(as_batch(outputs), labels)
+            self._weight = weight + self._weight.to(weight.device)
+            loss = loss * weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._sum = loss.detach() + self._sum.to(loss.device) if self._in_parts else loss.detach()
+
+    def of_step(self, parameters: Iterable[Tensor]) -> Tensor:
+        """The mean loss; from here on the parameters' gradients are those of the mean."""
+        if not self._in_parts:
+            return self._sum
+        weight = torch.where(self._weight > 0, self._weight, 1.0)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(weight)
+        return self._sum / weight
 
 
 def _some(tensor: Tensor, rows: slice) -> Tensor:

@@ -88,14 +88,14 @@ def outputs_of(model: nn.Module, inputs: Any, what: str = "", task: Task | None 
     >>> outputs_of(nn.Bilinear(2, 3, 1), (torch.zeros(4, 2), torch.zeros(4, 3))).shape
     torch.Size([4, 1])
     """
-    if isinstance(inputs, Tensor):
-        with told_of_types(model, inputs, what):
-            return model(inputs) if task is None else task.forward(model, inputs)
-    return call(model, inputs) if task is None else task.forward(model, inputs)
+    with told_of_types(model, inputs, what):
+        if task is not None:
+            return task.forward(model, inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else call(model, inputs)
 
 
 @contextmanager
-def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]:
+def told_of_types(model: nn.Module, x: Any, what: str = "") -> Iterator[None]:
     """Say what is wrong where a model fails on inputs of another type than its parameters, or on too few of them.
 
     Examples
@@ -116,6 +116,8 @@ def told_of_types(model: nn.Module, x: Tensor, what: str = "") -> Iterator[None]
             "that leaves no example over, leave small clients out (partition.min_examples), or use group norm"
         ) from error
     except RuntimeError as error:
+        if not isinstance(x, Tensor):  # which of several tensors it was, torch does not say
+            raise
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex()}
         reason = str(error).partition("\n")[0]
         # Embeddings say so where they get fractions for rows.

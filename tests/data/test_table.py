@@ -144,6 +144,7 @@ BAD = {
     "missing": ({"label": "ill", "missing": "mean"}, InvalidOption, '"impute"'),
     "option": ({"label": "ill", "lable": "x"}, UnknownName, "'label'"),
     "text as numbers": ({"label": "ward", "task": "regression"}, DataError, "a regression wants numbers"),
+    "a text for a list": ({"label": "ill", "drop": "age"}, InvalidOption, r'drop = \["age"\]'),
     "no inputs": ({"label": "ill", "drop": [c for c in FRAME if c != "ill"]}, DataError, "no column is left"),
     "no test rows": ({"label": "ill", "test": "age"}, DataError, "0 of 40 rows are for testing"),
 }

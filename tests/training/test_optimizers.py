@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fedmerge.data.client_data import examples_of
 from fedmerge.errors import CannotStack, InvalidOption, UnknownName
 from fedmerge.seeding import batch_indices, generator
+from fedmerge.tasks import Classification, Multilabel
 from fedmerge.training import LocalTraining, Participant, choose_engine, train, train_cohort
 
 TORCHS = {
@@ -150,6 +151,36 @@ def test_steps_over_several_batches_are_those_of_the_whole():
     two = train(want, x, y, whole, seed=0, client=5, round=2)
     same(found, want)
     assert one.steps == two.steps == 9
+    assert one.loss == pytest.approx(two.loss, rel=1e-5)
+
+
+def weighted_classes(n):
+    return torch.arange(n) % 3, Classification(class_weights=(1.0, 5.0, 0.2)), nn.Linear(4, 3)
+
+
+def padded_pixels(n):
+    labels = torch.arange(6 * n).view(n, 6) % 3
+    labels[: n // 2, 1:] = -100
+    labels[::5] = -100
+    return labels, None, nn.Sequential(nn.Linear(4, 18), nn.Unflatten(1, (3, 6)))
+
+
+def unanswered(n):
+    labels = torch.arange(2 * n).view(n, 2) % 2
+    labels[: n // 2, 0] = -1
+    return labels, Multilabel(ignore_index=-1, pos_weight=(3.0, 1.0)), nn.Linear(4, 2)
+
+
+@pytest.mark.parametrize("kind", [weighted_classes, padded_pixels, unanswered])
+def test_steps_over_several_batches_count_every_label_the_same(kind):
+    """However unevenly the labels that count lie in them."""
+    x = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
+    y, task, found = kind(len(x))
+    want, named = copy.deepcopy(found), {"seed": 0, "client": 5, "round": 2, "task": task}
+    usual = {"learning_rate": 0.1, "epochs": 2}
+    one = train(found, x, y, LocalTraining(**usual, batch_size=2, accumulate=4), **named)
+    two = train(want, x, y, LocalTraining(**usual, batch_size=8), **named)
+    same(found, want)
     assert one.loss == pytest.approx(two.loss, rel=1e-5)
 
 

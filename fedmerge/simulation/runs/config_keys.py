@@ -122,6 +122,9 @@ def _reason(fault: Any, settings: Mapping[str, Any]) -> tuple[str, str]:
     value, words, key = fault["input"], fault["msg"], _dotted(_given(fault["loc"], settings))
     if fault["type"] == "tuple_type":
         words = f"wants a list in brackets: {key} = [{json.dumps(value, default=str)}]"
+        if isinstance(value, str) and value.startswith("["):  # a list that lost its quotes on the command line
+            names = json.dumps([name.strip() for name in value.strip("[] ").split(",")])
+            words = f"is no list, for a shell takes quotes away: write --set '{key}={names}'"
     elif fault["type"] in _SECTIONS:
         words = f"is a table of settings: set one of them, as {key}.NAME = VALUE"
     elif key == "target":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedmerge.data import Dataset, Partition
 from fedmerge.data.domains import domain_name, domains_of_tests, make_domains
+from fedmerge.data.table import is_table
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import changed
 from fedmerge.merging import build_pipeline, main_part
@@ -32,7 +33,7 @@ from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn
 from fedmerge.state import State
 from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
-from fedmerge.tasks import Classification, Reading, Task
+from fedmerge.tasks import AnyLoss, Classification, Reading, Regression, Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches
@@ -65,8 +66,18 @@ class Experiment:
     def _source(self) -> DataSource:
         data, base = self.config.data, self.config.model.pretrained
         file = base if base is not None and data.withhold and is_base_file(base) else ""
-        options, division = json.dumps(data.every_option), self.config.partition
+        options, division = json.dumps(self._data_options), self.config.partition
         return DataSource(data.name, data.dir, options, division, self.seed, file, data.domains)
+
+    @property
+    def _data_options(self) -> dict[str, Any]:
+        """What the data set is loaded with; of a table's whole numbers the task says whether they are classes."""
+        data, options = self.config.data, self.config.data.every_option
+        if "task" in options or not (data.name == "table" or is_table(data.name)):
+            return options
+        task = self.config.task.made()
+        numbers = isinstance(task, Regression) or (isinstance(task, AnyLoss) and task.elementwise)
+        return {**options, "task": "regression"} if numbers else options
 
     @property
     def dataset(self) -> Dataset:

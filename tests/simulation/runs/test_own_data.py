@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedmerge.cli import app
 from fedmerge.data import ClientData
+from fedmerge.errors import DataError, ModelError
 from fedmerge.simulation.runs.compare import compare
 from fedmerge.simulation.runs.config import make_config
 from fedmerge.simulation.runs.experiment import Experiment
@@ -184,6 +185,22 @@ def test_numbers_in_a_table_beside_the_configuration_are_regressed_on(tmp_path, 
     assert {"N", "S"} <= set(divided.output.split())
 
 
+@pytest.mark.parametrize("task", [{"name": "regression"}, {"loss": "torch.nn:HuberLoss"}])
+def test_whole_numbers_in_a_table_are_regressed_on_as_they_stand(tmp_path, task):
+    """They are no classes, whose numbers count the values that occur."""
+    (tmp_path / "stays.csv").write_text(
+        "\n".join(["age,ward,days", *(f"{i},{'NS'[i % 2]},{7 * i}" for i in range(20))])
+    )
+    data = {"name": str(tmp_path / "stays.csv"), "label": "days"}
+    dataset = Experiment(make_config({"data": data, "model": {"name": "logistic"}, "task": task}), 0).dataset
+    assert {*dataset.train_y.tolist()} <= {7.0 * i for i in range(20)}
+    assert dataset.train_y.max() > 19
+    assert Experiment(make_config({"data": data}), 0).dataset.num_classes == 20  # classes where nobody says otherwise
+    texts = make_config({"data": {**data, "label": "ward"}, "task": task})
+    with pytest.raises(DataError, match="'ward': a regression wants numbers"):
+        _ = Experiment(texts, 0).dataset
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -251,10 +268,22 @@ def test_a_client_whose_rows_hold_nan_is_left_out_of_the_round(mine, tmp_path, e
     assert "inputs hold NaN" in caplog.text
 
 
-def test_batch_norm_says_why_it_cannot_train_on_one_example():
-    from fedmerge.errors import ModelError
+class NormOfTwo(nn.Module):
+    """A batch norm behind inputs of any form."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x, shift=0.0):
+        return self.norm(self.linear(x + shift))
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
+def test_batch_norm_says_why_it_cannot_train_on_one_example(form):
     from fedmerge.training import LocalTraining, train
 
-    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    x = torch.zeros(1, 4)
+    inputs = {"tensor": x, "tuple": (x, x), "mapping": {"x": x, "shift": x}}[form]
     with pytest.raises(ModelError, match=r"client 5: batch norm cannot train on a batch of one example.*batch_size"):
-        train(net, torch.zeros(1, 4), torch.zeros(1).long(), LocalTraining(), seed=0, client=5, round=1)
+        train(NormOfTwo(), inputs, torch.zeros(1).long(), LocalTraining(), seed=0, client=5, round=1)

@@ -94,6 +94,7 @@ def test_norms_that_stay_with_their_clients(tmp_path):
         ({**PERSONAL, "evaluate_clients": False}, ConfigError, "evaluate_clients is false"),
         ({**PERSONAL, "partition": {"held_out": 0.0}}, ConfigError, "set partition.held_out"),
         ({"personal": "head"}, ConfigError, "wants a list in brackets"),
+        ({"personal": "[head, x.*]"}, ConfigError, r"""--set 'personal=\["head", "x\.\*"\]'"""),
         ({"training": {"frozen_mode": "off"}}, Exception, "frozen_mode"),
     ],
 )
