@@ -13,7 +13,7 @@ from torch import Tensor
 from fedmerge.errors import AdapterError, InvalidOption
 from fedmerge.state import State, accumulator_dtype
 
-__all__ = ["LayerKind", "Pair", "check_pair_patterns", "factor_names", "find_pairs", "padded", "rank_of"]
+__all__ = ["LayerKind", "Pair", "check_pair_patterns", "factor_names", "factor_side", "find_pairs", "padded", "rank_of"]
 
 LayerKind = Literal["linear", "convolution", "embedding"]
 
@@ -191,13 +191,33 @@ def check_pair_patterns(patterns: Sequence[str]) -> list[tuple[str, str]]:
 def factor_names(names: Iterable[str], side: Literal["A", "B"], patterns: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of factors of one side, whether or not the others are there too.
 
+    A is the factor that starts with random numbers, B the one that starts at zero: of embeddings these are, by their
+    names, the other way around.
+
     Examples
     --------
-    >>> factor_names(["fc.lora_B.default.weight", "fc.bias"], "B")
-    ('fc.lora_B.default.weight',)
+    >>> factor_names(["fc.lora_B.default.weight", "words.lora_embedding_A", "fc.bias"], "B")
+    ('fc.lora_B.default.weight', 'words.lora_embedding_A')
     """
     own = [divided[side == "B"] for divided in check_pair_patterns(patterns)]
-    return tuple(n for n in names if _named(n)[0] == side or any(_stem(n, one) is not None for one in own))
+    chosen = []
+    for name in names:
+        named, _, _, _, embedding = _named(name)
+        starts = named if not embedding else {"A": "B", "B": "A"}[named]
+        if starts == side or any(_stem(name, one) is not None for one in own):
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def factor_side(name: str) -> str:
+    """``"A"`` or ``"B"`` of a tensor that has one of peft's names for a factor; empty of any other.
+
+    Examples
+    --------
+    >>> factor_side("fc.lora_B.default.weight"), factor_side("fc.weight")
+    ('B', '')
+    """
+    return _named(name)[0]
 
 
 def rank_of(b: Tensor, a: Tensor) -> int:
@@ -217,7 +237,7 @@ def rank_of(b: Tensor, a: Tensor) -> int:
 def padded(state: State, pairs: Iterable[Pair], like: State) -> dict[str, Tensor]:
     """`state`, its pairs filled up with zeros to the ranks that they have in `like`: the updates are the same.
 
-    A pair of a larger rank, or of other shapes besides, stays as it is.
+    A pair of a larger rank, or of other shapes besides, stays as it is; a factor without the other is filled up too.
 
     Examples
     --------
@@ -230,10 +250,14 @@ def padded(state: State, pairs: Iterable[Pair], like: State) -> dict[str, Tensor
     for pair in pairs:
         a, b, rank = state.get(pair.a), state.get(pair.b), len(like[pair.a])
         # What else a client may have sent, up to what is no tensor at all, is told by the checks of updates.
-        if not (_plain(a) and _plain(b) and pair.fits(a, b) and 0 < len(a) < rank):
+        if (a is not None and not _plain(a)) or (b is not None and not _plain(b)):
             continue
-        filled[pair.a] = torch.cat([a, a.new_zeros(rank - len(a), *a.shape[1:])])
-        filled[pair.b] = torch.cat([b, b.new_zeros(len(b), rank - len(a), *b.shape[2:])], 1)
+        if a is not None and b is not None and not pair.fits(a, b):
+            continue
+        if a is not None and a.ndim > 1 and 0 < len(a) < rank:
+            filled[pair.a] = torch.cat([a, a.new_zeros(rank - len(a), *a.shape[1:])])
+        if b is not None and b.ndim > 1 and 0 < b.shape[1] < rank:
+            filled[pair.b] = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1], *b.shape[2:])], 1)
     return filled
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from fedmerge.adapters.inject import lora
-from fedmerge.adapters.low_rank_pairs import find_pairs
+from fedmerge.adapters.low_rank_pairs import factor_side, find_pairs
 from fedmerge.adapters.scalings import pair_scaling, scaling_of
 from fedmerge.errors import AdapterError, InvalidOption
 from fedmerge.state import State, module_state
@@ -94,8 +92,10 @@ class OwnRanks:
     def sent(self, states: State, client: int) -> dict[str, Tensor]:
         """Stacked tensors [1, ...] of a client, its pairs at its own rank."""
         rank, cut = self.of(client)[0], dict(states)
-        for a, b in _pair_names(tuple(states), tuple(tuple(t.shape[1:]) for t in states.values())):
-            cut[a], cut[b] = states[a][:, :rank], states[b][:, :, :rank]
+        for name in states:
+            side = factor_side(name)
+            if side:
+                cut[name] = states[name][:, :rank] if side == "A" else states[name][:, :, :rank]
         return cut
 
 
@@ -118,9 +118,3 @@ class Adapters:
         rank, alpha = self.ranks.largest
         stabilized = self.ranks.rank_stabilized
         return lora(model, rank, alpha, self.targets, train=self.train, rank_stabilized=stabilized, seed=seed)
-
-
-@lru_cache(maxsize=16)
-def _pair_names(names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> Sequence[tuple[str, str]]:
-    state = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
-    return [(pair.a, pair.b) for pair in find_pairs(state, lenient=True)]

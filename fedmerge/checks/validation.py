@@ -22,6 +22,7 @@ from fedmerge.update import ClientUpdate
 __all__ = [
     "LEAST_WEIGHT",
     "MOST_EXAMPLES",
+    "check_held",
     "check_update",
     "checked_update",
     "common_form",
@@ -192,6 +193,23 @@ def without_still(update: ClientUpdate, layout: Layout, still: State) -> ClientU
                 "Freeze what the server's model_fn freezes (requires_grad=False), or freeze less there.",
             )
     return replace(update, state=layout.travelling(update.state))
+
+
+def check_held(update: ClientUpdate, held: State) -> None:
+    """Make sure that a checked update has the parameters that the method holds still in this round as they were sent.
+
+    Raises
+    ------
+    BadUpdate
+        It brings one that has moved: what was trained beside it goes with another model.
+    """
+    for name, tensor in held.items():
+        if not same(update.state[name], tensor.to(update.state[name].device)):
+            raise BadUpdate(
+                update.client,
+                f"parameter {name!r} is not as it was sent, and the method holds it still in this round",
+                "Train by fedmerge.strategies.client_app, or mark it as not trained in a ClientApp of yours.",
+            )
 
 
 def _check_shapes(client: int, state: State, reference: State) -> None:

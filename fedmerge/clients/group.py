@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -94,6 +94,10 @@ class Instructions:
             frozen=tuple(strings(config, "frozen")),
             wanted=tuple(strings(config, "send")),
         )
+
+    def held(self, names: Iterable[str]) -> frozenset[str]:
+        """Which parameters of these names the method's local rule holds still in this round."""
+        return frozenset() if self.rule is None else frozenset(self.rule.held(tuple(names), self.server_round))
 
     @cached_property
     def keeps_buffers(self) -> bool:

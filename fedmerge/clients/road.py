@@ -156,8 +156,9 @@ def add_own(client: Client, group: Group) -> Group:
         module = own if order.parts is None else order.parts.join(own, kept)
     if client.own_ranks is not None:
         client.own_ranks.cut(module, group.clients[0])
-    for name, parameter in module.named_parameters() if told.frozen else ():
-        if name in told.frozen:
+    still = {*told.frozen, *told.held(name for name, parameter in module.named_parameters() if parameter.requires_grad)}
+    for name, parameter in module.named_parameters() if still else ():
+        if name in still:
             parameter.requires_grad_(False)
     client.check_outputs(module, group.data[0].train)
     start = None
@@ -230,6 +231,8 @@ def fault(client: Client, group: Group) -> Group:
 def encode(client: Client, group: Group) -> Group:
     """Leave only what travels, on the CPU: all that is trained, or what a later stage asks for."""
     told, states = group.order.told, group.order.travelling(group.states or {})
+    held = told.held(states)
+    states = {name: tensor for name, tensor in states.items() if name not in held} if held else states
     if client.own_ranks is not None:
         states = client.own_ranks.sent(states, group.clients[0])
     if client.mods and not told.stage and set(states) < set(group.order.state):

@@ -20,7 +20,7 @@ from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.checks.magnitudes import Outliers, Peaks, fine_rows, peaks_of_rows
 from fedmerge.checks.tensor_checks import Unmoved, equal_in_all
-from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES, checked_update, without_still
+from fedmerge.checks.validation import LEAST_WEIGHT, MOST_EXAMPLES, check_held, checked_update, without_still
 from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.matching.widths import check_widths
@@ -69,6 +69,9 @@ class Intake:
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
         self._pairs = find_pairs(self._expected, aggregator.pair_patterns, lenient=True)
+        rule = aggregator.local_rule
+        held = () if rule is None or context.base is None else rule.held(layout.trained, context.round)
+        self._held = {name: reference[name] for name in held}
         self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
         """Tensors that do not travel: every update gets them from here."""
         rescaled = rescaled and isinstance(aggregator, Aligning)
@@ -151,7 +154,9 @@ class Intake:
 
     def read_stacked(self, block: StackedUpdates) -> StackedUpdates:
         """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
-        block = replace(block, states=_of_types(self.layout.travelling(block.states), self._expected))
+        states = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._held.items()}
+        states |= self.layout.travelling(block.states)
+        block = replace(block, states=_of_types(states, self._expected))
         suspect = self._suspect(block)
         if suspect or self._statistics is not None:
             block = self._selected(block, suspect)
@@ -259,6 +264,8 @@ class Intake:
         update = without_still(update, self.layout, self.still)
         if self._pairs and isinstance(update.state, Mapping):  # a pair of smaller rank is one with slices of zeros
             update = replace(update, state=padded(update.state, self._pairs, self._expected))
+        if self._held and isinstance(update.state, Mapping):
+            update = replace(update, state={**self._held, **update.state})  # they need not be sent
         checked, peaks = checked_update(
             update,
             self._expected,
@@ -268,6 +275,7 @@ class Intake:
             tied=self._context.tied,
             signed=self._context.signed,
         )
+        check_held(checked, self._held)
         if self.still:
             checked = replace(checked, state={**self.still, **checked.state})
         other = [name for name, tensor in checked.state.items() if tensor.shape != self.reference[name].shape]

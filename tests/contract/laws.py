@@ -45,6 +45,7 @@ def updates(row, dtype=torch.float32, weights=WEIGHTS):
     for client, state in enumerate(noisy_states(len(weights))):
         cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
         cast |= {"temperature": torch.tensor(1.5 + client, dtype=dtype), "seen": torch.tensor([client == 0, False])}
+        cast |= {name: base(dtype)[name] for name in row.held}
         result.append(ClientUpdate(client, cast, weights[client], row.statistics(client, cast)))
     return result
 

@@ -63,7 +63,8 @@ class Row:
 
     ``remembers`` says whether it keeps memory between rounds, ``traces`` whether it has to know the model, ``hears``
     whether it needs data on the server, ``labels`` whether with labels, ``asks`` whether clients are
-    asked about the merged model.
+    asked about the merged model, ``held`` which parameters clients leave as they were sent
+    in the first round, and ``held_next`` in the second.
     """
 
     method: str
@@ -75,6 +76,8 @@ class Row:
     hears: bool = False
     labels: bool = False
     asks: bool = False
+    held: tuple[str, ...] = ()
+    held_next: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,6 +164,11 @@ HAS_PAIRS = {
     "rounding": "it works on low-rank pairs, which tensors of any shape are not",
     "missing statistics": "a client that tells no scaling is taken to have that of the server",
 }
+HOLDS = TRAINED_ALREADY | {"bad first": "an update without the factor that is held still is a good one"}
+NEXT_ROUND = dict.fromkeys(
+    ("strategy", "checkpoint"), "in the next round other numbers are held, and updates made by hand are of the first"
+)
+ONE_A = {name: reason for name, reason in HAS_PAIRS.items() if name != "missing statistics"}
 FACTORED_ANEW = dict.fromkeys(
     ("copies", "one client", "still"), "the update is the same, and its factors are others, see tests of pair rules"
 )
@@ -295,6 +303,10 @@ ROWS = (
     Row("flexlora", PAIRS, excused=HAS_PAIRS | FACTORED_ANEW),
     Row("core_space", PAIRS, excused=HAS_PAIRS | FACTORED_ANEW),
     Row("core_space", {**PAIRS, "combine": "ties(density=1)"}, excused=HAS_PAIRS | FACTORED_ANEW),
+    Row("ffa_lora", PAIRS, excused=HAS_PAIRS | HOLDS, held=("0.weight",)),
+    Row("rolora", PAIRS, excused=HAS_PAIRS | HOLDS | NEXT_ROUND, held=("0.weight",), held_next=("3.weight",)),
+    Row("fedsvd", PAIRS, excused=HAS_PAIRS | HOLDS | FACTORED_ANEW | NEXT_ROUND, held=("0.weight",)),
+    Row("fedsa_lora", {"pairs": ("0.weight:none.weight",)}, excused=ONE_A),
     Row("hetlora", PAIRS, excused=HAS_PAIRS),
     Row("hetlora", {**PAIRS, "weigh": "both"}, excused=HAS_PAIRS),
     Row("raflora", PAIRS, excused=HAS_PAIRS),

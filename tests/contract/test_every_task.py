@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedmerge
+from fedmerge.aggregators.fedsa_lora import FedSaLora
 from fedmerge.aggregators.pair_rule import PairRule
 from fedmerge.errors import FedMergeError, InvalidOption, TaskError
 from fedmerge.registry import build, entries, entry
@@ -23,7 +24,7 @@ REFINED = [f"fedavg+{name}" for name in OF_LABELS_LATER]
 LOCAL = [name for name in fedmerge.methods() if build("aggregator", name, {}).local_rule]
 # The average of two is one until somebody is subtracted; the shared model of the third is, and its clients' are not.
 AVERAGES = ("fedavg", "task_arithmetic", "tall_masks")
-OF_PAIRS = [name for name in fedmerge.methods() if issubclass(entry("aggregator", name).cls, PairRule)]
+OF_PAIRS = [name for name in fedmerge.methods() if issubclass(entry("aggregator", name).cls, (PairRule, FedSaLora))]
 """Rules for low-rank pairs, of which the net here has none; they look at no outputs."""
 METHODS = [name for name in fedmerge.methods() if name not in (*AVERAGES, *LOCAL, *OF_CLASSES, *OF_PAIRS)] + REFINED
 LOSSES = {"regression": F.mse_loss, "binary": F.binary_cross_entropy_with_logits}

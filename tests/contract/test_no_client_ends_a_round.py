@@ -93,6 +93,7 @@ class Federation:
         self.row, self.pipeline, self.model = row, row.pipeline(), base()
         states = [{**s, "temperature": torch.tensor(1.5 + i), "seen": torch.tensor([i == 0, False])}
                   for i, s in enumerate(noisy_states(CLIENTS))]  # fmt: skip
+        states = [{**state, **{name: self.model[name] for name in row.held}} for state in states]
         self.honest = [ClientUpdate(i, s, EXAMPLES[i], row.statistics(i, s)) for i, s in enumerate(states)]
         self._without = {}
 
@@ -134,7 +135,14 @@ class Federation:
         steps = update.state.items()
         return replace(
             update,
-            state={n: t if t.dtype == torch.bool else start[n] + (t - self.model[n]) for n, t in steps},
+            state={
+                n: start[n]
+                if n in self.row.held_next
+                else t
+                if t.dtype == torch.bool
+                else start[n] + (t - self.model[n])
+                for n, t in steps
+            },
         )
 
     def _check_goes_on(self, result):

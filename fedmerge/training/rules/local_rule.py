@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -47,6 +47,18 @@ class LocalRule(ABC):
             They are such.
         """
         return
+
+    def held(self, names: Sequence[str], round: int) -> tuple[str, ...]:
+        """Which of the trained parameters of these names clients hold still in a round, and so do not send.
+
+        Parameters
+        ----------
+        names
+            Of parameters.
+        round
+            From 1.
+        """
+        return ()
 
     def correction(self, sent: State, kept: State) -> Correction:
         """What is added to a client's gradients in this round.
