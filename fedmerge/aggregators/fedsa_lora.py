@@ -36,7 +36,7 @@ class FedSaLora(FedAvg):
     tensor([[0.6667, 0.6667]])
     """
 
-    separable = "never"
+    separable = "never"  # type: ignore[assignment]
     pairs: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:

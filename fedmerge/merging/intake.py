@@ -7,7 +7,7 @@ other clients' numbers can confirm (:mod:`fedmerge.checks.magnitudes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmerge.adapters.low_rank_pairs import find_pairs, padded
+from fedmerge.adapters.low_rank_pairs import find_pairs
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.checks.magnitudes import Outliers, Peaks, fine_rows, peaks_of_rows
@@ -25,6 +25,7 @@ from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.matching.widths import check_widths
 from fedmerge.merging.buffers import BufferFold
+from fedmerge.merging.filled_updates import copied, filled_up, of_types
 from fedmerge.merging.repair import Rescale
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.state import LARGEST, State, as_pairs, as_rows, is_norm_statistic
@@ -156,7 +157,7 @@ class Intake:
         """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
         states = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._held.items()}
         states |= self.layout.travelling(block.states)
-        block = replace(block, states=_of_types(states, self._expected))
+        block = replace(block, states=of_types(states, self._expected))
         suspect = self._suspect(block)
         if suspect or self._statistics is not None:
             block = self._selected(block, suspect)
@@ -195,7 +196,7 @@ class Intake:
             try:
                 if k in suspect:
                     checked, peaks = self._checked(update)
-                    if self.outliers.holds(replace(checked, state=_copied(checked.state)), peaks):
+                    if self.outliers.holds(replace(checked, state=copied(checked.state)), peaks):
                         continue
                 else:
                     checked = self._measured(update)
@@ -262,10 +263,8 @@ class Intake:
 
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
         update = without_still(update, self.layout, self.still)
-        if self._pairs and isinstance(update.state, Mapping):  # a pair of smaller rank is one with slices of zeros
-            update = replace(update, state=padded(update.state, self._pairs, self._expected))
-        if self._held and isinstance(update.state, Mapping):
-            update = replace(update, state={**self._held, **update.state})  # they need not be sent
+        if self._pairs or self._held:
+            update = filled_up(update, self._pairs, self._expected, self._held)
         checked, peaks = checked_update(
             update,
             self._expected,
@@ -295,17 +294,3 @@ class Intake:
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)
         self.dropped.append(bad)
-
-
-def _of_types(states: State, reference: State) -> State:
-    """Stacked tensors cast to the model's types, floating numbers only."""
-    cast = dict(states)
-    for name in reference.keys() & states.keys():
-        if states[name].is_floating_point() and reference[name].is_floating_point():
-            cast[name] = states[name].to(reference[name].dtype)
-    return cast
-
-
-def _copied(state: State) -> State:
-    """A copy that outlives the block, whose memory is used again."""
-    return {name: tensor.clone() for name, tensor in state.items()}
