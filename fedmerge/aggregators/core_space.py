@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from fedmerge.adapters.small_cores import Cores
@@ -29,7 +30,7 @@ class CoreSpace(PairRule):
     ``s_i B_i A_i = U C_i V^T`` exactly, where C_i has at most ``sum_i r_i`` rows and columns. `combine` merges the C_i,
     and all parameters that are in no pair, as if they were a model; the result is cut to the rank of the adapter, as in
     ``flexlora``, to which ``combine=fedavg`` is equal. Task vectors are taken from the pair that was sent out, which
-    lies in the bases too. Ranks may be unequal.
+    lies in the bases too; adapters at hand without one are task vectors themselves. Ranks may be unequal.
 
     Parameters
     ----------
@@ -39,7 +40,6 @@ class CoreSpace(PairRule):
 
     Examples
     --------
-    >>> import torch
     >>> sent = [{"lora_A.weight": torch.ones(1, 2), "lora_B.weight": torch.ones(2, 1) * i} for i in (1.0, 2.0, 9.0)]
     >>> updates = [ClientUpdate(i, s) for i, s in enumerate(sent)]
     >>> merged, _ = CoreSpace("median").merge(updates, MergeContext(), {})
@@ -74,6 +74,8 @@ class CoreSpace(PairRule):
         given = self.given(updates, context)
         factors = {name for pair in given.pairs for name in (pair.a, pair.b)}
         base = None if context.base is None else {n: t for n, t in context.base.items() if n not in factors}
+        if base is None and all(name in factors for name in given.updates[0].state):
+            base = {}
         states = [{n: t for n, t in update.state.items() if n not in factors} for update in given.updates]
         spaces = {}
         for pair in given.pairs:
@@ -83,7 +85,8 @@ class CoreSpace(PairRule):
             for i, state in enumerate(states):
                 state[pair.a] = cores.of(i).to(terms[i].a.dtype)
             if base is not None:
-                base[pair.a] = cores.of(len(terms)).to(terms[0].a.dtype)
+                core = cores.of(len(terms)) if start is not None else torch.zeros_like(cores.of(0))
+                base[pair.a] = core.to(terms[0].a.dtype)
         inner = [replace(update, state=state) for update, state in zip(given.updates, states, strict=True)]
         found, kept = self.combiner.merge(inner, replace(context, base=base), memory)
         merged: dict[str, Tensor] = dict(found)

@@ -245,6 +245,14 @@ def test_in_core_space_any_method_merges_as_on_full_updates():
         assert bool(torch.isfinite(product(result, "conv")).all())
 
 
+def test_adapters_at_hand_are_task_vectors_by_themselves():
+    sent = [ClientUpdate(u.client, {n: t for n, t in u.state.items() if n != "bias"}, u.weight) for u in clients()]
+    whole = merged("core_space(combine='task_arithmetic(scale=0.5)')", sent)
+    half = merged("core_space", sent)
+    for layer in SHAPES:
+        close(product(whole, layer), 0.5 * product(half, layer))
+
+
 def test_core_space_refuses_what_wants_more_than_tensors():
     for method in ("fisher", "otfusion", "flexlora", "scaffold", "fedavg+server_momentum"):
         with pytest.raises(InvalidOption, match="combine"):
