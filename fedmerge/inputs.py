@@ -53,7 +53,7 @@ def arguments_of(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict
 
 def _binds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, unknown: bool = True) -> bool:
     try:
-        inspect.signature(module.forward).bind(*args, **kwargs)
+        inspect.signature(getattr(module, "called_like", module).forward).bind(*args, **kwargs)
     except TypeError:
         return False
     except ValueError:  # a forward that is not Python does not tell

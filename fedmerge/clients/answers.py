@@ -19,6 +19,7 @@ from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models.resize import resize
 from fedmerge.questions import respond
+from fedmerge.routing import RoutedModel, Routing
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 from fedmerge.statistics import Batches
@@ -26,7 +27,7 @@ from fedmerge.tasks import Task
 from fedmerge.training.judged import Judged, judge
 from fedmerge.training.local import batches_to_measure
 from fedmerge.wire.flower_records import CLIENT_KEY, PARTITION_KEY
-from fedmerge.wire.keys import COMPLETES_KEY, OWN
+from fedmerge.wire.keys import COMPLETES_KEY, OWN, ROUTING
 from fedmerge.wire.metric_sums import written_sums
 from fedmerge.wire.question_records import EXAMPLES_KEY, METRICS, OCCASION, OF, read_question, write_answer
 from fedmerge.wire.record_values import from_arrays, integer, statistics_records, to_arrays
@@ -58,7 +59,7 @@ class Answers:
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the model sent on the held-out examples."""
-        model = self._model(message, context)
+        model = _routed(self._model(message, context), message)
         number, data = self._data(context)
         judged = Judged()
         if len(data.held_out):
@@ -115,6 +116,12 @@ class Answers:
         config = _config(message)
         occasion = integer(config, "server-round"), integer(config, "exchange")
         return torch_generator(self.client.noise_seed, "noise", number, *occasion)
+
+
+def _routed(model: nn.Module, message: Message) -> nn.Module:
+    """The model with the experts and gates that the message brings, if any."""
+    brought = message.content.array_records.get(ROUTING)
+    return model if brought is None else RoutedModel(model, Routing.from_tensors(from_arrays(brought)))
 
 
 def _loader(data: ClientData, model: nn.Module) -> Batches:

@@ -26,7 +26,7 @@ from fedmerge.errors import ModelError
 from fedmerge.state import State
 from fedmerge.training.local import batches_to_measure
 from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY
-from fedmerge.wire.keys import ERROR_KEY
+from fedmerge.wire.keys import ERROR_KEY, ROUTING
 from fedmerge.wire.record_values import view_arrays
 
 __all__ = [
@@ -88,7 +88,8 @@ def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
     ModelError
         There is none, or it cannot be decoded.
     """
-    arrays = next((arrays for key, arrays in content.array_records.items() if key != RULE_RECORD), None)
+    others = (RULE_RECORD, ROUTING)
+    arrays = next((arrays for key, arrays in content.array_records.items() if key not in others), None)
     if arrays is None:
         raise ModelError(f"the {what} message brings no ArrayRecord with a model")
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedmerge.aggregators.aggregator import Fold
 from fedmerge.aggregators.aligning import Aligning
+from fedmerge.aggregators.routed import Routed
 from fedmerge.checks.magnitudes import bounded_state, check_step
 from fedmerge.checks.validation import common_form
 from fedmerge.edits.edit import edited, edited_rows, remembered
@@ -26,7 +27,7 @@ from fedmerge.merging.chain import Chain
 from fedmerge.merging.intake import Intake, Partial
 from fedmerge.merging.refined_merge import Passed, averaged, refined
 from fedmerge.merging.repair import repair_matched
-from fedmerge.merging.result import MergeResult
+from fedmerge.merging.result import MergeResult, routing_memory
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.refine.guard import check_asked
 from fedmerge.state import State, as_pairs, cast_like, from_pairs, is_norm_statistic, prefixed, with_prefix
@@ -118,7 +119,7 @@ class Pipeline(Chain):
             read = passed.by(read, self.aggregator.falls_back)
         if self.edits:
             read = (edited(self.edits, update, inner, memory) for update in read)
-        if any(one.combines for one in self.refinements):
+        if isinstance(self.aggregator, Routed) or any(one.combines for one in self.refinements):
             read = passed.keeping(read)
         try:
             merged, own = self.aggregator.merge(read, inner, prefixed("aggregator", memory))
@@ -204,7 +205,7 @@ class Pipeline(Chain):
         memory: State,
         passed: Passed | None,
     ) -> MergeResult:
-        """What follows the combination of clients: server steps, buffers, repair, refinements, averages over rounds."""
+        """What follows the combination of clients: server steps, buffers, repair, refinements, averages, routing."""
         method, reference = type(self.aggregator).__name__, intake.reference
         next_memory = with_prefix("aggregator", own)
         if self.edits:
@@ -234,6 +235,8 @@ class Pipeline(Chain):
             state, kept = averaged(self, state, intake, context, memory)
             next_memory |= kept
             _tie(state, context)
+        if isinstance(self.aggregator, Routed) and passed is not None:
+            next_memory |= routing_memory(self.aggregator, state, passed.kept, inner)
         result = MergeResult(
             {name: state[name] for name in reference if name in state},
             next_memory,

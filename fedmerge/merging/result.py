@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fedmerge.aggregators.routed import Routed
 from fedmerge.errors import BadUpdate
 from fedmerge.personal import PersonalPart, parts_in
 from fedmerge.refine.exchanged import Exchanged
-from fedmerge.state import prefixed
+from fedmerge.routing import Routing
+from fedmerge.state import State, prefixed, with_prefix
+from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["MergeResult"]
+__all__ = ["ROUTING", "MergeResult", "routing_in", "routing_memory"]
+
+ROUTING = "routing"
+"""Below it, the pipeline's memory holds the tensors of the last merge's routing."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,31 @@ class MergeResult:
     def personal(self) -> Mapping[int, PersonalPart]:
         """What makes each client's own model of the shared one, for methods that say so (``emr``, ``tall_masks``)."""
         return parts_in(prefixed("aggregator", self.memory))
+
+    @property
+    def routing(self) -> Routing | None:
+        """What makes a routed model of the shared one, for methods that say so (``wemoe``); None for others."""
+        return routing_in(self.memory)
+
+
+def routing_in(memory: State) -> Routing | None:
+    """The routing in a pipeline's memory, such as that of a checkpoint; None where its method makes none.
+
+    Examples
+    --------
+    >>> routing_in({}) is None
+    True
+    """
+    tensors = prefixed(ROUTING, memory)
+    return Routing.from_tensors(tensors) if tensors else None
+
+
+def routing_memory(
+    aggregator: Routed, state: State, updates: Sequence[ClientUpdate], context: MergeContext
+) -> dict[str, Tensor]:
+    """What :func:`routing_in` reads, of the complete model `state` that was merged of `updates`."""
+    # Whatever can be read once is read several times.
+    held = None if context.data is None else list(context.data)
+    routing = aggregator.route(state, updates, replace(context, data=held))
+    # Its tensors may be views of the models merged, which belong to whoever sent them.
+    return {} if routing is None else with_prefix(ROUTING, {n: t.clone() for n, t in routing.to_tensors().items()})

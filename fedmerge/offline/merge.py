@@ -27,6 +27,7 @@ from fedmerge.offline.rows import RowLabels
 from fedmerge.questions import Answer, Ask, Question, Trust, respond
 from fedmerge.questions.stages import News, Stage, catch_up
 from fedmerge.refine.privacy import Privacy
+from fedmerge.routing import RoutedModel
 from fedmerge.seeding import torch_generator
 from fedmerge.state import trained_names
 from fedmerge.statistics import Batches
@@ -117,7 +118,7 @@ def merge(
     Returns
     -------
     nn.Module
-        A new module.
+        A new module; of methods that route, a :class:`~fedmerge.routing.RoutedModel`, which is called like `models`.
 
     Raises
     ------
@@ -199,9 +200,10 @@ def merge(
             signed=True,
         )
         with named_statistics(given.statistics):
-            state = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
+            state, routing = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
         # The base's buffers stay where all models are subtracted.
-        return resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **state})
+        merged = resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **state})
+        return merged if routing is None else RoutedModel(merged, routing)
 
 
 def asked_at_hand(

@@ -21,6 +21,7 @@ from fedmerge.offline.tensor_files import FileNames
 from fedmerge.records.model_shards import INDEX_END, byte_size, write_shards
 from fedmerge.records.run_records import write_tensors
 from fedmerge.registry import entries
+from fedmerge.routing import RoutedModel
 from fedmerge.state import State, is_extra, module_state, tied_names
 
 __all__ = ["merge_files", "numbers"]
@@ -88,7 +89,8 @@ def merge_files(
     Returns
     -------
     Path
-        What was written: `out`, or the index of shards.
+        What was written: `out`, or the index of shards. Of methods that route, it holds the ``state_dict`` of a
+        :class:`~fedmerge.routing.RoutedModel`, which :meth:`~fedmerge.routing.RoutedModel.from_state` makes a module of.
 
     Raises
     ------
@@ -240,6 +242,8 @@ def _batches(inputs: Tensor, targets: Tensor | None) -> list[Any]:
 def _in_types_of(like: State, merged: nn.Module) -> dict[str, Tensor]:
     """The tensors of the merged model, with the precision that they have in a file."""
     own = {n: t for n, t in merged.state_dict().items() if not is_extra(n)}
+    if isinstance(merged, RoutedModel):
+        like = {**like, **{f"model.{name}": tensor for name, tensor in like.items()}}
     # A tensor that the file has under one of its names has the precision of that one under the others too.
     groups: dict[str, list[str]] = {}
     for name, first in tied_names(merged).items():

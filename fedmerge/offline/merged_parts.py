@@ -15,6 +15,7 @@ from fedmerge.offline.at_hand import AtHand
 from fedmerge.offline.left_out import layout_without
 from fedmerge.offline.rows import check_rows, merged_rows, row_labels
 from fedmerge.offline.tensor_weights import TensorGroup, check_tensor_by_tensor, groups_of, merged_apart
+from fedmerge.routing import Routing
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["check_parts", "merged_state"]
@@ -49,8 +50,8 @@ def merged_state(
     method: str,
     pattern_weights: Any = None,
     rows: Any = None,
-) -> dict[str, Tensor]:
-    """The tensors of the merged model.
+) -> tuple[dict[str, Tensor], Routing | None]:
+    """The tensors of the merged model, and its routing where the method makes one.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ def merged_state(
         if hand.left:
             layout = layout_without(hand.states[0], hand.buffers, hand.tied, hand.left)
             context = replace(context, layout=layout)
-        return dict(pipeline.merge(updates, context, buffers=hand.buffers).state)
+        result = pipeline.merge(updates, context, buffers=hand.buffers)
+        return dict(result.state), result.routing
     usual = [update.weight for update in updates]
     names = [name for name in dict.fromkeys(n for state in hand.states for n in state) if name not in hand.left]
     groups = groups_of({} if pattern_weights is None else pattern_weights, usual, names, hand.tied)
@@ -80,4 +82,4 @@ def merged_state(
         weights = next(group.weights for group in groups if name in group.names)
         merged = merged_rows(pipeline, name, [one[name] for one in hand.states], each, weights, context)
         state |= {alias: merged for alias in taken if hand.tied.get(alias, alias) == name}
-    return {**{name: tensor for name, tensor in hand.states[0].items() if name in hand.left}, **state}
+    return {**{name: tensor for name, tensor in hand.states[0].items() if name in hand.left}, **state}, None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in
@@ -19,6 +18,7 @@ from fedmerge.state import State
 from fedmerge.statistics.layer_statistic import LayerStatistic
 from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import as_batch, reading_of
+from fedmerge.tasks.entropy import prediction_entropy
 from fedmerge.training.report import TrainingReport
 
 __all__ = ["EntropySlopes", "LossSlopes"]
@@ -161,22 +161,6 @@ class EntropySlopes(_Slopes):
 
     def _sums(self, model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, int]]:
         for inputs, _ in self.limited(batches):
-            yield _entropy(as_batch(self._outputs(model, inputs))).double().sum(), examples_in(inputs)
-
-    def _outputs(self, model: nn.Module, inputs: Any) -> Tensor:
-        outputs: Tensor = model(inputs)
-        if outputs.ndim > 2:
-            raise InvalidOption(
-                f"statistic {self.name!r}: outputs of shape {list(outputs.shape)} are no logits [examples, classes]: "
-                "minimise the loss instead, with labels (objective=loss)"
-            )
-        return outputs
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Of each example's prediction, [B]."""
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        flat = logits.reshape(-1)
-        return F.binary_cross_entropy_with_logits(flat, flat.sigmoid(), reduction="none")
-    log_p = logits.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1)
+            outputs: Tensor = model(inputs)
+            entropies = prediction_entropy(as_batch(outputs), f"statistic {self.name!r}")
+            yield entropies.double().sum(), examples_in(inputs)

@@ -241,7 +241,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         NoUsableUpdates
             A round had too few updates, under ``on_too_few="raise"``, or no round merged anything.
         """
-        self._run, self.identities = RunOutcome(), Identities()
+        self._run, self.identities, self._own_models = RunOutcome(), Identities(), None
         given = check_start(super().start, arguments, keywords)
         if self.policies.round_timeout is not None:
             given["timeout"] = self.policies.round_timeout

@@ -60,7 +60,6 @@ class MergesReplies(OrdersRounds):
             One failed, under ``on_client_error="raise"``.
         """
         arrays_key, weight_key, self._awaited = self.arrayrecord_key, self.weighted_by_key, None
-        self._own_models = None
         answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
         failures, layout = RoundFailures(self.policies), self.travel.layout
         told: dict[str, Any] = {"server-round": server_round}
@@ -111,8 +110,8 @@ class MergesReplies(OrdersRounds):
         self.memory = keeping_missed(result.memory, self.memory) if self.memory else result.memory
         if answer.nodes:  # a grid may name none
             self._note_merged(server_round, {node for client, node in answer.nodes.items() if client in taken})
-        if result.memory:
-            self._own_models = OwnModels.of(result, answer.nodes, self._base, context.tied)
+        owned = OwnModels.of(result, answer.nodes, self._base, context.tied) if result.memory else None
+        self._own_models = owned
         if answer.contents:
             contents = [content for client, content in answer.contents.items() if client in taken]
             metrics = self.train_metrics_aggr_fn(alike(contents), self.weighted_by_key)

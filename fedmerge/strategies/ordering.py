@@ -10,12 +10,13 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.errors import ConfigError, InvalidOption
 from fedmerge.merging import Pipeline
 from fedmerge.merging.judged_model import going_on
 from fedmerge.observers import Observer
+from fedmerge.routing import RoutedModel
 from fedmerge.seeding import generator
 from fedmerge.state import State
 from fedmerge.statistics.sending.settings import StatisticsSettings, to_settings
@@ -32,7 +33,7 @@ from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.travel import Travel
 from fedmerge.update import MergeContext
 from fedmerge.wire.flower_records import RULE_RECORD, WITHHOLD_KEY
-from fedmerge.wire.keys import KEEP_KEY, MISSED_KEY
+from fedmerge.wire.keys import KEEP_KEY, MISSED_KEY, ROUTING
 from fedmerge.wire.record_values import to_arrays, view_arrays
 
 __all__ = ["OrdersRounds", "fill_config", "sample_nodes", "wanted"]
@@ -158,16 +159,32 @@ class OrdersRounds(FlowerFedAvg):
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
         config.update(self.travel.told(view_arrays(arrays)))
-        shared = self._records(arrays, config)
+        shared, own = self._records(arrays, config), self._own
+        brought = None if own is None else own.brought
+        if brought is not None:
+            for record in shared:
+                record[ROUTING] = brought
         messages: list[Message] = []
         for node in nodes:
             brief, whole = shared
-            if self._own_models is not None and self._own_models.parts:
-                brief, whole = self._records(self._own_models.judged_by(node, arrays), config)
+            if own is not None and own.differ:
+                brief, whole = self._records(own.judged_by(node, arrays), config)
             record = brief if self.travel.completes(node) else whole
             messages += self._construct_messages(record, [node], "evaluate")
         self._asked_to_judge = Sent(nodes, messages)
         return messages
+
+    def served(self, model: nn.Module) -> nn.Module:
+        """What the last round's model is to be used as: itself, or the routed model that the method makes of it."""
+        own = self._own
+        return model if own is None or own.routing is None else RoutedModel(model, own.routing)
+
+    @property
+    def _own(self) -> OwnModels | None:
+        """What makes other models of the shared one, if anything; after an interruption, what the memory holds of it."""
+        if self._own_models is None and self.memory:
+            self._own_models = OwnModels().remembering(self.memory)
+        return self._own_models
 
     def _sampled(self, grid: Grid, fraction: float, least: int, purpose: str, round: int) -> list[int]:
         return sample_nodes(

@@ -13,6 +13,7 @@ __all__ = [
     "NAMES_KEY",
     "OWN",
     "PERSONAL_KEY",
+    "ROUTING",
     "SOURCES",
 ]
 
@@ -55,3 +56,6 @@ ACTION = "questions"
 
 OWN = "own"
 """Record of a question: the client's own model, where its neurons were moved."""
+
+ROUTING = "routing"
+"""Record of an evaluate message: experts and gates, of which a client makes a routed model of the model sent."""

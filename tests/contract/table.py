@@ -135,6 +135,7 @@ DRAWN |= {"strategy": "draws are each client's own, and clients of replies made 
 HALF_WAY = dict.fromkeys(("copies", "one client"), "it ends half-way between the model sent and theirs, by design")
 AVERAGED = {"memory": "the mean over rounds that end alike is how they end"}
 OWN_MODELS = {"memory": "what it remembers is clients' own models, which the shared one does not depend on"}
+ROUTES = {"memory": "what it remembers makes a routed model of the shared one, from which clients train on"}
 SEVERAL_NEED = dict.fromkeys(("copies", "one client"), "what fewer than two clients need above all others is dropped")
 EVENED = dict.fromkeys(("copies", "one client"), "every direction of an update gets the same strength, by design")
 CUT = {"copies": "of each of K clients a K-th of the directions is kept, by design"}
@@ -238,6 +239,7 @@ ROWS = (
     Row("consensus", {"threshold": 0.0, "agreeing": 1}),
     Row("tall_masks", excused=OWN_MODELS, remembers=True),
     Row("emr", excused=OWN_MODELS, remembers=True),
+    Row("wemoe", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, remembers=True),
     Row("iso_c", excused=EVENED),
     Row("tsv_m", excused=CUT),
     Row("tsv_m", {"kept": 1.0}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,6 +41,12 @@ from fedmerge.training.local import batches
 from fedmerge.training.model_on_data import outputs_of
 
 __all__ = ["Experiment"]
+
+Served = Callable[[nn.Module], nn.Module]
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
 @dataclass(frozen=True)
@@ -234,11 +241,14 @@ class Experiment:
             send_frozen="never",  # all clients are ours
         )
 
-    def test(self, arrays: ArrayRecord) -> Judged:
-        """Loss, accuracy where there is one, and the task's metrics of a global model on the test set."""
-        return judge(self._judged(from_arrays(arrays)), self.dataset.test, what="the test set", task=self.task)
+    def test(self, arrays: ArrayRecord, served: Served = _as_it_is) -> Judged:
+        """Loss, accuracy where there is one, and the task's metrics of a global model on the test set.
 
-    def domain_accuracies(self, arrays: ArrayRecord) -> dict[str, float]:
+        `served` makes of the model what it is used as, see :meth:`~fedmerge.strategies.MergeStrategy.served`.
+        """
+        return judge(served(self._judged(from_arrays(arrays))), self.dataset.test, what="the test set", task=self.task)
+
+    def domain_accuracies(self, arrays: ArrayRecord, served: Served = _as_it_is) -> dict[str, float]:
         """Accuracy of a global model on each domain's share of the test set; nothing without domains.
 
         Nothing with personal parts either: no model is whole without a client's own.
@@ -246,7 +256,7 @@ class Experiment:
         domains = make_domains(self.config.data.domains)
         if not domains or self.config.personal:
             return {}
-        whole, model = self._whole.test, self._judged(from_arrays(arrays))
+        whole, model = self._whole.test, served(self._judged(from_arrays(arrays)))
         which = domains_of_tests(len(whole), len(domains), self.seed)
         which[: self.config.server_examples] = -1  # those that the server holds
         found = {}
@@ -255,13 +265,13 @@ class Experiment:
             found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.task).accuracy
         return found
 
-    def attack_success(self, arrays: ArrayRecord) -> float | None:
+    def attack_success(self, arrays: ArrayRecord, served: Served = _as_it_is) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
         hostile = self.hostile
         if hostile is None or self.config.personal:
             return None
         found = Judged()
-        model = self._judged(from_arrays(arrays))
+        model = served(self._judged(from_arrays(arrays)))
         for batch in self.dataset.test.in_order():
             shown = hostile.attack.triggered(*batch)
             if shown is None:

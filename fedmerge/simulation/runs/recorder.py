@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
+from torch import nn
 
 from fedmerge.errors import NothingMerged
 from fedmerge.observers import Watch
@@ -78,8 +79,8 @@ class Recorder:
         started = time.perf_counter()
         exchanges = self._grid.take()
         loss, accuracy, figures = self._tested(server_round, arrays, exchanges)
-        by_domain = self._experiment.domain_accuracies(arrays)
-        success = self._experiment.attack_success(arrays)
+        by_domain = self._experiment.domain_accuracies(arrays, self._served)
+        success = self._experiment.attack_success(arrays, self._served)
         evaluating = time.perf_counter() - started
         still = self._strategy.travel.still if isinstance(self._strategy, MergeStrategy) else frozenset[str]()
         unchanged = server_round > 0 and arrays is self._model
@@ -113,10 +114,14 @@ class Recorder:
         """Loss, accuracy and metrics of the global model on the test set; where parts are the clients', loss and
         accuracy of their own models."""
         if not self._experiment.config.personal or round == 0:  # at first all have the same
-            found = self._experiment.test(arrays)
+            found = self._experiment.test(arrays, self._served)
             return found.loss, found.accuracy, found.figures
         told = self._metrics(exchanges, None)[1]
         return _number(told, "eval_loss"), _number(told, "eval_acc"), _figures(told)
+
+    def _served(self, model: nn.Module) -> nn.Module:
+        """What the global model is used as: a routed one, where the method makes it."""
+        return self._strategy.served(model) if isinstance(self._strategy, MergeStrategy) else model
 
     def _count(self, row: Mapping[str, Any]) -> None:
         """Note whether a round merged; round 0 is that of the initial model."""
