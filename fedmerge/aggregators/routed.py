@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.task_vectors import TaskVectors
 from fedmerge.errors import InvalidOption, UnknownName
-from fedmerge.inputs import examples_in
+from fedmerge.inputs import OnDeviceOf, examples_in
 from fedmerge.lookup.option_checks import check_range
+from fedmerge.models.resize import copy_of, refill
 from fedmerge.routing import Routing
-from fedmerge.routing.routed_model import features
+from fedmerge.routing.mixing import features
 from fedmerge.state import State, accumulator_dtype, from_pairs
+from fedmerge.tasks import Task, as_batch, reading_of
+from fedmerge.tasks.reading import called_as_told
 from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["Routed", "chosen_modules", "differences", "server_batches", "trained_names", "widths_seen"]
+__all__ = ["Routed", "chosen_modules", "differences", "owners", "server_batches", "trained_names", "widths_seen"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,35 @@ def chosen_modules(module: nn.Module, patterns: str, trained: Collection[str]) -
     return found
 
 
+@torch.no_grad()
+def owners(
+    module: nn.Module,
+    shared: State,
+    updates: Sequence[ClientUpdate],
+    batches: Sequence[tuple[Any, Tensor]],
+    task: Task | None,
+) -> list[Tensor]:
+    """Whose each example of a batch is, [examples]: the place of the client whose own model has the least loss on it.
+
+    On the server nobody has said from whom its examples come, and this is what labels tell. Of equals the first.
+
+    Parameters
+    ----------
+    module
+        The shared model; it is not changed.
+    shared
+        All its tensors, of which a client's model keeps what was not merged.
+    """
+    called = called_as_told(copy_of(module), task, batches[0][0]).eval()
+    there, losses = list(OnDeviceOf(called, batches)), []
+    reading = reading_of(task).of(called, there)
+    for update in updates:
+        refill(called, {**shared, **from_pairs(update.state, shared)})
+        outputs = [(x, as_batch(called(x)), y) for x, y in there]
+        losses.append([reading(x, out, y).losses(out, y).reshape(len(out), -1).mean(1) for x, out, y in outputs])
+    return [torch.stack(each).nan_to_num(nan=torch.inf).argmin(0) for each in zip(*losses, strict=True)]
+
+
 def server_batches(context: MergeContext, who: str, *, labelled: bool) -> list[tuple[Any, Tensor]]:
     """The server's batches, ``(inputs, targets)``; zeros for targets where there are none and none are wanted.
 
@@ -183,7 +215,7 @@ def server_batches(context: MergeContext, who: str, *, labelled: bool) -> list[t
 
 @torch.no_grad()
 def widths_seen(module: nn.Module, names: Collection[str], inputs: Any) -> dict[str, int]:
-    """How many numbers gates see at the inputs of these modules, for those that a forward pass calls.
+    """How many numbers gates see at the inputs of these modules, for those that a forward pass calls, in that order.
 
     Raises
     ------
@@ -206,4 +238,4 @@ def widths_seen(module: nn.Module, names: Collection[str], inputs: Any) -> dict[
             handle.remove()
     if not seen:
         raise InvalidOption(f"none of {list(names)[:3]} is called when the model runs: route other modules")
-    return {name: seen[name] for name in names if name in seen}
+    return seen

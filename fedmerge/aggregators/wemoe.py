@@ -22,7 +22,7 @@ from fedmerge.registry import register
 from fedmerge.routing import Gate, RoutedModel, Routing
 from fedmerge.routing.gate_fitting import fit_gates, objective
 from fedmerge.state import State, cast_like, from_pairs
-from fedmerge.tasks.called import called_as_told
+from fedmerge.tasks.reading import called_as_told
 from fedmerge.update import ClientUpdate, MergeContext
 
 __all__ = ["WeMoe"]
@@ -72,7 +72,8 @@ class WeMoe(Routed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_word(self, "depth", (0, 1, 2))
+        check_count(self, "depth", 0)
+        check_range(self, "depth", 0, 2)
         check_word(self, "objective", ("entropy", "loss"))
         check_count(self, "steps", 0)
         check_range(self, "learning_rate", 0.0, float("inf"), open_low=True, open_high=True)

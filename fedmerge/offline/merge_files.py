@@ -89,8 +89,8 @@ def merge_files(
     Returns
     -------
     Path
-        What was written: `out`, or the index of shards. Of methods that route, it holds the ``state_dict`` of a
-        :class:`~fedmerge.routing.RoutedModel`, which :meth:`~fedmerge.routing.RoutedModel.from_state` makes a module of.
+        What was written: `out`, or the index of shards. Of methods that route it holds the ``state_dict`` of a routed
+        model, of which :meth:`~fedmerge.routing.RoutedModel.from_state` makes a module.
 
     Raises
     ------

@@ -81,10 +81,12 @@ def personal_models(
         given = MergeArguments.of(hand, weights, None, None, None, None, seed)
         check_signs(given.weights, method, pipeline.aggregator)
         result = _merged(hand, pipeline, given)
-        if not result.personal:
-            raise InvalidOption(f"{method} makes one model for all: take emr or tall_masks, or fedmerge.merge")
-        first, start = hand.models[0], hand.base or {}
+        first, start, routing = hand.models[0], hand.base or {}, result.routing
         own = [part.of(result.state, start, hand.tied) for part in result.personal.values()]
+        if routing is not None:
+            own = [routing.of_client(i).unloaded(result.state, tied=hand.tied) for i in sorted(routing.own)]
+        if not own:
+            raise InvalidOption(f"{method} makes one model for all: take emr or tall_masks, or fedmerge.merge")
         return [resize(first, {**first.state_dict(), **start, **state}) for state in own]
 
 

@@ -19,7 +19,7 @@ from fedmerge.questions import Answer, Question, respond
 from fedmerge.refine.refinement import Proposal, Refinement, Step, Sums
 from fedmerge.searching.search import Judged, Problem, Span, Trial
 from fedmerge.seeding import integer_seed
-from fedmerge.state import State
+from fedmerge.state import State, cast_like
 from fedmerge.statistics import Statistic
 from fedmerge.update import ClientUpdate, MergeContext
 
@@ -149,14 +149,15 @@ class SearchStep(Step):
         labelled = self.answering is None or _labelled(next(iter(context.data or ()), None))
         seed = integer_seed(context.seed, self.name, context.round)
         best = Sought(state, (0.0,) * len(span.start), math.inf)
-        search = method.search(Problem(span.start, seed, stage.models, labelled))
+        free = Span(span.origin, directions, span.start)
+        search = method.search(Problem(span.start, seed, stage.models, labelled, free))
         trial = next(search, None)
         while trial is not None:
             moved = trial.points - span.start
             try:
                 judged = _judged(ask(_question(state, directions, moved, trial)), trial)
             except NoAnswer as error:
-                if math.isinf(best.value):
+                if math.isinf(best.value) and trial.state is None:
                     raise
                 log.warning("%s: the search ends early: %s", self.name, error)
                 break
@@ -167,13 +168,18 @@ class SearchStep(Step):
                 best = Sought(at, tuple(moved[chosen].tolist()), float(values[chosen]))
             try:
                 trial = search.send(judged)
-            except StopIteration:
+            except StopIteration as ended:
                 trial = None
+                if ended.value is not None:
+                    best = Sought(cast_like({**state, **ended.value}, state), (), math.nan)
         return best
 
 
 def _question(state: State, directions: tuple[State, ...], moved: Tensor, trial: Trial) -> Question:
     """What those who judge are asked; all of their examples count, for a few coefficients learn none by heart."""
+    if trial.state is not None:
+        needs = () if trial.slopes is None else (trial.slopes,)
+        return Question(cast_like({**state, **trial.state}, state), needs=needs, holdout=0)
     if trial.slopes is None:
         return Question(state, directions, tuple(tuple(point) for point in moved.tolist()), holdout=1)
     return Question(_moved(state, directions, moved[0]), directions, needs=(trial.slopes,), holdout=0)
@@ -187,6 +193,8 @@ def _judged(answer: Answer, trial: Trial) -> Judged:
     if trial.slopes is None:
         return Judged(answer.loss)
     found = answer.statistics[trial.slopes.name]
+    if trial.state is not None:
+        return Judged(torch.full((1,), math.nan), gradient=found)
     return Judged(found["value"].double().cpu(), found["slope"].double().cpu())
 
 

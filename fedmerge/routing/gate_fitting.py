@@ -13,8 +13,8 @@ from fedmerge.inputs import OnDeviceOf
 from fedmerge.routing.routed_model import RoutedModel
 from fedmerge.routing.routing import Routing
 from fedmerge.tasks import Task, as_batch, reading_of
-from fedmerge.tasks.called import called_as_told
 from fedmerge.tasks.entropy import prediction_entropy
+from fedmerge.tasks.reading import called_as_told
 
 __all__ = ["Objective", "fit_gates", "objective"]
 

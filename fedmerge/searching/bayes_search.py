@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.searching.extra import imported
-from fedmerge.searching.search import Judged, Problem, Search, Trial
+from fedmerge.searching.search import Judged, PointSearch, Problem, Trial
 
 __all__ = ["BayesSearch"]
 
@@ -37,7 +37,7 @@ class BayesSearch:
 
     def search(
         self, problem: Problem, genome: Tensor, decoded: Callable[[Tensor], Tensor] = lambda genomes: genomes
-    ) -> Search:
+    ) -> PointSearch:
         """Yield the start, then one candidate at a time.
 
         Parameters

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedmerge.searching.search import Problem, Search, Trial
+from fedmerge.searching.search import PointSearch, Problem, Trial
 from fedmerge.statistics import Statistic
 
 __all__ = ["Descent"]
@@ -38,7 +38,7 @@ class Descent:
     low: float | None = None
     high: float | None = None
 
-    def search(self, problem: Problem, slopes: Statistic) -> Search:
+    def search(self, problem: Problem, slopes: Statistic) -> PointSearch:
         """Yield the start and the point after each step; `slopes` measures the objective and its slopes."""
         x = problem.start.double().clone()
         optimizer = torch.optim.AdamW([x], lr=self.learning_rate, weight_decay=self.weight_decay)

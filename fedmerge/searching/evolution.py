@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.searching.extra import imported
-from fedmerge.searching.search import Judged, Problem, Search, Trial
+from fedmerge.searching.search import Judged, PointSearch, Problem, Trial
 
 __all__ = ["Evolution"]
 
@@ -47,7 +47,7 @@ class Evolution:
         genome: Tensor,
         decoded: Callable[[Tensor], Tensor] = lambda genomes: genomes,
         penalty: Penalty | None = None,
-    ) -> Search:
+    ) -> PointSearch:
         """Yield the start, then generations.
 
         Parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedmerge.state import State
 from fedmerge.statistics import Statistic
 
-__all__ = ["Judged", "Problem", "Search", "Span", "Trial", "by_tensor", "task_vectors"]
+__all__ = ["Judged", "PointSearch", "Problem", "Search", "Span", "Trial", "by_tensor", "task_vectors"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ class Problem:
         How many models were merged.
     labelled
         Whether those who judge know targets.
+    span
+        The models among which is searched.
     """
 
     start: Tensor
     seed: int
     models: int = 1
     labelled: bool = True
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -82,23 +85,31 @@ class Trial:
         What measures the objective and its slopes at the one point there is; None where only losses are wanted.
     penalties
         [n], added to what the judges find; none where not given.
+    state
+        Parameters of the one model to be measured, where no coefficients stand for it; `slopes` is then a gradient.
     """
 
     points: Tensor
     slopes: Statistic | None = None
     penalties: Tensor | None = None
+    state: State | None = None
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What was found of a trial: `values` [n], less is better, and `slopes` [m] of the objective where asked for."""
+    """What was found of a trial: `values` [n], less is better, and `slopes` [m] or the gradient where asked for."""
 
     values: Tensor
     slopes: Tensor | None = None
+    gradient: State | None = None
 
 
-Search = Generator[Trial, Judged, None]
-"""Yields what it wants to know and is sent what was found; whoever runs it keeps the best point."""
+PointSearch = Generator[Trial, Judged, None]
+"""A search among points alone: whoever runs it keeps the best one."""
+
+Search = Generator[Trial, Judged, State | None]
+"""Yields what it wants to know and is sent what was found; whoever runs it keeps the best point, or takes the
+parameters that it returns."""
 
 
 def task_vectors(states: Sequence[State], base: State) -> tuple[State, ...]:

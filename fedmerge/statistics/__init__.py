@@ -14,7 +14,7 @@ from fedmerge.statistics.gram import Gram
 from fedmerge.statistics.head import HeadGradient, HeadSums
 from fedmerge.statistics.layer_statistic import ComparingStatistic
 from fedmerge.statistics.local_steps import LocalSteps
-from fedmerge.statistics.loss_gradient import LossGradient
+from fedmerge.statistics.loss_gradient import EntropyGradient, LossGradient
 from fedmerge.statistics.prefix_sums import PrefixSums
 from fedmerge.statistics.refit import RefitSums
 from fedmerge.statistics.secants import Secants
@@ -32,6 +32,7 @@ __all__ = [
     "ClassCounts",
     "ClassMoments",
     "ComparingStatistic",
+    "EntropyGradient",
     "EntropySlopes",
     "FisherDiag",
     "FisherKfac",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.models.resize import copy_of
 from fedmerge.registry import register
@@ -17,10 +17,11 @@ from fedmerge.statistics.measuring.measurable import Measurable, check_parameter
 from fedmerge.statistics.measuring.taps import stored_dtype
 from fedmerge.statistics.sending.laws import Breach, cancelling
 from fedmerge.statistics.statistic_type import Batches, Shapes
-from fedmerge.tasks import as_batch, reading_of
+from fedmerge.tasks import TaskAt, as_batch, reading_of
+from fedmerge.tasks.entropy import prediction_entropy
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["LossGradient"]
+__all__ = ["EntropyGradient", "LossGradient"]
 
 
 @register("loss_gradient")
@@ -57,13 +58,21 @@ class LossGradient(LayerStatistic):
         with torch.enable_grad():
             for inputs, targets in self.limited(batches):
                 outputs = as_batch(copied(inputs))
-                loss = tasks(inputs, outputs, targets).losses(outputs, targets).sum()
+                loss = self._sum(tasks, inputs, outputs, targets)
                 gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
                 for name, gradient in zip(named, gradients, strict=True):
                     if gradient is not None:
                         total[name] += gradient
-                count += targets.numel()
+                count += self._count(outputs, targets)
         return {name: (value / count).to(stored_dtype(model)) for name, value in total.items()}
+
+    def _sum(self, tasks: TaskAt, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The objective, added up over a batch."""
+        return tasks(inputs, outputs, targets).losses(outputs, targets).sum()
+
+    def _count(self, outputs: Tensor, targets: Tensor) -> int:
+        """Over how much it was added up."""
+        return targets.numel()
 
     def identities(self, value: State) -> Mapping[str, Breach]:
         """Rows of a softmax layer's gradient add up to zero."""
@@ -77,3 +86,33 @@ class LossGradient(LayerStatistic):
     def doubt(self, shapes: Shapes, state: State, model: Measurable) -> str | None:
         """A parameter that is not trained, or one that is and is missing."""
         return doubted_parameters(model, shapes, self.selects)
+
+
+@register("entropy_gradient")
+@dataclass(frozen=True)
+class EntropyGradient(LossGradient):
+    """Mean gradient of the entropy of a classifier's predictions, under the parameters' names.
+
+    No target is looked at. As many bytes as the parameters.
+
+    Parameters
+    ----------
+    layers, examples, task
+        See :class:`~fedmerge.statistics.layer_statistic.LayerStatistic`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)  # no prediction is less sure than an even one
+    >>> EntropyGradient().measure(model, [(torch.ones(3, 1), torch.zeros(3))], None)["weight"].abs().max()
+    tensor(0.)
+    """
+
+    name: ClassVar[str] = "entropy_gradient"
+    of_labels: ClassVar[bool] = False
+
+    def _sum(self, tasks: TaskAt, inputs: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+        return prediction_entropy(outputs, f"statistic {self.name!r}").sum()
+
+    def _count(self, outputs: Tensor, targets: Tensor) -> int:
+        return len(outputs)

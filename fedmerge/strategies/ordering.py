@@ -181,7 +181,7 @@ class OrdersRounds(FlowerFedAvg):
 
     @property
     def _own(self) -> OwnModels | None:
-        """What makes other models of the shared one, if anything; after an interruption, what the memory holds of it."""
+        """What makes other models of the shared one; after an interruption, what the memory holds of it."""
         if self._own_models is None and self.memory:
             self._own_models = OwnModels().remembering(self.memory)
         return self._own_models
