@@ -240,6 +240,7 @@ ROWS = (
     Row("tall_masks", excused=OWN_MODELS, remembers=True),
     Row("emr", excused=OWN_MODELS, remembers=True),
     Row("wemoe", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, remembers=True),
+    Row("smear", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, remembers=True),
     Row("pwe_moe", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, labels=True, remembers=True),
     Row("iso_c", excused=EVENED),
     Row("tsv_m", excused=CUT),
