@@ -240,6 +240,8 @@ ROWS = (
     Row("tall_masks", excused=OWN_MODELS, remembers=True),
     Row("emr", excused=OWN_MODELS, remembers=True),
     Row("wemoe", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, remembers=True),
+    Row("twin_merging", excused=ROUTES, remembers=True),
+    Row("twin_merging", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, labels=True, remembers=True),
     Row("smear", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, remembers=True),
     Row("pwe_moe", {"steps": 2}, excused=ONE_MODEL | ROUTES, traces=True, hears=True, labels=True, remembers=True),
     Row("iso_c", excused=EVENED),
