@@ -248,6 +248,8 @@ ROWS = (
     Row("tsv_m", excused=CUT),
     Row("tsv_m", {"kept": 1.0}),
     Row("wudi"),
+    Row("concrete", {"evaluations": 0}),
+    Row("concrete", {"evaluations": 2}, excused=ONE_MODEL | SCALES, traces=True, hears=True),
     Row("wudi", {"solver": "adam", "steps": 20}, excused=STEPS_FROM_SUM),
     Row("rebasin", excused=ONE_MODEL, traces=True),
     Row("rebasin", {"combine": "median"}, excused=ONE_MODEL, traces=True),
