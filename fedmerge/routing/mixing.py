@@ -28,6 +28,7 @@ class Mixing:
         self.busy = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+        """The outputs that take the place of the module's."""
         if self.busy:  # the module is being called with the parameters chosen
             return outputs
         weights = self.routing.gates[self.name].weights(features(module, args, kwargs))
@@ -83,6 +84,7 @@ def features(module: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, 
 
 @contextmanager
 def hooked(module: nn.Module, mixing: Callable[..., Any]) -> Iterator[None]:
+    """Let `mixing` have its way with a module's outputs meanwhile."""
     handle = module.register_forward_hook(mixing, with_kwargs=True)
     try:
         yield
