@@ -125,3 +125,15 @@ def test_clients_in_another_order_mix_alike():
     one = fedmerge.merge(models, "wemoe", base=base, data=x, weights=[1, 2, 3], steps=3)
     two = fedmerge.merge(models[::-1], "wemoe", base=base, data=x, weights=[3, 2, 1], steps=3)
     torch.testing.assert_close(one(x), two(x), rtol=1e-4, atol=1e-5)
+
+
+def test_data_that_can_be_read_once_are_enough_and_a_part_may_be_left_out():
+    torch.manual_seed(0)
+    base, first, second = (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(3))
+    x = inputs(count=12)
+    once = fedmerge.merge([first, second], "wemoe", base=base, data=iter(x.split(6)), steps=3)
+    often = fedmerge.merge([first, second], "wemoe", base=base, data=list(x.split(6)), steps=3)
+    assert torch.equal(once(x), often(x))
+    part = fedmerge.merge([first, second], "wemoe", base=base, data=[x], steps=3, leave_out=["2"])
+    assert list(part.routing.gates) == ["0"]
+    assert torch.equal(part.model[2].weight, first[2].weight)
