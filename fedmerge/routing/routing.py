@@ -67,6 +67,20 @@ class Routing:
         tensors += [tensor for gate in self.gates.values() for layer in gate.layers for tensor in layer]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def bytes_of(self, client: int, shared: State) -> int:
+        """What it takes to send a client its own plain model, where gates look at no input.
+
+        Its values of all that is routed; or, where its preference is the weights and names few experts, these experts.
+        """
+        names = [name for module in self.gates for name in self.names(module)]
+        values = sum((shared[name].numel() * shared[name].element_size() for name in names), 0)
+        wanted = self.own.get(client, self.preference)
+        if wanted is None or any(gate.layers for gate in self.gates.values()):
+            return values
+        named = [self.experts[place] for place in wanted.nonzero().flatten().tolist()]
+        factors: int = sum(t.numel() * t.element_size() for expert in named for t in expert.values())
+        return min(values, factors)
+
     def names(self, module: str) -> list[str]:
         """Names of the parameters that are routed in a module of this name."""
         start = f"{module}." if module else ""

@@ -65,15 +65,14 @@ class OwnModels:
         """What clients need to make their models of the shared one.
 
         A bit a parameter and a number for masks; all experts and gates where these look at inputs; and where they look
-        at none, each client's own values of the parameters that are routed.
+        at none, what makes each client's own model, see :meth:`~fedmerge.routing.Routing.bytes_of`.
         """
         total = sum(part.bytes for part in self.parts.values())
         if self.routing is None:
             return total
         if self.routing.looks_at_inputs:
             return total + len(self.clients) * self.routing.bytes
-        routed = [name for module in self.routing.gates for name in self.routing.names(module)]
-        return total + len(self.clients) * sum(self.base[n].numel() * self.base[n].element_size() for n in routed)
+        return total + sum(self.routing.bytes_of(client, self.base) for client in self.clients.values())
 
     @property
     def brought(self) -> ArrayRecord | None:

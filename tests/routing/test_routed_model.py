@@ -203,3 +203,12 @@ def test_factors_stand_for_their_product():
     parts = Routing({"": Gate()}, ({"weight:left": left, "weight:right": right},), (0,), preference=torch.ones(1))
     torch.testing.assert_close(RoutedModel(model, parts)(x), RoutedModel(model, whole)(x))
     assert (whole.bytes, parts.bytes) == (24, 20)
+
+
+def test_a_client_is_sent_its_own_expert_or_its_own_values_whichever_is_less():
+    shared, one = {"w": torch.zeros(4, 4)}, {"w:left": torch.ones(4, 1), "w:right": torch.ones(1, 4)}
+    own = {0: torch.tensor([1.0, 0.0]), 1: torch.tensor([0.5, 0.5]), 2: torch.zeros(2)}
+    plain = Routing({"": Gate()}, (one, one), (0, 1), preference=torch.zeros(2), own=own)
+    assert [plain.bytes_of(client, shared) for client in (0, 1, 2)] == [32, 64, 0]
+    gate = Gate(((torch.eye(2), torch.zeros(2)),))
+    assert Routing({"": gate}, (one, one), (0, 1), own=own).bytes_of(0, shared) == 64
