@@ -8,9 +8,8 @@ other clients' numbers can confirm (:mod:`fedmerge.checks.magnitudes`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,23 +26,12 @@ from fedmerge.matching.widths import check_widths
 from fedmerge.merging.buffers import BufferFold
 from fedmerge.merging.filled_updates import copied, filled_up, of_types
 from fedmerge.merging.repair import Rescale
+from fedmerge.merging.result import Partial
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.state import LARGEST, State, as_pairs, as_rows, is_norm_statistic
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
-__all__ = ["Intake", "Partial"]
-
-
-@dataclass
-class Partial:
-    """What a worker makes of its share of the clients: a sum of their parameters, their buffers, and who they were."""
-
-    total: Any
-    buffers: BufferFold
-    accepted: list[int]
-    dropped: list[BadUpdate]
-    unmoved: Unmoved | None = None
-    outliers: Outliers = field(default_factory=Outliers)
+__all__ = ["Intake"]
 
 
 class Intake:
@@ -69,7 +57,6 @@ class Intake:
         self._one_width = one_width
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
-        self._pairs = find_pairs(self._expected, aggregator.pair_patterns, lenient=True)
         rule = aggregator.local_rule
         held = () if rule is None or context.base is None else rule.held(layout.trained, context.round)
         self._held = {name: reference[name] for name in held}
@@ -263,8 +250,9 @@ class Intake:
 
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
         update = without_still(update, self.layout, self.still)
-        if self._pairs or self._held:
-            update = filled_up(update, self._pairs, self._expected, self._held)
+        if self._held or self._of_other_shape(update.state):  # a pair of smaller rank is one with slices of zeros
+            pairs = find_pairs(self._expected, self._aggregator.pair_patterns, lenient=True)
+            update = filled_up(update, pairs, self._expected, self._held)
         checked, peaks = checked_update(
             update,
             self._expected,
@@ -281,6 +269,10 @@ class Intake:
         if other:
             check_widths(checked, other, self.reference, self._context, type(self._aggregator).__name__)
         return self._measured(checked), peaks
+
+    def _of_other_shape(self, state: State) -> bool:
+        sent = [(state.get(name), want) for name, want in self._expected.items()] if isinstance(state, Mapping) else []
+        return any(isinstance(tensor, Tensor) and tensor.shape != want.shape for tensor, want in sent)
 
     def _measured(self, update: ClientUpdate) -> ClientUpdate:
         """The update with its statistics parsed."""
