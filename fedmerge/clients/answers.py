@@ -11,10 +11,10 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
-from fedmerge.clients.client import Client
+from fedmerge.clients.client import Client, receive, sent_model
 from fedmerge.clients.kept_in_context import kept_buffers, own_model
 from fedmerge.clients.measure import add_statistics
-from fedmerge.clients.road import enter, metrics_of, receive, run, sent_model
+from fedmerge.clients.road import enter, metrics_of, run
 from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models.resize import resize

@@ -1,4 +1,5 @@
-"""What all clients of a process are made of: model, data, training, and whatever goes wrong on purpose."""
+"""What all clients of a process are made of: model, data, training, and whatever goes wrong on purpose; how an order
+reaches them."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from flwr.app import ConfigRecord
-from torch import nn
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor, nn
 
 from fedmerge.adapters import OwnRanks
-from fedmerge.clients.group import Instructions
+from fedmerge.clients.group import Instructions, Received
 from fedmerge.clients.model_outputs import check_outputs
 from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
@@ -25,10 +26,11 @@ from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.model_on_data import ModelSnapshot
+from fedmerge.wire.flower_records import RULE_RECORD
 from fedmerge.wire.keys import PERSONAL_KEY
-from fedmerge.wire.record_values import strings
+from fedmerge.wire.record_values import strings, view_arrays
 
-__all__ = ["Client", "Mishaps", "Tamper"]
+__all__ = ["Client", "Mishaps", "Tamper", "receive", "sent_model"]
 
 Tamper = Callable[[State, State, int, int], State]
 """``tamper(state, base, client, round)``: the parameters that a client sends, having trained from `base` to `state`."""
@@ -198,3 +200,51 @@ class Client:
     def _misfit(self, error: Exception) -> ModelError:
         kind = type(self.template).__name__
         return ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}")
+
+
+def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
+    """Read an order: its configuration, the model sent, and all further tensors.
+
+    Parameters
+    ----------
+    client
+        Whoever receives it.
+    content
+        The records of the message.
+    state
+        The model sent, where it is at hand already.
+    what
+        The kind of message, for errors.
+
+    Raises
+    ------
+    ModelError
+        It brings no model, or one that cannot be decoded.
+    UnknownName, ConfigError, InvalidOption
+        Its configuration cannot be read, or the server's frozen or personal tensors are others than the client's.
+    """
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    told = Instructions.read(config, client.training, alone=not client.mods)
+    if state is None:
+        state = sent_model(content, what)
+    parts = client.parts(config, told.training)
+    if parts is not None:
+        parts.phases(told.training)  # what makes no sense is told before anybody trains
+    return Received(told, state, content.array_records, parts)
+
+
+def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
+    """The model that a message brings; to be read only.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be decoded.
+    """
+    arrays = next((arrays for key, arrays in content.array_records.items() if key != RULE_RECORD), None)
+    if arrays is None:
+        raise ModelError(f"the {what} message brings no ArrayRecord with a model")
+    try:
+        return view_arrays(arrays)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model sent cannot be decoded: {error}") from error

@@ -18,6 +18,7 @@ MOVED = {
     "barriers": ("diagnostics.barriers",),
     "buffers": ("merging.buffers", "layout"),
     "checks.outliers": ("checks.magnitudes",),
+    "clients.train_group": ("clients.road",),
     "checkpoints": ("records.checkpoints",),
     "data.examples": ("data.example_sets",),
     "loading": ("lookup.loading",),

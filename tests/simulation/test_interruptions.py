@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fedmerge import cli
-from fedmerge.clients import train_group
+from fedmerge.clients import road
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.errors import WriteError
 from fedmerge.records.atomic_files import append_line, write_atomically
@@ -115,7 +115,7 @@ class Messages(MergeStrategy):
     ("kind", "engine"), [(MergeStrategy, "serial"), (MergeStrategy, "stacked"), (Messages, "serial")]
 )
 def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, error, monkeypatch):
-    real = train_group.train_one
+    real = road.train_one
 
     def train_one(*arguments, client, **keywords):
         if client == 1:
@@ -125,8 +125,8 @@ def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, 
     def no_room(*_arguments, **_keywords):
         raise error
 
-    monkeypatch.setattr(train_group, "train_one", train_one)
-    monkeypatch.setattr(train_group, "train_cohort", no_room)
+    monkeypatch.setattr(road, "train_one", train_one)
+    monkeypatch.setattr(road, "train_cohort", no_room)
     app = client_app(tiny_model, tiny_data, training=TRAINING)
     with SimulationGrid(app, CLIENTS, engine=engine) as grid:
         measured, strategy = MeasuredGrid(grid), kind(model_fn=tiny_model, fraction_evaluate=0.0)

@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from flwr.app import RecordDict
 
-from fedmerge.clients.client import Client
+from fedmerge.clients.client import Client, receive
 from fedmerge.clients.group import Group
-from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, receive, run
+from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, run
 from fedmerge.errors import CannotStack, FedMergeError
 from fedmerge.simulation.workers.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
