@@ -7,7 +7,7 @@ other clients' numbers can confirm (:mod:`fedmerge.checks.magnitudes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
