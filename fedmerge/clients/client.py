@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from fedmerge.clients.model_outputs import check_outputs
 from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
-from fedmerge.errors import ModelError
+from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.models.resize import copy_of, resize
 from fedmerge.state import State
 from fedmerge.tasks import Task
@@ -27,7 +27,7 @@ from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.model_on_data import ModelSnapshot
 from fedmerge.wire.flower_records import RULE_RECORD
-from fedmerge.wire.keys import PERSONAL_KEY
+from fedmerge.wire.keys import LINEARISED_KEY, PERSONAL_KEY
 from fedmerge.wire.record_values import strings, view_arrays
 
 __all__ = ["Client", "Mishaps", "Tamper", "receive", "sent_model"]
@@ -94,6 +94,31 @@ class Client:
     personal: tuple[str, ...] = ()
     own_ranks: OwnRanks | None = None
     _resized: _Working | None = field(default=None, init=False, repr=False)
+    _told: dict[tuple[str, ...], Client] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.training.linearised and self.own_model_fn is not None:
+            raise InvalidOption(
+                "training.linearised expands the model around what model_fn makes, and own_model_fn has clients start "
+                "apart from it: leave one out"
+            )
+
+    def told(self, config: ConfigRecord) -> Client:
+        """The client side whose model is linearised as a message's configuration says; this one where it says nothing.
+
+        Raises
+        ------
+        InvalidOption
+            Clients start apart.
+        """
+        if LINEARISED_KEY not in config:
+            return self
+        patterns = tuple(strings(config, LINEARISED_KEY))
+        if patterns == tuple(self.training.linearised):
+            return self
+        if patterns not in self._told:
+            self._told[patterns] = replace(self, training=replace(self.training, linearised=patterns))
+        return self._told[patterns]
 
     @cached_property
     def template(self) -> nn.Module:
@@ -101,7 +126,7 @@ class Client:
         model = self.model_fn()
         if not isinstance(model, nn.Module):
             raise ModelError(f"model_fn returned a {type(model).__name__}: return the module that it builds")
-        return model.to(choose_device(self.device))
+        return self.training.trained_as(model.to(choose_device(self.device)))
 
     @cached_property
     def float_buffers(self) -> frozenset[str]:

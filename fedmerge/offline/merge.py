@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from fedmerge.offline.left_out import LeftOut, without_names
 from fedmerge.offline.loaders import first_inputs
 from fedmerge.offline.merged_parts import check_parts, merged_state
 from fedmerge.offline.rows import RowLabels
+from fedmerge.offline.tangent_models import as_linearised
 from fedmerge.questions import Answer, Ask, Question, Trust, respond
 from fedmerge.questions.stages import News, Stage, catch_up
 from fedmerge.refine.privacy import Privacy
@@ -117,7 +119,7 @@ def merge(
     Returns
     -------
     nn.Module
-        A new module.
+        A new module; linearised where the method or the models are, see :class:`~fedmerge.models.tangent.Tangent`.
 
     Raises
     ------
@@ -167,6 +169,8 @@ def merge(
         if not pipeline.aggregator.may_change_width and pattern_weights is None and rows is None:
             check_base_widths(hand.base, hand.states)
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
+        models = as_linearised(models, hand.base, pipeline)
+        hand = replace(hand, models=tuple(models))
         if pipeline.aggregator.server_data != "none" and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
         asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import ModelError
 from fedmerge.inputs import changed
+from fedmerge.models.tangent import is_linearised
 from fedmerge.permutations.buffer_axes import moving_buffers
 from fedmerge.permutations.doings import doings
 from fedmerge.permutations.export import Exported, exported
@@ -50,7 +52,7 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
     Raises
     ------
     ModelError
-        The model cannot be exported, or the groups found turn out not to be symmetries.
+        The model is linearised or cannot be exported, or the groups found turn out not to be symmetries.
 
     Examples
     --------
@@ -58,6 +60,11 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
     >>> [(group.name, group.size) for group in trace(model, torch.zeros(2, 4)).groups]
     [('0.weight', 8)]
     """
+    if is_linearised(model):
+        raise ModelError(
+            "the neurons of a linearised model cannot be re-ordered, for those of the fixed point that it is expanded "
+            "around stay as they are: take a method that does not match neurons, such as fedavg"
+        )
     with undisturbed():
         own = copied(model)
         device = next((tensor.device for tensor in own.state_dict().values()), torch.device("cpu"))

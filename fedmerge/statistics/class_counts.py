@@ -41,6 +41,7 @@ class ClassCounts(LayerStatistic):
     name: ClassVar[str] = "class_counts"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int64,)
     among_metrics: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
     of_labels: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

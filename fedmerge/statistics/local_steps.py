@@ -50,6 +50,7 @@ class LocalSteps(Statistic):
 
     name: ClassVar[str] = "local_steps"
     among_metrics: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
     agreed: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:

@@ -29,6 +29,7 @@ class _Slopes(LayerStatistic):
     """``value`` [1], the mean of an objective over examples, and ``slope`` [m], ``<gradient, direction_j>``."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64,)
+    looks_inside: ClassVar[bool] = False
 
     @abstractmethod
     def _sums(self, model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, int]]:

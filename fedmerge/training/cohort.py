@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack, InvalidOption
+from fedmerge.models.tangent import Tangent
 from fedmerge.tasks import Task
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
@@ -114,6 +115,7 @@ def train_cohort(
     if settings.why_serial is not None:
         raise CannotStack(settings.why_serial)
     settings = settings.in_round(round)
+    model = settings.trained_as(model)
     pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
     plain = is_plain(task, participants)
     task, participants = as_stacked(None if plain else task, participants)
@@ -166,7 +168,9 @@ def train_cohort(
 
 def _check_known(model: nn.Module, longest: Participant, settings: LocalTraining, device: torch.device) -> None:
     """Refuse a model that is not known to train right with stacked weights."""
-    reason = why_not_stacked(model, longest.x[: settings.batch_size].to(device))
+    # Of a linearised model the derivatives are of known operators, and those of derivatives are their own.
+    shown = model.plain if isinstance(model, Tangent) else model
+    reason = why_not_stacked(shown, longest.x[: settings.batch_size].to(device))
     if reason is not None:
         raise CannotStack(reason)
 

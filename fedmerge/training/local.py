@@ -85,6 +85,7 @@ def train(
     if len(data) == 0:
         raise InvalidOption(f"client {client} has no examples to train on")
     device, settings = device_of(model), settings.in_round(round)
+    model = settings.trained_as(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed_global(integer_seed(seed, "dropout", client, round), device)
         if settings.train_fn is not None:

@@ -277,6 +277,8 @@ ROWS = (
     Row("clip+fedavg", remembers=True),
     Row("clip(radius=0.1,centre=zero)+fedavg", excused=UNDONE),
     Row("lines+fednova", {}, unequal_steps, DIFFERENT_STEPS | UNDONE),
+    Row("linearised+fedavg"),
+    Row("linearised(parameters=['*'])+task_arithmetic", {"scale": 0.3, "form": "sum"}, excused=HALF_STEP),
     Row("adamerging", {"evaluations": 0}),
     Row("adamerging", {"evaluations": 2}, excused=ONE_MODEL | SCALES, traces=True, hears=True),
     Row("atlas", {"evaluations": 0}, excused=FROM_THE_START | NOT_MOVED),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedmerge.seeding import integer_seed
 from fedmerge.simulation.runs.client_sources import DataFn, DataSource
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.fitting import check_fit
+from fedmerge.simulation.runs.linearised_checks import check_differentiable, linearised_by
 from fedmerge.simulation.runs.model_fns import ModelFn, OwnModelFn
 from fedmerge.simulation.runs.own_strategy import make_strategy
 from fedmerge.simulation.runs.personal_checks import check_personal_parts
@@ -52,6 +53,8 @@ class Experiment:
         The configuration.
     seed
         Root of partition, initialisation, sampling and batches.
+    linearised
+        Patterns of the parameters in which the model is linearised, where a method has it so; see :meth:`of_method`.
 
     Raises
     ------
@@ -61,6 +64,11 @@ class Experiment:
 
     config: Config
     seed: int
+    linearised: tuple[str, ...] = ()
+
+    def of_method(self, method: str) -> Experiment:
+        """The experiment as it is for one method, whose clients may train the model's linearisation."""
+        return replace(self, linearised=linearised_by(self.config, method))
 
     @property
     def _source(self) -> DataSource:
@@ -130,7 +138,12 @@ class Experiment:
             model.frozen,
             model.base,
             model.adapters,
+            self._linearised,
         )
+
+    @property
+    def _linearised(self) -> tuple[str, ...]:
+        return self.linearised or tuple(self.config.training.linearised)
 
     def check_model(self) -> None:
         """Make sure that the model takes the data, before anything runs.
@@ -147,6 +160,8 @@ class Experiment:
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
         check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
+        if self._linearised:
+            check_differentiable(self.model_fn, data.example[0], self.task)
         check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
 
     def client_app(self) -> ClientApp:
@@ -158,7 +173,7 @@ class Experiment:
         return client_app(
             self.model_fn,
             data_fn if hostile is None else HostileDataFn(data_fn, hostile),
-            training=self.config.local_training,
+            training=replace(self.config.local_training, linearised=self._linearised),
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,

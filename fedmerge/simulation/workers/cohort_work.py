@@ -121,6 +121,7 @@ class _Share:
 
     def __init__(self, client: Client, order: Order, total: int, kept: Mapping[int, RecordDict]) -> None:
         self.result = Answer(kept=dict(kept))
+        client = client.told(order.config)
         self._client, self._order, self._total, self._kept = client, order, total, kept
         self.received = receive(client, order.content, order.context.base or order.context.required_base("a cohort"))
         whole = self.received.completed(self.received.state)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in, rows, split
 from fedmerge.models.resize import copy_of
+from fedmerge.models.tangent import is_linearised
 from fedmerge.state import trained_names
 from fedmerge.statistics.measuring.weight_matrices import MatrixLayer, example_gradients, gram, matrix_layers
 from fedmerge.statistics.measuring.written_out import AffineLayer, affine_layers, split_norms, unroll
@@ -88,7 +90,17 @@ def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, 
 
     Parameters that are not trained are none to measure. A layer is served where the gradient of its parameters is what
     the taps say: not where a model calls it in a way that hooks do not see, or uses its weight elsewhere too.
+
+    Raises
+    ------
+    InvalidOption
+        The model is linearised.
     """
+    if is_linearised(model):
+        raise InvalidOption(
+            "what layers take in cannot be measured of a linearised model, whose layers are at the fixed point that it "
+            "is expanded around: measure its plain model"
+        )
     copied = copy_of(model).eval()
     trained = trained_names(model)
     every = tuple(name for name, _ in copied.named_parameters() if selects(name) and name in trained)
