@@ -1,6 +1,6 @@
 """The road of a client through one order: its stages, each written once.
 
-    receive ─► enter ─► add_own ─► train ─► attack ─► keep ─► measure ─► fault ─► encode
+    receive ─► enter ─► add_own ─► train ─► attack ─► deepen ─► keep ─► measure ─► fault ─► encode
 
 A message, a client of a cohort that trains by itself, and many clients that train stacked go through the same stages;
 only the number of those who go together differs. :mod:`fedmerge.clients` says where to add to them.
@@ -20,6 +20,7 @@ from fedmerge.clients.group import Group, Received
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
 from fedmerge.clients.local_rules import corrections, keep_rule, starting_point, take_back, to_keep
 from fedmerge.clients.measure import measured
+from fedmerge.clients.own_depth import deepen
 from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
@@ -39,6 +40,7 @@ __all__ = [
     "STAGES",
     "add_own",
     "attack",
+    "deepen",
     "encode",
     "enter",
     "fault",
@@ -263,7 +265,7 @@ def encode(client: Client, group: Group) -> Group:
     return replace(group, module=None, start=None, states=sent)
 
 
-TOGETHER: tuple[Stage, ...] = (add_own, train, attack)
+TOGETHER: tuple[Stage, ...] = (add_own, train, attack, deepen)
 """Stages that a stack of clients goes through as one."""
 AFTER_TRAINING: tuple[Stage, ...] = (keep, measure, fault, encode)
 """Stages that a client with something to keep, to measure or to break goes through by itself."""

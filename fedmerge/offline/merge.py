@@ -20,6 +20,7 @@ from fedmerge.models.resize import resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies, check_signs
 from fedmerge.offline.at_hand import AtHand, check_base_widths, plain_modules
 from fedmerge.offline.compute import as_sent, statistics_of
+from fedmerge.offline.equal_depth import equally_deep
 from fedmerge.offline.given_statistics import check_statistics, named_statistics
 from fedmerge.offline.left_out import LeftOut, without_names
 from fedmerge.offline.loaders import first_inputs
@@ -67,8 +68,8 @@ def merge(
     Parameters
     ----------
     models
-        Modules of one architecture; none is modified. The merge is made on the first one's device, to which copies of
-        whatever lies elsewhere are moved.
+        Modules of one architecture, or of unequal depth for ``clafusion``; none is modified. The merge is made on the
+        first one's device, to which copies of whatever lies elsewhere are moved.
     method
         A name of :func:`methods`; ``+`` adds server steps and refinements, as in
         ``"fedavg+ridge_head"``.
@@ -143,7 +144,7 @@ def merge(
     with named(f"merge by {method}"):
         check_keywords(method, options, inspect.signature(merge).parameters)
         part = LeftOut.of(only, leave_out, left_from, with_base=base is not None)
-        hand = AtHand.of(plain_modules(models), base, part)
+        hand = AtHand.of(equally_deep(plain_modules(models), method, example, data), base, part)
         check_policies(repair, privacy, trust)
         (privacy or Privacy()).check_clients(len(hand.models))
         given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)

@@ -248,6 +248,7 @@ ROWS = (
     Row("otfusion", {"combine": "trimmed_mean(trim=0.4)"}, excused=ONE_MODEL, traces=True),
     Row("rebasin", {"ground": "activations"}, excused=ONE_MODEL, traces=True, hears=True),
     Row("otfusion", excused=ONE_MODEL, traces=True),
+    Row("clafusion", excused=ONE_MODEL, traces=True),
     Row(
         "otfusion",
         {"solver": "sinkhorn", "importance": "l1", "regularization": 0.1},
