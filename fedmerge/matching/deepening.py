@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from fedmerge.errors import ModelError
 from fedmerge.inputs import call, changed, tensors_of
 from fedmerge.matching.layer_chain import Layer, layers_of, matched_layers
-from fedmerge.models.copies import copy_of
-from fedmerge.models.resize import resize
+from fedmerge.models.resize import copy_of, resize
 from fedmerge.state import module_state
 
 __all__ = ["as_deep", "deepened", "shown_inputs"]
