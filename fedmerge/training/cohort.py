@@ -114,8 +114,7 @@ def train_cohort(
     check_participants(participants)
     if settings.why_serial is not None:
         raise CannotStack(settings.why_serial)
-    settings = settings.in_round(round)
-    model = settings.trained_as(model)
+    model, settings = settings.trained_as(model), settings.in_round(round)
     pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
     plain = is_plain(task, participants)
     task, participants = as_stacked(None if plain else task, participants)

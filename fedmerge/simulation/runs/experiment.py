@@ -138,12 +138,8 @@ class Experiment:
             model.frozen,
             model.base,
             model.adapters,
-            self._linearised,
+            self.linearised or tuple(self.config.training.linearised),
         )
-
-    @property
-    def _linearised(self) -> tuple[str, ...]:
-        return self.linearised or tuple(self.config.training.linearised)
 
     def check_model(self) -> None:
         """Make sure that the model takes the data, before anything runs.
@@ -160,20 +156,18 @@ class Experiment:
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
         check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
-        if self._linearised:
-            check_differentiable(self.model_fn, data.example[0], self.task)
+        check_differentiable(self.model_fn, data.example[0], self.task)
         check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
-        model = self.config.model
-        adapters = model.adapters
+        model, adapters = self.config.model, self.config.model.adapters
         data_fn, hostile = DataFn(self._source), self.hostile
         own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
             self.model_fn,
             data_fn if hostile is None else HostileDataFn(data_fn, hostile),
-            training=replace(self.config.local_training, linearised=self._linearised),
+            training=replace(self.config.local_training, linearised=self.model_fn.linearised),
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,
@@ -261,10 +255,9 @@ class Experiment:
         domains = make_domains(self.config.data.domains)
         if not domains or self.config.personal:
             return {}
-        whole, model = self._whole.test, self._judged(from_arrays(arrays))
+        whole, model, found = self._whole.test, self._judged(from_arrays(arrays)), {}
         which = domains_of_tests(len(whole), len(domains), self.seed)
         which[: self.config.server_examples] = -1  # those that the server holds
-        found = {}
         for number, domain in enumerate(domains):
             mine = whole.subset((which == number).nonzero().flatten())
             found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.task).accuracy
@@ -275,8 +268,7 @@ class Experiment:
         hostile = self.hostile
         if hostile is None or self.config.personal:
             return None
-        found = Judged()
-        model = self._judged(from_arrays(arrays))
+        found, model = Judged(), self._judged(from_arrays(arrays))
         for batch in self.dataset.test.in_order():
             shown = hostile.attack.triggered(*batch)
             if shown is None:
@@ -290,8 +282,7 @@ class Experiment:
         """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
         shape), and their targets."""
         model = self._judged(state).eval()
-        told = self.task or Classification()
-        reading = Reading(told)
+        reading = Reading(told := self.task or Classification())
         found, targets = [], []
         for inputs, labels in batches(self.dataset.test, device=next(model.parameters()).device):
             outputs = outputs_of(model, inputs, task=told)
