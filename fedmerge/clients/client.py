@@ -183,8 +183,9 @@ class Client:
         return self.own_model_fn(client).to(choose_device(self.device))
 
     def starts_apart(self, told: Instructions) -> bool:
-        """Whether clients start from other models than the one sent, so that they cannot be stacked."""
-        return self.first_is_own(told) or self.own_ranks is not None
+        """Whether clients start from tensors of their own that no stack holds: other models, or a rule's."""
+        ruled = told.rule is not None and told.rule.starts_apart
+        return ruled or self.first_is_own(told) or self.own_ranks is not None
 
     def first_is_own(self, told: Instructions) -> bool:
         """Whether clients start this order from models that ``own_model_fn`` makes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,9 @@ def _descend(
     parameters, pull = list(trained.values()), settings.proximal_mu + correction.pull
     start = {name: p.detach().clone() for name, p in trained.items()} if pull else {}
     optimizer = settings.make_optimizer(parameters)
+    for name, velocity in (correction.velocity or {}).items():
+        if name in trained:
+            optimizer.state[trained[name]]["momentum_buffer"] = velocity.to(trained[name], copy=True)
     epochs, number = settings.length
     order = data.drawn(settings.examples_per_step, epochs=epochs, steps=number, generator=draws)
     rates, a_pass = settings.rates(settings.steps_of(len(data))), -(-len(data) // settings.examples_per_step)
@@ -154,7 +157,11 @@ def _descend(
         if steps % a_pass:  # a last pass that is not whole
             best.over(done)
         done = best.restored()
-    return settings.report(done.steps, done.total / done.examples, rates)
+    report = settings.report(done.steps, done.total / done.examples, rates)
+    if correction.velocity is None:
+        return report
+    buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in trained.items()}
+    return replace(report, velocity={name: tensor for name, tensor in buffers.items() if tensor is not None})
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ ROWS = (
     Row("scaffold", {"population": 4}, rated_steps, TRAINED_ALREADY | SENT_OUT, remembers=True),
     Row("scaffold", {"population": 4, "weighted": True}, rated_steps, TRAINED_ALREADY | SENT_OUT, remembers=True),
     Row("feddyn", {"population": 4}, excused=TRAINED_ALREADY | GOES_ON, remembers=True),
+    Row("lookaround", excused=TRAINED_ALREADY),
     Row("fednova", statistics=unequal_steps, excused=DIFFERENT_STEPS),
     Row("fednova", {"server_momentum": 0.9}, unequal_steps, DIFFERENT_STEPS, remembers=True),
     Row("fednova", {"tau_eff": "mean_steps"}, unequal_steps, STEPS_FOR_NORMS),

@@ -100,7 +100,7 @@ def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> En
     try:
         share = _Share(client, order, total, {})
         if not share.alike:
-            return EngineChoice("serial", "clients start from different models")
+            return EngineChoice("serial", "clients start from tensors of their own")
         groups = list(islice(share.entered(nodes), TRIED))
         if not groups:
             return EngineChoice("serial", "no client has data")

@@ -37,6 +37,8 @@ class LocalRule(ABC):
     name: ClassVar[str]
     keeps: ClassVar[bool] = False
     """Whether clients keep tensors from round to round."""
+    starts_apart: ClassVar[bool] = False
+    """Whether clients begin with tensors of their own that no stack of them holds: they train one by one."""
 
     def check(self, settings: LocalTraining) -> None:
         """Refuse settings of local training under which the rule means nothing.
