@@ -29,7 +29,7 @@ from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import Task, reading_of
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["HeadGradient", "HeadStatistic", "HeadSums"]
+__all__ = ["HeadGradient", "HeadStatistic", "HeadSums", "gives"]
 
 _Sums = Callable[[Task, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
@@ -124,7 +124,7 @@ class HeadStatistic(Bounded):
             with torch.no_grad():
                 outputs, tapped = probed.forward(inputs)
             task = tasks(inputs, outputs, targets)
-            found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
+            found = next((i for i, taps in enumerate(tapped) if gives(taps.outputs, outputs)), None)
             if found is None and _ends_frozen(model, inputs):
                 return
             if found is None or not isinstance(probed.layers[found].module, nn.Linear):
@@ -161,10 +161,10 @@ def _ends_frozen(model: nn.Module, inputs: Tensor) -> bool:
             module.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
     with torch.no_grad():
         outputs = copied(inputs)
-    return any(_gives(calls, outputs) for calls in tapped.values())
+    return any(gives(calls, outputs) for calls in tapped.values())
 
 
-def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
+def gives(calls: list[Tensor], outputs: Tensor) -> bool:
     """Whether a layer called once gave the outputs, up to axes of size 1."""
     if len(calls) != 1 or calls[0].numel() != outputs.numel():
         return False

@@ -316,6 +316,7 @@ ROWS = (
     Row("raflora", PAIRS, excused=HAS_PAIRS),
     Row("fedrot_lora", PAIRS, excused=HAS_PAIRS | FACTORED_ANEW),
     Row("lora_fair", {**PAIRS, "regularization": 0.0}, excused=HAS_PAIRS),
+    Row("fedavg+surgery", excused=ONE_MODEL | BY_HAND, traces=True, asks=True),
     Row("fedavg+server_momentum", remembers=True),
     Row("fedavg+server_adam", excused=ADAPTS, remembers=True),
     Row("fedavg+server_adam(form=flower)", excused=ADAPTS, remembers=True),

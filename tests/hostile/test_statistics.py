@@ -33,6 +33,7 @@ from fedmerge.statistics import (
     RefitSums,
     Secants,
     Statistic,
+    SurgerySums,
 )
 from fedmerge.statistics.sending.compression import decode
 from tests.federation import noisy_states, tiny_data, tiny_model
@@ -50,6 +51,7 @@ ANSWERED = (
     PrefixSums(),
     RefitSums(),
     Secants(),
+    SurgerySums(),
 )
 CLIENTS, PLACES = 4, (0, 1, 3)
 STEPS = {n: torch.tensor(float(x)) for n, x in
