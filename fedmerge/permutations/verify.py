@@ -14,7 +14,7 @@ from fedmerge.permutations.trial import Trial, trial
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 
-__all__ = ["verify"]
+__all__ = ["Comparison", "verify"]
 
 _TRIALS = 3
 _ROUNDING = 64.0  # times the outputs move as much where neurons are re-ordered as where weights are off by an ulp
@@ -61,7 +61,7 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     """
     generator = torch_generator(seed, "verify")
     with undisturbed():
-        comparison = _Comparison(trial(model, example, spec.aliases, generator), generator)
+        comparison = Comparison(trial(model, example, spec.aliases, generator), generator)
 
         def error(perms: list[Tensor]) -> float:
             return comparison.error(spec.apply(comparison.trial.state, perms), tolerance)
@@ -83,7 +83,7 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     )
 
 
-class _Comparison:
+class Comparison:
     """Outputs against those of a trial's state."""
 
     def __init__(self, found: Trial, generator: torch.Generator) -> None:

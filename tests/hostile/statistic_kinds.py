@@ -20,7 +20,8 @@ __all__ = ["STATISTICS", "spoilt_statistic"]
 
 Change = Callable[[Tensor], Tensor]
 _SIGNED = ("loss_gradient", "head_gradient", "head_sums", "secants", "activations", "refit_sums", "batch_norm",
-           "surgery_sums", "batch_norm_sums", "class_moments", "prefix_sums", "loss_slopes", "entropy_slopes")  # fmt: skip
+           "surgery_sums", "batch_norm_sums", "class_moments", "prefix_sums",
+           "loss_slopes", "entropy_slopes")  # fmt: skip
 """Whose tensors that are no square matrices may well have negative entries."""
 
 
