@@ -49,20 +49,25 @@ def turn_towards(
     for unit in sorted(everything, key=lambda one: not _turns(found, one)):
         settled = _improved(found, unit, a, settled, done)
         done |= set(unit.members)
-    ends = []
-    for state in (dict(b), settled):
-        value = _objective(found, a, state)
-        for _ in range(sweeps):
-            for unit in everything:
-                if _turns(found, unit):
-                    state = _improved(found, unit, a, state, None)
-            perms, _ = match_weights(found.spec, a, state, sweeps=sweeps, generator=generator)
-            state = found.spec.apply(state, perms)
-            before, value = value, _objective(found, a, state)
-            if value - before <= _GAIN * abs(before):
-                break
-        ends.append((value, state))
+    ends = [_ascended(found, everything, a, start, sweeps, generator) for start in (dict(b), settled)]
     return max(ends, key=lambda end: end[0])[1]
+
+
+def _ascended(
+    found: Rotations, everything: Sequence[Unit], a: State, b: State, sweeps: int, generator: torch.Generator | None
+) -> tuple[float, dict[str, Tensor]]:
+    """The objective that coordinate ascent reaches, and the state at which it does."""
+    state, value = dict(b), _objective(found, a, b)
+    for _ in range(sweeps):
+        for unit in everything:
+            if _turns(found, unit):
+                state = _improved(found, unit, a, state, None)
+        perms, _ = match_weights(found.spec, a, state, sweeps=sweeps, generator=generator)
+        state = found.spec.apply(state, perms)
+        before, value = value, _objective(found, a, state)
+        if value - before <= _GAIN * abs(before):
+            break
+    return value, state
 
 
 @torch.no_grad()
@@ -157,9 +162,7 @@ def _rotation(covariance: Tensor, kind: str) -> Tensor:
     return nearest_rotation(covariance + tie * torch.eye(size).to(covariance), "full" if kind == "full" else "centred")
 
 
-def _covariance(
-    found: Rotations, a: State, b: State, group: int, other: int, done: Collection[int] | None
-) -> Tensor:
+def _covariance(found: Rotations, a: State, b: State, group: int, other: int, done: Collection[int] | None) -> Tensor:
     """``sum A B^T`` over the sites of a group of `a`, and of one like it of `b`: [n, n], in float64."""
     spec = found.spec
     total = torch.zeros(spec.groups[group].size, spec.groups[other].size, dtype=torch.float64)

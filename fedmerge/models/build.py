@@ -13,7 +13,7 @@ from fedmerge.registry import entries, registered
 
 __all__ = ["build_model", "model_names", "model_options"]
 
-_SMALL_FIRST = ("logistic", "mlp", "lenet", "vgg9", "resnet8", "resnet20", "char_lstm", "vit")
+_SMALL_FIRST = ("logistic", "mlp", "lenet", "vgg9", "resnet8", "resnet20", "char_lstm", "vit", "efficientnet_lite0")
 
 
 def model_names() -> list[str]:
@@ -22,7 +22,7 @@ def model_names() -> list[str]:
     Examples
     --------
     >>> model_names()
-    ['logistic', 'mlp', 'lenet', 'vgg9', 'resnet8', 'resnet20', 'char_lstm', 'vit']
+    ['logistic', 'mlp', 'lenet', 'vgg9', 'resnet8', 'resnet20', 'char_lstm', 'vit', 'efficientnet_lite0']
     """
     known = entries("model")
     return [*_SMALL_FIRST, *(name for name in known if name not in _SMALL_FIRST)]

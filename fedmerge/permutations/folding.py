@@ -1,4 +1,4 @@
-"""Scales and shifts of norms folded into the linear layers behind them, so that the stream before them may be turned."""
+"""Scales and shifts of norms folded into the linear layers behind them, so that what comes before may be turned."""
 
 from __future__ import annotations
 

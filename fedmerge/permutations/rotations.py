@@ -140,7 +140,7 @@ def rotations(spec: PermutationSpec, model: nn.Module, example: Any, frozen: Col
                     kinds[i] = kind
                     break
             if i in streams and i not in kinds:
-                refused[i] = _why(group.name, [s.parameter for s in group.sites], reasons, folds)
+                refused[i] = _why(group.name, [s.parameter for s in group.sites], reasons)
     return Rotations(spec, tuple(folds), kinds, streams, refused)
 
 
@@ -192,8 +192,6 @@ def _turned(tensor: Tensor, site: Site, matrix: Tensor) -> Tensor:
     return moved.movedim(0, site.axis).contiguous()
 
 
-def _why(group: str, names: Sequence[str], reasons: Mapping[str, str], folds: Sequence[Fold]) -> str:
-    gone = {fold.scale for fold in folds}
+def _why(group: str, names: Sequence[str], reasons: Mapping[str, str]) -> str:
     left = [f"norm {name!r} cannot be folded ({reasons[name]})" for name in names if reasons.get(name)]
-    left += [f"norm {name!r} is not folded" for name in names if name in reasons and not reasons[name] and name not in gone]
     return f"the stream {group!r} cannot be turned: " + ("; ".join(left) or "an operator on it works neuron by neuron")
