@@ -35,8 +35,8 @@ class Glmc(Aligning):
     sweeps
         At most so many rounds over all groups, at least 1.
     strict
-        Whether a model is refused of which nothing, or not every normed stream, may be turned; otherwise neurons that
-        may not be turned are only re-ordered.
+        Whether a model is refused that has a normed stream which may not be turned; otherwise such a stream is only
+        re-ordered, as everything is in a model without streams and heads.
 
     Examples
     --------
@@ -75,17 +75,15 @@ class Glmc(Aligning):
         Raises
         ------
         ModelError
-            Too little, and `strict` says so.
+            A stream may not be turned, and `strict` says that it has to be.
         """
         module = context.module(state, "Glmc")
         spec = symmetries(context, state, "Glmc")
         found = rotations(spec, module, context.shown("Glmc"), context.frozen)
-        refused = list((found.refused or {}).values())
-        if self.strict and (refused or not found.kinds):
-            why = "; ".join(refused) or "every group of neurons goes through something that works neuron by neuron"
+        if self.strict and found.refused:
             raise ModelError(
-                f"glmc: {why}. Take rebasin, which re-orders neurons, or glmc(strict=false), which does so where they "
-                "may not be turned"
+                f"glmc: {'; '.join(found.refused.values())}. Take rebasin, which re-orders neurons, or "
+                "glmc(strict=false), which does so where they may not be turned"
             )
         return found
 

@@ -259,7 +259,7 @@ ROWS = (
     Row("otfusion", {"fusion": "barycentre"}, excused=ONE_MODEL, traces=True),
     Row("gamf", excused=ONE_MODEL, traces=True),
     Row("fedkfac", {"head": "none", "steps": 0}, factors, OWN_ROWS | ONE_MODEL, traces=True),
-    Row("glmc", {"strict": False}, excused=ONE_MODEL, traces=True),
+    Row("glmc", excused=ONE_MODEL, traces=True),
     Row("c2m3", excused=ONE_MODEL, traces=True),
     Row("zipit", excused=ONE_MODEL | MIXES, traces=True, hears=True),
     Row("cca", excused=ONE_MODEL | MIXES, traces=True, hears=True),
