@@ -65,7 +65,7 @@ class EfficientNetLite0(nn.Module):
         channels, *_ = image(_NAME, input_shape, 1, "it scales them")
         if channels not in (1, 3):
             raise ModelError(f"model {_NAME!r} sees one or three channels, the input shape given is {input_shape}.")
-        self.backbone = _backbone(self.resolution, pretrained=flag(_NAME, "pretrained", pretrained))
+        self.backbone: Any = _backbone(self.resolution, pretrained=flag(_NAME, "pretrained", pretrained))
         if flag(_NAME, "frozen", frozen):
             self.backbone.requires_grad_(False)
         self.output = nn.Linear(_FEATURES, num_classes)

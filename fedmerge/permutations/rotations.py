@@ -128,14 +128,16 @@ def rotations(spec: PermutationSpec, model: nn.Module, example: Any, frozen: Col
                     f"{lacking[0]!r}, behind it, has no bias to take its shift" if lacking else "it cannot be folded"
                 )
         found = Rotations(spec, tuple(folds), {})
-        prepared, kinds, refused = found.prepared(start), {}, {}
+        prepared, refused = found.prepared(start), dict[int, str]()
+        kinds: dict[int, Kind] = {}
+        ways: tuple[Kind, ...] = ("full", "centred")
         streams = tuple(
             i for i, group in enumerate(spec.groups) if any(site.parameter in reasons for site in group.sites)
         )
         for i, group in enumerate(spec.groups):
             if group.inner or group.size < 2 or any(site.groups > 1 for site in group.sites):
                 continue
-            for kind in ("full", "centred"):
+            for kind in ways:
                 if same(found.turned(prepared, {i: random_rotation(group.size, kind, generator)})):
                     kinds[i] = kind
                     break
@@ -176,11 +178,13 @@ def nearest_rotation(covariance: Tensor, kind: Kind) -> Tensor:
     covariance = covariance.double()
     if kind == "full":
         left, _, right = torch.linalg.svd(covariance)
-        return left @ right
+        nearest: Tensor = left @ right
+        return nearest
     size = len(covariance)
     basis = torch.linalg.qr(torch.cat([torch.ones(size, 1), torch.eye(size)[:, 1:]], 1).to(covariance))[0][:, 1:]
     left, _, right = torch.linalg.svd(basis.T @ covariance @ basis)
-    return basis @ (left @ right) @ basis.T + torch.full_like(covariance, 1 / size)
+    centred: Tensor = basis @ (left @ right) @ basis.T + torch.full_like(covariance, 1 / size)
+    return centred
 
 
 def _turned(tensor: Tensor, site: Site, matrix: Tensor) -> Tensor:
