@@ -120,4 +120,5 @@ def surgical_map(moments: Tensor, products: Tensor, ridge: float, rank: int | No
     values, vectors = torch.linalg.eigh(damped)
     roots = values.clamp_min(pull).rsqrt()
     left, strengths, right = torch.linalg.svd((away @ vectors) * roots, full_matrices=False)
-    return (left[:, :rank] * strengths[:rank]) @ right[:rank] * roots @ vectors.T
+    best: Tensor = (left[:, :rank] * strengths[:rank]) @ right[:rank] * roots @ vectors.T
+    return best
