@@ -10,12 +10,12 @@ from fedmerge.inputs import rows
 from fedmerge.matching.deepening import deepened
 from fedmerge.training.local import batches_to_measure
 
-__all__ = ["deepen"]
+__all__ = ["fill_in_layers"]
 
 _SHOWN = 128  # examples by which a client tells the layers of its own model
 
 
-def deepen(client: Client, group: Group) -> Group:
+def fill_in_layers(client: Client, group: Group) -> Group:
     """Put layers without effect into a client's own model that is shallower than the one sent, once it is trained.
 
     Raises
@@ -24,7 +24,7 @@ def deepen(client: Client, group: Group) -> Group:
         There are none that have no effect, see :func:`~fedmerge.matching.deepening.deepened`.
     """
     module = group.module
-    if client.own_model_fn is None or module is None or list(module.state_dict()) == list(client.template.state_dict()):
+    if module is None or list(module.state_dict()) == list(client.template.state_dict()):
         return group
     inputs = next(iter(batches_to_measure(group.data[0].train, next(module.parameters()).device)))[0]
     module = deepened(module, client.template, rows(inputs, slice(_SHOWN)))

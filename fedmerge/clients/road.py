@@ -20,7 +20,7 @@ from fedmerge.clients.group import Group, Received
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
 from fedmerge.clients.local_rules import corrections, keep_rule, starting_point, take_back, to_keep
 from fedmerge.clients.measure import measured
-from fedmerge.clients.own_depth import deepen
+from fedmerge.clients.own_depth import fill_in_layers
 from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
@@ -263,6 +263,11 @@ def encode(client: Client, group: Group) -> Group:
         states = {name: states.get(name, tensor[None]) for name, tensor in group.order.state.items()}
     sent = {name: stacked.cpu() for name, stacked in states.items() if not told.stage or name in told.wanted}
     return replace(group, module=None, start=None, states=sent)
+
+
+def deepen(client: Client, group: Group) -> Group:
+    """Bring a client's own model, where it is shallower than the one sent, to the depth of that."""
+    return group if client.own_model_fn is None else fill_in_layers(client, group)
 
 
 TOGETHER: tuple[Stage, ...] = (add_own, train, attack, deepen)

@@ -24,7 +24,7 @@ from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.matching.widths import check_widths
 from fedmerge.merging.buffers import BufferFold
-from fedmerge.merging.filled_updates import copied, filled_up, of_types
+from fedmerge.merging.filled_updates import copied, filled_up
 from fedmerge.merging.repair import Rescale
 from fedmerge.merging.result import Partial
 from fedmerge.merging.statistics_reader import StatisticsReader
@@ -144,7 +144,7 @@ class Intake:
         """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
         states = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._held.items()}
         states |= self.layout.travelling(block.states)
-        block = replace(block, states=of_types(states, self._expected))
+        block = replace(block, states=_of_types(states, self._expected))
         suspect = self._suspect(block)
         if suspect or self._statistics is not None:
             block = self._selected(block, suspect)
@@ -286,3 +286,12 @@ class Intake:
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)
         self.dropped.append(bad)
+
+
+def _of_types(states: State, reference: State) -> State:
+    """Stacked tensors cast to the model's types, floating numbers only."""
+    cast = dict(states)
+    for name in reference.keys() & states.keys():
+        if states[name].is_floating_point() and reference[name].is_floating_point():
+            cast[name] = states[name].to(reference[name].dtype)
+    return cast
