@@ -83,11 +83,11 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
 
 
 def _derived(model: nn.Module, example: Any) -> PermutationSpec:
-    found = exported(model, example)
+    program = exported(model, example)
     labels = Labels()
     unknown: list[str] = []
-    movable = set(found.parameters.values()) | (moving_buffers(model) & set(found.buffers.values()))
-    for result in _walked(found, movable, labels, unknown):
+    movable = set(program.parameters.values()) | (moving_buffers(model) & set(program.buffers.values()))
+    for result in _walked(program, movable, labels, unknown):
         pin_all(labels, list(tensors_in(result)), "it is an output of the model")
     classes = labels.classes()
     state = model.state_dict()
@@ -95,18 +95,18 @@ def _derived(model: nn.Module, example: Any) -> PermutationSpec:
         groups_of(labels, classes),
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         pinned=pinned_axes(labels, classes),
-        aliases=found.aliases,
+        aliases=program.aliases,
         unknown=tuple(dict.fromkeys(unknown)),
     )
 
 
-def _walked(found: Exported, movable: set[str], labels: Labels, unknown: list[str]) -> Iterator[Any]:
+def _walked(program: Exported, movable: set[str], labels: Labels, unknown: list[str]) -> Iterator[Any]:
     """Apply the rules from node to node; the values of the outputs."""
     values: dict[Any, Any] = {}
-    for node in found.graph.nodes:
+    for node in program.graph.nodes:
         if node.op == "placeholder":
             meta = node.meta.get("val")
-            known = found.parameters.get(node.name) or found.buffers.get(node.name)
+            known = program.parameters.get(node.name) or program.buffers.get(node.name)
             values[node] = Value(tuple(meta.shape) if isinstance(meta, Tensor) else (), name=known)
         elif node.op == "output":
             yield from (values[n] for n in node.all_input_nodes)
@@ -119,8 +119,8 @@ def _walked(found: Exported, movable: set[str], labels: Labels, unknown: list[st
 def _called(node: Any, values: Mapping[Any, Any], labels: Labels, parameters: set[str], unknown: list[str]) -> Outcome:
     if node.target.__name__ == "getitem":
         source, index = node.args
-        found = values[source]
-        return found[index] if isinstance(found, tuple) else constant(_shapes(node)[0])
+        value = values[source]
+        return value[index] if isinstance(value, tuple) else constant(_shapes(node)[0])
     meta = node.meta.get("val")
     shapes, single = _shapes(node), not isinstance(meta, list | tuple)
 
@@ -136,8 +136,8 @@ def _called(node: Any, values: Mapping[Any, Any], labels: Labels, parameters: se
         return _unruled(node.target.__name__, [known(n) for n in node.all_input_nodes], shapes, single, labels, unknown)
     if not schema.returns and not schema.is_mutable:
         return constant(())  # a check, such as that of a dtype where a cast stood: it computes nothing
-    given = dict(zip([a.name for a in schema.arguments], node.args, strict=False)) | dict(node.kwargs)
-    arguments = {a.name: known(given.get(a.name, a.default_value)) for a in schema.arguments}
+    bound = dict(zip([a.name for a in schema.arguments], node.args, strict=False)) | dict(node.kwargs)
+    arguments = {a.name: known(bound.get(a.name, a.default_value)) for a in schema.arguments}
     operator = schema.name.partition("::")[2]
     call = Call(labels, operator, node.target, arguments, shapes, single)
     rule = RULES.get(operator)

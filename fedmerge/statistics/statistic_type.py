@@ -129,7 +129,7 @@ class Statistic(ABC):
         """Whether a tensor of this name holds second moments of what goes into a layer, which no training shrinks."""
         return False
 
-    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+    def outlying(self, claims: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
         """Clients whose value no honest one of this round can have, beside the others' and their numbers of examples,
         each with the reason; for values of a few numbers, of which one could take all the say."""
         return {}

@@ -121,21 +121,23 @@ def train_cohort(
     first = participants[0]
     layers = linear_layers(model, first.x, first.y) if plain else None
     # The longest first, so that those who still work are always in front.
-    steps = [count_steps(len(one.x), settings) for one in participants]
+    steps = [count_steps(len(participant.x), settings) for participant in participants]
     order = sorted(range(len(participants)), key=lambda row: (-steps[row], -len(participants[row].x)))
-    states = CohortStates(model, len(participants), [one.start for one in participants])
+    states = CohortStates(model, len(participants), [participant.start for participant in participants])
     held = bool(pulled.proximal_mu)
-    streams = Streams(seed, "batches", [one.client for one in participants], round)
+    streams = Streams(seed, "batches", [participant.client for participant in participants], round)
     losses = [0.0] * len(participants)
 
     def train(rows: list[int]) -> Tensor:
         """Train some clients into their rows of the states; the sum of each one's losses."""
         chunk = [participants[row] for row in rows]
-        offsets = [one.offset for one in chunk] if any(one.offset for one in chunk) else []
+        offsets = (
+            [participant.offset for participant in chunk] if any(participant.offset for participant in chunk) else []
+        )
         rates = stacked_rates(settings, [steps[row] for row in rows], states.device)
         batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, task)
         if layers is None:
-            dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
+            dropout = DropoutStreams([participant.client for participant in chunk], seed, round, states.device)
             stack = states.stack(rows, settings, offsets=offsets, pulled=held)
             total = train_by_autograd(model, stack, batches, states.start, pulled, dropout, rates)
         else:
@@ -159,7 +161,10 @@ def train_cohort(
             for row, loss in zip(rows, total.tolist(), strict=True):
                 losses[row] = loss
             order = order[size:]
-    seen = [_examples_seen(len(one.x), count, settings) for one, count in zip(participants, steps, strict=True)]
+    seen = [
+        _examples_seen(len(participant.x), count, settings)
+        for participant, count in zip(participants, steps, strict=True)
+    ]
     rates = {n: settings.rates(n) for n in set(steps)}
     reports = [settings.report(n, loss / k, rates[n]) for n, loss, k in zip(steps, losses, seen, strict=True)]
     return TrainedCohort(states.named(), reports)

@@ -141,7 +141,7 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, .
             if any(len(x) != examples_in(example) for x in taps.inputs) or not taps.inputs:
                 continue
             pairs = zip(_first_gradient(layer, taps, gradients), wanted, strict=True)
-            if all(other is not None and _close(one, other) for one, other in pairs):
+            if all(other is not None and _close(pair_first, other) for pair_first, other in pairs):
                 served.append(layer)
     return tuple(served)
 
@@ -153,8 +153,8 @@ def _first_gradient(layer: MatrixLayer | AffineLayer, taps: Tapped, gradients: S
     return list(layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0]).values())
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= 1e-3 * other.norm())
+def _close(first: Tensor, other: Tensor) -> bool:
+    return bool((first - other).norm() <= 1e-3 * other.norm())
 
 
 _BUDGET = 1 << 24  # numbers in the largest temporary of a pass
