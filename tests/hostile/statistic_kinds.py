@@ -131,7 +131,7 @@ def _layer_missing(rng: random.Random, value: State, name: str):
 
 def _renamed(how: Callable[[str], str]):
     def make(rng: random.Random, value: State, name: str):
-        if name == "local_steps":
+        if name == "local_steps" or not value:
             return None
         old = rng.choice(sorted(value))
         return {name: {how(n) if n == old else n: t for n, t in value.items()}}
