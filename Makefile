@@ -39,7 +39,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-fuzz: $(STAMP) ## Try 100,000 damaged replies, files and settings, and 20,000 rounds with a hostile client (half an hour)
+fuzz: $(STAMP) ## Search 100,000 damaged replies, files and settings, and 20,000 rounds with a hostile client (half an hour)
 	$(BIN)/python -m pytest -q -s tests/fuzz tests/hostile -m study
 
 study: $(STAMP) ## Run the slow studies (minutes; want real data in FEDMERGE_DATA)

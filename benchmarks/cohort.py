@@ -68,7 +68,7 @@ def _compare(name: str, work: Workload, repeats: int) -> None:
     settings = LocalTraining(learning_rate=0.1, momentum=0.0, epochs=1, batch_size=work.batch_size)
     torch.manual_seed(0)
     model = work.model()
-    batches = [_batches(one, settings) for one in people]
+    batches = [_batches(participant, settings) for participant in people]
     systems: dict[str, Callable[[], object]] = {
         "plain loop": lambda: _plain(model, people, batches, settings),
         "one by one": lambda: train_one_by_one(model, people, settings, seed=0, round=1),
@@ -81,16 +81,16 @@ def _compare(name: str, work: Workload, repeats: int) -> None:
             started = time.process_time()
             call()
             times[system].append(time.process_time() - started)
-    for system, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found[1:], times["plain loop"][1:], strict=True))
-        print(f"{name:10s} {system:14s} {1e3 * statistics.median(found[1:]) / work.clients:8.3f} ms   {ratio:5.2f} x")
+    for system, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds[1:], times["plain loop"][1:], strict=True))
+        print(f"{name:10s} {system:14s} {1e3 * statistics.median(seconds[1:]) / work.clients:8.3f} ms   {ratio:5.2f} x")
     choice = choose_engine(model, people, settings, seed=0, round=1)
     print(f"{name:10s} auto takes {choice.name}: {choice.reason}")
 
 
-def _batches(one: Participant, settings: LocalTraining) -> list[torch.Tensor]:
-    draws = generator(0, "batches", one.client, 1)
-    order = batch_indices(len(one.x), settings.batch_size, epochs=1, generator=draws)
+def _batches(participant: Participant, settings: LocalTraining) -> list[torch.Tensor]:
+    draws = generator(0, "batches", participant.client, 1)
+    order = batch_indices(len(participant.x), settings.batch_size, epochs=1, generator=draws)
     return [torch.from_numpy(rows) for rows in order]
 
 
@@ -100,11 +100,11 @@ def _plain(
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     trained = []
-    for one, order in zip(people, batches, strict=True):
+    for participant, order in zip(people, batches, strict=True):
         optimiser = torch.optim.SGD(parameters, lr=settings.learning_rate)
         for rows in order:
             optimiser.zero_grad()
-            F.cross_entropy(model(one.x[rows]), one.y[rows]).backward()
+            F.cross_entropy(model(participant.x[rows]), participant.y[rows]).backward()
             optimiser.step()
         trained.append([p.detach().clone() for p in parameters])
         with torch.no_grad():

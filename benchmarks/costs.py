@@ -51,8 +51,8 @@ def main() -> None:
     workers = RayWorkers(arguments.workers, engine="serial")
     try:
         for megabytes in arguments.megabytes:
-            found = _costs(workers, megabytes, arguments.repeats)
-            print(f"{megabytes:5d} MB  " + "  ".join(f"{name} {1e3 * s:8.2f} ms" for name, s in found.items()))
+            costs = _costs(workers, megabytes, arguments.repeats)
+            print(f"{megabytes:5d} MB  " + "  ".join(f"{name} {1e3 * s:8.2f} ms" for name, s in costs.items()))
     finally:
         workers.close()
 
@@ -73,13 +73,13 @@ def _costs(workers: RayWorkers, megabytes: int, repeats: int) -> dict[str, float
     def put() -> list[object]:
         return [ray.put(order.without_model())]
 
-    def one(told: list[object]) -> object:
-        return train_on(workers._pool, [workers._app], told, order, order.nodes, 1, "serial")
+    def one(payload: list[object]) -> object:
+        return train_on(workers._pool, [workers._app], payload, order, order.nodes, 1, "serial")
 
-    told = put()
-    one(told)
-    first, again = _seconds(lambda: one(put()), repeats), _seconds(lambda: one(told), repeats)
-    partials = [one(told).partial for _ in range(2)]
+    payload = put()
+    one(payload)
+    first, again = _seconds(lambda: one(put()), repeats), _seconds(lambda: one(payload), repeats)
+    partials = [one(payload).partial for _ in range(2)]
     return {
         "put": _seconds(put, repeats),
         "fetch": first - again,

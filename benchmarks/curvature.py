@@ -68,7 +68,7 @@ def published_fedfisher(models: list[nn.Module], statistics: Statistics, weights
 
 def published_grams(models: list[nn.Module], loaders: list[list[tuple[Tensor, Tensor]]]) -> list[dict[str, Tensor]]:
     """Inputs of linear layers, 16 examples at a time, by hooks."""
-    found = []
+    grams = []
     for model, batches in zip(models, loaders, strict=True):
         sums: dict[str, Tensor] = {}
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -79,8 +79,8 @@ def published_grams(models: list[nn.Module], loaders: list[list[tuple[Tensor, Te
                     model(piece)
         for handle in handles:
             handle.remove()
-        found.append(sums)
-    return found
+        grams.append(sums)
+    return grams
 
 
 def adder(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
@@ -143,8 +143,8 @@ def main() -> None:
     }
     for name, (ours, theirs) in pairs.items():
         times = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(repeats)]
-        one, other = (median(column) for column in zip(*times, strict=True))
-        print(f"{name:30s} ours {one:8.3f} s   published {other:8.3f} s   ratio {one / other:.3f}")
+        first, other = (median(column) for column in zip(*times, strict=True))
+        print(f"{name:30s} ours {first:8.3f} s   published {other:8.3f} s   ratio {first / other:.3f}")
 
 
 if __name__ == "__main__":

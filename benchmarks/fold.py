@@ -41,7 +41,7 @@ def main() -> None:
             started = time.process_time()
             merge()
             times[name].append(time.process_time() - started)
-    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+    medians = {name: statistics.median(each[1:]) for name, each in times.items()}
     for name, seconds in medians.items():
         print(f"{name:24s} {seconds:8.4f} s CPU   {seconds / medians['torch sum']:6.2f} x")
 

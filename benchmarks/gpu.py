@@ -114,8 +114,8 @@ def _wheels(named: Path | None) -> Path | None:
         if not named.is_dir():
             sys.exit(f"--wheels {named} is no folder")
         return named
-    found = (place / "wheels" for place in (HERE, HERE.parent, HERE.parent.parent))
-    return next((place for place in found if place.is_dir()), None)
+    places = (place / "wheels" for place in (HERE, HERE.parent, HERE.parent.parent))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def _checks(arguments: argparse.Namespace, deadline: float) -> Iterator[dict[str, Any]]:
@@ -238,8 +238,8 @@ def _mixed_precision() -> dict[str, Any]:
     from fedmerge.training import LocalTraining
 
     names = [field.name for field in fields(LocalTraining) if "precision" in field.name or "autocast" in field.name]
-    told = f"there are settings that this script does not measure: {names}" if names else "fedmerge has none"
-    return {"part": "mixed precision", "verdict": "none", "reason": told}
+    message = f"there are settings that this script does not measure: {names}" if names else "fedmerge has none"
+    return {"part": "mixed precision", "verdict": "none", "reason": message}
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def accuracies(name: str, seed: int) -> Iterator[tuple[str, list[float]]]:
     base = build_model(name, (1, 8, 8), 5, seed=seed, **options)
     fit, unseen, models = [], [], []
     for task in (0, 1):
-        for rows, found in ((torch.tensor(train), fit), (torch.tensor(test), unseen)):
+        for rows, part in ((torch.tensor(train), fit), (torch.tensor(test), unseen)):
             own = rows[y[rows] // 5 == task]
-            found.append((x[own], y[own] - 5 * task))
+            part.append((x[own], y[own] - 5 * task))
         models.append(trained(copy.deepcopy(base), *fit[task], seed=10 * seed + task))
 
     def judged(bodies: list[nn.Module]) -> list[float]:
@@ -71,10 +71,10 @@ def main() -> None:
     for name in MODELS:
         by_body: dict[str, list[list[float]]] = {}
         for seed in SEEDS:
-            for body, found in accuracies(name, seed):
-                by_body.setdefault(body, []).append(found)
+            for body, part in accuracies(name, seed):
+                by_body.setdefault(body, []).append(part)
         for body, each in by_body.items():
-            columns = [[one[task] for one in each] for task in (0, 1)]
+            columns = [[row[task] for row in each] for task in (0, 1)]
             shown = "  ".join(f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns)
             print(f"{name:6} {body:8} {shown}")
 

@@ -112,11 +112,11 @@ def published_weight_matching(a: Weights, b: Weights) -> list[Tensor]:
             if k + 1 < len(perms):
                 columns = columns[perms[k + 1]]
             products = a[k] @ rows.T + a[k + 1][:, :-1].T @ columns[:, :-1]
-            found = torch.from_numpy(linear_sum_assignment(products.numpy(), maximize=True)[1])
-            eye = torch.eye(len(found))
-            old, new = (float((products * eye[p]).sum()) for p in (perms[k], found))
+            assigned = torch.from_numpy(linear_sum_assignment(products.numpy(), maximize=True)[1])
+            eye = torch.eye(len(assigned))
+            old, new = (float((products * eye[p]).sum()) for p in (perms[k], assigned))
             moved |= new > old + 1e-12 * abs(old) + 1e-6
-            perms[k] = found
+            perms[k] = assigned
         if not moved:
             return perms
 
@@ -129,8 +129,8 @@ def published_otfusion(a: Weights, b: Weights) -> Weights:
         if k + 1 < len(a):
             cost = (source[:, None] - target[None]).square().sum(-1).sqrt()
             n = len(cost)
-            found = torch.from_numpy(ot.emd([1 / n] * n, [1 / n] * n, cost.double().numpy())).float()
-            plan = found * n
+            coupling = torch.from_numpy(ot.emd([1 / n] * n, [1 / n] * n, cost.double().numpy())).float()
+            plan = coupling * n
             source = plan.T @ source  # noqa: PLW2901
         carried.append((source + target) / 2)
     return carried
@@ -170,8 +170,8 @@ def main() -> None:
     for name, (ours, theirs) in pairs.items():
         ours()  # the first call exports the graph, which is kept
         times = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(repeats)]
-        one, other = (median(column) for column in zip(*times, strict=True))
-        print(f"{name:30s} ours {one:8.3f} s   published {other:8.3f} s   ratio {one / other:.3f}")
+        first, other = (median(column) for column in zip(*times, strict=True))
+        print(f"{name:30s} ours {first:8.3f} s   published {other:8.3f} s   ratio {first / other:.3f}")
 
 
 if __name__ == "__main__":

@@ -45,18 +45,18 @@ def seconds(info: fedmerge.MethodInfo, clients: int, width: int, repeats: int) -
     base = model(width)
     models = [near(base, width, client) for client in range(clients)]
     loaders = [batch(client) for client in range(clients)]
-    given: dict[str, Any] = {"base": base, "example": loaders[0][0][0][:2]}
+    keywords: dict[str, Any] = {"base": base, "example": loaders[0][0][0][:2]}
     if info.requires_data:
-        given["data"] = loaders[0]
+        keywords["data"] = loaders[0]
     if info.needs:
         # Steps are counted while training; nothing can measure them afterwards.
         wanted = [name for name in info.needs if name != "local_steps"]
-        found = [dict(fedmerge.compute_statistics(m, x, wanted)) for m, x in zip(models, loaders, strict=True)]
-        given["statistics"] = [{"local_steps": 4.0 + i, **one} for i, one in enumerate(found)]
+        statistics = [dict(fedmerge.compute_statistics(m, x, wanted)) for m, x in zip(models, loaders, strict=True)]
+        keywords["statistics"] = [{"local_steps": 4.0 + i, **measured} for i, measured in enumerate(statistics)]
     taken = []
     for _ in range(repeats + 1):
         started = time.process_time()
-        fedmerge.merge(models, info.name, **given)
+        fedmerge.merge(models, info.name, **keywords)
         taken.append(time.process_time() - started)
     return min(taken[1:])
 

@@ -51,18 +51,18 @@ def methods() -> Mapping[str, MethodInfo]:
     >>> methods()["fednova"].needs
     ('local_steps',)
     """
-    return {name: _info(found) for name, found in entries("aggregator").items()}
+    return {name: _info(entry) for name, entry in entries("aggregator").items()}
 
 
-def _info(found: Entry) -> MethodInfo:
-    cls: Any = found.cls
-    default: Aggregator = build("aggregator", found.name, {})
+def _info(entry: Entry) -> MethodInfo:
+    cls: Any = entry.cls
+    default: Aggregator = build("aggregator", entry.name, {})
     return MethodInfo(
-        name=found.name,
-        summary=found.summary,
-        paper=found.paper,
+        name=entry.name,
+        summary=entry.summary,
+        paper=entry.paper,
         needs=tuple(need.name for need in default.needs),
-        options=found.options,
+        options=entry.options,
         requires_base=cls.requires_base,
         requires_data=cls.requires_data,
         may_change_width=cls.may_change_width,

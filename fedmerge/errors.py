@@ -223,11 +223,13 @@ class FolderInUse(RecordError):
     def __init__(self, what: str | Path, lock: Path, holder: object | None, *, elsewhere: bool = False) -> None:
         who = "a process that has not said who it is yet" if holder is None else str(holder)
         if elsewhere:
-            told = f"{what} is in use by {who}, as {lock} says, and nobody can tell from here whether that still runs"
+            message = (
+                f"{what} is in use by {who}, as {lock} says, and nobody can tell from here whether that still runs"
+            )
             remedy = "wait until it has ended; if it has without removing that file, as at a power cut, delete the file"
         else:
-            told, remedy = f"{what} is in use by {who}", "wait until it has ended, or end it first"
-        super().__init__(f"{told}: {remedy}")
+            message, remedy = f"{what} is in use by {who}", "wait until it has ended, or end it first"
+        super().__init__(f"{message}: {remedy}")
         self.what, self.lock, self.holder, self.elsewhere = what, lock, holder, elsewhere
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -280,9 +282,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     >>> nearest("MNIST", ["mnist", "cifar10"])
     'mnist'
     """
-    plain = {_plain(one): one for one in known}
-    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.5)
-    return plain[found[0]] if found else None
+    plain = {_plain(candidate): candidate for candidate in known}
+    close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.5)
+    return plain[close[0]] if close else None
 
 
 def _plain(name: str) -> str:

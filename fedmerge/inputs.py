@@ -43,12 +43,12 @@ def arguments_of(module: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict
     >>> arguments_of(nn.Linear(2, 1), {"x": 1, "mask": 2})
     (({'x': 1, 'mask': 2},), {})
     """
-    given = tuple(example) if isinstance(example, tuple) and _binds(module, tuple(example), {}) else (example,)
-    if given and isinstance(given[-1], Mapping):
-        names = dict(given[-1])
-        if all(isinstance(name, str) for name in names) and _binds(module, given[:-1], names, unknown=False):
-            return given[:-1], names
-    return given, {}
+    positional = tuple(example) if isinstance(example, tuple) and _binds(module, tuple(example), {}) else (example,)
+    if positional and isinstance(positional[-1], Mapping):
+        names = dict(positional[-1])
+        if all(isinstance(name, str) for name in names) and _binds(module, positional[:-1], names, unknown=False):
+            return positional[:-1], names
+    return positional, {}
 
 
 def _binds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, unknown: bool = True) -> bool:

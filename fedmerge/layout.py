@@ -218,10 +218,10 @@ def check_patterns(patterns: Iterable[str], what: str = "personal") -> tuple[str
     """
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise InvalidOption(f'{what} must be a list of patterns, such as ["head.*"], got {patterns!r}')
-    found = tuple(patterns)
-    if not all(isinstance(one, str) and one for one in found):
-        raise InvalidOption(f'{what} must be a list of patterns, such as ["head.*"], got {list(found)!r}')
-    return found
+    kept = tuple(patterns)
+    if not all(isinstance(pattern, str) and pattern for pattern in kept):
+        raise InvalidOption(f'{what} must be a list of patterns, such as ["head.*"], got {list(kept)!r}')
+    return kept
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> nn.Module:
@@ -253,10 +253,14 @@ def matching_names(state: State, patterns: Sequence[str], tied: Mapping[str, str
     first: set[str] = set()
     for pattern in patterns:
         either = pattern, f"{pattern}.*"  # a layer's name stands for all that is in it
-        found = {tied.get(name, name) for name in state if any(fnmatchcase(name, one) for one in either)}
-        if not found:
+        names = {
+            tied.get(name, name)
+            for name in state
+            if any(fnmatchcase(name, either_pattern) for either_pattern in either)
+        }
+        if not names:
             raise UnknownName(f"tensor in {what}", pattern, list(state))
-        first |= found
+        first |= names
     return {name for name in state if tied.get(name, name) in first}
 
 

@@ -56,8 +56,12 @@ class Entry:
             return {field.name: _default(field) for field in dataclasses.fields(self.cls) if field.init}
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = inspect.signature(self.cls).parameters.values()
-        given = KINDS[self.kind].given
-        return {one.name: one.default for one in parameters if one.kind in named and one.name not in given}
+        filled_in = KINDS[self.kind].given
+        return {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.kind in named and parameter.name not in filled_in
+        }
 
 
 _ENTRIES: dict[tuple[str, str], Entry] = {}
@@ -127,14 +131,14 @@ def _discover(kind: str) -> None:
 def _announced(kind: Kind, name: str, made: Any) -> None:
     """Register what an entry point names, unless a decorator has done so while it was imported."""
     known = (entry.cls for (other, _), entry in _ENTRIES.items() if other == kind.name)
-    if not inspect.ismodule(made) and not any(one is made for one in known):
+    if not inspect.ismodule(made) and not any(module is made for module in known):
         register(name, kind=kind.name)(made)
 
 
 def _forget(before: Mapping[Any, Any]) -> None:
     """Drop what is registered since, but for fedmerge's own, which is not imported a second time."""
-    for key, found in list(_ENTRIES.items()):
-        if key not in before and _home(found.cls)[0].partition(".")[0] != "fedmerge":
+    for key, part in list(_ENTRIES.items()):
+        if key not in before and _home(part.cls)[0].partition(".")[0] != "fedmerge":
             del _ENTRIES[key]
 
 
@@ -144,7 +148,7 @@ def entries(kind: str) -> Mapping[str, Entry]:
     """
     for other in KINDS[kind].named_with:
         _discover(other)
-    return {name: found for (other, name), found in sorted(_ENTRIES.items()) if other == kind}
+    return {name: part for (other, name), part in sorted(_ENTRIES.items()) if other == kind}
 
 
 def registered(kind: str, name: str) -> Entry | None:
@@ -168,7 +172,7 @@ def usual_names() -> Mapping[str, str]:
     >>> usual_names()["fedavgm"]
     'server_momentum'
     """
-    return {found.alone: name for name, found in entries("server step").items() if found.alone}
+    return {step.alone: name for name, step in entries("server step").items() if step.alone}
 
 
 def entry(kind: str, name: str) -> Entry:
@@ -185,9 +189,9 @@ def entry(kind: str, name: str) -> Entry:
     """
     if ":" in name and KINDS[kind].own:
         return _own(kind, name)
-    found = registered(kind, name)
-    if found is not None:
-        return found
+    part = registered(kind, name)
+    if part is not None:
+        return part
     known = entries(kind)
     if kind == "aggregator":
         remedy = _how_to_write(name)
@@ -226,9 +230,9 @@ def find(name: str) -> Entry:
     """
     plain = usual_names().get(name, name.strip("+"))
     for kind in METHOD_KINDS[2:] + METHOD_KINDS[:1]:
-        found = registered(kind, plain)
-        if found is not None:
-            return found
+        part = registered(kind, plain)
+        if part is not None:
+            return part
     return entry((":" in plain and own_kind(plain)) or "aggregator", plain)
 
 
@@ -259,11 +263,11 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     >>> build("aggregator", "fedatt", {"step_size": "1.0"}).step_size
     1.0
     """
-    found = entry(kind, name)
-    return found.cls(**checked_options(found, options))
+    part = entry(kind, name)
+    return part.cls(**checked_options(part, options))
 
 
-def checked_options(found: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(part: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as the parameters' types want them.
 
     Raises
@@ -273,20 +277,20 @@ def checked_options(found: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
     InvalidOption
         One of the wrong type, or one that is needed and not given.
     """
-    known, hints = found.options, _hints(found.cls)
+    known, hints = part.options, _hints(part.cls)
     checked = {}
     for key, value in options.items():
         if key not in known:
-            raise UnknownName(f"option of {found.name}", key, known, "" if known else "It takes none.")
+            raise UnknownName(f"option of {part.name}", key, known, "" if known else "It takes none.")
         try:
             adapter = TypeAdapter(hints.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True))
             checked[key] = adapter.validate_python(value)
         except ValidationError as error:
             reasons = "; ".join(sorted({detail["msg"] for detail in error.errors()}))
-            raise InvalidOption(f"{found.name}: option {key} = {value!r} is not valid: {reasons}") from error
+            raise InvalidOption(f"{part.name}: option {key} = {value!r} is not valid: {reasons}") from error
     missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in options]
     if missing:
-        raise InvalidOption(f"{found.name} wants its option {missing[0]}: write {found.name}({missing[0]}=VALUE)")
+        raise InvalidOption(f"{part.name} wants its option {missing[0]}: write {part.name}({missing[0]}=VALUE)")
     return checked
 
 

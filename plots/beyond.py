@@ -34,36 +34,36 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     curves: dict[str, list[np.ndarray]] = defaultdict(list)
     for row in rows:
         curves[row["method"]].append(np.array(row["curve"]))
-    found = {}
+    results = {}
     for method, each in curves.items():
         shortest = min(map(len, each))
         ends = np.stack([curve[-1] for curve in each])
-        found[method] = {"curve": np.mean([curve[:shortest] for curve in each], axis=0), "ends": ends}
-    return found
+        results[method] = {"curve": np.mean([curve[:shortest] for curve in each], axis=0), "ends": ends}
+    return results
 
 
 def draw(axis: Axes, record: dict[str, Any]) -> None:
     """One study: where every method ends, with the spread over seeds; FedAvg round by round."""
-    found = summary(record["rows"])
+    results = summary(record["rows"])
     for method, (colour, style) in STYLES.items():
-        if method not in found:
+        if method not in results:
             continue
-        curve, ends = found[method]["curve"], found[method]["ends"]
+        curve, ends = results[method]["curve"], results[method]["ends"]
         if method != "FedAvg, further rounds":
             curve = ends.mean(0, keepdims=True)
         axis.plot(curve[:, 0], 100 * curve[:, 1], style, color=colour, label=method, markersize=6)
         if len(curve) == 1:
             low, high = 100 * ends[:, 1].min(), 100 * ends[:, 1].max()
             axis.vlines(curve[0, 0], low, high, color=colour, linewidth=1)
-    others = [found[method]["ends"].mean(0) for method in found if method not in STYLES and method not in HIDDEN]
+    others = [results[method]["ends"].mean(0) for method in results if method not in STYLES and method not in HIDDEN]
     if others:
         points = np.stack(others)
         axis.plot(
             points[:, 0], 100 * points[:, 1], ".", color="black", alpha=0.4, label="every other method, one exchange"
         )
-    level = 100 * found["ensemble, class-weighted"]["ends"][:, 1].mean()
+    level = 100 * results["ensemble, class-weighted"]["ends"][:, 1].mean()
     axis.axhline(level, color="black", linestyle="--", linewidth=1, label="ensemble, class-weighted")
-    seeds = len(found["fedkfac(budget=2.0)"]["ends"])
+    seeds = len(results["fedkfac(budget=2.0)"]["ends"])
     axis.set_title(f"{record['study']} clients, {seeds} seeds (bars: least to most)", fontsize="medium")
     axis.grid(alpha=0.3)
 

@@ -24,8 +24,8 @@ def main() -> None:
         shares = sorted({end.share for end in shown})
         print(f"\n{attack}, {measure} in % at shares", *shares)
         for method in dict.fromkeys(end.method for end in shown):
-            found = [[e.value for e in shown if (e.method, e.share) == (method, share)] for share in shares]
-            print(f"{method:34}", *(f"{fmean(values):6.1f}" if values else "     -" for values in found))
+            accuracies = [[e.value for e in shown if (e.method, e.share) == (method, share)] for share in shares]
+            print(f"{method:34}", *(f"{fmean(values):6.1f}" if values else "     -" for values in accuracies))
     print(plot_hostile(folders, HERE))
 
 

@@ -12,8 +12,8 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    given = [Path(argument) for argument in sys.argv[1:]]
-    records = given or sorted((HERE.parent / "runs").glob("one-shot-*"))
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    records = paths or sorted((HERE.parent / "runs").glob("one-shot-*"))
     if not records:
         sys.exit("there are no records: run `make one-shot` first, or name the folders of comparisons")
     for folder in records:

@@ -18,12 +18,12 @@ LABELS = {"own": "each client's answer protected", "shared": "the masked sum pro
 
 def main() -> None:
     records = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "private-head"
-    found = [json.loads(file.read_text()) for file in sorted(records.glob("*.json"))]
-    if not found:
+    records_read = [json.loads(file.read_text()) for file in sorted(records.glob("*.json"))]
+    if not records_read:
         sys.exit("there are no records: run `python simulations/private_head.py` first, or name its folder")
     looks = styles((head, setting) for head in ("ridge_head", "logistic_head") for setting in LABELS)
-    with blank(3.4 * len(found) + 2.6, 3.3) as figure:
-        for axes, record in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+    with blank(3.4 * len(records_read) + 2.6, 3.3) as figure:
+        for axes, record in zip(figure.subplots(1, len(records_read), squeeze=False)[0], records_read, strict=True):
             rows = record["rows"]
             clients, seeds = record["clients"], len({row["seed"] for row in rows})
             print(

@@ -18,11 +18,11 @@ LABELS = {
 
 
 def main() -> None:
-    given = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "scaling.jsonl"
-    if not given.is_file():
-        sys.exit(f"{given} is missing: run `python benchmarks/scaling.py` first")
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "runs" / "scaling.jsonl"
+    if not path.is_file():
+        sys.exit(f"{path} is missing: run `python benchmarks/scaling.py` first")
     points = defaultdict(list)
-    for line in given.read_text().splitlines():
+    for line in path.read_text().splitlines():
         row = json.loads(line)
         points[row["axis"], row["system"]].append((row["value"], row["cpu_ms_per_update"]))
     axes = [axis for axis in LABELS if any(axis == known for known, _ in points)]

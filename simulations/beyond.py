@@ -85,7 +85,9 @@ class Study:
             for i in range(1 + setting.apart * setting.clients)
         ]
         own = [parts.client_data(self.data, client) for client in range(setting.clients)]
-        self.examples = [(one.train_x[: setting.examples], one.train_y[: setting.examples]) for one in own]
+        self.examples = [
+            (own_data.train_x[: setting.examples], own_data.train_y[: setting.examples]) for own_data in own
+        ]
         self.loaders = [list(zip(x.split(500), y.split(500), strict=True)) for x, y in self.examples]
         self.models, self.reports = self.trained(own_starts or [self.start] * setting.clients, 1)
         self.measured: dict[tuple[int, int, Statistic], State] = {}
@@ -123,7 +125,7 @@ class Study:
             form = pipeline.sent_as
             packed, _ = compressed(values, dict(model.named_parameters()), form.compression, form.budget)
             sent = max(sent, sum(map(state_bytes, packed.values())))
-            statistics = {name: decode(one) for name, one in packed.items()}
+            statistics = {name: decode(value) for name, value in packed.items()}
             weight = float(len(self.examples[client][0]))
             updates.append(ClientUpdate(client, module_state(model)[0], weight, statistics))
         asked = asked_at_hand(self.start, self.loaders, self.seed, models)
@@ -180,13 +182,13 @@ def rows_of(study: Study) -> dict[str, list[tuple[float, float]]]:
 
 def others(study: Study) -> dict[str, list[tuple[float, float]]]:
     """Every other method of one exchange, with its defaults."""
-    found = {}
+    results = {}
     for method in sorted(set(entries("aggregator")) - {"fedavg", "fedkfac"}):
         try:
-            found[method] = study.curve(method)
+            results[method] = study.curve(method)
         except FedMergeError as error:
             print(f"{method} is left out: {error}", flush=True)
-    return found
+    return results
 
 
 def main() -> None:

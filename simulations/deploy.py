@@ -128,12 +128,12 @@ def _differing(config: Config, arguments: argparse.Namespace) -> list[str]:
     return faults
 
 
-def largest_difference(one: Path, other: Path) -> float:
+def largest_difference(first: Path, other: Path) -> float:
     """Largest difference of two runs' final models, each tensor's relative to its largest value; inf for other shapes.
 
     The first is the one that is relied on.
     """
-    ours, theirs = read_checkpoint(one)[1], read_checkpoint(other)[1]
+    ours, theirs = read_checkpoint(first)[1], read_checkpoint(other)[1]
     if {name: t.shape for name, t in ours.items()} != {name: t.shape for name, t in theirs.items()}:
         return float("inf")
     largest = 0.0

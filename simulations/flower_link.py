@@ -137,8 +137,8 @@ class Deployment:
                 log.terminate()
         # The log ends a moment before the run does.
         while True:
-            found = self._flwr("list", CONNECTION, "--run-id", run, "--format", "json")
-            status = (json_of(found.stdout).get("runs") or [{}])[0]
+            listing = self._flwr("list", CONNECTION, "--run-id", run, "--format", "json")
+            status = (json_of(listing.stdout).get("runs") or [{}])[0]
             if str(status.get("status", "")).startswith(ENDED):
                 break
             self._check()

@@ -118,5 +118,5 @@ def processes(home: Path) -> list[int]:
     """Ids of processes that were started with this Flower home, by what `ps` shows of their environment."""
     shown = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, check=True).stdout
     mark = f"FLWR_HOME={home}"
-    found = [int(line.split(None, 1)[0]) for line in shown.splitlines() if mark in line]
-    return [process for process in found if process != os.getpid()]
+    numbers = [int(line.split(None, 1)[0]) for line in shown.splitlines() if mark in line]
+    return [process for process in numbers if process != os.getpid()]

@@ -22,11 +22,11 @@ def main() -> None:
     arguments = parser.parse_args()
     base = load_config(HERE / "hostile-digits.toml")
     del base["attack"]
-    given = [parse_assignment(text) for text in arguments.assignments]
+    settings = [parse_assignment(text) for text in arguments.assignments]
     for kind, options in ATTACKS.items():
         for share in SHARES:
             attack = {"attack": {"kind": kind, "share": share, "options": options}}
-            outcome = compare(make_config(base, attack, *given), arguments.out / f"{kind}-{share}", lambda row: None)
+            outcome = compare(make_config(base, attack, *settings), arguments.out / f"{kind}-{share}", lambda row: None)
             print(f"{kind} {share}: {len(outcome.runs)} runs", *(str(failed.error) for failed in outcome.failed))
 
 

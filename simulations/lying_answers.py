@@ -49,11 +49,11 @@ Lie = Callable[[Answer], Answer]
 
 def sums(answer: Answer, change: Callable[[Tensor], Tensor], squares: bool = False) -> Answer:
     """An answer whose means are changed, and where told whose second moments are too."""
-    found = {
+    statistics = {
         kind: {n: change(t) if squares or n.rpartition(".")[2] not in SQUARE else t for n, t in value.items()}
         for kind, value in answer.statistics.items()
     }
-    return replace(answer, statistics=found)
+    return replace(answer, statistics=statistics)
 
 
 def best(answer: Answer, point: int) -> Answer:
@@ -122,17 +122,17 @@ class Problem:
         most = EXAMPLES // self.clients
         settings = PartitionSettings("dirichlet", clients=self.clients, alpha=self.alpha, max_examples=most)
         divided = make_partition(self.data, settings, self.seed)
-        found = [divided.client_data(self.data, client) for client in range(self.clients)]
-        return [(one.train_x, one.train_y) for one in found]
+        clients = [divided.client_data(self.data, client) for client in range(self.clients)]
+        return [(own_data.train_x, own_data.train_y) for own_data in clients]
 
     @cached_property
     def trained(self) -> list[nn.Module]:
         """Each client's model."""
-        found = []
+        models = []
         for client, (x, y) in enumerate(self.parts):
-            found.append(self.model())
-            train(found[-1], x, y, TRAINING, seed=self.seed, client=client, round=1)
-        return found
+            models.append(self.model())
+            train(models[-1], x, y, TRAINING, seed=self.seed, client=client, round=1)
+        return models
 
     @property
     def liar(self) -> int:
@@ -171,25 +171,27 @@ def rows(setting: str, seed: int, lies: Sequence[str], trust: Trust) -> list[dic
     left = problem.merged(trust, without=problem.liar)
     began = time.process_time()
     honest = problem.merged(trust)
-    told = {"setting": setting, "seed": seed, "honest": honest, "left out": left}
-    told["seconds"] = round(time.process_time() - began, 2)
-    found = [(lie, problem.merged(trust, LIES[lie])) for lie in lies]
-    return [{**told, "lie": lie, "accuracy": value, "difference": value - left} for lie, value in found]
+    facts = {"setting": setting, "seed": seed, "honest": honest, "left out": left}
+    facts["seconds"] = round(time.process_time() - began, 2)
+    models = [(lie, problem.merged(trust, LIES[lie])) for lie in lies]
+    return [{**facts, "lie": lie, "accuracy": value, "difference": value - left} for lie, value in models]
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """A line for each lie, and in each setting the mean difference and the worst."""
-    settings, lies = (list(dict.fromkeys(row[key] for row in found)) for key in ("setting", "lie"))
+    settings, lies = (list(dict.fromkeys(row[key] for row in results)) for key in ("setting", "lie"))
     lines = [f"| lie in every answer | {' | '.join(settings)} |", "| --- |" + " --- |" * len(settings)]
     for name in ("honest", "left out"):
-        seen = [{row["seed"]: row[name] for row in found if row["setting"] == one}.values() for one in settings]
+        seen = [
+            {row["seed"]: row[name] for row in results if row["setting"] == setting}.values() for setting in settings
+        ]
         lines.append(f"| {name} | {' | '.join(f'{sum(v) / len(v):.1f}' for v in seen)} |")
     for lie in lies:
-        costs = [[row["difference"] for row in found if (row["setting"], row["lie"]) == (s, lie)] for s in settings]
+        costs = [[row["difference"] for row in results if (row["setting"], row["lie"]) == (s, lie)] for s in settings]
         cells = [f"{sum(c) / len(c):+.1f} ({min(c):+.1f})" if c else "" for c in costs]
         lines.append(f"| {lie} | {' | '.join(cells)} |")
-    beyond = [row for row in found if row["difference"] < -MARGIN]
-    lines += ["", f"Beyond {MARGIN:.0f} points: {len(beyond)} of {len(found)}"]
+    beyond = [row for row in results if row["difference"] < -MARGIN]
+    lines += ["", f"Beyond {MARGIN:.0f} points: {len(beyond)} of {len(results)}"]
     lines += [f"- {r['setting']}, seed {r['seed']}, {r['lie']}: {r['difference']:+.1f}" for r in beyond]
     return "\n".join(lines)
 
@@ -202,20 +204,21 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="DATA/CLIENTS/ALPHA")
     parser.add_argument("--lies", nargs="+", default=list(LIES), choices=list(LIES), metavar="LIE")
     parser.add_argument("--sums", default=Trust().sums, choices=("mean", "clipped"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     logging.getLogger("fedmerge").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    for setting in given.settings:
-        for seed in given.seeds:
-            found += rows(setting, seed, given.lies, Trust(sums=given.sums))
-            with (given.out / "lying_answers.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(found[0]))
+    results: list[dict[str, Any]] = []
+    for setting in arguments.settings:
+        for seed in arguments.seeds:
+            results += rows(setting, seed, arguments.lies, Trust(sums=arguments.sums))
+            with (arguments.out / "lying_answers.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(results[0]))
                 writer.writeheader()
-                writer.writerows(found)
-            print(f"{setting}, seed {seed}: worst {min(row['difference'] for row in found[-len(given.lies) :]):+.1f}")
-    print(table(found))
+                writer.writerows(results)
+            worst = min(row["difference"] for row in results[-len(arguments.lies) :])
+            print(f"{setting}, seed {seed}: worst {worst:+.1f}")
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def pretrained(setting: str, out: Path) -> dict[str, Any]:
 
 def run(setting: str, methods: Sequence[str], seeds: Sequence[int], out: Path) -> None:
     """All methods on all seeds; what is finished stays."""
-    given = {"methods": list(methods), "seeds": list(seeds), **pretrained(setting, out.parents[1])}
+    settings = {"methods": list(methods), "seeds": list(seeds), **pretrained(setting, out.parents[1])}
     outcome = compare(
-        make_config(load_config(HERE / f"{setting}.toml"), given), out, grow=out.exists(), resume=out.exists()
+        make_config(load_config(HERE / f"{setting}.toml"), settings), out, grow=out.exists(), resume=out.exists()
     )
     for failed in outcome.failed:
         print(f"{setting}: {failed.method} on seed {failed.seed} failed: {failed.error}", flush=True)

@@ -55,18 +55,18 @@ def main() -> None:
     out = HERE.parent / "runs" / "trained-apart"
     out.mkdir(parents=True, exist_ok=True)
     chosen = sys.argv[1:] or [name for name in STUDIES if os.environ.get("FEDMERGE_DATA") or name.startswith("digits")]
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
     for seed in SEEDS:
         for name in chosen:
             setting, alpha = STUDIES[name]
             for method, accuracy in rows_of(Study(setting, seed, alpha)).items():
                 print(name, seed, method, f"{100 * accuracy:.2f}", flush=True)
-                found[name].setdefault(method, []).append(100 * accuracy)
-            (out / f"{name}.json").write_text(json.dumps(found[name], indent=1))
+                results[name].setdefault(method, []).append(100 * accuracy)
+            (out / f"{name}.json").write_text(json.dumps(results[name], indent=1))
     print("| | " + " | ".join(chosen) + " |\n|" + " --- |" * (1 + len(chosen)))
-    for method in found[chosen[0]]:
+    for method in results[chosen[0]]:
         cells = [
-            f"{statistics.mean(row):.1f} ± {statistics.stdev(row):.1f}" for row in (found[n][method] for n in chosen)
+            f"{statistics.mean(row):.1f} ± {statistics.stdev(row):.1f}" for row in (results[n][method] for n in chosen)
         ]
         print(f"| {method} | " + " | ".join(cells) + " |")
 

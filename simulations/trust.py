@@ -10,6 +10,7 @@ behind OUT run these alone.
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -76,8 +77,8 @@ class Problem:
 
 def kinds_for(method: str) -> list[Kind]:
     """What is tried on a method."""
-    found = [kind for name in dict.fromkeys(tables_of(Row(method))) for kind in TABLES[name].values()]
-    return [kind for i, kind in enumerate(found) if kind.lie or i % EVERY.get(method, 1) == 0]
+    kinds = [kind for name in dict.fromkeys(tables_of(Row(method))) for kind in TABLES[name].values()]
+    return [kind for i, kind in enumerate(kinds) if kind.lie or i % EVERY.get(method, 1) == 0]
 
 
 def study(problem: Problem, method: str) -> dict[str, Any]:
@@ -87,32 +88,40 @@ def study(problem: Problem, method: str) -> dict[str, Any]:
     left = problem.accuracy(federation.without(PLACE))
     rows = []
     for kind in kinds_for(method):
-        fate = federation.round(kind, PLACE, SEED)
+        fate = federation.round(kind, PLACE, random.Random(SEED))
         if fate.how == "none":
             continue
-        found = round(problem.accuracy(federation.last), 1)
-        told = {"kind": str(kind), "must be dropped": kind.must_drop, "fate": fate.how, "fault": fate.fault}
-        rows.append({**told, "accuracy": found, "harms": found < min(honest, left) - MARGIN})
+        accuracy = round(problem.accuracy(federation.last), 1)
+        facts = {"kind": str(kind), "must be dropped": kind.must_drop, "fate": fate.how, "fault": fate.fault}
+        rows.append({**facts, "accuracy": accuracy, "harms": accuracy < min(honest, left) - MARGIN})
     return {"method": method, "honest": round(honest, 1), "left out": round(left, 1), "rows": rows}
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
+def markdown(studies: list[dict[str, Any]]) -> str:
     """Three tables: by method, by lie, and what is not as it should be."""
     lines = ["| method | all honest | one left out | kinds | dropped | taken | ended | worst that had to be dropped |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     prices: dict[str, dict[str, float]] = {}
     wrong = []
-    for one in found:
-        fates = Counter(row["fate"] for row in one["rows"])
-        told = [row["accuracy"] for row in one["rows"] if row["must be dropped"] or row["fate"] == "dropped"]
-        numbers = [len(one["rows"]), fates["dropped"], fates["accepted"], fates["ended"], min(told, default=0.0)]
-        cells = [f"`{one['method']}`", one["honest"], one["left out"], *numbers]
+    for result in studies:
+        fates = Counter(row["fate"] for row in result["rows"])
+        accuracies = [row["accuracy"] for row in result["rows"] if row["must be dropped"] or row["fate"] == "dropped"]
+        numbers = [
+            len(result["rows"]),
+            fates["dropped"],
+            fates["accepted"],
+            fates["ended"],
+            min(accuracies, default=0.0),
+        ]
+        cells = [f"`{result['method']}`", result["honest"], result["left out"], *numbers]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-        for row in one["rows"]:
+        for row in result["rows"]:
             if row["fault"] or (row["harms"] and (row["must be dropped"] or row["fate"] != "accepted")):
-                wrong.append(f"- `{one['method']}`, {row['kind']}: {row['fault'] or row['fate']}, {row['accuracy']} %")
+                wrong.append(
+                    f"- `{result['method']}`, {row['kind']}: {row['fault'] or row['fate']}, {row['accuracy']} %"
+                )
             elif row["harms"]:
-                prices.setdefault(row["kind"], {})[one["method"]] = row["accuracy"] - one["left out"]
+                prices.setdefault(row["kind"], {})[result["method"]] = row["accuracy"] - result["left out"]
     lines += ["", "| a lie that passes for honest | what it costs, in points, where that is more than three |"]
     lines.append("| --- | --- |")
     for kind, costs in sorted(prices.items()):
@@ -127,15 +136,17 @@ def main() -> None:
     out = Path(arguments.pop(0) if arguments else "runs/trust")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    problem, found = Problem(), []
+    problem, studies = Problem(), []
     with quiet():
         for method in arguments or METHODS:
-            one = study(problem, method)
-            found.append(one)
-            fates = Counter(row["fate"] for row in one["rows"])
-            print(f"{method}: all honest {one['honest']}, one left out {one['left out']}, {dict(fates)}", flush=True)
-            (out / "trust.json").write_text(json.dumps(found, indent=1) + "\n")
-            (out / "trust.md").write_text(markdown(found))
+            result = study(problem, method)
+            studies.append(result)
+            fates = Counter(row["fate"] for row in result["rows"])
+            print(
+                f"{method}: all honest {result['honest']}, one left out {result['left out']}, {dict(fates)}", flush=True
+            )
+            (out / "trust.json").write_text(json.dumps(studies, indent=1) + "\n")
+            (out / "trust.md").write_text(markdown(studies))
 
 
 if __name__ == "__main__":

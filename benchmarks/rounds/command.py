@@ -54,12 +54,12 @@ def run_bench(
     ConfigError
         None was named.
     """
-    found = [find_workload(name) for name in workloads]
+    chosen = [find_workload(name) for name in workloads]
     for system in systems:
         find_system(system)
-    if not found or not systems:
+    if not chosen or not systems:
         raise ConfigError("name at least one workload and one system")
-    tasks = [Task(one, rounds or one.rounds, seed, data_dir, workers=workers) for one in found]
+    tasks = [Task(workload, rounds or workload.rounds, seed, data_dir, workers=workers) for workload in chosen]
     if device == "cuda" and torch.cuda.is_available():
         tasks += [replace(task, device="cuda", workers=1) for task in tasks if task.workload.name in _ON_GPU]
     elif device == "cuda":

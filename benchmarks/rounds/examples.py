@@ -31,11 +31,11 @@ def load_examples(name: str, data_dir: Path | None, device: str = "cpu") -> Data
     DataError
         The folder does not exist, or its files are damaged.
     """
-    found = load_dataset(name, data_dir) if _available(name, data_dir) else _synthetic(name)
+    examples = load_dataset(name, data_dir) if _available(name, data_dir) else _synthetic(name)
     if device == "cpu":
-        return found
-    moved = {part: getattr(found, part).to(device) for part in ("train_x", "train_y", "test_x", "test_y")}
-    return replace(found, **moved)
+        return examples
+    moved = {part: getattr(examples, part).to(device) for part in ("train_x", "train_y", "test_x", "test_y")}
+    return replace(examples, **moved)
 
 
 def _available(name: str, data_dir: Path | None) -> bool:

@@ -33,27 +33,27 @@ class Row(TypedDict):
 
 def rows(measured: Sequence[Measured]) -> list[Row]:
     """A row for each system of one task."""
-    loop = next((one for one in measured if one.system == "loop"), None)
-    return [_row(one, loop) for one in measured]
+    loop = next((reading for reading in measured if reading.system == "loop"), None)
+    return [_row(reading, loop) for reading in measured]
 
 
-def _row(one: Measured, loop: Measured | None) -> Row:
-    workload, ours = one.task.workload, one.system.startswith("fedmerge")
+def _row(measured: Measured, loop: Measured | None) -> Row:
+    workload, ours = measured.task.workload, measured.system.startswith("fedmerge")
     return Row(
         workload=workload.name,
-        system="fedmerge" if ours else one.system,
-        cpu_ms_per_update=round(1000 * one.cpu_seconds / workload.sampled, 4),
-        cpu_ratio=None if loop is None else round(one.cpu_seconds / loop.cpu_seconds, 3),
-        wall_ratio=None if loop is None else round(one.wall_seconds / loop.wall_seconds, 3),
-        peak_mib=round(one.peak_mib, 1),
-        accuracy=round(one.accuracy, 4),
-        seconds_to_first_round=round(one.seconds_to_first_round, 2),
-        cpu_seconds_to_first_round=round(one.readings[0].cpu_so_far, 2),
-        rounds=one.task.rounds,
-        workers=one.task.workers if ours else 1,
-        engine=one.readings[-1].engine,
-        device=one.task.device,
-        data=one.readings[0].data,
+        system="fedmerge" if ours else measured.system,
+        cpu_ms_per_update=round(1000 * measured.cpu_seconds / workload.sampled, 4),
+        cpu_ratio=None if loop is None else round(measured.cpu_seconds / loop.cpu_seconds, 3),
+        wall_ratio=None if loop is None else round(measured.wall_seconds / loop.wall_seconds, 3),
+        peak_mib=round(measured.peak_mib, 1),
+        accuracy=round(measured.accuracy, 4),
+        seconds_to_first_round=round(measured.seconds_to_first_round, 2),
+        cpu_seconds_to_first_round=round(measured.readings[0].cpu_so_far, 2),
+        rounds=measured.task.rounds,
+        workers=measured.task.workers if ours else 1,
+        engine=measured.readings[-1].engine,
+        device=measured.task.device,
+        data=measured.readings[0].data,
     )
 
 

@@ -5,28 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from fedmerge.simulation.runs.environment import processor
 
 __all__ = ["Usage", "machine"]
 
-_PROC = Path("/proc")
-
 
 class Usage:
-    """Reads CPU time and peak memory of a process tree.
-
-    On Linux it looks into /proc, so that Ray's processes count; elsewhere it sees this process only.
-    """
+    """Reads CPU time and peak memory of a process tree, Ray's processes included."""
 
     def __init__(self) -> None:
-        self._cpu: dict[int, float] = {}
-        self._peak: dict[int, int] = {}
+        self._cpu: dict[psutil.Process, float] = {}
+        self._peak: dict[psutil.Process, int] = {}
 
     def read(self) -> tuple[float, float]:
         """CPU seconds since the start, and MiB at the peak.
@@ -35,13 +30,13 @@ class Usage:
         own, so it is exact for one process and a bound from above for several, which share pages and may have
         had their peaks at different times.
         """
-        for pid in _descendants():
-            with suppress(OSError):
-                # The clock that clock_getcpuclockid(3) names: all threads, to the nanosecond.
-                self._cpu[pid] = time.clock_gettime((~pid << 3) | 2)
-                self._peak[pid] = _peak_kib(pid)
-        own = _peak_kib(os.getpid()) if _PROC.is_dir() else _own_peak_kib()
-        return time.process_time() + sum(self._cpu.values()), (own + sum(self._peak.values())) / 1024
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error, OSError):
+                times = process.cpu_times()  # to a hundredth of a second, which is little beside a run
+                self._cpu[process] = times.user + times.system
+                self._peak[process] = _peak_bytes(process)
+        peak = _peak_bytes(psutil.Process()) + sum(self._peak.values())
+        return time.process_time() + sum(self._cpu.values()), peak / 2**20
 
 
 def machine() -> str:
@@ -55,35 +50,13 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}"
 
 
-def _descendants() -> list[int]:
-    """Processes below this one."""
-    if not _PROC.is_dir():
-        return []
-    children = defaultdict(list)
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                # The name stands in parentheses and may hold blanks; the parent is the second field after it.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children[parent].append(int(entry.name))
-    found, waiting = [], [os.getpid()]
-    while waiting:
-        below = children[waiting.pop()]
-        found += below
-        waiting += below
-    return found
+def _peak_bytes(process: psutil.Process) -> int:
+    """Peak resident memory of a process.
 
-
-def _peak_kib(pid: int) -> int:
-    """Peak resident memory; getrusage would count what the parent had when it forked."""
-    for line in (_PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    return 0
-
-
-def _own_peak_kib() -> int:
-    import resource  # noqa: PLC0415 - not on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 1024 if sys.platform == "darwin" else peak
+    By hand on Linux: psutil knows the peak on Windows only, and getrusage counts what the parent had at the fork.
+    """
+    if sys.platform == "linux":
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+    memory = process.memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))

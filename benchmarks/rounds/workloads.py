@@ -57,8 +57,8 @@ class Workload:
 
 _MANY = Workload("W3", "mnist", 10_000, 200, 20, "drawn", (32,), 10, 0.1, 5)
 WORKLOADS: dict[str, Workload] = {
-    found.name: found
-    for found in (
+    workload.name: workload
+    for workload in (
         Workload("W1", "mnist", 1_000, 100, 60, "dealt", (100,), 20, 0.1, 10),
         Workload("W2", "fashion_mnist", 10, 10, 1_000, "dirichlet", (128,), 64, 0.05, 3, channels=(32, 64)),
         _MANY,

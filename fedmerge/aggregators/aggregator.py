@@ -34,6 +34,8 @@ class Aggregator(ABC):
     """Whether the merge is relative to the model that all clients started from."""
     requires_data: ClassVar[bool] = False
     """Whether the server needs data of its own."""
+    may_change_depth: ClassVar[bool] = False
+    """Whether models at hand may be of unequal depth: they are made equally deep before."""
     requires_model: ClassVar[bool] = False
     """Whether it has to know the model and an example of its inputs."""
     falls_back: ClassVar[bool] = False

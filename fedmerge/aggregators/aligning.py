@@ -104,9 +104,9 @@ class Permuting(Aligning):
             yield from updates
             return
         spec = symmetries(context, updates[0].state, type(self).__name__)
-        found = self.permutations(spec, updates, context)
+        permutations = self.permutations(spec, updates, context)
         carried = {kind.name: kind for kind in self.needs}
-        for update, perms in zip(updates, found, strict=True):
+        for update, perms in zip(updates, permutations, strict=True):
             move = partial(spec.apply, perms=perms)
             statistics = {
                 name: carried[name].reordered(value, update.state, move) if name in carried else value

@@ -123,5 +123,5 @@ class CCAMerge(Aligning):
         while bool(failed) and ridge < len(covariance):  # what is rounded is never as indefinite as its trace
             ridge *= 10
             root, failed = torch.linalg.cholesky_ex(covariance + ridge * eye)
-        found: Tensor = root
-        return found
+        factor: Tensor = root
+        return factor

@@ -92,10 +92,10 @@ class FedFisher(Aggregator):
             return self._kfac(clients, self.max_steps), {}
         best, best_score, steps = clients.mean, context.score(clients.mean, "fedfisher"), 1
         while True:
-            found = self._kfac(clients, steps)
-            score = context.score(found, "fedfisher")
+            solved = self._kfac(clients, steps)
+            score = context.score(solved, "fedfisher")
             if score > best_score:
-                best, best_score = found, score
+                best, best_score = solved, score
             if steps >= self.max_steps:
                 return best, {}
             steps = min(4 * steps, self.max_steps)
@@ -133,16 +133,16 @@ class FedFisher(Aggregator):
     ) -> dict[str, Tensor]:
         inputs, outputs = measured[f"{layer}.A"], measured[f"{layer}.G"]
         system = LayerSystem.of(clients, layer, inputs, outputs, weights, self._ridge)
-        found, residual, definite = system.solved(tolerance=self.tolerance, max_steps=max_steps)
+        solution, residual, definite = system.solved(tolerance=self.tolerance, max_steps=max_steps)
         if not definite:
             log.warning("fedfisher: the factors of %r are not positive semidefinite: averaged instead", layer)
-            return {name: clients.mean[name] for name in found}
+            return {name: clients.mean[name] for name in solution}
         if residual > 1e-2 and max_steps == self.max_steps:
             log.warning(
                 "fedfisher: layer %r is not solved after %d steps (residual %.1e): raise damping or max_steps",
                 layer, max_steps, residual,
             )  # fmt: skip
-        return found
+        return solution
 
     def _remaining(
         self, clients: Collected, measured: dict[str, list[Tensor]], names: list[str], weights: list[float]

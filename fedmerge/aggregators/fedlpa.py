@@ -72,9 +72,9 @@ class FedLPA(Aggregator):
             inputs = _damped(measured[f"{weight}.A"], clients.weights, self.damping_inputs)
             outputs = _damped(measured[f"{weight}.G"], clients.weights, self.damping_outputs)
             system = LayerSystem.of(clients, weight, inputs, outputs, clients.weights, 0.0)
-            found, _, definite = system.solved(tolerance=self.tolerance, max_steps=self.max_steps)
+            solution, _, definite = system.solved(tolerance=self.tolerance, max_steps=self.max_steps)
             if definite:
-                merged.update(found)
+                merged.update(solution)
             else:
                 log.warning("fedlpa: the factors of %r are not positive semidefinite: averaged instead", weight)
         return merged, {}

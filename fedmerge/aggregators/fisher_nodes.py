@@ -62,14 +62,14 @@ class FisherNodes(Aggregator):
             matrix = WeightMatrix.measured_by(weight, inputs[0], clients.states[0])
             pairs = zip(clients.states, inputs, outputs, strict=True)
             scores = torch.stack([node_scores(matrix.gather(state), a, g) for state, a, g in pairs])
-            found = matrix.gather(clients.mean).double()
+            mean = matrix.gather(clients.mean).double()
             total = torch.tensordot(torch.tensor(clients.weights, dtype=torch.float64).to(scores), scores, 1)
             kept = total <= 0
-            found = torch.where(kept[..., None], found, 0.0)
+            mean = torch.where(kept[..., None], mean, 0.0)
             for state, share, score in zip(clients.states, clients.weights, scores, strict=True):
                 part = torch.where(kept, 0.0, share * score / torch.where(kept, 1.0, total))
-                found += part[..., None] * matrix.gather(state)
-            merged.update(matrix.scatter(found))
+                mean += part[..., None] * matrix.gather(state)
+            merged.update(matrix.scatter(mean))
             sums = [known + float(score.sum()) for known, score in zip(sums, scores, strict=True)]
             nodes += scores[0].numel()
         if self.universal and nodes:

@@ -123,9 +123,9 @@ class OTFusion(Aligning):
         modules = [context.module(u.state, "OTFusion") for u in updates]
         sites = [[consumers(s) for unit in units(spec) for s in (unit.sites, *unit.kind_sites)] for spec in specs]
         pairs = [(order[0], i) for i in order]
-        found = moments(sites, modules, pairs, sampled_inputs(context, "OTFusion", self.examples))
-        check_heard(found, [u.client for u in updates])
-        return found
+        heard_moments = moments(sites, modules, pairs, sampled_inputs(context, "OTFusion", self.examples))
+        check_heard(heard_moments, [u.client for u in updates])
+        return heard_moments
 
     def _onto(
         self,
@@ -185,8 +185,8 @@ class OTFusion(Aligning):
         features_a = incoming(spec_a, a, sites_a, done, {}, crossed)
         features_b = incoming(spec_b, {n: b[n] for n in a}, sites_b, done, plans, crossed)
         if heard is not None and (number, *pair) in heard:
-            own, found = heard[number, pair[0], pair[0]], heard[number, *pair]
-            squares = own.squares_a[:, None] + found.squares_b[None, :] - 2 * found.products
+            own, heard_pair = heard[number, pair[0], pair[0]], heard[number, *pair]
+            squares = own.squares_a[:, None] + heard_pair.squares_b[None, :] - 2 * heard_pair.products
             return squares.clamp_min(0).sqrt(), features_a, features_b
         return distances(features_a, features_b), features_a, features_b
 
@@ -201,13 +201,13 @@ def _has_later_inputs(spec: PermutationSpec) -> bool:
     into: dict[str, int] = {}
     for i, group in enumerate(spec.groups):
         for site in group.sites:
-            found = into if site.role == "in" else out
-            found[site.parameter] = max(found.get(site.parameter, -1), i)
+            inputs = into if site.role == "in" else out
+            inputs[site.parameter] = max(inputs.get(site.parameter, -1), i)
     return any(into.get(name, -1) > i for name, i in out.items())
 
 
-def _moved(spec: PermutationSpec, state: State, found: tuple[list[Tensor], dict[int, Plan]]) -> dict[str, Tensor]:
-    perms, plans = found
+def _moved(spec: PermutationSpec, state: State, matched: tuple[list[Tensor], dict[int, Plan]]) -> dict[str, Tensor]:
+    perms, plans = matched
     return transport(spec, spec.apply(state, perms), plans)
 
 

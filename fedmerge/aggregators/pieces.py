@@ -41,8 +41,8 @@ def squared_distances(updates: Sequence[ClientUpdate]) -> Tensor:
     total = torch.zeros(len(updates), len(updates), dtype=torch.float64)
     for name in updates[0].state:
         for piece in stacked_pieces(updates, name):
-            found = torch.cdist(piece.double(), piece.double(), compute_mode="donot_use_mm_for_euclid_dist")
-            total += found.square().cpu()
+            distances = torch.cdist(piece.double(), piece.double(), compute_mode="donot_use_mm_for_euclid_dist")
+            total += distances.square().cpu()
     return total
 
 

@@ -80,8 +80,8 @@ def _inner_products(updates: Sequence[ClientUpdate], name: str, origin: State | 
 
 def _combined(updates: Sequence[ClientUpdate], name: str, origin: State | None, factors: Tensor) -> Tensor:
     like = updates[0].state[name]
-    found = [factors.to(piece) @ piece for piece in stacked_pieces(updates, name, origin)]
-    flat = torch.cat(found) if found else like.new_zeros(0)
+    pieces = [factors.to(piece) @ piece for piece in stacked_pieces(updates, name, origin)]
+    flat = torch.cat(pieces) if pieces else like.new_zeros(0)
     merged = (torch.view_as_complex(flat.view(-1, 2)) if like.is_complex() else flat).view(like.shape)
     return merged if origin is None else merged.add_(origin[name])
 

@@ -177,12 +177,12 @@ class MidpointLoss:
         outputs = as_batch(functional_call(self._module, point, (inputs,)))
         return self._task(inputs, outputs, targets).losses(outputs, targets).mean()
 
-    def _mean(self, name: str, one: Tensor, other: Tensor) -> Tensor:
+    def _mean(self, name: str, first: Tensor, other: Tensor) -> Tensor:
         """In the type in which the module runs; what counts (integers) is the first's."""
-        if not (one.is_floating_point() or one.is_complex()):
-            return one
-        dtype = accumulator_dtype(one.dtype)
-        return ((one.to(dtype) + other.to(dtype)) / 2).to(self._dtypes.get(name, dtype))
+        if not (first.is_floating_point() or first.is_complex()):
+            return first
+        dtype = accumulator_dtype(first.dtype)
+        return ((first.to(dtype) + other.to(dtype)) / 2).to(self._dtypes.get(name, dtype))
 
 
 def _labelled(context: MergeContext) -> list[tuple[Any, Tensor]]:

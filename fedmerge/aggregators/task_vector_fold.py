@@ -163,8 +163,8 @@ class TaskVectorFold(Fold[Sums]):
 
     def unite(self, mine: Sequence[Tensor], others: Sequence[Tensor]) -> None:
         """Bring a piece of others' sums into the same of mine, in place."""
-        for one, other in zip(mine, others, strict=True):
-            one.add_(other)
+        for own, other in zip(mine, others, strict=True):
+            own.add_(other)
 
     def finish(self, total: Sums, context: MergeContext, memory: State) -> tuple[State, State]:
         """Step from the base along what becomes of the sums, which are used up."""

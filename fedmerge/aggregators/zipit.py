@@ -70,7 +70,7 @@ class ZipIt(Aligning):
         heard = Heard.of(spec, modules, pairs, sampled_inputs(context, "ZipIt", self.examples))
         heard.check([u.client for u in updates])
         first = min(typical(trained))
-        turned = {(g, b, a): one.turned() for (g, a, b), one in heard.found.items()}
+        turned = {(g, b, a): moments.turned() for (g, a, b), moments in heard.found.items()}
         both = Heard(heard.units, {**turned, **heard.found})
         found_by = [permutations_by(spec, both, (first, j), trained) for j in range(count)]
         blocks = [not_heard_singly(spec, perms, heard) for perms in found_by]
@@ -83,9 +83,9 @@ class ZipIt(Aligning):
                 continue
             matrix = _similarities(heard.found, number, count)
             owner = torch.arange(count).repeat_interleave(unit.size)
-            found = zip_clusters(matrix, owner, unit.size, discount=self.discount, budget=self.budget)
+            clusters = zip_clusters(matrix, owner, unit.size, discount=self.discount, budget=self.budget)
             member = torch.zeros(unit.size, count * unit.size, dtype=torch.float64)
-            member[found, torch.arange(len(found))] = 1
+            member[clusters, torch.arange(len(clusters))] = 1
             weighted = member * shares[owner]
             weighted /= weighted.sum(1, keepdim=True)
             for j, (mean, takes) in enumerate(
@@ -105,10 +105,10 @@ def _similarities(heard: Mapping[tuple[int, int, int], Moments], number: int, co
             heard[number, i, j].correlation() if i <= j else heard[number, j, i].correlation().T for j in range(count)
         ]
         rows.append(torch.cat(blocks, 1))
-    found = torch.cat(rows).cpu()
+    matrix = torch.cat(rows).cpu()
     own = [heard[number, i, i] for i in range(count)]
-    silent = torch.cat([one.silent(0) for one in own]).cpu()
-    value = torch.cat([one.mean(0) for one in own]).cpu()
+    silent = torch.cat([moments.silent(0) for moments in own]).cpu()
+    value = torch.cat([moments.mean(0) for moments in own]).cpu()
     equal = (value[:, None] - value).abs() <= 1e-5 * torch.maximum(value[:, None].abs(), value.abs())
-    found[silent[:, None] & silent & equal] = 1.0
-    return found
+    matrix[silent[:, None] & silent & equal] = 1.0
+    return matrix

@@ -121,7 +121,7 @@ def equal_in_all(states: Collection[State], names: Collection[str]) -> frozenset
     return frozenset(unmoved.tensors)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def same(first: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same, be it NaN.
 
     Examples
@@ -129,7 +129,7 @@ def same(one: Tensor, other: Tensor) -> bool:
     >>> same(torch.tensor([torch.nan]), torch.tensor([torch.nan])), same(torch.ones(2), torch.ones(1))
     (True, False)
     """
-    if one.shape != other.shape:
+    if first.shape != other.shape:
         return False
-    other = other.to(one.device)
-    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+    other = other.to(first.device)
+    return torch.equal(first, other) or bool(((first == other) | (first.isnan() & other.isnan())).all())

@@ -11,10 +11,10 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
-from fedmerge.clients.client import Client
+from fedmerge.clients.client import Client, receive, sent_model
 from fedmerge.clients.kept_in_context import kept_buffers, own_model
 from fedmerge.clients.measure import add_statistics
-from fedmerge.clients.road import enter, metrics_of, receive, run, sent_model
+from fedmerge.clients.road import enter, metrics_of, run
 from fedmerge.data.client_data import ClientData, client_data
 from fedmerge.errors import ConfigError, ModelError
 from fedmerge.models.resize import resize
@@ -50,8 +50,9 @@ class Answers:
     def train(self, message: Message, context: Context) -> Message:
         """Train the model sent: the road of one client, from a message to its reply."""
         number, total = _node(context)
-        order = receive(self.client, message.content)
-        gone = run(self.client, enter(self.client, order, number, total, context.state, context.node_id))
+        client = self._told(message)
+        order = receive(client, message.content)
+        gone = run(client, enter(client, order, number, total, context.state, context.node_id))
         reply = RecordDict({"arrays": to_arrays(gone.state()), "metrics": MetricRecord({**metrics_of(gone)})})
         for key, record in statistics_records(gone.statistics[0]).items():
             reply[key] = record
@@ -59,11 +60,11 @@ class Answers:
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the model sent on the held-out examples."""
-        model = _routed(self._model(message, context), message)
+        client, model = self._told(message), _routed(self._model(message, context), message)
         number, data = self._data(context)
         judged = Judged()
         if len(data.held_out):
-            with self.client.telling(model):
+            with client.telling(model):
                 judged = judge(model, data.held_out, what=f"client {number}", task=self.client.task)
         # Of several labels each counts, so that means over clients are means over all labels.
         metrics = MetricRecord({"num-examples": judged.labels, "eval_loss": judged.loss})
@@ -74,18 +75,20 @@ class Answers:
 
     def query(self, message: Message, context: Context) -> Message:
         """Measure the model sent."""
-        model, parts = self._model(message, context), self.client.parts(_config(message))
+        client, model = self._told(message), self._model(message, context)
+        parts = client.parts(_config(message))
         number, data = self._data(context)
         reply = RecordDict({"metrics": MetricRecord({"num-examples": len(data)})})
-        with self.client.telling(model), nullcontext() if parts is None else parts.measured(model):
+        with client.telling(model), nullcontext() if parts is None else parts.measured(model):
             add_statistics(reply, message, model, _loader(data, model), task=self.client.task)
         return _send(message, number, reply)
 
     def questions(self, message: Message, context: Context) -> Message:
         """Judge models, and measure sums at them, that a merge goes through."""
         number, data = self._data(context)
-        parts = self.client.parts(_config(message))
-        template = self.client.shared_template(parts)
+        client = self._told(message)
+        parts = client.parts(_config(message))
+        template = client.shared_template(parts)
         loader, noise = _loader(data, template), self._noise(message, number)
         own = {} if parts is None else {"completed": partial(parts.received, kept=context.state)}
         reply = answer_questions(message, context, template, loader, noise, self.client.task, **own)
@@ -95,6 +98,9 @@ class Answers:
         """Tell which partition this node holds."""
         return _send(message, _node(context)[0], RecordDict())
 
+    def _told(self, message: Message) -> Client:
+        return self.client.told(_config(message))
+
     def _data(self, context: Context) -> tuple[int, ClientData]:
         number, total = _node(context)
         return number, client_data(self.client.data_fn, number, total)
@@ -102,12 +108,12 @@ class Answers:
     def _model(self, message: Message, context: Context) -> nn.Module:
         """The model sent, with what of it does not travel, and the client's own batch norms where they stay with it."""
         state: State = sent_model(message.content, message.metadata.message_type)
-        config = _config(message)
-        parts = self.client.parts(config)
+        client, config = self._told(message), _config(message)
+        parts = client.parts(config)
         state = state if parts is None else parts.received(state, context.state)
         if config.get("batch-norm") == "local":
             state = {**state, **kept_buffers(context.state)}
-        return self.client.fitted(state)
+        return client.fitted(state)
 
     def _noise(self, message: Message, number: int) -> torch.Generator | None:
         """Another stream for every message, for the difference of two sums with the same noise has none."""

@@ -53,7 +53,8 @@ def client_app(
     ----------
     model_fn
         Makes the model. Values of what is trained do not matter, for every message brings them; frozen tensors
-        (``requires_grad=False``) are not sent, so it has to make those of the server: from the same file or seed.
+        (``requires_grad=False``) are not sent, so it has to make those of the server: from the same file or seed. So
+        it has with ``LocalTraining(linearised=...)``, where the model is linearised around what it makes.
     data_fn
         ``data_fn(partition_id, num_partitions)`` gives the client's examples.
     training
@@ -94,7 +95,8 @@ def client_app(
     Raises
     ------
     InvalidOption
-        `model_fn` or `data_fn` is no function of these parameters, or `training` something else.
+        `model_fn` or `data_fn` is no function of these parameters, or `training` something else; or linearised clients
+        start apart.
 
     Returns
     -------

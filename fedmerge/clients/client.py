@@ -1,34 +1,36 @@
-"""What all clients of a process are made of: model, data, training, and whatever goes wrong on purpose."""
+"""What all clients of a process are made of: model, data, training, and whatever goes wrong on purpose; how an order
+reaches them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 import torch
-from flwr.app import ConfigRecord
-from torch import nn
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor, nn
 
 from fedmerge.adapters import OwnRanks
-from fedmerge.clients.group import Instructions
+from fedmerge.clients.group import Instructions, Received
 from fedmerge.clients.model_outputs import check_outputs
 from fedmerge.clients.own_parts import ABOUT_PARTS, OwnParts, OwnPartsOf
 from fedmerge.data.client_data import ClientData
 from fedmerge.data.example_sets import Examples
-from fedmerge.errors import ModelError
+from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.models.resize import copy_of, resize
 from fedmerge.state import State
 from fedmerge.tasks import Task
 from fedmerge.training.device import choose_device
 from fedmerge.training.local import LocalTraining
 from fedmerge.training.model_on_data import ModelSnapshot
-from fedmerge.wire.keys import PERSONAL_KEY
-from fedmerge.wire.record_values import strings
+from fedmerge.wire.flower_records import RULE_RECORD
+from fedmerge.wire.keys import LINEARISED_KEY, PERSONAL_KEY, ROUTING
+from fedmerge.wire.record_values import strings, view_arrays
 
-__all__ = ["Client", "Mishaps", "Tamper"]
+__all__ = ["Client", "Mishaps", "Tamper", "receive", "sent_model"]
 
 Tamper = Callable[[State, State, int, int], State]
 """``tamper(state, base, client, round)``: the parameters that a client sends, having trained from `base` to `state`."""
@@ -92,6 +94,31 @@ class Client:
     personal: tuple[str, ...] = ()
     own_ranks: OwnRanks | None = None
     _resized: _Working | None = field(default=None, init=False, repr=False)
+    _told: dict[tuple[str, ...], Client] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.training.linearised and self.own_model_fn is not None:
+            raise InvalidOption(
+                "training.linearised expands the model around what model_fn makes, and own_model_fn has clients start "
+                "apart from it: leave one out"
+            )
+
+    def told(self, config: ConfigRecord) -> Client:
+        """The client side whose model is linearised as a message's configuration says; this one where it says nothing.
+
+        Raises
+        ------
+        InvalidOption
+            Clients start apart.
+        """
+        if LINEARISED_KEY not in config:
+            return self
+        patterns = tuple(strings(config, LINEARISED_KEY))
+        if patterns == tuple(self.training.linearised):
+            return self
+        if patterns not in self._told:
+            self._told[patterns] = replace(self, training=replace(self.training, linearised=patterns))
+        return self._told[patterns]
 
     @cached_property
     def template(self) -> nn.Module:
@@ -99,7 +126,7 @@ class Client:
         model = self.model_fn()
         if not isinstance(model, nn.Module):
             raise ModelError(f"model_fn returned a {type(model).__name__}: return the module that it builds")
-        return model.to(choose_device(self.device))
+        return self.training.trained_as(model.to(choose_device(self.device)))
 
     @cached_property
     def float_buffers(self) -> frozenset[str]:
@@ -156,8 +183,9 @@ class Client:
         return self.own_model_fn(client).to(choose_device(self.device))
 
     def starts_apart(self, told: Instructions) -> bool:
-        """Whether clients start from other models than the one sent, so that they cannot be stacked."""
-        return self.first_is_own(told) or self.own_ranks is not None
+        """Whether clients start from tensors of their own that no stack holds: other models, or a rule's."""
+        ruled = told.rule is not None and told.rule.starts_apart
+        return ruled or self.first_is_own(told) or self.own_ranks is not None
 
     def first_is_own(self, told: Instructions) -> bool:
         """Whether clients start this order from models that ``own_model_fn`` makes."""
@@ -198,3 +226,52 @@ class Client:
     def _misfit(self, error: Exception) -> ModelError:
         kind = type(self.template).__name__
         return ModelError(f"the model sent does not fit the {kind} that model_fn makes: {error}")
+
+
+def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
+    """Read an order: its configuration, the model sent, and all further tensors.
+
+    Parameters
+    ----------
+    client
+        Whoever receives it.
+    content
+        The records of the message.
+    state
+        The model sent, where it is at hand already.
+    what
+        The kind of message, for errors.
+
+    Raises
+    ------
+    ModelError
+        It brings no model, or one that cannot be decoded.
+    UnknownName, ConfigError, InvalidOption
+        Its configuration cannot be read, or the server's frozen or personal tensors are others than the client's.
+    """
+    config = next(iter(content.config_records.values()), ConfigRecord())
+    told = Instructions.read(config, client.training, alone=not client.mods)
+    if state is None:
+        state = sent_model(content, what)
+    parts = client.parts(config, told.training)
+    if parts is not None:
+        parts.phases(told.training)  # what makes no sense is told before anybody trains
+    return Received(told, state, content.array_records, parts)
+
+
+def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
+    """The model that a message brings; to be read only.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be decoded.
+    """
+    others = (RULE_RECORD, ROUTING)
+    arrays = next((arrays for key, arrays in content.array_records.items() if key not in others), None)
+    if arrays is None:
+        raise ModelError(f"the {what} message brings no ArrayRecord with a model")
+    try:
+        return view_arrays(arrays)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"the model sent cannot be decoded: {error}") from error

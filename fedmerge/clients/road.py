@@ -1,6 +1,6 @@
 """The road of a client through one order: its stages, each written once.
 
-    receive ─► enter ─► add_own ─► train ─► attack ─► keep ─► measure ─► fault ─► encode
+    receive ─► enter ─► add_own ─► train ─► attack ─► deepen ─► keep ─► measure ─► fault ─► encode
 
 A message, a client of a cohort that trains by itself, and many clients that train stacked go through the same stages;
 only the number of those who go together differs. :mod:`fedmerge.clients` says where to add to them.
@@ -8,32 +8,39 @@ only the number of those who go together differs. :mod:`fedmerge.clients` says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
+from flwr.app import RecordDict
+from torch import Tensor, nn
 
-from fedmerge.clients.client import Client
-from fedmerge.clients.group import Group, Instructions, Received
+from fedmerge.clients.client import Client, receive
+from fedmerge.clients.group import Group, Received
 from fedmerge.clients.kept_in_context import caught_up, kept_buffers, remember
-from fedmerge.clients.local_rules import keep_rule, take_back
+from fedmerge.clients.local_rules import corrections, keep_rule, starting_point, take_back, to_keep
 from fedmerge.clients.measure import measured
-from fedmerge.clients.train_group import train
+from fedmerge.clients.own_depth import fill_in_layers
+from fedmerge.clients.own_parts import unmeasured
 from fedmerge.data.client_data import client_data
 from fedmerge.errors import ModelError
 from fedmerge.state import State
+from fedmerge.training.cohort import train_cohort
+from fedmerge.training.cohort_batches import Participant
+from fedmerge.training.correction import NO_CORRECTION, Correction
 from fedmerge.training.local import batches_to_measure
-from fedmerge.wire.flower_records import RULE_RECORD, STEPS_KEY
-from fedmerge.wire.keys import ERROR_KEY, ROUTING
-from fedmerge.wire.record_values import view_arrays
+from fedmerge.training.local import train as train_one
+from fedmerge.training.local_training import LocalTraining
+from fedmerge.training.report import TrainingReport
+from fedmerge.wire.flower_records import STEPS_KEY
+from fedmerge.wire.keys import ERROR_KEY
 
 __all__ = [
     "AFTER_TRAINING",
     "STAGES",
     "add_own",
     "attack",
+    "deepen",
     "encode",
     "enter",
     "fault",
@@ -47,55 +54,11 @@ __all__ = [
 
 
 Stage = Callable[[Client, Group], Group]
+_PHASES = 1 << 40  # more than there are rounds and stages: what is trained first draws batches of its own
 
-
-def receive(client: Client, content: RecordDict, state: State | None = None, what: str = "train") -> Received:
-    """Read an order: its configuration, the model sent, and all further tensors.
-
-    Parameters
-    ----------
-    client
-        Whoever receives it.
-    content
-        The records of the message.
-    state
-        The model sent, where it is at hand already.
-    what
-        The kind of message, for errors.
-
-    Raises
-    ------
-    ModelError
-        It brings no model, or one that cannot be decoded.
-    UnknownName, ConfigError, InvalidOption
-        Its configuration cannot be read, or the server's frozen or personal tensors are others than the client's.
-    """
-    config = next(iter(content.config_records.values()), ConfigRecord())
-    told = Instructions.read(config, client.training, alone=not client.mods)
-    if state is None:
-        state = sent_model(content, what)
-    parts = client.parts(config, told.training)
-    if parts is not None:
-        parts.phases(told.training)  # what makes no sense is told before anybody trains
-    return Received(told, state, content.array_records, parts)
-
-
-def sent_model(content: RecordDict, what: str) -> dict[str, Tensor]:
-    """The model that a message brings; to be read only.
-
-    Raises
-    ------
-    ModelError
-        There is none, or it cannot be decoded.
-    """
-    others = (RULE_RECORD, ROUTING)
-    arrays = next((arrays for key, arrays in content.array_records.items() if key not in others), None)
-    if arrays is None:
-        raise ModelError(f"the {what} message brings no ArrayRecord with a model")
-    try:
-        return view_arrays(arrays)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"the model sent cannot be decoded: {error}") from error
+Phase = tuple[int, Collection[str], LocalTraining]
+"""One of a client's trainings in a round: which names its random streams, what stays as it is, and how it trains."""
+Trained = tuple[dict[str, Tensor], tuple[TrainingReport, ...]]
 
 
 def enter(
@@ -178,6 +141,65 @@ def _own_of_each(group: Group) -> tuple[State, ...]:
     return tuple(own)
 
 
+def train(client: Client, group: Group) -> Group:
+    """Train them: one in its module, several stacked.
+
+    Raises
+    ------
+    CannotStack
+        Several that cannot train stacked.
+    ModelError
+        The model sent has widths that do not go with the examples.
+    """
+    told, parts, module = group.order.told, group.order.parts, group.module
+    if module is None:
+        raise ModelError("a client trains before it has a model: add_own comes before train")
+    added = (NO_CORRECTION,) * len(group) if told.rule is None else corrections(group)
+    start = {} if told.rule is None else starting_point(group, module)
+    all_phases = [((), told.training)] if parts is None else parts.phases(told.training)
+    phases = [(told.round + (len(all_phases) - 1 - i) * _PHASES, *phase) for i, phase in enumerate(all_phases)]
+    train_phases = _train_together if len(group) > 1 else _train_alone
+    states, reports = train_phases(client, group, module, added, phases)
+    ruled = to_keep(group, start, states, reports) if start else ()
+    return replace(group, module=module if len(group) == 1 else None, states=states, reports=reports, ruled=ruled)
+
+
+def _train_alone(
+    client: Client, group: Group, module: nn.Module, added: Sequence[Correction], phases: Sequence[Phase]
+) -> Trained:
+    (number,), (data,) = group.clients, group.data
+    for round, still, settings in phases:
+        with client.telling(module), unmeasured(module, still) if still else nullcontext():
+            report = train_one(
+                module, data.train, None, settings,
+                seed=group.order.told.seed, client=number, round=round, task=client.task,
+                correction=added[0], held_out=data.held_out,
+            )  # fmt: skip
+    return {name: tensor.detach()[None] for name, tensor in module.state_dict().items()}, (report,)
+
+
+def _train_together(
+    client: Client, group: Group, module: nn.Module, added: Sequence[Correction], phases: Sequence[Phase]
+) -> Trained:
+    parts, own = group.order.parts, group.own or ({},) * len(group)
+    states: dict[str, Tensor] = {}
+    for round, still, settings in phases:
+        if states:  # a later phase goes on from the one before
+            moved = {name: t for name, t in states.items() if parts is None or name not in parts.layout.known}
+            own = tuple({name: stacked[row] for name, stacked in moved.items()} for row in range(len(group)))
+        people = [
+            Participant(number, data.train, offset=correction.offset, start=mine)
+            for number, data, correction, mine in zip(group.clients, group.data, added, own, strict=True)
+        ]
+        with unmeasured(module, still) if still else nullcontext():
+            done = train_cohort(
+                module, people, settings,
+                seed=group.order.told.seed, round=round, pull=added[0].pull, task=client.task,
+            )  # fmt: skip
+        states, reports = done.states, tuple(done.reports)
+    return states, reports
+
+
 def attack(client: Client, group: Group) -> Group:
     """Put what hostile clients send in the place of what they trained."""
     if client.tamper is None or group.start is None or group.states is None:
@@ -243,7 +265,12 @@ def encode(client: Client, group: Group) -> Group:
     return replace(group, module=None, start=None, states=sent)
 
 
-TOGETHER: tuple[Stage, ...] = (add_own, train, attack)
+def deepen(client: Client, group: Group) -> Group:
+    """Bring a client's own model, where it is shallower than the one sent, to the depth of that."""
+    return group if client.own_model_fn is None else fill_in_layers(client, group)
+
+
+TOGETHER: tuple[Stage, ...] = (add_own, train, attack, deepen)
 """Stages that a stack of clients goes through as one."""
 AFTER_TRAINING: tuple[Stage, ...] = (keep, measure, fault, encode)
 """Stages that a client with something to keep, to measure or to break goes through by itself."""

@@ -131,18 +131,18 @@ def resume(
     if elsewhere:
         folder, out, where = folder.resolve(), out.resolve(), f"{folder}, begun in {elsewhere},"
     with interruptible(folder), held(out / LOCK, out), at_origin(out):
-        found = find_unfinished(folder)  # as it is, now that nobody else writes to it
-        models = sorted({one.model.name for one in found.configs})
-        methods = [name for one in found.configs for name in one.methods]
-        tell_code(where, models, methods, refused=no_code, **_others(found.configs))
-        rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in found.configs)
-        with Progress(found.configs[0].rounds, rounds // found.configs[0].rounds) as progress:
-            for config in found.configs:
+        unfinished = find_unfinished(folder)  # as it is, now that nobody else writes to it
+        models = sorted({plan.model.name for plan in unfinished.configs})
+        methods = [name for plan in unfinished.configs for name in plan.methods]
+        tell_code(where, models, methods, refused=no_code, **_others(unfinished.configs))
+        rounds = sum(config.rounds * len(config.methods) * len(config.seeds) for config in unfinished.configs)
+        with Progress(unfinished.configs[0].rounds, rounds // unfinished.configs[0].rounds) as progress:
+            for config in unfinished.configs:
                 runs, failed = compare(config, out, progress, resume=True, locked=True)
                 outcome.runs.extend(runs)
                 outcome.failed.extend(failed)
-        if found.whole:
-            _show(found.configs[0], finished_runs(out), outcome.failed, out)
+        if unfinished.whole:
+            _show(unfinished.configs[0], finished_runs(out), outcome.failed, out)
         else:
             _show_runs(outcome.runs, outcome.failed)
 
@@ -153,11 +153,11 @@ def _named(config: Path | None) -> str:
 
 def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
     """Parts of the user's own besides models and methods, by kind."""
-    attacks = [one.attack.kind for one in configs if one.attack is not None]
-    parts = [("observer", [name for one in configs for name in one.observers]), ("attack", attacks)]
-    parts += [("task", [name for one in configs for name in one.task.code])]
-    parts += [("pretrained base", [name for one in configs for name in one.model.own_base])]
-    parts += [part for one in configs for part in own_parts(one).items()]
+    attacks = [config.attack.kind for config in configs if config.attack is not None]
+    parts = [("observer", [name for config in configs for name in config.observers]), ("attack", attacks)]
+    parts += [("task", [name for config in configs for name in config.task.code])]
+    parts += [("pretrained base", [name for config in configs for name in config.model.own_base])]
+    parts += [part for config in configs for part in own_parts(config).items()]
     return {kind: [name for other, names in parts if other == kind for name in names] for kind, _ in parts}
 
 

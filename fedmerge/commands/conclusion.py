@@ -51,12 +51,12 @@ def _of_losses(finals: dict[str, dict[int, float]]) -> str:
 
 def _finals(runs: Sequence[Run], measure: str) -> dict[int, float]:
     """The last accuracy, or loss, of each seed."""
-    found = {}
+    finals = {}
     for run in runs:
         accuracies = [row[measure] for row in run.rows if row[measure] is not None]
         if accuracies:
-            found[run.seed] = accuracies[-1]
-    return found
+            finals[run.seed] = accuracies[-1]
+    return finals
 
 
 def _opponent(best: str, ranked: Sequence[str]) -> str | None:

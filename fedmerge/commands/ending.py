@@ -32,8 +32,8 @@ def heeding_signals() -> Iterator[list[int]]:
 
     def end(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        for one in before:
-            signal.signal(one, signal.SIG_DFL)
+        for caught in before:
+            signal.signal(caught, signal.SIG_DFL)
         raise Ended(number)
 
     if threading.current_thread() is threading.main_thread():  # no other may say what signals do

@@ -18,7 +18,7 @@ class HelpfulCommand(TyperCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line."""
-        given = list(args)
+        words = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -29,7 +29,7 @@ class HelpfulCommand(TyperCommand):
         except click.BadParameter:
             raise
         except click.UsageError as error:
-            lists = [flag for flag in _LISTS if flag in given]
+            lists = [flag for flag in _LISTS if flag in words]
             if "unexpected extra argument" in error.message and lists:
                 remedy = f"Behind {lists[0]} stands one word: commas, no blanks, or quotes around it."
                 raise click.UsageError(f"{error.message}. {remedy}", ctx) from error

@@ -41,7 +41,7 @@ def methods(
     known = known_methods()
     if names:
         if as_json:
-            known = {found.name: known[found.name] for found in map(find, names) if found.name in known}
+            known = {entry.name: known[entry.name] for entry in map(find, names) if entry.name in known}
         else:
             from fedmerge.commands.tables import part_text
 

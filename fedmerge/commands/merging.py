@@ -61,7 +61,7 @@ def merge(
 
     tell_code("--model", [model], refused=no_code)
     shape, shares = numbers(input_shape, "--input-shape", int), numbers(weights, "--weights", float)
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "input_shape": shape,
         "weights": shares,
         "classes": classes,
@@ -76,7 +76,7 @@ def merge(
         "ignore": ignore or (),
         "max_shard_size": max_shard_size,
     }
-    typer.echo(merge_files(files, out, model=model, method=method, settings=assignments or (), **given))
+    typer.echo(merge_files(files, out, model=model, method=method, settings=assignments or (), **arguments))
 
 
 def _pattern_weights(texts: list[str] | None) -> dict[str, Any] | None:

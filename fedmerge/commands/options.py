@@ -69,12 +69,12 @@ def own_parts(config: Any) -> dict[str, list[str]]:
     from fedmerge.data.table import is_table
 
     data = config.data.name
-    found = {
+    parts = {
         "data set": [] if is_table(data) else [data],
         "domain": list(config.data.domains),
         "partition": [config.partition.scheme],
     }
-    return {**found, **config.training.own_code}
+    return {**parts, **config.training.own_code}
 
 
 def read_config(
@@ -83,12 +83,12 @@ def read_config(
     """The configuration of a file, but for some keys, overridden by flags, overridden by ``--set``."""
     from fedmerge.simulation.runs.config import load_config, make_config, parse_assignment
 
-    given = [flags, *map(parse_assignment, assignments or [])]
+    layers = [flags, *map(parse_assignment, assignments or [])]
     if path is not None and not path.is_file():
         raise ConfigError(_no_file(path))
     file = {} if path is None else _beside(path, _without(load_config(path), without))
-    config = make_config(file, *given)
-    _check_division(config.partition.scheme, given)
+    config = make_config(file, *layers)
+    _check_division(config.partition.scheme, layers)
     return config
 
 
@@ -99,7 +99,7 @@ def _without(settings: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     for key, value in settings.items():
         if key in dropped:
             continue
-        inner = {one.partition(".")[2] for one in dropped if one.startswith(f"{key}.")}
+        inner = {flag.partition(".")[2] for flag in dropped if flag.startswith(f"{key}.")}
         kept[key] = _without(value, inner) if inner and isinstance(value, dict) else value
     return kept
 

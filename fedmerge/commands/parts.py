@@ -40,16 +40,18 @@ def list_parts(
     if kind is None:
         from fedmerge.commands.tables import kinds_table, show
 
-        kinds = {one.plural.replace("_", "-"): one for one in KINDS.values()}
+        kinds = {known_kind.plural.replace("_", "-"): known_kind for known_kind in KINDS.values()}
         if as_json:
-            typer.echo(json.dumps({word: {"entry_points": one.group} for word, one in kinds.items()}, indent=2))
+            typer.echo(
+                json.dumps({word: {"entry_points": known_kind.group} for word, known_kind in kinds.items()}, indent=2)
+            )
         else:
             show(kinds_table(kinds))
         return
-    found = kind_of("aggregator" if kind in ("method", "methods") else kind)
-    if found is None:
-        raise UnknownName("kind", kind, (one.plural.replace("_", "-") for one in KINDS.values()))
-    _tell(found.name, names, as_json=as_json)
+    wanted = kind_of("aggregator" if kind in ("method", "methods") else kind)
+    if wanted is None:
+        raise UnknownName("kind", kind, (known_kind.plural.replace("_", "-") for known_kind in KINDS.values()))
+    _tell(wanted.name, names, as_json=as_json)
 
 
 def _tell(kind: str, names: list[str] | None, *, as_json: bool) -> None:
@@ -58,7 +60,7 @@ def _tell(kind: str, names: list[str] | None, *, as_json: bool) -> None:
 
     known = [entry(kind, name) for name in names] if names else list(entries(kind).values())
     if as_json:
-        typer.echo(json.dumps({found.name: part_facts(found) for found in known}, indent=2, default=str))
+        typer.echo(json.dumps({part.name: part_facts(part) for part in known}, indent=2, default=str))
     elif names:
         typer.echo("\n\n".join(map(part_text, known)))
     else:

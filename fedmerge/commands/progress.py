@@ -54,8 +54,8 @@ class Progress:
         self._task: TaskID | None = None
         if sys.stderr.isatty() and not quiet():
             # No markup: what a client calls a reason is not to colour the screen, nor to be a mistake in it.
-            told = TextColumn("{task.description}", markup=False)
-            columns = (told, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            description = TextColumn("{task.description}", markup=False)
+            columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bars = Bars(*columns, console=Console(stderr=True))
             self._task = self._bars.add_task("starting", total=rounds * runs)
 

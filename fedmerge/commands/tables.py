@@ -98,19 +98,19 @@ def _judged_by_loss(rows: Sequence[Mapping[str, Any]]) -> bool:
 def _measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
     """Columns of accuracy, or loss, and further metrics."""
     if _judged_by_loss(rows):
-        found: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
             "final": lambda row: _figure(row["final_loss_mean"], row["final_loss_std"]),
             "best": lambda row: _figure(row["best_loss_mean"], None),
         }
     else:
-        found = {
+        columns = {
             "final": lambda row: _percent(row["final_accuracy_mean"], row["final_accuracy_std"]),
             "best": lambda row: _percent(row["best_accuracy_mean"], row["best_accuracy_std"]),
         }
     for key in dict.fromkeys(key for row in rows for key in row):
         if key.startswith("final_") and key.endswith("_mean") and key not in _MAIN:
-            found[key.removeprefix("final_").removesuffix("_mean")] = partial(_metric, key)
-    return found
+            columns[key.removeprefix("final_").removesuffix("_mean")] = partial(_metric, key)
+    return columns
 
 
 def _counted(number: float, word: str) -> str:
@@ -184,12 +184,18 @@ def methods_table(
     for step in steps.values():
         usual = f" After fedavg also: {step.alone}." if step.alone else ""
         add(f"+{step.name}", step.summary + usual, step.paper, "nothing", _options(step.options))
-    for one in refinements.values():
-        sums = ", ".join(dict.fromkeys(need.name for need in one.cls().needs))
-        add(f"+{one.name}", one.summary, one.paper, f"{sums}, at the merged model", _options(one.options))
-    for one in trajectories.values():
-        sends = "losses of models" if one.cls.asks else "nothing"
-        add(f"+{one.name}", one.summary, one.paper, sends, _options(one.options))
+    for refinement in refinements.values():
+        sums = ", ".join(dict.fromkeys(need.name for need in refinement.cls().needs))
+        add(
+            f"+{refinement.name}",
+            refinement.summary,
+            refinement.paper,
+            f"{sums}, at the merged model",
+            _options(refinement.options),
+        )
+    for refinement in trajectories.values():
+        sends = "losses of models" if refinement.cls.asks else "nothing"
+        add(f"+{refinement.name}", refinement.summary, refinement.paper, sends, _options(refinement.options))
     return table
 
 
@@ -205,45 +211,50 @@ def kinds_table(kinds: Mapping[str, Kind]) -> Table:
 
 def parts_table(kind: str, parts: Sequence[Entry]) -> Table:
     """Parts of one kind: what they do, and their options."""
-    names = ["name", "what it does", *(["paper"] if any(one.paper for one in parts) else []), "options"]
+    names = ["name", "what it does", *(["paper"] if any(part.paper for part in parts) else []), "options"]
     names = names if _width() >= _WIDE else [name for name in names if name != "paper"]
     own = "Your own goes by module:name." if KINDS[kind].own else None
     table = Table(title=KINDS[kind].title, title_justify="left", caption=own, caption_justify="left")
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name == "name")
-    for one in parts:
-        cells = {"name": one.name, "what it does": one.summary, "paper": one.paper, "options": _options(one.options)}
+    for part in parts:
+        cells = {
+            "name": part.name,
+            "what it does": part.summary,
+            "paper": part.paper,
+            "options": _options(part.options),
+        }
         table.add_row(*(Text(one_line(cells[name], 4000)) for name in names))
     return table
 
 
-def part_facts(found: Entry) -> dict[str, Any]:
+def part_facts(entry: Entry) -> dict[str, Any]:
     """What ``--json`` tells of a part: options with their defaults, and which have to be given."""
     needed = inspect.Parameter.empty
     return {
-        "kind": found.kind,
-        "summary": found.summary,
-        "paper": found.paper,
-        "options": {name: default for name, default in found.options.items() if default is not needed},
-        "required": [name for name, default in found.options.items() if default is needed],
-        "home": f"{found.cls.__module__}:{found.cls.__qualname__}",
+        "kind": entry.kind,
+        "summary": entry.summary,
+        "paper": entry.paper,
+        "options": {name: default for name, default in entry.options.items() if default is not needed},
+        "required": [name for name, default in entry.options.items() if default is needed],
+        "home": f"{entry.cls.__module__}:{entry.cls.__qualname__}",
     }
 
 
-def part_text(found: Entry) -> str:
+def part_text(entry: Entry) -> str:
     """Everything about one part: name, paper, defaults, and what its docstring says before the examples."""
-    text = (inspect.getdoc(found.cls) or "").partition("\n\nRaises\n")[0].partition("\n\nExamples\n")[0]
+    text = (inspect.getdoc(entry.cls) or "").partition("\n\nRaises\n")[0].partition("\n\nExamples\n")[0]
     text = text.replace("\nParameters\n----------", "\nOptions\n-------").replace("``", "")
-    needs = ", ".join(need.name for need in found.cls().needs) if found.kind in _SENDING else ""
-    facts = {"paper": found.paper, "clients send besides": needs, "defaults": _options(found.options)}
-    lines = [f"{found.name} ({found.kind})", *(f"{name}: {fact}" for name, fact in facts.items() if fact), "", text]
+    needs = ", ".join(need.name for need in entry.cls().needs) if entry.kind in _SENDING else ""
+    facts = {"paper": entry.paper, "clients send besides": needs, "defaults": _options(entry.options)}
+    lines = [f"{entry.name} ({entry.kind})", *(f"{name}: {fact}" for name, fact in facts.items() if fact), "", text]
     return "\n".join(lines)
 
 
 def _options(options: Mapping[str, Any]) -> str:
     needed = inspect.Parameter.empty
-    told = (name if value is needed else f"{name}={value}" for name, value in options.items())
-    return ", ".join(told) or "none"
+    texts = (name if value is needed else f"{name}={value}" for name, value in options.items())
+    return ", ".join(texts) or "none"
 
 
 def partition_table(counts: Tensor, names: Sequence[str], seed: int) -> Table:

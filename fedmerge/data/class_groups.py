@@ -48,12 +48,12 @@ class ClassGroups:
             absent = [label for group in self._groups for label in group if label not in there]
             if absent:
                 raise ValueError(f"groups name class {absent[0]}, of which there is no example")
-            found = [list(group) for group in self._groups]
+            groups = [list(group) for group in self._groups]
         else:
             number = min(self.num_partitions, len(there)) if self._groups is None else self._groups
             if number > len(there):
                 raise ValueError(f"groups={number} are more than the {len(there)} classes")
-            found = [part.tolist() for part in np.array_split(there, number)]
-        if len(found) > self.num_partitions:
-            raise ValueError(f"{len(found)} groups, {shown(found, 60)}, want a client each")
-        return found
+            groups = [part.tolist() for part in np.array_split(there, number)]
+        if len(groups) > self.num_partitions:
+            raise ValueError(f"{len(groups)} groups, {shown(groups, 60)}, want a client each")
+        return groups

@@ -205,10 +205,10 @@ def _none_of(train: Examples) -> Examples:
 
 
 def _held_out(x: Any, y: Any, train: Examples) -> TensorExamples:
-    found = TensorExamples(x, y, "held-out examples")
-    if not len(found) and train.tensors is not None and not train.tensors[1].is_floating_point():
-        found.y = found.y.to(torch.int64)
-    return found
+    examples = TensorExamples(x, y, "held-out examples")
+    if not len(examples) and train.tensors is not None and not train.tensors[1].is_floating_point():
+        examples.y = examples.y.to(torch.int64)
+    return examples
 
 
 def _tensors(examples: Examples, part: str) -> tuple[Any, Tensor]:
@@ -236,12 +236,12 @@ def client_data(data_fn: Callable[[int, int], ClientData], client: int, total: i
     fedmerge.errors.DataError: client 1: data_fn returned a Tensor: return fedmerge.data.ClientData(train_x, train_y, held_out_x, held_out_y), whose last two may be empty (train_x[:0], train_y[:0])
     """  # noqa: E501 - as the error is written
     try:
-        found: object = data_fn(client, total)
+        data: object = data_fn(client, total)
     except DataError as error:
         raise DataError(f"client {client}: {error}") from error
-    if not isinstance(found, ClientData):
+    if not isinstance(data, ClientData):
         raise DataError(
-            f"client {client}: data_fn returned a {type(found).__name__}: return fedmerge.data.ClientData(train_x, "
+            f"client {client}: data_fn returned a {type(data).__name__}: return fedmerge.data.ClientData(train_x, "
             "train_y, held_out_x, held_out_y), whose last two may be empty (train_x[:0], train_y[:0])"
         )
-    return found.of(f"client {client}")
+    return data.of(f"client {client}")

@@ -39,10 +39,10 @@ def read_rows(dataset: Any, rows: list[int], what: str = "") -> list[Any]:
     try:
         if several is not None:
             return list(several(rows))
-        found = []
+        examples = []
         for row in rows:
-            found.append(dataset[row])
-        return found
+            examples.append(dataset[row])
+        return examples
     except FedMergeError:
         raise
     except Exception as error:  # a person's own data set may raise anything
@@ -94,10 +94,12 @@ def as_batch_of(batch: Any, what: str = "", rows: NDArray[np.int64] | None = Non
         *several, targets = batch
         inputs = several[0] if len(several) == 1 else tuple(several)
     else:
-        found = f"a {type(batch).__name__}" + (f" of {len(batch)} part" if isinstance(batch, tuple | list) else "")
+        description = f"a {type(batch).__name__}" + (
+            f" of {len(batch)} part" if isinstance(batch, tuple | list) else ""
+        )
         raise DataError(
-            f"{front}a batch is {found}: examples are pairs (inputs, target), or mappings with a {LABELS[0]!r}; pass a "
-            "collate_fn that makes (inputs, targets) of a list of examples"
+            f"{front}a batch is {description}: examples are pairs (inputs, target), or mappings with a {LABELS[0]!r}; "
+            "pass a collate_fn that makes (inputs, targets) of a list of examples"
         )
     if isinstance(inputs, Tensor | np.ndarray):
         return checked_examples(inputs, targets, what, rows)
@@ -129,15 +131,15 @@ def _with_tensors(inputs: Any) -> Any:
 
 
 def _parted(batch: Mapping[Any, Any], front: str) -> tuple[Any, Any]:
-    found = [name for name in LABELS if name in batch]
-    if len(found) != 1:
-        which = "none" if not found else " and ".join(map(repr, found))
+    label_keys = [name for name in LABELS if name in batch]
+    if len(label_keys) != 1:
+        which = "none" if not label_keys else " and ".join(map(repr, label_keys))
         raise DataError(
             f"{front}an example is a mapping with {', '.join(map(repr, batch))}, of which {which} names a target: use "
             f"one of {', '.join(LABELS)}, or pass a collate_fn that makes (inputs, targets) of a list of examples"
         )
-    inputs = {name: part for name, part in batch.items() if name != found[0]}
-    return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), batch[found[0]]
+    inputs = {name: part for name, part in batch.items() if name != label_keys[0]}
+    return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), batch[label_keys[0]]
 
 
 def _in_usual_numbers(example: Any) -> Any:

@@ -88,12 +88,12 @@ class Dataset:
     test: Examples = field(init=False)
 
     def __post_init__(self) -> None:
-        for part, x, y, given in (
+        for part, x, y, labels in (
             ("training", self.train_x, self.train_y, self.train_set),
             ("test", self.test_x, self.test_y, self.test_set),
         ):
             where = f"data set {self.name!r}, {part} part"
-            examples = _examples(x, y, given, where, self.collate_fn)
+            examples = _examples(x, y, labels, where, self.collate_fn)
             _check_part(where, examples, self.num_classes)
             object.__setattr__(self, "train" if part == "training" else "test", examples)
         # As they were made of what was given: class numbers are int64 now.
@@ -113,9 +113,9 @@ class Dataset:
     @cached_property
     def example(self) -> tuple[Any, Tensor]:
         """Two test examples, as a model is called with them, and their targets."""
-        found = self.test.first(2)
-        assert found is not None  # an empty part was refused
-        return found
+        first_two = self.test.first(2)
+        assert first_two is not None  # an empty part was refused
+        return first_two
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -150,28 +150,28 @@ class Dataset:
     @property
     def _told_labels(self) -> Any:
         targets = getattr(self.train_set, "targets", None)  # as torchvision's data sets have them
-        return next((found for found in (self.train_y, self.labels, targets) if found is not None), None)
+        return next((labels for labels in (self.train_y, self.labels, targets) if labels is not None), None)
 
     def tested_on(self, test: Examples) -> Dataset:
         """The same with another test part."""
-        given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
         if test.tensors is not None:
             x, y = test.tensors
-            return Dataset(**{**given, "test_x": x, "test_y": y, "test_set": None})
-        return Dataset(**{**given, "test_x": None, "test_y": None, "test_set": test})
+            return Dataset(**{**fields, "test_x": x, "test_y": y, "test_set": None})
+        return Dataset(**{**fields, "test_x": None, "test_y": None, "test_set": test})
 
     def only(self, rows: Tensor) -> Dataset:
         """The same with these training examples alone, by their rows, int64 [n]."""
-        given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("train", "test")}
         numbers = rows.tolist()
-        given["columns"] = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
-        given["train_client"] = None if self.train_client is None else self.train_client[rows]
+        fields["columns"] = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
+        fields["train_client"] = None if self.train_client is None else self.train_client[rows]
         train = self.train.subset(rows)
         if train.tensors is not None:
             x, y = train.tensors
-            return Dataset(**{**given, "train_x": x, "train_y": y, "train_set": None, "labels": None})
+            return Dataset(**{**fields, "train_x": x, "train_y": y, "train_set": None, "labels": None})
         labels = None if self._told_labels is None else self.train_labels[rows]
-        return Dataset(**{**given, "train_x": None, "train_y": None, "train_set": train, "labels": labels})
+        return Dataset(**{**fields, "train_x": None, "train_y": None, "train_set": train, "labels": labels})
 
     def __repr__(self) -> str:
         return (
@@ -181,14 +181,14 @@ class Dataset:
         )
 
 
-def _examples(x: Any, y: Any, given: Any, where: str, collate_fn: Callable[[list[Any]], Any] | None) -> Examples:
-    if given is None and x is None:
+def _examples(x: Any, y: Any, data: Any, where: str, collate_fn: Callable[[list[Any]], Any] | None) -> Examples:
+    if data is None and x is None:
         raise DataError(f"{where}: it is missing. Give examples to train on and examples to test on.")
-    if given is not None and x is not None:
+    if data is not None and x is not None:
         raise DataError(f"{where}: it is given twice, as tensors and as a data set. Leave one out.")
-    if given is not None:
-        in_memory = isinstance(given, Examples) and given.tensors is not None
-        return examples_of(given, None, where, None if in_memory else collate_fn)
+    if data is not None:
+        in_memory = isinstance(data, Examples) and data.tensors is not None
+        return examples_of(data, None, where, None if in_memory else collate_fn)
     return examples_of(x, y, where)
 
 
@@ -215,8 +215,8 @@ def _check_part(where: str, examples: Examples, num_classes: int) -> None:
 
 def _numbers(examples: Examples) -> int:
     """Numbers of an example's target."""
-    found = examples.first(1)
-    return 1 if found is None else max(1, found[1][:1].numel())
+    inputs = examples.first(1)
+    return 1 if inputs is None else max(1, inputs[1][:1].numel())
 
 
 def _check_clients(name: str, train_client: Tensor, examples: int, client_names: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ def make_domains(written: Sequence[str]) -> tuple[Domain, ...]:
     >>> len(make_domains(["rotated"])), len(make_domains(["rotated(steps=8)"]))
     (4, 8)
     """
-    found: list[Domain] = []
+    domains: list[Domain] = []
     for text in written:
         part, *others = parse_method(text)
         if others:
@@ -52,11 +52,11 @@ def make_domains(written: Sequence[str]) -> tuple[Domain, ...]:
         made = build("domain", part.name, part.options)
         if not isinstance(made, Domain):
             raise InvalidOption(f"domain {part.name!r}: make it a subclass of fedmerge.data.domain_kinds.Domain")
-        found += made.spread()
-    twice = next((one for one in found if found.count(one) > 1), None)
+        domains += made.spread()
+    twice = next((domain for domain in domains if domains.count(domain) > 1), None)
     if twice is not None:
         raise InvalidOption(f"data.domains names {domain_name(twice)} twice: name each once")
-    return tuple(found)
+    return tuple(domains)
 
 
 def domain_name(domain: Domain) -> str:

@@ -43,8 +43,8 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     header = np.frombuffer(raw, dtype=">u4", count=1 + axes) if len(raw) >= 4 * (1 + axes) else np.zeros(1)
     if header[0] != _UNSIGNED_BYTES << 8 | axes:
         raise ValueError(f"{path.name} does not begin as an IDX file of bytes along {axes} axes does")
-    sizes, found = [int(size) for size in header[1:]], len(raw) - header.nbytes
+    sizes, body = [int(size) for size in header[1:]], len(raw) - header.nbytes
     # Before anything is made of the sizes: a file can claim what it likes.
-    if prod(sizes) != found:
-        raise ValueError(f"{path.name} says it holds {' x '.join(map(str, sizes))} bytes, and {found} follow")
+    if prod(sizes) != body:
+        raise ValueError(f"{path.name} says it holds {' x '.join(map(str, sizes))} bytes, and {body} follow")
     return np.frombuffer(bytearray(raw), dtype=np.uint8, offset=header.nbytes).reshape(sizes)

@@ -59,22 +59,22 @@ def load_own_dataset(name: str, data_dir: Path, options: Mapping[str, Any]) -> D
         parameters = inspect.signature(function).parameters
     except ValueError:  # made in C
         parameters = inspect.signature(lambda **options: None).parameters
-    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         for option in options:
             if option not in parameters:
-                known = [one for one in parameters if one != "data_dir"]
+                known = [parameter for parameter in parameters if parameter != "data_dir"]
                 raise UnknownName(f"option of data set {name!r}:", option, known, "" if known else "It takes none.")
     folder = {"data_dir": data_dir} if "data_dir" in parameters and "data_dir" not in options else {}
     try:
-        found = function(**folder, **options)
+        made = function(**folder, **options)
     except FedMergeError:
         raise
     except Exception as error:  # a person's own function may raise anything
         raise DataError(f"data set {name!r}: the function fails ({type(error).__name__}: {error})") from error
-    return as_dataset(name, found)
+    return as_dataset(name, made)
 
 
-def as_dataset(name: str, found: Any) -> Dataset:
+def as_dataset(name: str, made: Any) -> Dataset:
     """A data set of what a function returned, in any form that the head of this module lists.
 
     Raises
@@ -90,17 +90,17 @@ def as_dataset(name: str, found: Any) -> Dataset:
     >>> as_dataset("wards", {"train": (x, y), "test": (x, y), "clients": list("abcabc")}).client_names
     ('a', 'b', 'c')
     """
-    if isinstance(found, Dataset):
-        return found
-    if isinstance(found, Mapping):
-        about = {str(key): value for key, value in found.items()}
-    elif isinstance(found, tuple | list) and len(found) == 4:
-        about = {"train": tuple(found[:2]), "test": tuple(found[2:])}
-    elif isinstance(found, tuple | list) and len(found) == 2:
-        about = {"train": found[0], "test": found[1]}
+    if isinstance(made, Dataset):
+        return made
+    if isinstance(made, Mapping):
+        about = {str(key): value for key, value in made.items()}
+    elif isinstance(made, tuple | list) and len(made) == 4:
+        about = {"train": tuple(made[:2]), "test": tuple(made[2:])}
+    elif isinstance(made, tuple | list) and len(made) == 2:
+        about = {"train": made[0], "test": made[1]}
     else:
         raise DataError(
-            f"data set {name!r}: the function returned {shown(found, 60)}: return (train, test), "
+            f"data set {name!r}: the function returned {shown(made, 60)}: return (train, test), "
             '(train_x, train_y, test_x, test_y), or a mapping with "train" and "test"'
         )
     missing = [part for part in ("train", "test") if about.get(part) is None]
@@ -119,11 +119,11 @@ def _made(name: str, about: Mapping[str, Any]) -> Dataset:
         key: about[key] for key in ("collate_fn", "columns", "task", "outputs") if about.get(key) is not None
     }
     for part in ("train", "test"):
-        given = about[part]
-        if _pair(given):
-            settings |= {f"{part}_x": given[0], f"{part}_y": given[1]}
+        examples = about[part]
+        if _pair(examples):
+            settings |= {f"{part}_x": examples[0], f"{part}_y": examples[1]}
         else:
-            settings[f"{part}_set"] = given
+            settings[f"{part}_set"] = examples
     clients = about.get("clients")
     if clients is not None:
         settings["train_client"], settings["client_names"] = _clients(name, clients)
@@ -136,9 +136,9 @@ def _made(name: str, about: Mapping[str, Any]) -> Dataset:
     return Dataset(name, num_classes=classes, **settings)
 
 
-def _pair(given: Any) -> bool:
+def _pair(value: Any) -> bool:
     """Whether this is inputs and labels in memory."""
-    return isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[1], Tensor | np.ndarray)
+    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[1], Tensor | np.ndarray)
 
 
 def _classes(dataset: Dataset) -> int:
@@ -153,7 +153,7 @@ def _classes(dataset: Dataset) -> int:
     if len(counted) and int(counted.min()) < 0:
         raise DataError(
             f"data set {dataset.name!r}: labels go down to {int(counted.min())}: number classes from 0, and mark what "
-            f"does not count by {IGNORED}"
+            f"does not examples by {IGNORED}"
         )
     return int(counted.max()) + 1 if len(counted) else 0
 

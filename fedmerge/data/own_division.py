@@ -46,7 +46,7 @@ def own_division(
     else:
         function = entry("partition", settings.scheme).cls
     try:
-        found = function(dataset, settings.clients, generator, **settings.options)
+        division = function(dataset, settings.clients, generator, **settings.options)
     except FedMergeError:
         raise
     except Exception as error:  # a person's own function may raise anything
@@ -54,7 +54,7 @@ def own_division(
             f"{where}: the function fails ({type(error).__name__}: {error}); it is called as divide(dataset, clients, "
             "generator, **options)"
         ) from error
-    names, parts = rows_by_client(found, len(dataset.train), where)
+    names, parts = rows_by_client(division, len(dataset.train), where)
     if settings.clients is not None and len(parts) != settings.clients:
         raise PartitionError(
             f"{where}: it made {len(parts)} clients, {settings.clients} were asked for: leave partition.clients out, "
@@ -63,7 +63,7 @@ def own_division(
     return names, parts
 
 
-def rows_by_client(found: Any, examples: int, where: str) -> tuple[tuple[str, ...], list[Rows]]:
+def rows_by_client(division: Any, examples: int, where: str) -> tuple[tuple[str, ...], list[Rows]]:
     """Names and rows of what a function returned.
 
     Raises
@@ -76,14 +76,14 @@ def rows_by_client(found: Any, examples: int, where: str) -> tuple[tuple[str, ..
     >>> rows_by_client([1, 0, -1, 1], 4, "toy")
     (('client-0', 'client-1'), [array([1]), array([0, 3])])
     """
-    if isinstance(found, Mapping):
-        names = tuple(map(str, found))
-        parts = [_whole(rows, where) for rows in found.values()]
+    if isinstance(division, Mapping):
+        names = tuple(map(str, division))
+        parts = [_whole(rows, where) for rows in division.values()]
     else:
-        if isinstance(found, Sequence) and (not found or any(np.ndim(part) for part in found)):
-            parts = [_whole(rows, where) for rows in found]
+        if isinstance(division, Sequence) and (not division or any(np.ndim(part) for part in division)):
+            parts = [_whole(rows, where) for rows in division]
         else:
-            owner = _whole(found, where)
+            owner = _whole(division, where)
             if len(owner) != examples:
                 raise PartitionError(
                     f"{where}: it gave a client for {len(owner)} of {examples} examples: give each one, -1 for nobody"

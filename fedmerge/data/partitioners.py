@@ -96,9 +96,9 @@ def assign_rows(
             partitioner = _partitioner(flower, settings, clients, examples, generator)
             # As Arrow, a column is read in one go; by default it is read element by element.
             partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("arrow")
-            found = partitioner.num_partitions
+            partitions = partitioner.num_partitions
             by_key = settings.scheme in ("natural", "column")
-            positions = _natural_positions(partitioner) if by_key else range(found)
+            positions = _natural_positions(partitioner) if by_key else range(partitions)
             parts = {
                 client: _rows(partitioner.load_partition(position))
                 for position, client in enumerate(positions)

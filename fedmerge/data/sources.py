@@ -82,11 +82,11 @@ def load_dataset(name: str, data_dir: Path | None = None, **options: Any) -> Dat
         return load_table(_data_folder(data_dir), **{"file": name, **options})
     if ":" in name:
         return load_own_dataset(name, _data_folder(data_dir), options)
-    found = registered("data set", name)
-    if found is None:
+    reader = registered("data set", name)
+    if reader is None:
         raise UnknownName("data set", name, dataset_names(), f"A file of your own ends in {', '.join(ENDINGS)}.")
-    _check_options(name, found.cls, options)
-    return as_dataset(name, found.cls(_data_folder(data_dir), **options))
+    _check_options(name, reader.cls, options)
+    return as_dataset(name, reader.cls(_data_folder(data_dir), **options))
 
 
 def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, Any]) -> None:

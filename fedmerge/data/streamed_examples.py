@@ -149,9 +149,9 @@ class DatasetExamples(Examples):
         DataError
             One cannot be read, they do not make a batch, or one holds NaN or infinite values.
         """
-        found = read_rows(self.dataset, rows.tolist(), self.what)
+        rows_read = read_rows(self.dataset, rows.tolist(), self.what)
         try:
-            batch = collated(found) if self.collate_fn is None else self.collate_fn(found)
+            batch = collated(rows_read) if self.collate_fn is None else self.collate_fn(rows_read)
         except FedMergeError:
             raise
         except Exception as error:  # a person's own function may raise anything

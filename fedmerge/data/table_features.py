@@ -128,7 +128,7 @@ class Features:
 
     def of_rows(self, frame: Any) -> NDArray[np.float32]:
         """Inputs [n, d] of rows with the same columns."""
-        return np.stack([part for one in self.columns for part in one.of_rows(frame[one.name])], axis=1)
+        return np.stack([part for feature in self.columns for part in feature.of_rows(frame[feature.name])], axis=1)
 
 
 def _learnt(column: Any, category: bool, fills: bool, standardise: bool) -> _Number | _Category:
@@ -161,6 +161,6 @@ def _learnt(column: Any, category: bool, fills: bool, standardise: bool) -> _Num
 
 
 def _texts(column: Any) -> NDArray[np.str_]:
-    found = column.astype(object)
-    texts: NDArray[np.str_] = found.where(found.notna(), _MISSING).astype(str).to_numpy(dtype=str)
+    objects = column.astype(object)
+    texts: NDArray[np.str_] = objects.where(objects.notna(), _MISSING).astype(str).to_numpy(dtype=str)
     return texts

@@ -149,10 +149,10 @@ def _load(source: _Source, data_dir: Path) -> Dataset:
 
 
 def _reader(source: _Source) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(
+    reader: Callable[..., Any] = getattr(
         need("torchvision.datasets", f"data set {source.name!r}"), source.torchvision_class
     )
-    return found
+    return reader
 
 
 @contextmanager

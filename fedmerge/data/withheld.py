@@ -64,12 +64,12 @@ def rows_for_base(dataset: Dataset, share: float, classes: Sequence[int], seed: 
     return rows[torch.from_numpy(np.sort(drawn))]
 
 
-def base_metadata(dataset: Dataset, rows: Tensor, told: Mapping[str, Any]) -> dict[str, str]:
+def base_metadata(dataset: Dataset, rows: Tensor, base_facts: Mapping[str, Any]) -> dict[str, str]:
     """What a base's file says about its training, the rows included; `told` is for people who read it."""
     mask = np.zeros(len(dataset.train), dtype=bool)
     mask[rows.numpy()] = True
     packed = base64.b64encode(np.packbits(mask).tobytes()).decode()
-    facts = {**told, "data_set": dataset.name, "examples": len(rows), "rows": packed, **_identity(dataset)}
+    facts = {**base_facts, "data_set": dataset.name, "examples": len(rows), "rows": packed, **_identity(dataset)}
     return {"format": "pt", KEY: json.dumps(facts)}
 
 

@@ -77,14 +77,14 @@ def barrier(
     kept, fresh = (list(x) if isinstance(x, Iterator) else x for x in (batches, recalibrate))
     module = copy_of(a)
     positions = tuple(i / (points - 1) for i in range(points))
-    found = []
+    curve = []
     for t in positions:
         fill(module, {name: _between(tensor, end[name], t) for name, tensor in start.items()})
         if fresh is not None:
             moments = BatchNormMoments().measure(module, _on(module, fresh), None)
             fill(module, moments, strict=False)
-        found.append(_judged(module, kept or ()))
-    losses, accuracies = zip(*found, strict=True)
+        curve.append(_judged(module, kept or ()))
+    losses, accuracies = zip(*curve, strict=True)
     return Barrier(positions, losses, accuracies)
 
 
@@ -114,5 +114,5 @@ def _on(module: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def _judged(module: nn.Module, batches: Batches) -> tuple[float, float]:
     """Mean loss and accuracy over all labels that count."""
-    found = sum((judge(module, x, y) for x, y in _on(module, batches)), Judged())
-    return found.loss, found.accuracy
+    judged = sum((judge(module, x, y) for x, y in _on(module, batches)), Judged())
+    return judged.loss, judged.accuracy

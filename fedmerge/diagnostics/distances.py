@@ -107,20 +107,20 @@ def similarity(
 
 def _parts(spec: PermutationSpec) -> list[tuple[str, list[Site]]]:
     """Groups with their sites; of blocks, the members of all blocks together, one entry for each kind."""
-    found = []
+    parts = []
     for unit in units(spec):
-        found.append((spec.groups[unit.index].name, list(unit.sites)))
+        parts.append((spec.groups[unit.index].name, list(unit.sites)))
         for kind in unit.kinds:
             standing = zip(*(spec.groups[g].sites for g in kind), strict=True)
             stacked = [
                 Site(s[0].parameter, s[0].axis, torch.cat([p.positions for p in s]), s[0].role) for s in standing
             ]
-            found.append((spec.groups[kind[0]].name, stacked))
-    return found
+            parts.append((spec.groups[kind[0]].name, stacked))
+    return parts
 
 
 def matching_costs(spec: PermutationSpec, a: State, b: State, perms: Sequence[Tensor]) -> MatchingCosts:
-    """How far the weights of two models are apart, group by group, before and after b is re-ordered.
+    """How far the weights of second models are apart, group by group, before and after b is re-ordered.
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ def matching_costs(spec: PermutationSpec, a: State, b: State, perms: Sequence[Te
             apart = size = 0.0
             for site in group.sites:
                 if site.parameter in a and site.parameter not in spec.aliases:
-                    one, two = (rows(state[site.parameter].detach(), site, {}).double() for state in (a, other))
-                    apart += float((one - two.to(one.device)).square().sum())
-                    size += float(one.square().sum() + two.square().sum())
+                    first, second = (rows(state[site.parameter].detach(), site, {}).double() for state in (a, other))
+                    apart += float((first - second.to(first.device)).square().sum())
+                    size += float(first.square().sum() + second.square().sum())
             costs.append((apart / max(size, 1e-300)) ** 0.5)
     return MatchingCosts(tuple(g.name for g in groups), tuple(costs[: len(groups)]), tuple(costs[len(groups) :]))

@@ -60,6 +60,11 @@ class Edit(ABC):
         return False
 
     @property
+    def linearises(self) -> tuple[str, ...]:
+        """Patterns of parameters in which the edit wants the model linearised, while clients train and ever after."""
+        return ()
+
+    @property
     def remembers(self) -> bool:
         """Whether it has memory between rounds. The server keeps it, so sums over clients are then taken there."""
         return False

@@ -98,16 +98,16 @@ def _split(text: str, separator: str) -> list[str]:
 def _part(text: str, method: str) -> Part:
     if not text.strip():
         raise InvalidOption(f"method {method!r} lacks a name beside a +: write it as in fedavg+server_adam")
-    found = _PART.fullmatch(text.strip())
-    if found is None or not _balanced(found["options"] or ""):
+    match = _PART.fullmatch(text.strip())
+    if match is None or not _balanced(match["options"] or ""):
         raise InvalidOption(f"cannot read {text!r} of method {method!r}: want name, or name(option=value,...)")
     options: dict[str, Any] = {}
-    for item in filter(None, _split(found["options"] or "", ",")):
+    for item in filter(None, _split(match["options"] or "", ",")):
         key, equals, value = item.partition("=")
         if not equals or not key.strip().isidentifier():
             raise InvalidOption(f"cannot read {item!r} of method {method!r}: want option=value")
         options[key.strip()] = parse_value(value.strip())
-    return Part(found["name"].strip(), options)
+    return Part(match["name"].strip(), options)
 
 
 def _balanced(text: str) -> bool:

@@ -18,6 +18,7 @@ MOVED = {
     "barriers": ("diagnostics.barriers",),
     "buffers": ("merging.buffers", "layout"),
     "checks.outliers": ("checks.magnitudes",),
+    "clients.train_group": ("clients.road",),
     "checkpoints": ("records.checkpoints",),
     "data.examples": ("data.example_sets",),
     "loading": ("lookup.loading",),
@@ -77,8 +78,8 @@ class _Moved(MetaPathFinder, Loader):
             stacklevel=2,
         )
         for home in reversed(homes):
-            found = importlib.import_module(home)
-            vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
+            moved = importlib.import_module(home)
+            vars(module).update({name: value for name, value in vars(moved).items() if not name.startswith("__")})
 
 
 def moved_name(package: str) -> Callable[[str], Any]:

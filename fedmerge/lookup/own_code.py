@@ -34,12 +34,12 @@ def named_code(models: Iterable[str], methods: Iterable[str] = (), **others: Ite
     >>> named_code(["mlp", "mine:cnn"], ["fedavg", "mine:Trim+mine:Mean(rate=1)", "flwr.serverapp.strategy:FedAvgM"])
     ['model mine:cnn', 'method mine:Trim', 'method mine:Mean']
     """
-    found = [f"model {name}" for name in models if ":" in name]
+    named = [f"model {name}" for name in models if ":" in name]
     parts = [part.name for method in methods for part in own_parts(method)]
-    found += [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]
+    named += [f"method {name}" for name in parts if not _FLOWERS.fullmatch(name)]
     for kind, names in others.items():
-        found += [f"{kind} {part.name}" for name in names for part in own_parts(name)]
-    return list(dict.fromkeys(found))
+        named += [f"{kind} {part.name}" for name in names for part in own_parts(name)]
+    return list(dict.fromkeys(named))
 
 
 def check_no_code(where: str, code: Iterable[str]) -> None:

@@ -165,14 +165,14 @@ def _blocks(
         heard = [None] * len(heard)
     own = torch.zeros(unit.size, unit.size, dtype=torch.float64) if heard[0] is None else similarity(heard[0]).cpu()
     kinds = []
-    for kind, sites, found in zip(unit.kinds, unit.kind_sites, heard[1:], strict=True):
+    for kind, sites, sums in zip(unit.kinds, unit.kind_sites, heard[1:], strict=True):
         size = len(weights.perms[kind[0]])
-        if found is None:
+        if sums is None:
             alike = weights.of(sites, unit.size * size, unit).cpu()
             if not unit.crossings:
                 alike = alike / alike.abs().max().clamp_min(1e-300)
         else:
-            alike = similarity(found).cpu()
+            alike = similarity(sums).cpu()
         kinds.append(alike.reshape(unit.size, size, unit.size, size))
     found_all = unit.placed(weights.spec, *assign_blocks(own, kinds, weights.crossings(unit)))
     return {i: found_all[i] for i in unit.members}

@@ -31,8 +31,8 @@ def assign(similarity: Tensor) -> Tensor:
 def _assigned(similarity: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     cost = similarity.max(1, keepdims=True, initial=-np.inf) - similarity
     cost -= cost.min(0, initial=np.inf)  # shorter paths to search, the same solution
-    found: np.ndarray[Any, Any] = linear_sum_assignment(cost)[1]
-    return found
+    columns: np.ndarray[Any, Any] = linear_sum_assignment(cost)[1]
+    return columns
 
 
 def total(similarity: Tensor, perm: Tensor) -> float:
@@ -72,10 +72,10 @@ class Shared:
         else:
             a, b = a.swapaxes(0, 1), b.swapaxes(0, 1)[:, other]
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        found: np.ndarray[Any, Any] = a @ b.T
+        products: np.ndarray[Any, Any] = a @ b.T
         if self.distances:
-            found = 2 * found - np.square(a).sum(1)[:, None] - np.square(b).sum(1)
-        return found.astype(np.float64)
+            products = 2 * products - np.square(a).sum(1)[:, None] - np.square(b).sum(1)
+        return products.astype(np.float64)
 
 
 def assign_blocks(
@@ -125,12 +125,12 @@ def _together(
         for _ in range(_TURNS):
             before = list(perms)
             for k in order:
-                found = own[k].copy()
+                assigned = own[k].copy()
                 for part in crossings:
                     other = part.kinds[0] if part.kinds[1] == k else part.kinds[1]
                     if k in part.kinds and other in settled:
-                        found += part.similarity(k, place, block, perms[other])
-                perms[k] = _assigned(found)
+                        assigned += part.similarity(k, place, block, perms[other])
+                perms[k] = _assigned(assigned)
                 settled.add(k)
             if all(np.array_equal(p, q) for p, q in zip(perms, before, strict=True)):
                 break

@@ -138,8 +138,8 @@ class _Layer:
         room = len(v) if self.cap is None else min(len(v), max(self.cap - known, 0))
         room = max(room, len(v) - known)
         scaled = v * s
-        found = scaled.square() @ (1 / (self.prior + s))
-        new = found[:, None] + 2 * math.log(self.gamma / self.clients) - 2 * torch.arange(1, room + 1).log().to(v)
+        weights = scaled.square() @ (1 / (self.prior + s))
+        new = weights[:, None] + 2 * math.log(self.gamma / self.clients) - 2 * torch.arange(1, room + 1).log().to(v)
         gains = torch.cat([self._gains(scaled, s), new], 1)
         _, columns = linear_sum_assignment(gains.double().cpu().numpy(), maximize=True)
         assigned = torch.from_numpy(columns)

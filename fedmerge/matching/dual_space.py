@@ -68,9 +68,9 @@ def match_dual(
     best: tuple[list[Tensor], float] | None = None
     for start in (spec.identity(), alone):
         space = DualSpace(WeightSimilarity(spec, a, b, start), heard, pair, balance)
-        found = _climbed(space, sweeps, generator)
-        if best is None or found[1] > best[1] + _GAIN * abs(best[1]):
-            best = found
+        climbed = _climbed(space, sweeps, generator)
+        if best is None or climbed[1] > best[1] + _GAIN * abs(best[1]):
+            best = climbed
     assert best is not None
     return best
 
@@ -149,13 +149,13 @@ class DualSpace:
         own, kinds = self.similarities(number)
         if not unit.kinds:
             return total(own, perms[unit.index]) / unit.size
-        found, parts = total(own, perms[unit.index]) / unit.size, 1
+        value, parts = total(own, perms[unit.index]) / unit.size, 1
         for kind, similarity in zip(unit.kinds, kinds, strict=True):
             blocks = [(p, int(block)) for p, block in enumerate(perms[unit.index])]
             matched = [total(similarity[p, :, block], perms[kind[block]]) for p, block in blocks]
-            found += sum(matched) / (len(matched) * similarity.shape[1])
+            value += sum(matched) / (len(matched) * similarity.shape[1])
             parts += 1
-        return found / parts
+        return value / parts
 
     def similarities(self, number: int) -> tuple[Tensor, list[Tensor]]:
         """[n, n] of a unit's neurons, and [blocks, d, blocks, d] of the members of each kind within them."""

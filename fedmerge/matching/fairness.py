@@ -70,7 +70,7 @@ def bounded(states: Sequence[State]) -> list[dict[str, Tensor]]:
     """
     if len(states) < 2:
         return [dict(state) for state in states]
-    found: list[dict[str, Tensor]] = [{} for _ in states]
+    bounded_states: list[dict[str, Tensor]] = [{} for _ in states]
     for name, first in states[0].items():
         dtype = first.dtype
         for state in states[1:]:
@@ -78,9 +78,9 @@ def bounded(states: Sequence[State]) -> list[dict[str, Tensor]]:
         tensors = [state[name].to(dtype) for state in states]
         sizes = [_size(tensor) for tensor in tensors]
         most = _LOUDEST * _middle(sizes)
-        for state, tensor, size in zip(found, tensors, sizes, strict=True):
+        for state, tensor, size in zip(bounded_states, tensors, sizes, strict=True):
             state[name] = tensor * (most / size) if size > most else tensor
-    return found
+    return bounded_states
 
 
 def typical(states: Sequence[State]) -> list[int]:
@@ -129,18 +129,18 @@ def _typical(distances: Tensor, layers: int) -> list[int]:
 
 def _distances(states: Sequence[State]) -> Tensor:
     """[2, clients], by looks and entry by entry, summed over layers, each relative to the size of the median one."""
-    found = torch.zeros(2, len(states), dtype=torch.float64)
+    distances = torch.zeros(2, len(states), dtype=torch.float64)
     if len(states) < 3:
-        return found
+        return distances
     for name in states[0]:
         looks = [torch.stack([_look(state[name]) for state in states])]
         if len({state[name].shape for state in states}) == 1:  # clients that started together are near each other
             looks.append(torch.stack([_sampled(state[name]) for state in states]))
-        for kind, one in enumerate(looks):
-            middle = one.median(0).values
-            usual = one.norm(dim=1).median()
-            found[kind] += (one - middle).norm(dim=1) / usual.clamp_min(1e-30)
-    return found
+        for kind, look in enumerate(looks):
+            middle = look.median(0).values
+            usual = look.norm(dim=1).median()
+            distances[kind] += (look - middle).norm(dim=1) / usual.clamp_min(1e-30)
+    return distances
 
 
 def _middle(numbers: Sequence[float]) -> float:

@@ -32,10 +32,10 @@ def _rows(tensor: Tensor, site: Site, others: Mapping[int, Tensor]) -> Tensor:
     moved = unfolded(tensor, site)
     n, k = site.positions.shape
     if k == 1 and n == len(moved) and torch.equal(site.positions[:, 0], torch.arange(n)):
-        found = moved.reshape(n, -1)  # all of them in order: nothing to copy
+        flat = moved.reshape(n, -1)  # all of them in order: nothing to copy
     else:
-        found = moved[site.positions.ravel().to(moved.device)].reshape(n, -1)
-    return found.to(accumulator_dtype(found.dtype))
+        flat = moved[site.positions.ravel().to(moved.device)].reshape(n, -1)
+    return flat.to(accumulator_dtype(flat.dtype))
 
 
 def _without_nothing(tensor: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ class WeightSimilarity:
 
     def of(self, sites: Sequence[Site], size: int, unit: Unit) -> Tensor:
         """[n, n] sums over sites of a unit, neurons of the second model in the order that they came in."""
-        found = torch.zeros(size, size, dtype=torch.float64)
+        similarity = torch.zeros(size, size, dtype=torch.float64)
         for site in sites:
             if site.parameter in self.a:
-                found = found.to(self.a[site.parameter].device)
-                found += self._site(unit, site)
-        return found
+                similarity = similarity.to(self.a[site.parameter].device)
+                similarity += self._site(unit, site)
+        return similarity
 
     def _site(self, unit: Unit, site: Site) -> Tensor:
         name = site.parameter
@@ -145,7 +145,7 @@ class WeightSimilarity:
 
     def crossings(self, unit: Unit, done: Collection[int] | None = None) -> list[Shared]:
         """What the two models have in common where kinds of members cross; with `done`, of what makes the unit."""
-        found = []
+        crossings = []
         for crossing in unit.crossings:
             name = crossing.parameter
             if name not in self.a or (done is not None and not unit.made_of(self.spec, crossing, done)):
@@ -154,16 +154,16 @@ class WeightSimilarity:
             for axis in self._axes[name]:
                 b = reordered(b, axis, self._without(unit, (name, axis)))
             ours, theirs = (crossing.features(t.to(accumulator_dtype(t.dtype))) for t in (self.a[name], b))
-            found.append(Shared(crossing.kinds, ours, theirs))
-        return found
+            crossings.append(Shared(crossing.kinds, ours, theirs))
+        return crossings
 
     def objective(self, names: Sequence[str] | None = None) -> float:
         """``sum <a, P(b)>`` over tensors that have neurons."""
-        found = 0.0
+        objective = 0.0
         for name in names if names is not None else self._axes:
             if name in self.a and name not in self.spec.aliases:
                 tensor = self.b[name]
                 for axis in self._axes[name]:
                     tensor = reordered(tensor, axis, self._index[name, axis])
-                found += float((self.a[name].double() * tensor.double()).sum())
-        return found
+                objective += float((self.a[name].double() * tensor.double()).sum())
+        return objective

@@ -88,8 +88,8 @@ class _Graph:
             kinds = []
             for kind, sites in zip(unit.kinds, unit.kind_sites, strict=True):
                 size = self.spec.groups[kind[0]].size
-                found = self._affinity(sites, unit.size * size, common)
-                kinds.append(found.reshape(unit.size, size, unit.size, size))
+                matched = self._affinity(sites, unit.size * size, common)
+                kinds.append(matched.reshape(unit.size, size, unit.size, size))
             self._step(unit, unit.placed(self.spec, *assign_blocks(affinity, kinds)))
 
     def _step(self, unit: Unit, step: list[Tensor]) -> None:

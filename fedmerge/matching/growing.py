@@ -61,23 +61,23 @@ def _has(spec: PermutationSpec, tensor: Tensor, name: str, axis: int, plans: Map
     """1 where a client has the neuron, else 0, to be broadcast along the axis."""
     standing = [(plans[i], site) for i, site in spec.touching[name, axis] if i in plans]
     ones = torch.ones(tensor.shape[axis], dtype=torch.float64)
-    found = carry_line(ones, standing) if standing else ones
+    mask = carry_line(ones, standing) if standing else ones
     shape = [1] * tensor.ndim
     shape[axis] = -1
-    return found.reshape(shape)
+    return mask.reshape(shape)
 
 
 def outputs(spec: PermutationSpec, state: State, classes: int) -> list[str]:
     """Tensors with a row for each class: the weights that take neurons in and let none out, and their biases."""
-    found = []
+    sites = []
     for (name, axis), standing in spec.touching.items():
         takes = all(site.role == "in" for _, site in standing)
         if axis == 1 and takes and (name, 0) not in spec.touching and name in state and state[name].shape[0] == classes:
-            found.append(name)
+            sites.append(name)
             bias = name.removesuffix("weight") + "bias"
             if name.endswith("weight") and bias in state and state[bias].shape == (classes,):
-                found.append(bias)
-    return found
+                sites.append(bias)
+    return sites
 
 
 def class_weighted(

@@ -81,12 +81,12 @@ class Moments:
     @property
     def _variances(self) -> tuple[Tensor, Tensor]:
         """Infinite where a neuron never changes."""
-        found = []
+        variances = []
         for total, squares in ((self.sum_a, self.squares_a), (self.sum_b, self.squares_b)):
             variance = squares / self.count - (total / self.count).square()
             floor = (1e-10 * squares / self.count).clamp_min(_STILL)
-            found.append(torch.where(variance > floor, variance, torch.inf))
-        return found[0], found[1]
+            variances.append(torch.where(variance > floor, variance, torch.inf))
+        return variances[0], variances[1]
 
 
 def moments(
@@ -110,7 +110,7 @@ def moments(
     inputs
         The same batches for all.
     """
-    found: dict[tuple[int, int, int], Moments] = {}
+    by_pair: dict[tuple[int, int, int], Moments] = {}
     names = []
     for module, groups in zip(modules, heard_at, strict=True):
         wanted = {s.parameter for sites in groups for s in sites}
@@ -126,13 +126,13 @@ def moments(
             ]
             sums = [[(s.sum(0).double(), s.square().sum(0).double()) for s in own] for own in samples]
             for a, b in pairs:
-                for one, other, own, its in zip(samples[a], samples[b], sums[a], sums[b], strict=True):
-                    part = Moments(float(len(one)), own[0], its[0], own[1], its[1], (one.T @ other).double())
-                    found[g, a, b] = _sum(found[g, a, b], part) if (g, a, b) in found else part
-    return found
+                for first, other, own, its in zip(samples[a], samples[b], sums[a], sums[b], strict=True):
+                    part = Moments(float(len(first)), own[0], its[0], own[1], its[1], (first.T @ other).double())
+                    by_pair[g, a, b] = _sum(by_pair[g, a, b], part) if (g, a, b) in by_pair else part
+    return by_pair
 
 
-def check_heard(found: Mapping[tuple[int, int, int], Moments], clients: Sequence[int]) -> None:
+def check_heard(heard: Mapping[tuple[int, int, int], Moments], clients: Sequence[int]) -> None:
     """Make sure that what all models said can be compared.
 
     Parameters
@@ -148,12 +148,12 @@ def check_heard(found: Mapping[tuple[int, int, int], Moments], clients: Sequence
         What some said is NaN or infinite, or its squares are.
     """
     faulty: set[int] = set()
-    for (_, a, b), one in found.items():
-        for model, squares in ((a, one.squares_a), (b, one.squares_b)):
+    for (_, a, b), pair_moments in heard.items():
+        for model, squares in ((a, pair_moments.squares_a), (b, pair_moments.squares_b)):
             if not bool(squares.isfinite().all()):
                 faulty.add(model)
-        if not faulty & {a, b} and not bool(one.products.isfinite().all()):
-            faulty.add(a if float(one.squares_a.max()) > float(one.squares_b.max()) else b)
+        if not faulty & {a, b} and not bool(pair_moments.products.isfinite().all()):
+            faulty.add(a if float(pair_moments.squares_a.max()) > float(pair_moments.squares_b.max()) else b)
     if faulty:
         raise CannotMatch(
             [
@@ -204,12 +204,12 @@ def _samples(seen: Mapping[str, Tensor], site: Site) -> Tensor:
     return x[:, site.positions.T.ravel().to(x.device)].reshape(-1, n)
 
 
-def _sum(one: Moments, other: Moments) -> Moments:
+def _sum(first: Moments, other: Moments) -> Moments:
     return Moments(
-        one.count + other.count,
-        one.sum_a + other.sum_a,
-        one.sum_b + other.sum_b,
-        one.squares_a + other.squares_a,
-        one.squares_b + other.squares_b,
-        one.products + other.products,
+        first.count + other.count,
+        first.sum_a + other.sum_a,
+        first.sum_b + other.sum_b,
+        first.squares_a + other.squares_a,
+        first.squares_b + other.squares_b,
+        first.products + other.products,
     )

@@ -28,8 +28,8 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
             [5.]], dtype=torch.float64)
     """
     squares = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for one, other in zip(torch.split(a, _COLUMNS, 1), torch.split(b, _COLUMNS, 1), strict=True):
-        x, y = one.double(), other.double()
+    for columns, other in zip(torch.split(a, _COLUMNS, 1), torch.split(b, _COLUMNS, 1), strict=True):
+        x, y = columns.double(), other.double()
         squares += x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return squares.clamp_min(0).sqrt()
 
@@ -37,11 +37,11 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 def mass(features: Tensor, importance: Literal["uniform", "l1", "l2"]) -> Tensor:
     """[n], how much each neuron weighs, summing to 1."""
     if importance == "uniform" or not features.numel():
-        found = torch.ones(len(features), dtype=torch.float64)
+        weights = torch.ones(len(features), dtype=torch.float64)
     else:
-        found = features.double().norm(p=1 if importance == "l1" else 2, dim=1).cpu()
-        found += 1e-12 + 1e-6 * found.mean()  # a dead neuron has to go somewhere as well
-    return found / found.sum()
+        weights = features.double().norm(p=1 if importance == "l1" else 2, dim=1).cpu()
+        weights += 1e-12 + 1e-6 * weights.mean()  # a dead neuron has to go somewhere as well
+    return weights / weights.sum()
 
 
 def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regularization: float) -> Tensor:
@@ -55,7 +55,7 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
     cost = cost.double().cpu()
     if solver == "sinkhorn":
         scaled = cost / cost.max().clamp_min(_NOTHING)
-        found = ot.sinkhorn(
+        plan = ot.sinkhorn(
             mass_a.numpy(),
             mass_b.numpy(),
             scaled.numpy(),
@@ -64,17 +64,17 @@ def coupling(cost: Tensor, mass_a: Tensor, mass_b: Tensor, solver: Solver, regul
             numItermax=2000,
             warn=False,
         )
-        return torch.from_numpy(found)
+        return torch.from_numpy(plan)
     if len(mass_a) == len(mass_b) and torch.equal(mass_a, mass_b) and bool((mass_a == mass_a[0]).all()):
-        found = torch.zeros_like(cost)
-        found[torch.arange(len(cost)), assign(-cost)] = 1 / len(cost)
-        return found
+        plan = torch.zeros_like(cost)
+        plan[torch.arange(len(cost)), assign(-cost)] = 1 / len(cost)
+        return plan
     scaled = cost / cost.max().clamp_min(_NOTHING)  # the same transport, and a scale that the simplex is written for
     return torch.from_numpy(ot.emd(mass_a.numpy(), mass_b.numpy(), scaled.numpy(), numItermax=1_000_000))
 
 
-def plan_of(found: Tensor) -> Plan:
+def plan_of(coupling_matrix: Tensor) -> Plan:
     """From a coupling [n_a, n_b], how the neurons of b become n_a: each new one is a mean of old ones."""
-    produce = found / found.sum(1, keepdim=True).clamp_min(1e-300)
-    consume = found / found.sum(0, keepdim=True).clamp_min(1e-300)
+    produce = coupling_matrix / coupling_matrix.sum(1, keepdim=True).clamp_min(1e-300)
+    consume = coupling_matrix / coupling_matrix.sum(0, keepdim=True).clamp_min(1e-300)
     return Plan(produce, consume)

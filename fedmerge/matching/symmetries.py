@@ -72,5 +72,5 @@ def _leaves(outputs: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _leaves(part)]
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).double().abs().max() <= 1e-3 * one.double().abs().max())
+def _close(first: Tensor, other: Tensor) -> bool:
+    return bool((first - other).double().abs().max() <= 1e-3 * first.double().abs().max())

@@ -45,8 +45,8 @@ class Crossing:
     def features(self, tensor: Tensor) -> Tensor:
         """[blocks, members, members, f] of a tensor."""
         entries = tensor.flatten(0, 1) if self.axis is None else tensor.movedim(self.axis, 0)
-        found = entries[self.places.ravel().to(tensor.device)]
-        return found.reshape(*self.places.shape[:3], -1)
+        taken = entries[self.places.ravel().to(tensor.device)]
+        return taken.reshape(*self.places.shape[:3], -1)
 
 
 class Unit:
@@ -77,9 +77,9 @@ class Unit:
         """Permutations of all groups from what :func:`~fedmerge.matching.assignment.assign_blocks` found."""
         perms = spec.identity()
         perms[self.index] = outer
-        for kind, found in zip(self.kinds, within, strict=True):
+        for kind, position in zip(self.kinds, within, strict=True):
             for place, source in enumerate(outer.tolist()):
-                perms[kind[source]] = found[place]
+                perms[kind[source]] = position[place]
         return perms
 
     def made_of(self, spec: PermutationSpec, crossing: Crossing, done: Collection[int]) -> bool:
@@ -117,32 +117,32 @@ def _left(sites: Sequence[Site], taken: Sequence[Site]) -> Iterator[Site]:
 def _crossings(spec: PermutationSpec, blocks: int, stacked: Sequence[Sequence[Site]]) -> Iterator[Crossing]:
     """What two kinds of members have in common, on one axis or in the weight of a grouped convolution."""
     standing = [(k, site) for k, sites in enumerate(stacked) for site in sites]
-    for a, one in standing:
+    for a, crossing in standing:
         for b, other in standing:
-            if a == b or one.parameter != other.parameter:
+            if a == b or crossing.parameter != other.parameter:
                 continue
-            if a < b and one.axis == other.axis:
-                places, axis = _shared(one.positions, other.positions, blocks), one.axis
-            elif one.groups > 1 and other.axis == 0:
-                places, axis = _entries(spec.shapes[one.parameter], one, other, blocks), None
+            if a < b and crossing.axis == other.axis:
+                places, axis = _shared(crossing.positions, other.positions, blocks), crossing.axis
+            elif crossing.groups > 1 and other.axis == 0:
+                places, axis = _entries(spec.shapes[crossing.parameter], crossing, other, blocks), None
             else:
                 continue
             if places is not None:
-                yield Crossing(one.parameter, axis, (a, b), places)
+                yield Crossing(crossing.parameter, axis, (a, b), places)
 
 
-def _shared(one: Tensor, other: Tensor, blocks: int) -> Tensor | None:
+def _shared(first: Tensor, other: Tensor, blocks: int) -> Tensor | None:
     """[blocks, n, m, k] positions that rows of both have in common; None where there are none."""
-    row = torch.full((int(max(one.max(), other.max())) + 1,), -1)
+    row = torch.full((int(max(first.max(), other.max())) + 1,), -1)
     row[other.ravel()] = torch.arange(len(other)).repeat_interleave(other.shape[1])
-    owner = row[one]
+    owner = row[first]
     if not bool((owner >= 0).any()):
         return None
     kept = []
-    for positions, rows in zip(one, owner, strict=True):
+    for positions, rows in zip(first, owner, strict=True):
         order = torch.argsort(rows, stable=True)
         kept.append(positions[order[rows[order] >= 0]])
-    return torch.stack(kept).reshape(blocks, len(one) // blocks, len(other) // blocks, -1)
+    return torch.stack(kept).reshape(blocks, len(first) // blocks, len(other) // blocks, -1)
 
 
 def _entries(shape: Sequence[int], columns: Site, rows: Site, blocks: int) -> Tensor | None:
@@ -153,8 +153,8 @@ def _entries(shape: Sequence[int], columns: Site, rows: Site, blocks: int) -> Te
     together = column // each == row // height
     if not bool(together.any()):
         return None
-    found = (row * each + column % each)[together]
-    return found.reshape(blocks, column.shape[1], row.shape[2], -1)
+    entries = (row * each + column % each)[together]
+    return entries.reshape(blocks, column.shape[1], row.shape[2], -1)
 
 
 def _uncrossed(sites: Sequence[Site], kind: int, crossings: Sequence[Crossing]) -> Iterator[Site]:
@@ -172,13 +172,13 @@ def _uncrossed(sites: Sequence[Site], kind: int, crossings: Sequence[Crossing]) 
 
 
 def _crossed(spec: PermutationSpec, members: Sequence[int], sites: Sequence[Site]) -> dict[tuple[str, int], list[int]]:
-    found: dict[tuple[str, int], list[int]] = {}
+    places: dict[tuple[str, int], list[int]] = {}
     for site in sites:
         key = (site.parameter, site.axis)
         for i, other in spec.touching[key]:
             if i not in members and bool(torch.isin(other.positions, site.positions).any()):
-                found.setdefault(key, []).append(i)
-    return found
+                places.setdefault(key, []).append(i)
+    return places
 
 
 def check_forms(specs: Sequence[PermutationSpec], updates: Sequence[ClientUpdate]) -> None:

@@ -68,10 +68,10 @@ def match_universe(
         gain, best = value - best, value
         if gain <= tolerance * abs(best):
             break
-    found = []
+    matched = []
     for own, kept in zip(soft, fixed, strict=True):
-        found.append([assign(own[i]) if i in own else p for i, p in enumerate(kept)])
-    return found
+        matched.append([assign(own[i]) if i in own else p for i, p in enumerate(kept)])
+    return matched
 
 
 def _carried(spec: PermutationSpec, state: State, soft: dict[int, Tensor]) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def _targets(spec: PermutationSpec, parts: Sequence[Unit], states: Sequence[Stat
     """The assignment that the gradient favours, for each model and group."""
     carried = [_carried(spec, state, own) for state, own in zip(states, soft, strict=True)]
     total = {n: sum(c[n] for c in carried) for n in carried[0]}
-    found: _Soft = []
+    targets: _Soft = []
     for state, own, mine in zip(states, soft, carried, strict=True):
         towards = {}
         for unit in parts:
@@ -110,8 +110,8 @@ def _targets(spec: PermutationSpec, parts: Sequence[Unit], states: Sequence[Stat
                 others = total[site.parameter] - mine[site.parameter]
                 gradient += rows(others, site, {}) @ rows(tensor, site, {}).T
             towards[unit.index] = torch.eye(unit.size).to(gradient)[assign(gradient).to(gradient.device)]
-        found.append(towards)
-    return found
+        targets.append(towards)
+    return targets
 
 
 def _longest(spec: PermutationSpec, states: Sequence[State], soft: _Soft, targets: _Soft) -> float:

@@ -87,8 +87,8 @@ def layer_by_layer(spec: PermutationSpec, a: State, b: State) -> list[Tensor]:
         kinds = []
         for kind, sites in zip(unit.kinds, unit.kind_sites, strict=True):
             size = spec.groups[kind[0]].size
-            found = state.of(_settled(spec, unit, sites, done), unit.size * size, unit)
-            kinds.append(found.reshape(unit.size, size, unit.size, size))
+            cost = state.of(_settled(spec, unit, sites, done), unit.size * size, unit)
+            kinds.append(cost.reshape(unit.size, size, unit.size, size))
         perms = unit.placed(spec, *assign_blocks(own, kinds, state.crossings(unit, done)))
         state.change(unit, {i: perms[i] for i in unit.members})
         done |= set(unit.members)
@@ -188,9 +188,9 @@ def match_many(
         moved, objective = False, 0.0
         for i in torch.randperm(len(states), generator=generator).tolist():
             mean.add(spec.apply(_floats(states[i]), perms[i]), -shares[i])
-            found, value = match_weights(spec, mean.tensors, states[i], start=perms[i], generator=generator)
-            moved |= any(not torch.equal(p, q) for p, q in zip(found, perms[i], strict=True))
-            perms[i] = found
+            perm, value = match_weights(spec, mean.tensors, states[i], start=perms[i], generator=generator)
+            moved |= any(not torch.equal(p, q) for p, q in zip(perm, perms[i], strict=True))
+            perms[i] = perm
             objective += shares[i] * value
             mean.add(spec.apply(_floats(states[i]), perms[i]), shares[i])
         if not moved or objective - reached <= _ENOUGH * abs(objective):
@@ -217,8 +217,8 @@ def _best_of(
     if squares - 2 * value <= _GAIN * squares:  # one is the other, re-ordered: no trial finds more
         return other
     trials = [match_weights(spec, a, b, generator=generator) for _ in range(restarts)]
-    found, best = max(trials, key=lambda trial: trial[1])
-    return other if squares - 2 * value < (1 - _CLEARLY) * (squares - 2 * best) else found
+    best_perms, best = max(trials, key=lambda trial: trial[1])
+    return other if squares - 2 * value < (1 - _CLEARLY) * (squares - 2 * best) else best_perms
 
 
 def _floats(state: State) -> dict[str, Tensor]:

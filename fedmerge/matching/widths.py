@@ -41,7 +41,7 @@ def check_equal_widths(states: Sequence[State], reference: State, method: str) -
     for i, state in enumerate(states):
         for name, tensor in state.items():
             if name in reference and tensor.shape != reference[name].shape:
-                able = ", ".join(n for n, found in entries("aggregator").items() if found.cls.may_change_width)
+                able = ", ".join(n for n, entry in entries("aggregator").items() if entry.cls.may_change_width)
                 raise BadUpdate(
                     i,
                     f"tensor {name!r} has shape {list(tensor.shape)}, the model has {list(reference[name].shape)}",
@@ -62,7 +62,7 @@ def check_widest(clients: Sequence[int], states: Sequence[State]) -> None:
     """
     if len(states) < 3:
         return
-    found: dict[int, BadUpdate] = {}
+    problems: dict[int, BadUpdate] = {}
     for name, first in states[0].items():
         for axis in range(first.ndim):
             widths = [state[name].shape[axis] for state in states]
@@ -71,9 +71,9 @@ def check_widest(clients: Sequence[int], states: Sequence[State]) -> None:
                 if width > WIDER * max(1, middle):
                     reason = f"tensor {name!r} has {width} along axis {axis}, most clients {middle}"
                     remedy = f"No client's layers may be more than {WIDER} times as wide as the median."
-                    found.setdefault(client, BadUpdate(client, reason, remedy))
-    if found:
-        raise CannotMatch(list(found.values()))
+                    problems.setdefault(client, BadUpdate(client, reason, remedy))
+    if problems:
+        raise CannotMatch(list(problems.values()))
 
 
 def check_widths(

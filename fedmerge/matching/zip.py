@@ -58,8 +58,8 @@ def zip_clusters(similarity: Tensor, owner: Tensor, clusters: int, *, discount: 
         room -= (state.models[kept] & state.models[gone]).sum(0)
         renamed = state.merge(kept, gone)
         place = renamed[place]
-    found: Tensor = torch.unique(place, return_inverse=True)[1]
-    return found
+    numbers: Tensor = torch.unique(place, return_inverse=True)[1]
+    return numbers
 
 
 class _Clusters:
@@ -102,8 +102,8 @@ class _Clusters:
         rows = self._rows(kept, gone)
         self.models[kept], self._twice[kept] = self._united(kept, gone)
         matrices = [m for m in (self.scores, self._plain, self._reduced) if m is not None]
-        for matrix, found in zip(matrices, rows, strict=True):
-            matrix[kept], matrix[:, kept] = found, found.T
+        for matrix, merged in zip(matrices, rows, strict=True):
+            matrix[kept], matrix[:, kept] = merged, merged.T
         # Between two new clusters, what either says of the other's parts.
         if self._plain is None or self._reduced is None:
             pairs: tuple[Tensor, ...] = (self._between(rows[0], kept, gone, self._discount),)
@@ -116,8 +116,8 @@ class _Clusters:
         left = torch.ones(len(self.scores), dtype=torch.bool)
         left[gone] = False
         shrunk = []
-        for matrix, found in zip(matrices, pairs, strict=True):
-            matrix[kept[:, None], kept[None]] = found
+        for matrix, merged in zip(matrices, pairs, strict=True):
+            matrix[kept[:, None], kept[None]] = merged
             matrix.fill_diagonal_(-torch.inf)
             shrunk.append(matrix[left][:, left])
         self.scores = shrunk[0]

@@ -92,6 +92,20 @@ class Chain:
         return tuple(self.statistics.applied(statistic) for statistic in self.aggregator.needs)
 
     @cached_property
+    def linearises(self) -> tuple[str, ...]:
+        """Patterns of parameters in which the method has the model linearised; none where it stays as it is.
+
+        Raises
+        ------
+        InvalidOption
+            Two edits name others.
+        """
+        named = {edit.linearises for edit in self.edits} - {()}
+        if len(named) > 1:
+            raise InvalidOption(f"two edits linearise the model in other parameters: {sorted(named)}. Leave one out")
+        return next(iter(named), ())
+
+    @cached_property
     def compares(self) -> bool:
         """Whether clients have to keep the model that they trained until the merge is over."""
         return any(one.compares for one in self.refinements)

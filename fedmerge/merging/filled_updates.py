@@ -1,4 +1,4 @@
-"""Updates brought into the form of the model: what need not be sent is filled in, and types are the model's."""
+"""Updates brought into the form of the model: what need not be sent is filled in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedmerge.adapters.low_rank_pairs import Pair, padded
 from fedmerge.state import State
 from fedmerge.update import ClientUpdate
 
-__all__ = ["copied", "filled_up", "of_types"]
+__all__ = ["copied", "filled_up"]
 
 
 def filled_up(update: ClientUpdate, pairs: Sequence[Pair], like: State, held: State) -> ClientUpdate:
@@ -27,15 +27,6 @@ def filled_up(update: ClientUpdate, pairs: Sequence[Pair], like: State, held: St
     if not isinstance(update.state, Mapping):
         return update
     return replace(update, state={**held, **padded(update.state, pairs, like)})
-
-
-def of_types(states: State, reference: State) -> State:
-    """Stacked tensors cast to the model's types, floating numbers only."""
-    cast = dict(states)
-    for name in reference.keys() & states.keys():
-        if states[name].is_floating_point() and reference[name].is_floating_point():
-            cast[name] = states[name].to(reference[name].dtype)
-    return cast
 
 
 def copied(state: State) -> State:

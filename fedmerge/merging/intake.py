@@ -7,10 +7,9 @@ other clients' numbers can confirm (:mod:`fedmerge.checks.magnitudes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,25 +24,14 @@ from fedmerge.errors import BadUpdate, CannotMatch, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.matching.widths import check_widths
 from fedmerge.merging.buffers import BufferFold
-from fedmerge.merging.filled_updates import copied, filled_up, of_types
+from fedmerge.merging.filled_updates import copied, filled_up
 from fedmerge.merging.repair import Rescale
+from fedmerge.merging.result import Partial
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.state import LARGEST, State, as_pairs, as_rows, is_norm_statistic
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
-__all__ = ["Intake", "Partial"]
-
-
-@dataclass
-class Partial:
-    """What a worker makes of its share of the clients: a sum of their parameters, their buffers, and who they were."""
-
-    total: Any
-    buffers: BufferFold
-    accepted: list[int]
-    dropped: list[BadUpdate]
-    unmoved: Unmoved | None = None
-    outliers: Outliers = field(default_factory=Outliers)
+__all__ = ["Intake"]
 
 
 class Intake:
@@ -69,7 +57,6 @@ class Intake:
         self._one_width = one_width
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
-        self._pairs = find_pairs(self._expected, aggregator.pair_patterns, lenient=True)
         rule = aggregator.local_rule
         held = () if rule is None or context.base is None else rule.held(layout.trained, context.round)
         self._held = {name: reference[name] for name in held}
@@ -157,7 +144,7 @@ class Intake:
         """The good rows of a block of clients that trained stacked, parameters only; their buffers are kept."""
         states = {name: tensor.expand(len(block), *tensor.shape) for name, tensor in self._held.items()}
         states |= self.layout.travelling(block.states)
-        block = replace(block, states=of_types(states, self._expected))
+        block = replace(block, states=_of_types(states, self._expected))
         suspect = self._suspect(block)
         if suspect or self._statistics is not None:
             block = self._selected(block, suspect)
@@ -263,8 +250,9 @@ class Intake:
 
     def _checked(self, update: ClientUpdate) -> tuple[ClientUpdate, Peaks]:
         update = without_still(update, self.layout, self.still)
-        if self._pairs or self._held:
-            update = filled_up(update, self._pairs, self._expected, self._held)
+        if self._held or self._of_other_shape(update.state):  # a pair of smaller rank is one with slices of zeros
+            pairs = find_pairs(self._expected, self._aggregator.pair_patterns, lenient=True)
+            update = filled_up(update, pairs, self._expected, self._held)
         checked, peaks = checked_update(
             update,
             self._expected,
@@ -282,6 +270,10 @@ class Intake:
             check_widths(checked, other, self.reference, self._context, type(self._aggregator).__name__)
         return self._measured(checked), peaks
 
+    def _of_other_shape(self, state: State) -> bool:
+        sent = [(state.get(name), want) for name, want in self._expected.items()] if isinstance(state, Mapping) else []
+        return any(isinstance(tensor, Tensor) and tensor.shape != want.shape for tensor, want in sent)
+
     def _measured(self, update: ClientUpdate) -> ClientUpdate:
         """The update with its statistics parsed."""
         if self._statistics is None:
@@ -294,3 +286,12 @@ class Intake:
     def _drop(self, bad: BadUpdate) -> None:
         self._on_bad(bad)
         self.dropped.append(bad)
+
+
+def _of_types(states: State, reference: State) -> State:
+    """Stacked tensors cast to the model's types, floating numbers only."""
+    cast = dict(states)
+    for name in reference.keys() & states.keys():
+        if states[name].is_floating_point() and reference[name].is_floating_point():
+            cast[name] = states[name].to(reference[name].dtype)
+    return cast

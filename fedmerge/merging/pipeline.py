@@ -24,10 +24,10 @@ from fedmerge.errors import BadUpdate, InvalidOption, NoUsableUpdates
 from fedmerge.layout import Layout
 from fedmerge.merging.buffers import BufferFold
 from fedmerge.merging.chain import Chain
-from fedmerge.merging.intake import Intake, Partial
+from fedmerge.merging.intake import Intake
 from fedmerge.merging.refined_merge import Passed, averaged, refined
 from fedmerge.merging.repair import repair_matched
-from fedmerge.merging.result import MergeResult, routing_memory
+from fedmerge.merging.result import MergeResult, Partial, routing_memory
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.refine.guard import check_asked
 from fedmerge.state import State, as_pairs, cast_like, from_pairs, is_norm_statistic, prefixed, with_prefix

@@ -1,21 +1,25 @@
-"""What a merge gives."""
+"""What a merge gives, and what a worker gives of its share of the clients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
 from fedmerge.aggregators.routed import Routed
+from fedmerge.checks.magnitudes import Outliers
+from fedmerge.checks.tensor_checks import Unmoved
 from fedmerge.errors import BadUpdate
+from fedmerge.merging.buffers import BufferFold
 from fedmerge.personal import PersonalPart, parts_in
 from fedmerge.refine.exchanged import Exchanged
 from fedmerge.routing import Routing
 from fedmerge.state import State, prefixed, with_prefix
 from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["ROUTING", "MergeResult", "routing_in", "routing_memory"]
+__all__ = ["ROUTING", "MergeResult", "Partial", "routing_in", "routing_memory"]
 
 ROUTING = "routing"
 """Below it, the pipeline's memory holds the tensors of the last merge's routing."""
@@ -71,3 +75,15 @@ def routing_memory(
     routing = aggregator.route(state, updates, replace(context, data=held))
     # Its tensors may be views of the models merged, which belong to whoever sent them.
     return {} if routing is None else with_prefix(ROUTING, {n: t.clone() for n, t in routing.to_tensors().items()})
+
+
+@dataclass
+class Partial:
+    """What a worker makes of its share of the clients: a sum of their parameters, their buffers, and who they were."""
+
+    total: Any
+    buffers: BufferFold
+    accepted: list[int]
+    dropped: list[BadUpdate]
+    unmoved: Unmoved | None = None
+    outliers: Outliers = field(default_factory=Outliers)

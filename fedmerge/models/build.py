@@ -13,7 +13,7 @@ from fedmerge.registry import entries, registered
 
 __all__ = ["build_model", "model_names", "model_options"]
 
-_SMALL_FIRST = ("logistic", "mlp", "lenet", "vgg9", "resnet8", "resnet20", "char_lstm", "vit")
+_SMALL_FIRST = ("logistic", "mlp", "lenet", "vgg9", "resnet8", "resnet20", "char_lstm", "vit", "efficientnet_lite0")
 
 
 def model_names() -> list[str]:
@@ -22,7 +22,7 @@ def model_names() -> list[str]:
     Examples
     --------
     >>> model_names()
-    ['logistic', 'mlp', 'lenet', 'vgg9', 'resnet8', 'resnet20', 'char_lstm', 'vit']
+    ['logistic', 'mlp', 'lenet', 'vgg9', 'resnet8', 'resnet20', 'char_lstm', 'vit', 'efficientnet_lite0']
     """
     known = entries("model")
     return [*_SMALL_FIRST, *(name for name in known if name not in _SMALL_FIRST)]
@@ -100,13 +100,13 @@ def build_model(
     """
     factory = _find(name)
     check_options(name, factory, options)
-    given = wanted(factory, _shape(name, input_shape), _classes(name, num_classes))
+    arguments = wanted(factory, _shape(name, input_shape), _classes(name, num_classes))
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
         raise InvalidOption(f"the seed of model {name!r} must be a whole number from 0 to 2**64 - 1, not {seed!r}.")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed every accelerator too, and only the CPU is guarded here.
         torch.default_generator.manual_seed(int(seed))
-        model: object = factory(**given, **options)
+        model: object = factory(**arguments, **options)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"model {name!r}: the factory returned a {type(model).__name__}, not a torch.nn.Module. "
@@ -118,12 +118,12 @@ def build_model(
 def _find(name: str) -> Factory:
     if ":" in name:
         return load_factory(name)
-    found = registered("model", name)
-    if found is None:
+    known_factory = registered("model", name)
+    if known_factory is None:
         module, _, last = name.rpartition(".")
         yours = f", such as '{module}:{last}'" if module else ""
         raise UnknownName("model", name, model_names(), f"Your own model goes by 'module:factory'{yours}.")
-    factory: Factory = found.cls
+    factory: Factory = known_factory.cls
     return factory
 
 

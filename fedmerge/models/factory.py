@@ -113,5 +113,5 @@ def wanted(factory: Factory, input_shape: tuple[int, ...], num_classes: int) -> 
     {'num_classes': 3}
     """
     parameters = inspect.signature(factory).parameters
-    given = {"input_shape": input_shape, "num_classes": num_classes}
-    return {key: value for key, value in given.items() if key in parameters and parameters[key].kind in _KEYWORD}
+    facts = {"input_shape": input_shape, "num_classes": num_classes}
+    return {key: value for key, value in facts.items() if key in parameters and parameters[key].kind in _KEYWORD}

@@ -150,17 +150,17 @@ def fitting_tensors(module: nn.Module, state: State, leave: Sequence[str], where
 
 def _check_names(missing: list[str], beyond: list[str], state: State, where: str) -> None:
     """Names that only one of the two has, each with what it may be called in the other."""
-    told = []
+    problems = []
     for name in missing[:_MOST_TOLD]:
         near = _nearest(name, beyond or list(state))
-        told.append(f"it lacks {name!r}{f', nearest is {near!r}' if near else ''}")
+        problems.append(f"it lacks {name!r}{f', nearest is {near!r}' if near else ''}")
     for name in beyond[:_MOST_TOLD] if not missing else ():
-        told.append(f"the model has no {name!r}")
-    if told:
-        more = max(len(missing), len(beyond) if not missing else 0) - len(told)
+        problems.append(f"the model has no {name!r}")
+    if problems:
+        more = max(len(missing), len(beyond) if not missing else 0) - len(problems)
         pattern = _part_of((missing or beyond)[0])
         raise ModelError(
-            f"{where} does not fit the model: {'; '.join(told)}{f'; and {more} more' if more > 0 else ''}. "
+            f"{where} does not fit the model: {'; '.join(problems)}{f'; and {more} more' if more > 0 else ''}. "
             f"{_prefix_hint(missing, beyond)}Choose the model that it belongs to, map beginnings of names with "
             f'model.prefix, or leave a part out with model.pretrained_except = ["{pattern}"]'
         )
@@ -188,10 +188,10 @@ def _prefix_hint(missing: list[str], beyond: list[str]) -> str:
 def _check_shapes(own: State, state: State, where: str) -> None:
     wrong = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
     if wrong:
-        told = [f"{n!r} is {list(state[n].shape)}, in the model {list(own[n].shape)}" for n in wrong[:_MOST_TOLD]]
+        problems = [f"{n!r} is {list(state[n].shape)}, in the model {list(own[n].shape)}" for n in wrong[:_MOST_TOLD]]
         more = f"; and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
         raise ModelError(
-            f"{where} does not fit the model: {'; '.join(told)}{more}. Give the model the widths of the base "
+            f"{where} does not fit the model: {'; '.join(problems)}{more}. Give the model the widths of the base "
             "(model.options), or leave such parts as they are initialised: "
             f'model.pretrained_except = ["{_part_of(wrong[0])}"]'
         )

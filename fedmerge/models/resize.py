@@ -77,9 +77,9 @@ def resize(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     resized = copy_of(module)
     own = resized.state_dict()
-    expected, given = ({name for name in names if not is_extra(name)} for names in (own, state))
-    if expected != given:
-        missing, unknown = sorted(expected - given)[:3], sorted(given - expected)[:3]
+    expected, present = ({name for name in names if not is_extra(name)} for names in (own, state))
+    if expected != present:
+        missing, unknown = sorted(expected - present)[:3], sorted(present - expected)[:3]
         raise ModelError(f"the tensors do not fit {type(module).__name__}: missing {missing}, unknown {unknown}")
     shared: dict[int, nn.Parameter] = {}
     for prefix, part in resized.named_modules():

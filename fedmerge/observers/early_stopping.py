@@ -104,7 +104,7 @@ class EarlyStopping(Observer):
         value: object = row
         for name in self.column.split("/"):
             if not isinstance(value, Mapping) or (name not in value and row["round"] > 0):
-                known = ", ".join(key for key, found in row.items() if isinstance(found, float))
+                known = ", ".join(key for key, cell in row.items() if isinstance(cell, float))
                 raise InvalidOption(f"early_stopping: rows have no column {self.column!r}; there are {known}")
             value = value.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -126,12 +126,12 @@ def numbers_in(row: Row) -> dict[str, float]:
     >>> numbers_in({"round": 2, "method": "fedavg", "test_loss": 0.5, "references": {"ensemble": 0.9}, "skipped": None})
     {'test_loss': 0.5, 'references/ensemble': 0.9}
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{key}": number for key, number in numbers_in(value).items()}
+            numbers |= {f"{name}/{key}": number for key, number in numbers_in(value).items()}
         elif isinstance(value, bool) or not isinstance(value, int | float) or name in ("round", "seed"):
             continue
         elif math.isfinite(value):
-            found[name] = float(value)
-    return found
+            numbers[name] = float(value)
+    return numbers

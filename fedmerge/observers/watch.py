@@ -55,7 +55,7 @@ def make_observers(given: Iterable[ObserverLike]) -> list[Observer]:
     """
     if isinstance(given, str | Observer) or callable(given):
         given = [given]
-    return [_made(one) for one in given]
+    return [_made(observer) for observer in given]
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -82,21 +82,23 @@ def _read(name: str) -> Part:
     return first
 
 
-def _made(given: ObserverLike) -> Observer:
-    if isinstance(given, str):
-        part = _read(given)
+def _made(observer: ObserverLike) -> Observer:
+    if isinstance(observer, str):
+        part = _read(observer)
         try:
             made = build("observer", part.name, part.options)
         except TypeError as error:  # of a class of the user's own
-            raise ConfigError(f"observer {given!r} cannot be made: {error}") from error
+            raise ConfigError(f"observer {observer!r} cannot be made: {error}") from error
         if isinstance(made, Observer):
             return made
-        raise ConfigError(f"observer {given!r} is no fedmerge.observers.Observer but a {type(made).__name__}")
-    if isinstance(given, Observer):
-        return given
-    if callable(given) and not isinstance(given, type):
-        return Calling(given)
-    raise ConfigError(f"an observer is a fedmerge.observers.Observer, its name, or a function of a row, got {given!r}")
+        raise ConfigError(f"observer {observer!r} is no fedmerge.observers.Observer but a {type(made).__name__}")
+    if isinstance(observer, Observer):
+        return observer
+    if callable(observer) and not isinstance(observer, type):
+        return Calling(observer)
+    raise ConfigError(
+        f"an observer is a fedmerge.observers.Observer, its name, or a function of a row, got {observer!r}"
+    )
 
 
 class _Copied(Mapping[str, Tensor]):
@@ -201,9 +203,9 @@ class Watch:
         self._round, failed = row["round"], None
         when = f"after round {self._round}"
         for observer in self._observers:
-            told = copy.deepcopy({**row, "stopped": self._stopped})
+            told_row = copy.deepcopy({**row, "stopped": self._stopped})
             try:
-                self._call(observer, when, observer.round_done, told, _Copied(state))
+                self._call(observer, when, observer.round_done, told_row, _Copied(state))
                 self._ask(observer, when)
             except ObserverFailed as error:
                 failed = failed or error  # the others have to know of the round all the same

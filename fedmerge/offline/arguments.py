@@ -65,7 +65,7 @@ class MergeArguments:
             as_weights(weights, number),
             as_statistics(statistics, number),
             None if data is None else read_inputs_of(data, "data"),
-            None if loaders is None else [read_pairs(one, f"clients[{i}]") for i, one in enumerate(loaders)],
+            None if loaders is None else [read_pairs(loader, f"clients[{i}]") for i, loader in enumerate(loaders)],
             as_example(example),
             check_seed(seed),
         )
@@ -123,10 +123,10 @@ def check_keywords(method: str, options: Mapping[str, Any], own: Iterable[str]) 
     fedmerge.errors.UnknownName: unknown option of fedavg 'weigths'. Did you mean 'weights'? Known: base, weights.
     """
     first = main_part(method)
-    found = entries("aggregator").get(first.name)
-    if found is None:
+    entry = entries("aggregator").get(first.name)
+    if entry is None:
         return  # told better by whoever builds the method
-    known = {*found.options, *own}
+    known = {*entry.options, *own}
     for option in options:
         if option not in known:
             raise UnknownName(f"option of {first.name}", option, known, options_elsewhere(method, option))
@@ -144,7 +144,7 @@ def check_signs(weights: Sequence[float], method: str, aggregator: Aggregator) -
         return
     for i, weight in enumerate(weights):
         if weight < 0:
-            able = [name for name, found in entries("aggregator").items() if found.cls.allows_negative_weights]
+            able = [name for name, entry in entries("aggregator").items() if entry.cls.allows_negative_weights]
             raise BadUpdate(
                 i,
                 f"its weight (number of examples) is {weight:g}, and {method} subtracts no models",
@@ -200,13 +200,13 @@ def as_weights(value: Any, number: int, name: str = "weights") -> list[float]:
     if value is None:
         return [1.0] * number
     weights = []
-    for i, one in enumerate(one_each(name, value, number)):
+    for i, share in enumerate(one_each(name, value, number)):
         try:
-            weight = float("nan") if isinstance(one, str | bytes) else float(one)
+            weight = float("nan") if isinstance(share, str | bytes) else float(share)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(one)}") from error
-        if isinstance(one, str | bytes):
-            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(one)}")
+            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(share)}") from error
+        if isinstance(share, str | bytes):
+            raise InvalidOption(f"{name}[{i}] must be a number, got {shown(share)}")
         weights.append(weight)
     return _within_range(weights)
 
@@ -229,13 +229,13 @@ def as_statistics(value: Any, number: int) -> list[dict[str, Any]] | None:
     """
     if value is None:
         return None
-    found = one_each("statistics", value, number)
-    for i, one in enumerate(found):
-        if not isinstance(one, Mapping):
+    values = one_each("statistics", value, number)
+    for i, mapping in enumerate(values):
+        if not isinstance(mapping, Mapping):
             raise InvalidOption(
-                f"statistics[{i}] must be what compute_statistics(model, loader, names) returns, got {shown(one)}"
+                f"statistics[{i}] must be what compute_statistics(model, loader, names) returns, got {shown(mapping)}"
             )
-    return [dict(one) for one in found]
+    return [dict(mapping) for mapping in values]
 
 
 def as_example(value: Any) -> Any:

@@ -69,16 +69,16 @@ class AtHand:
             One holds what cannot be merged, or ties tensors that differ in another; the base lacks some.
         """
         plain = [_copyable(model) for model in models]
-        found = [module_state(model) for model in plain]
-        for i, (state, _) in enumerate(found):
+        own_states = [module_state(model) for model in plain]
+        for i, (state, _) in enumerate(own_states):
             check_mergeable(f"models[{i}]", state)
         plain = [_beside(model, plain[0]) for model in plain]
-        states = [_placed(state, found[0][0]) for state, _ in found]
+        states = [_placed(state, own_states[0][0]) for state, _ in own_states]
         tied = tied_names(plain[0])
         start = None if base is None else _placed(_base_state(base), states[0])
         left, apart = frozenset[str](), None
         if part:
-            buffers = frozenset[str]().union(*(names for _, names in found))
+            buffers = frozenset[str]().union(*(names for _, names in own_states))
             known = {**states[0], **{n: t for state in states for n, t in state.items() if n not in states[0]}}
             left = part.names(known, buffers, tied)
             source = start if start is not None and part.left_from == "base" else states[0]
@@ -89,16 +89,16 @@ class AtHand:
             states = [_replaced(state, source, left) for state in states]
             start = None if start is None else _replaced(start, source, left)
         if start is not None:
-            _check_base(start, states[0], {*left, *found[0][1]})
+            _check_base(start, states[0], {*left, *own_states[0][1]})
         frozen = equal_in_all(states, frozenset.intersection(*map(frozen_names, plain)))
-        parameters = [name for name in states[0] if name not in found[0][1]]
-        still = {name for name in found[0][1] if frozen.issuperset(owners(name, parameters) or [name])}
+        parameters = [name for name in states[0] if name not in own_states[0][1]]
+        still = {name for name in own_states[0][1] if frozen.issuperset(owners(name, parameters) or [name])}
         _check_ties(states, tied)
         check_codes(states, {name for name, _ in plain[0].named_parameters(remove_duplicate=False)})
         check_pruned(states)
         frozen |= equal_in_all(states, still) | left
         named = frozenset(states[0])
-        return cls(tuple(plain), tuple(states), found[0][1] & named, frozen, tied, start, left, apart)
+        return cls(tuple(plain), tuple(states), own_states[0][1] & named, frozen, tied, start, left, apart)
 
     def measured(self, inputs: Any, task: Task | None = None) -> tuple[nn.Module, ...]:
         """The models as they are measured on batches such as `inputs`.
@@ -148,15 +148,15 @@ def plain_modules(models: Any) -> list[nn.Module]:
     if isinstance(models, str | bytes) or not isinstance(models, Iterable):
         raise InvalidOption(f"models must be a list of modules, got {_called(models)}")
     try:
-        found = [_unwrapped(model) for model in models]
+        modules = [_unwrapped(model) for model in models]
     except Exception as error:  # what a person iterates over may raise anything
         raise InvalidOption(f"models cannot be read as a list: {type(error).__name__}: {error}") from error
-    if not found:
+    if not modules:
         raise InvalidOption("there is no model to merge: pass at least one")
-    for i, model in enumerate(found):
+    for i, model in enumerate(modules):
         if not isinstance(model, nn.Module):
             raise InvalidOption(f"models[{i}] must be a module, got {_called(model)}")
-    return found
+    return modules
 
 
 def _base_state(base: Any) -> dict[str, Tensor]:
@@ -208,7 +208,7 @@ def check_base_widths(base: Mapping[str, Tensor] | None, states: Sequence[Mappin
 def _in_all(states: Sequence[Mapping[str, Tensor]], name: str) -> bool:
     """Whether a tensor is in all models, and the same."""
     first = states[0].get(name)
-    return first is not None and all(name in one and same(one[name], first) for one in states)
+    return first is not None and all(name in state and same(state[name], first) for state in states)
 
 
 def _replaced(state: Mapping[str, Tensor], source: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
@@ -277,7 +277,7 @@ def _overlaps(tensor: Tensor) -> bool:
 
 def _beside(model: nn.Module, first: nn.Module) -> nn.Module:
     """The model, or a copy on the device of the first one's parameters, where it is on another."""
-    own, wanted = (next((p.device for p in one.parameters()), None) for one in (model, first))
+    own, wanted = (next((p.device for p in module.parameters()), None) for module in (model, first))
     return model if wanted is None or own == wanted else copy_of(model).to(wanted)
 
 

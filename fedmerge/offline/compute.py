@@ -105,22 +105,22 @@ def statistics_of(
     reading: Reading,
 ) -> dict[str, State]:
     """The needed statistics of one model, from what was given or else measured."""
-    found = {}
+    statistics = {}
     for kind in needs:
         name = kind.name
         if name in known:
             value = known[name]
             try:
                 # A bare number stands for itself, with its companions beside it: {"local_steps": 12, "momentum": 0.9}.
-                found[name] = kind.parse(value if isinstance(value, Mapping) else known)
+                statistics[name] = kind.parse(value if isinstance(value, Mapping) else known)
             except InvalidOption as error:
                 raise BadStatistic(client, str(error), "Mend its entry of statistics=.") from error
         elif batches is not None or kind.optional:
             try:
-                found[name] = kind.told(reading).measure(model, batches or (), None)
+                statistics[name] = kind.told(reading).measure(model, batches or (), None)
             except TaskError as error:
                 raise TaskError(f"clients[{client}]: {error}") from error
-    return found
+    return statistics
 
 
 def as_sent(statistics: Mapping[str, State], model: nn.Module, settings: StatisticsSettings) -> dict[str, State]:

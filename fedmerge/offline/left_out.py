@@ -56,10 +56,10 @@ class LeftOut:
             raise InvalidOption(f'left_from must be "first" or "base", got {shown(left_from)}')
         if left_from == "base" and not with_base:
             raise InvalidOption('left_from = "base" takes what is left out from the base: pass base=')
-        found = cls(patterns, check_patterns(() if leave_out is None else leave_out, "leave_out"), left_from)
-        if left_from == "base" and not found:
+        left_out = cls(patterns, check_patterns(() if leave_out is None else leave_out, "leave_out"), left_from)
+        if left_from == "base" and not left_out:
             raise InvalidOption('left_from = "base" wants to know what is left out: pass only= or leave_out=')
-        return found
+        return left_out
 
     def __bool__(self) -> bool:
         return self.only is not None or bool(self.leave_out)
@@ -95,8 +95,8 @@ class LeftOut:
             if out_too:
                 left.add(name)
         if parameters and left.issuperset(parameters):
-            told = f"only = {list(self.only or ())}, leave_out = {list(self.leave_out)}"
-            raise InvalidOption(f"{told} leaves nothing to merge: leave out less")
+            settings_text = f"only = {list(self.only or ())}, leave_out = {list(self.leave_out)}"
+            raise InvalidOption(f"{settings_text} leaves nothing to merge: leave out less")
         return frozenset(left)
 
 

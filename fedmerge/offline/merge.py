@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,13 @@ from fedmerge.models.resize import resize
 from fedmerge.offline.arguments import MergeArguments, check_keywords, check_method, check_policies, check_signs
 from fedmerge.offline.at_hand import AtHand, check_base_widths, plain_modules
 from fedmerge.offline.compute import as_sent, statistics_of
+from fedmerge.offline.equal_depth import equally_deep
 from fedmerge.offline.given_statistics import check_statistics, named_statistics
 from fedmerge.offline.left_out import LeftOut, without_names
 from fedmerge.offline.loaders import first_inputs
 from fedmerge.offline.merged_parts import check_parts, merged_state
 from fedmerge.offline.rows import RowLabels
+from fedmerge.offline.tangent_models import as_linearised
 from fedmerge.questions import Answer, Ask, Question, Trust, respond
 from fedmerge.questions.stages import News, Stage, catch_up
 from fedmerge.refine.privacy import Privacy
@@ -66,8 +69,8 @@ def merge(
     Parameters
     ----------
     models
-        Modules of one architecture; none is modified. The merge is made on the first one's device, to which copies of
-        whatever lies elsewhere are moved.
+        Modules of one architecture, or of unequal depth for ``clafusion``; none is modified. The merge is made on the
+        first one's device, to which copies of whatever lies elsewhere are moved.
     method
         A name of :func:`methods`; ``+`` adds server steps and refinements, as in
         ``"fedavg+ridge_head"``.
@@ -118,7 +121,8 @@ def merge(
     Returns
     -------
     nn.Module
-        A new module; of methods that route, a :class:`~fedmerge.routing.RoutedModel`, which is called like `models`.
+        A new module; linearised where the method or the models are, see :class:`~fedmerge.models.tangent.Tangent`; of
+        methods that route, a :class:`~fedmerge.routing.RoutedModel`, which is called like `models`.
 
     Raises
     ------
@@ -142,10 +146,10 @@ def merge(
     with named(f"merge by {method}"):
         check_keywords(method, options, inspect.signature(merge).parameters)
         part = LeftOut.of(only, leave_out, left_from, with_base=base is not None)
-        hand = AtHand.of(plain_modules(models), base, part)
+        hand = AtHand.of(equally_deep(plain_modules(models), method, example, data), base, part)
         check_policies(repair, privacy, trust)
         (privacy or Privacy()).check_clients(len(hand.models))
-        given = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
+        arguments = MergeArguments.of(hand, weights, statistics, data, clients, example, seed)
         # A model handed over here that cannot be merged is the caller's mistake, not a remote client's fault.
         pipeline = build_pipeline(
             method,
@@ -160,46 +164,48 @@ def merge(
                 f"{method} changes how clients train, and these models are trained already: merge them by fedavg, "
                 "which is all that its server does"
             )
-        check_signs(given.weights, method, pipeline.aggregator)
+        check_signs(arguments.weights, method, pipeline.aggregator)
         check_parts(hand, pipeline, method, pattern_weights, rows, asks=clients is not None)
-        models, clients = hand.models, given.clients
+        models, clients = hand.models, arguments.clients
         if clients is not None:
-            clients = [OnDeviceOf(models[0], one) for one in clients]
+            clients = [OnDeviceOf(models[0], client_loader) for client_loader in clients]
         if not pipeline.aggregator.may_change_width and pattern_weights is None and rows is None:
             check_base_widths(hand.base, hand.states)
             check_equal_widths(hand.states, hand.base or common_form(hand.states), method)
+        models = as_linearised(models, hand.base, pipeline)
+        hand = replace(hand, models=tuple(models))
         if pipeline.aggregator.server_data != "none" and data is None:
             raise InvalidOption(f"{method} needs batches on the server: pass data=.")
         asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
-        told = either(task, loss)
-        reading = Reading(told)
-        shown = hand.measured(first_inputs(clients), told) if clients is not None and asked else models
+        chosen_task = either(task, loss)
+        reading = Reading(chosen_task)
+        shown = hand.measured(first_inputs(clients), chosen_task) if clients is not None and asked else models
         updates = []
-        check_statistics(given.statistics, pipeline.measured, measured=clients is not None)
+        check_statistics(arguments.statistics, pipeline.measured, measured=clients is not None)
         for i, model in enumerate(shown):
-            known = {} if given.statistics is None else given.statistics[i]
+            known = {} if arguments.statistics is None else arguments.statistics[i]
             loader = None if clients is None else clients[i]
-            with named_statistics(given.statistics):
-                found = statistics_of(i, pipeline.measured, known, model, loader, reading)
+            with named_statistics(arguments.statistics):
+                measured = statistics_of(i, pipeline.measured, known, model, loader, reading)
             if pipeline.aggregator.upload is not None:
-                found = as_sent(found, model, pipeline.sent_as)
-            found = {kind: without_names(value, hand.left) for kind, value in found.items()}
-            updates.append(ClientUpdate(i, hand.states[i], given.weights[i], beside(models[0], found)))
+                measured = as_sent(measured, model, pipeline.sent_as)
+            measured = {kind: without_names(value, hand.left) for kind, value in measured.items()}
+            updates.append(ClientUpdate(i, hand.states[i], arguments.weights[i], beside(models[0], measured)))
         context = MergeContext(
             base=hand.base,
-            seed=given.seed,
-            data=None if given.data is None else OnDeviceOf(models[0], given.data),
-            example=beside(models[0], given.shown(traced=pipeline.aggregator.requires_model)),
+            seed=arguments.seed,
+            data=None if arguments.data is None else OnDeviceOf(models[0], arguments.data),
+            example=beside(models[0], arguments.shown(traced=pipeline.aggregator.requires_model)),
             model_fn=hand.made,
-            exchange=None if clients is None else _Clients(shown, clients, given.seed, reading),
-            ask=None if clients is None else asked_at_hand(shown[0], clients, given.seed, shown, reading),
-            task=told,
+            exchange=None if clients is None else _Clients(shown, clients, arguments.seed, reading),
+            ask=None if clients is None else asked_at_hand(shown[0], clients, arguments.seed, shown, reading),
+            task=chosen_task,
             frozen=hand.frozen & set(hand.states[0]),
             tied=hand.tied,
             told={},  # weights may be any, and loaders at hand tell their own length
             signed=True,
         )
-        with named_statistics(given.statistics):
+        with named_statistics(arguments.statistics):
             state, routing = merged_state(pipeline, hand, updates, context, method, pattern_weights, rows)
         # The base's buffers stay where all models are subtracted.
         merged = resize(models[0], {**models[0].state_dict(), **(hand.base or {}), **state})
@@ -228,7 +234,7 @@ def asked_at_hand(
         return respond(question, model, clients[i], generators[i], trained, reading)
 
     def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
-        return [(i, [answer(one, i) for one in questions]) for i in sorted(asked)]
+        return [(i, [answer(one_question, i) for one_question in questions]) for i in sorted(asked)]
 
     return ask
 

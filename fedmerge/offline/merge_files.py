@@ -123,13 +123,13 @@ def merge_files(
     read, known = names.read([*files, *([] if base is None else [base])])
     states = read[: len(files)]
     inputs, targets = (None, None) if data is None else read_inputs(data)
-    given = tuple(input_shape) if input_shape is not None else None
-    found = Architecture.find(
-        model, model_options, given, classes, inputs, (files[0], states[0]), seed=seed, names=names
+    shape = tuple(input_shape) if input_shape is not None else None
+    architecture = Architecture.find(
+        model, model_options, shape, classes, inputs, (files[0], states[0]), seed=seed, names=names
     )
-    names.check_ignored(found.built, known)
-    read = _with_left_out(found.built, read, part)
-    modules = [found.module(file, state) for file, state in zip(files, read[: len(files)], strict=True)]
+    names.check_ignored(architecture.built, known)
+    read = _with_left_out(architecture.built, read, part)
+    modules = [architecture.module(file, state) for file, state in zip(files, read[: len(files)], strict=True)]
     if not part and pattern_weights is None:
         _check_widths(method, files, states)  # once it is clear that names fit, which is the worse mistake
     try:
@@ -137,9 +137,9 @@ def merge_files(
             modules,
             method,
             weights=weights,
-            base=None if base is None else found.module(base, read[-1]),
+            base=None if base is None else architecture.module(base, read[-1]),
             data=None if inputs is None else _batches(inputs, targets),
-            example=found.example,
+            example=architecture.example,
             seed=seed,
             only=only,
             leave_out=leave_out,
@@ -210,7 +210,7 @@ def _check_method(method: str, chosen: Mapping[str, Any], base: Path | None) -> 
             f"{method} needs what clients measure ({', '.join(pipeline.needs)}), which files of weights do not hold: "
             "call fedmerge.merge(models, ..., clients=loaders) in Python"
         )
-    asking = [type(one).__name__ for one in pipeline.refinements]
+    asking = [type(refinement).__name__ for refinement in pipeline.refinements]
     if asking:
         raise InvalidOption(
             f"{method}: {', '.join(asking)} asks clients about the merged model, whom files of weights do not bring: "
@@ -227,7 +227,7 @@ def _check_widths(method: str, files: Sequence[Path], states: Sequence[State]) -
         for name, tensor in state.items():
             first = states[0].get(name, tensor)
             if first.shape != tensor.shape:
-                able = ", ".join(known for known, found in entries("aggregator").items() if found.cls.may_change_width)
+                able = ", ".join(known for known, entry in entries("aggregator").items() if entry.cls.may_change_width)
                 raise ModelError(
                     f"{file}: {name!r} has shape {list(tensor.shape)}, in {files[0]} {list(first.shape)}, and {method} "
                     f"merges models of equal widths. Methods for unequal hidden ones: {able}. {ALL_BUT}"

@@ -30,8 +30,8 @@ def check_parts(hand: AtHand, pipeline: Pipeline, method: str, pattern_weights: 
         It looks at whole models, where tensors are to be merged apart; or it asks clients about the merged model, and
         they have other tensors than that where something is left out.
     """
-    for what, given in (("pattern_weights=", pattern_weights), ("rows=", rows)):
-        if given is not None:
+    for what, option in (("pattern_weights=", pattern_weights), ("rows=", rows)):
+        if option is not None:
             check_tensor_by_tensor(what, method, pipeline)
     if rows is not None:
         check_rows(method, pipeline)
@@ -80,6 +80,6 @@ def merged_state(
     state = merged_apart(pipeline, others, updates, context, hand.buffers, method)
     for name, each in labels.items():
         weights = next(group.weights for group in groups if name in group.names)
-        merged = merged_rows(pipeline, name, [one[name] for one in hand.states], each, weights, context)
+        merged = merged_rows(pipeline, name, [model_state[name] for model_state in hand.states], each, weights, context)
         state |= {alias: merged for alias in taken if hand.tied.get(alias, alias) == name}
     return {**{name: tensor for name, tensor in hand.states[0].items() if name in hand.left}, **state}, None

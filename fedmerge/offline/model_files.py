@@ -91,12 +91,12 @@ class Architecture:
             for example in _examples(tried, seed) if inputs is None else [inputs[:EXAMPLES]]:
                 try:
                     built = _ready(name, _build(name, tried, classes, options), example)
-                    found = cls(name, built, example, classes, names or FileNames())
-                    found.module(*fit)
+                    architecture = cls(name, built, example, classes, names or FileNames())
+                    architecture.module(*fit)
                 except ModelError as error:
                     errors.append(error)
                 else:
-                    return found
+                    return architecture
         if known is not None or not any(isinstance(error, _TakesNoInput) for error in errors):
             raise errors[0]
         raise ModelError(

@@ -34,9 +34,9 @@ def main_output(outputs: Any) -> Tensor:
         named = [name for name in _NAMES if name in tensors] or list(tensors)
         if len(tensors) == 1 or (named[:1] and named[0] in _NAMES):
             return tensors[named[0]]
-        found = ", ".join(map(str, list(outputs)[:5])) or "nothing"
+        shown = ", ".join(map(str, list(outputs)[:5])) or "nothing"
         raise ModelError(
-            f"the model gives a mapping ({found}), and nothing says which of it is the prediction: wrap the model in a "
+            f"the model gives a mapping ({shown}), and nothing says which of it is the prediction: wrap the model in a "
             "module whose forward returns that tensor, or call it 'logits'"
         )
     if isinstance(outputs, tuple | list) and outputs:

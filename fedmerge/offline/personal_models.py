@@ -78,9 +78,9 @@ def personal_models(
         hand = AtHand.of(plain_modules(models), base)
         pipeline = build_pipeline(method, {main_part(method).name: options}, on_bad_update="raise")
         _check(pipeline, method)
-        given = MergeArguments.of(hand, weights, None, None, None, None, seed)
-        check_signs(given.weights, method, pipeline.aggregator)
-        result = _merged(hand, pipeline, given)
+        arguments = MergeArguments.of(hand, weights, None, None, None, None, seed)
+        check_signs(arguments.weights, method, pipeline.aggregator)
+        result = _merged(hand, pipeline, arguments)
         first, start, routing = hand.models[0], hand.base or {}, result.routing
         own = [part.of(result.state, start, hand.tied) for part in result.personal.values()]
         if routing is not None:
@@ -100,11 +100,11 @@ def _check(pipeline: Pipeline, method: str) -> None:
         )
 
 
-def _merged(hand: AtHand, pipeline: Pipeline, given: MergeArguments) -> MergeResult:
-    updates = [ClientUpdate(i, state, given.weights[i]) for i, state in enumerate(hand.states)]
+def _merged(hand: AtHand, pipeline: Pipeline, arguments: MergeArguments) -> MergeResult:
+    updates = [ClientUpdate(i, state, arguments.weights[i]) for i, state in enumerate(hand.states)]
     context = MergeContext(
         base=hand.base,
-        seed=given.seed,
+        seed=arguments.seed,
         model_fn=lambda: copy_of(hand.models[0]),
         frozen=hand.frozen,
         tied=hand.tied,

@@ -51,17 +51,17 @@ def row_labels(value: Any, states: Sequence[State], tied: Mapping[str, str]) -> 
         raise InvalidOption(
             f'rows must be labels by tensor, such as {{"embed.weight": [words_a, words_b]}}, got {shown(value)}'
         )
-    found: dict[str, list[tuple[Label, ...]]] = {}
+    by_tensor: dict[str, list[tuple[Label, ...]]] = {}
     for name, each in value.items():
         if name not in states[0]:
             raise UnknownName("tensor in rows", str(name), list(states[0]))
-        labels = [tuple(_listed(name, i, one)) for i, one in enumerate(one_each(f"rows[{name!r}]", each, len(states)))]
-        for i, (one, state) in enumerate(zip(labels, states, strict=True)):
-            _check_labels(f"rows[{name!r}][{i}]", one, state.get(name))
+        labels = [tuple(_listed(name, i, own)) for i, own in enumerate(one_each(f"rows[{name!r}]", each, len(states)))]
+        for i, (own, state) in enumerate(zip(labels, states, strict=True)):
+            _check_labels(f"rows[{name!r}][{i}]", own, state.get(name))
         first = tied.get(name, name)
-        if found.setdefault(first, labels) != labels:
+        if by_tensor.setdefault(first, labels) != labels:
             raise InvalidOption(f"rows: {name!r} and {first!r} are one tensor, and their labels differ")
-    return found
+    return by_tensor
 
 
 def _listed(name: str, model: int, labels: Any) -> list[Label]:
@@ -71,7 +71,7 @@ def _listed(name: str, model: int, labels: Any) -> list[Label]:
 
 
 def _check_labels(where: str, labels: Sequence[Any], tensor: Tensor | None) -> None:
-    strange = [one for one in labels if isinstance(one, bool) or not isinstance(one, str | int)]
+    strange = [label for label in labels if isinstance(label, bool) or not isinstance(label, str | int)]
     if strange:
         raise InvalidOption(f"{where}: labels are texts or whole numbers, got {shown(strange[0])}")
     if tensor is None or not tensor.ndim or not is_number(tensor):
@@ -79,7 +79,7 @@ def _check_labels(where: str, labels: Sequence[Any], tensor: Tensor | None) -> N
     if len(labels) != len(tensor):
         raise InvalidOption(f"{where} has {len(labels)} labels for {len(tensor)} rows: one each")
     if len(set(labels)) < len(labels):
-        twice = next(one for i, one in enumerate(labels) if one in labels[:i])
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
         raise InvalidOption(f"{where}: two rows are labelled {twice!r}: each label once")
 
 

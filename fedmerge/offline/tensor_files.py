@@ -47,7 +47,7 @@ class FileNames:
         for old in self.prefixes:
             if not any(name.startswith(old) for state in states for name in state):
                 raise UnknownName("beginning of names in the files:", old, {name for state in states for name in state})
-        found, names = [], set[str]()
+        models, names = [], set[str]()
         for file, state in zip(files, states, strict=True):
             fitting = {old: new for old, new in self.prefixes.items() if any(name.startswith(old) for name in state)}
             named = renamed(state, fitting, str(file))
@@ -55,8 +55,8 @@ class FileNames:
             before = dict(zip(named, state, strict=True))
             kept = {n: tensor for n, tensor in named.items() if not (self.ignores(n) or self.ignores(before[n]))}
             check_mergeable(str(file), kept)
-            found.append(kept)
-        return found, names
+            models.append(kept)
+        return models, names
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of this name counts for nothing."""
@@ -101,11 +101,11 @@ def pairs_of(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
     >>> pairs_of(["head.*=1,0"], "--pattern-weights", "head.*=1,0")
     {'head.*': '1,0'}
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for text in texts:
         before, equals, behind = text.rpartition("=")
         if not equals:
             raise ConfigError(f"{option} wants a pair such as {example}, got {text!r}")
-        if found.setdefault(before, behind) != behind:
-            raise ConfigError(f"{option} says two things of {before!r}: {found[before]!r} and {behind!r}")
-    return found
+        if names.setdefault(before, behind) != behind:
+            raise ConfigError(f"{option} says two things of {before!r}: {names[before]!r} and {behind!r}")
+    return names

@@ -74,7 +74,7 @@ def groups_of(
     by_weights: dict[tuple[float, ...], set[str]] = {}
     for name in known:
         by_weights.setdefault(weights_of.get(name, tuple(usual)), set()).add(name)
-    return [TensorGroup(frozenset(found), weights) for weights, found in by_weights.items()]
+    return [TensorGroup(frozenset(group_names), weights) for weights, group_names in by_weights.items()]
 
 
 def check_tensor_by_tensor(what: str, method: str, pipeline: Pipeline) -> None:
@@ -98,7 +98,7 @@ def check_tensor_by_tensor(what: str, method: str, pipeline: Pipeline) -> None:
         return
     made = {name: build("aggregator", name, {}) for name in entries("aggregator")}
     able = [
-        name for name, one in made.items() if one.separable != "never" and not one.refined_by and not one.local_rule
+        name for name, part in made.items() if part.separable != "never" and not part.refined_by and not part.local_rule
     ]
     raise InvalidOption(f"{what} goes with no method that {reason}, as {method} does: take one of {', '.join(able)}")
 

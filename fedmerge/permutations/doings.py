@@ -37,11 +37,11 @@ def doings(model: nn.Module, example: Any) -> str | None:
     repeated()
     try:
         with record:
-            found = model(*args, **kwargs)
+            outputs = model(*args, **kwargs)
     except Exception:  # of any kind: the export will tell what is wrong, or succeed where this does not
         return None
     shapes = [f"{name}:{tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
-    lines = [*shapes, *record.lines, record.told(tensors_of(found))]
+    lines = [*shapes, *record.lines, record.told(tensors_of(outputs))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -73,8 +73,8 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         named = [f"{name}={self.told(argument)}" for name, argument in kwargs.items()]
         self.lines.append(f"{func}({self.told(args)}, {named})")
-        found = func(*args, **kwargs)
-        for i, tensor in enumerate(tensors_of(found)):
+        result = func(*args, **kwargs)
+        for i, tensor in enumerate(tensors_of(result)):
             self._names[id(tensor)] = f"line {len(self.lines)}.{i}"
             self._kept.append(tensor)
-        return found
+        return result

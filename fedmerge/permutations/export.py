@@ -64,9 +64,9 @@ def exported(model: nn.Module, example: Any) -> Exported:
     ModelError
         ``torch.export`` cannot follow the model.
     """
-    given = arguments_of(model, example)
+    arguments = arguments_of(model, example)
     try:
-        program = torch.export.export(_Flat(model, *given), tuple(tensors_of(given)), strict=False)
+        program = torch.export.export(_Flat(model, *arguments), tuple(tensors_of(arguments)), strict=False)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be exported, so its symmetries cannot be derived ({error}): "

@@ -62,14 +62,14 @@ class Hierarchy:
                 wholes -= further
 
     def _ancestors(self, start: int) -> set[int]:
-        found: set[int] = set()
+        ancestors: set[int] = set()
         waiting = list(self.above.get(start, ()))
         while waiting:
             c = waiting.pop()
-            if c not in found:
-                found.add(c)
+            if c not in ancestors:
+                ancestors.add(c)
                 waiting += self.above.get(c, ())
-        return found
+        return ancestors
 
     def _hold_together(self, total: int) -> int:
         """Give what hangs together and has several topmost wholes one more; how many there are of these."""
@@ -100,17 +100,17 @@ class Hierarchy:
         """All that lies within something or holds something, wholes before their members."""
         waits = {c: len(self.above.get(c, ())) for c in (*self.above, *self.below)}
         ready = sorted(c for c, number in waits.items() if number == 0)
-        found = []
+        order = []
         while ready:
             c = ready.pop()
-            found.append(c)
+            order.append(c)
             for member in sorted(self.below.get(c, ())):
                 waits[member] -= 1
                 if waits[member] == 0:
                     ready.append(member)
-        for c in waits.keys() - set(found):
+        for c in waits.keys() - set(order):
             self.pinned.setdefault(c, "it lies within itself")
-        return found
+        return order
 
     def _color(self) -> None:
         """Wholes are told apart by their members."""
@@ -118,8 +118,8 @@ class Hierarchy:
         for c in reversed(self.order):
             color = int(self.color[c])
             for member in self.below.get(c, ()):
-                one = int(self.color[member]) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03 & mask
-                color += (one ^ one >> 29) * (one | 1)
+                mixed = int(self.color[member]) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03 & mask
+                color += (mixed ^ mixed >> 29) * (mixed | 1)
             self.color[c] = color & mask
 
     @cached_property
@@ -144,7 +144,7 @@ class Hierarchy:
                     inside.add(c)
                     waiting += self.below.get(c, ())
             rank = {whole: 0}
-            found: list[int] = []
+            layout: list[int] = []
             keys: list[tuple[int, tuple[tuple[int, int], ...]]] = []
             by_depth: dict[int, list[int]] = defaultdict(list)
             for c in inside:
@@ -155,10 +155,10 @@ class Hierarchy:
                     lies = tuple(sorted((0, rank[w]) if w in rank else (1, w) for w in self.above[c]))
                     level.append(((int(self.color[c]), lies), self._first[c], c))
                 for key, _, c in sorted(level):
-                    rank[c] = len(found) + 1
-                    found.append(c)
+                    rank[c] = len(layout) + 1
+                    layout.append(c)
                     keys.append(key)
-            self._layouts[whole] = found, tuple(keys)
+            self._layouts[whole] = layout, tuple(keys)
         return self._layouts[whole]
 
     def first(self, c: int) -> int:

@@ -107,9 +107,9 @@ class Labels:
     def copies(self, wholes: Vector, shape: tuple[int, ...]) -> Vector:
         """Labels of exact copies: a grid broadcast to a shape, every entry a neuron that lies in what it copies."""
         full = np.broadcast_to(wholes, shape)
-        found = np.where(full == 0, 0, self.fresh(full.size).reshape(shape))
-        self.lie_within(found[full != 0], full[full != 0])
-        return found
+        labels = np.where(full == 0, 0, self.fresh(full.size).reshape(shape))
+        self.lie_within(labels[full != 0], full[full != 0])
+        return labels
 
     def ordered(self, grid: Vector, axes: tuple[int, ...], reason: str) -> None:
         """Entries of a grid at different places along these axes are not to be exchanged; all else may be."""
@@ -166,8 +166,8 @@ class Labels:
         rows = np.concatenate([a for a, _ in pairs]) if pairs else np.zeros(0, dtype=int)
         columns = np.concatenate([b for _, b in pairs]) if pairs else np.zeros(0, dtype=int)
         graph = sparse.coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(self.count, self.count))
-        found: Any = connected_components(graph, directed=False)[1]
-        return np.asarray(found, dtype=np.int64)
+        components: Any = connected_components(graph, directed=False)[1]
+        return np.asarray(components, dtype=np.int64)
 
 
 def _same_wholes(within: Vector) -> tuple[Vector, Vector] | None:

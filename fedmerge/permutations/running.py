@@ -83,9 +83,9 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
 def _begins_with(more: Tensor, some: Tensor) -> bool:
     if some.ndim == 0 or len(more) == len(some) or more.shape[1:] != some.shape[1:]:
         return False
-    one, other = more[: len(some)], some
+    first, other = more[: len(some)], some
     if not (some.is_floating_point() or some.is_complex()):
-        return torch.equal(one, other)
+        return torch.equal(first, other)
     near = torch.finfo(some.dtype).eps ** 0.5
     size = float(other.abs().nan_to_num(0, 0, 0).max()) if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=near, atol=near * size, equal_nan=True)
+    return torch.allclose(first, other, rtol=near, atol=near * size, equal_nan=True)

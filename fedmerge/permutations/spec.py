@@ -183,12 +183,12 @@ class PermutationSpec:
 
         Columns of grouped convolutions come last, as they are re-ordered where their rows have gone.
         """
-        found: dict[tuple[str, int], tuple[tuple[int, Site], ...]] = {}
+        sites: dict[tuple[str, int], tuple[tuple[int, Site], ...]] = {}
         for i, group in enumerate(self.groups):
             for site in group.sites:
                 key = (site.parameter, site.axis)
-                found[key] = (*found.get(key, ()), (i, site))
-        return dict(sorted(found.items(), key=lambda item: item[1][0][1].groups > 1))
+                sites[key] = (*sites.get(key, ()), (i, site))
+        return dict(sorted(sites.items(), key=lambda item: item[1][0][1].groups > 1))
 
     def gather(self, key: tuple[str, int], perms: Sequence[Tensor]) -> Tensor:
         """Which old position comes to each position of an axis."""

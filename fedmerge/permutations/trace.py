@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import ModelError
 from fedmerge.inputs import changed
+from fedmerge.models.tangent import is_linearised
 from fedmerge.permutations.buffer_axes import moving_buffers
 from fedmerge.permutations.doings import doings
 from fedmerge.permutations.export import Exported, exported
@@ -50,7 +52,7 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
     Raises
     ------
     ModelError
-        The model cannot be exported, or the groups found turn out not to be symmetries.
+        The model is linearised or cannot be exported, or the groups found turn out not to be symmetries.
 
     Examples
     --------
@@ -58,6 +60,11 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
     >>> [(group.name, group.size) for group in trace(model, torch.zeros(2, 4)).groups]
     [('0.weight', 8)]
     """
+    if is_linearised(model):
+        raise ModelError(
+            "the neurons of a linearised model cannot be re-ordered, for those of the fixed point that it is expanded "
+            "around stay as they are: take a method that does not match neurons, such as fedavg"
+        )
     with undisturbed():
         own = copied(model)
         device = next((tensor.device for tensor in own.state_dict().values()), torch.device("cpu"))
@@ -76,11 +83,11 @@ def trace(model: nn.Module, example: Any) -> PermutationSpec:
 
 
 def _derived(model: nn.Module, example: Any) -> PermutationSpec:
-    found = exported(model, example)
+    program = exported(model, example)
     labels = Labels()
     unknown: list[str] = []
-    movable = set(found.parameters.values()) | (moving_buffers(model) & set(found.buffers.values()))
-    for result in _walked(found, movable, labels, unknown):
+    movable = set(program.parameters.values()) | (moving_buffers(model) & set(program.buffers.values()))
+    for result in _walked(program, movable, labels, unknown):
         pin_all(labels, list(tensors_in(result)), "it is an output of the model")
     classes = labels.classes()
     state = model.state_dict()
@@ -88,18 +95,18 @@ def _derived(model: nn.Module, example: Any) -> PermutationSpec:
         groups_of(labels, classes),
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         pinned=pinned_axes(labels, classes),
-        aliases=found.aliases,
+        aliases=program.aliases,
         unknown=tuple(dict.fromkeys(unknown)),
     )
 
 
-def _walked(found: Exported, movable: set[str], labels: Labels, unknown: list[str]) -> Iterator[Any]:
+def _walked(program: Exported, movable: set[str], labels: Labels, unknown: list[str]) -> Iterator[Any]:
     """Apply the rules from node to node; the values of the outputs."""
     values: dict[Any, Any] = {}
-    for node in found.graph.nodes:
+    for node in program.graph.nodes:
         if node.op == "placeholder":
             meta = node.meta.get("val")
-            known = found.parameters.get(node.name) or found.buffers.get(node.name)
+            known = program.parameters.get(node.name) or program.buffers.get(node.name)
             values[node] = Value(tuple(meta.shape) if isinstance(meta, Tensor) else (), name=known)
         elif node.op == "output":
             yield from (values[n] for n in node.all_input_nodes)
@@ -112,8 +119,8 @@ def _walked(found: Exported, movable: set[str], labels: Labels, unknown: list[st
 def _called(node: Any, values: Mapping[Any, Any], labels: Labels, parameters: set[str], unknown: list[str]) -> Outcome:
     if node.target.__name__ == "getitem":
         source, index = node.args
-        found = values[source]
-        return found[index] if isinstance(found, tuple) else constant(_shapes(node)[0])
+        value = values[source]
+        return value[index] if isinstance(value, tuple) else constant(_shapes(node)[0])
     meta = node.meta.get("val")
     shapes, single = _shapes(node), not isinstance(meta, list | tuple)
 
@@ -129,8 +136,8 @@ def _called(node: Any, values: Mapping[Any, Any], labels: Labels, parameters: se
         return _unruled(node.target.__name__, [known(n) for n in node.all_input_nodes], shapes, single, labels, unknown)
     if not schema.returns and not schema.is_mutable:
         return constant(())  # a check, such as that of a dtype where a cast stood: it computes nothing
-    given = dict(zip([a.name for a in schema.arguments], node.args, strict=False)) | dict(node.kwargs)
-    arguments = {a.name: known(given.get(a.name, a.default_value)) for a in schema.arguments}
+    bound = dict(zip([a.name for a in schema.arguments], node.args, strict=False)) | dict(node.kwargs)
+    arguments = {a.name: known(bound.get(a.name, a.default_value)) for a in schema.arguments}
     operator = schema.name.partition("::")[2]
     call = Call(labels, operator, node.target, arguments, shapes, single)
     rule = RULES.get(operator)

@@ -36,8 +36,8 @@ class Trial:
 
     def outputs(self, state: State) -> list[Tensor]:
         """Outputs on the CPU, in float64: those that are floats, or else all; empty ones are left out."""
-        found = self._run(_cloned(state))
-        tensors = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_of(found) if t.numel()]
+        outputs = self._run(_cloned(state))
+        tensors = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_of(outputs) if t.numel()]
         floats = [t for t in tensors if t.is_floating_point()]
         return [t.double() for t in floats or tensors]
 
@@ -78,26 +78,26 @@ def trial(model: nn.Module, example: Any, aliases: Mapping[str, str], generator:
         drawn[alias], own[alias] = drawn[name], own[name]
     reason: Exception | str = "its outputs are not numbers"
     for dtype in _precisions(own):
-        for state, given in ((drawn, drawn_example), (drawn, example), (own, example)):
+        for state, inputs in ((drawn, drawn_example), (drawn, example), (own, example)):
             module = copied(model).cpu()
             if dtype is not None:
                 module = module.double() if dtype == torch.float64 else module.float()
             kinds = module.state_dict()
             cast = {id(tensor): tensor.to(kinds[name].dtype) for name, tensor in state.items()}
-            found = Trial(
+            tried = Trial(
                 module,
                 {name: cast[id(tensor)] for name, tensor in state.items()},
-                changed(given, partial(_cast, dtype)),
+                changed(inputs, partial(_cast, dtype)),
             )
             try:
                 if state is drawn:
-                    found = found.calibrated(generator)
-                outputs = found.outputs(found.state)
+                    tried = tried.calibrated(generator)
+                outputs = tried.outputs(tried.state)
             except Exception as error:  # of any kind: another precision, or its own values, may please the model
                 reason = error
                 continue
             if not any(bool(output.isnan().any()) for output in outputs):
-                return found
+                return tried
     raise ModelError(
         f"{type(model).__name__} cannot be run on the example, so nothing can be proved of it ({reason}): pass one "
         "that it takes in eval mode"
@@ -142,18 +142,18 @@ class _Calibrating(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _BATCH_NORMS:
-            given = {**dict(zip(_BATCH_NORMS[func], args, strict=False)), **kwargs}
-            if given.get("running_var") is not None and not given.get("training", False):
-                self._write(given["input"], given["running_mean"], given["running_var"])
+            arguments = {**dict(zip(_BATCH_NORMS[func], args, strict=False)), **kwargs}
+            if arguments.get("running_var") is not None and not arguments.get("training", False):
+                self._write(arguments["input"], arguments["running_mean"], arguments["running_var"])
         return func(*args, **kwargs)
 
     def _write(self, x: Tensor, mean: Tensor, variance: Tensor) -> None:
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        found, own = x.var(axes, unbiased=False), x.mean(axes)
-        found = found.where(found > 0, torch.ones_like(found))
-        shift, factor = torch.rand(2, len(found), generator=self._generator, dtype=torch.float64).to(found.dtype)
-        mean.copy_(own + 0.3 * (shift - 0.5) * found.sqrt())
-        variance.copy_(found * (0.5 + factor))
+        kept, own = x.var(axes, unbiased=False), x.mean(axes)
+        kept = kept.where(kept > 0, torch.ones_like(kept))
+        shift, factor = torch.rand(2, len(kept), generator=self._generator, dtype=torch.float64).to(kept.dtype)
+        mean.copy_(own + 0.3 * (shift - 0.5) * kept.sqrt())
+        variance.copy_(kept * (0.5 + factor))
 
 
 def _cast(dtype: torch.dtype | None, tensor: Tensor) -> Tensor:

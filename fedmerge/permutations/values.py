@@ -51,8 +51,8 @@ def constant(shape: Sequence[int]) -> Value:
 def settle(labels: Labels, shape: Sequence[int], factors: Sequence[Vector]) -> Value:
     """A value with grids brought to normal form: axes along which nothing changes have size 1."""
     kept = []
-    for found in factors:
-        grid = found
+    for factor in factors:
+        grid = factor
         for axis in range(grid.ndim):
             head = grid.take([0], axis)
             if grid.shape[axis] > 1 and (grid == head).all():
@@ -79,16 +79,16 @@ def take_vector(
     moves with all that it has along the others.
     """
     axis %= len(value.shape)
-    found = factor_at(value, axis)
-    others = [grid for grid in value.factors if grid is not found]
-    if found is not None and found.size == found.shape[axis]:
-        return found.ravel(), others
-    if found is not None and whole:
-        rows = np.moveaxis(found, axis, 0).reshape(value.shape[axis], -1)
+    factor = factor_at(value, axis)
+    others = [grid for grid in value.factors if grid is not factor]
+    if factor is not None and factor.size == factor.shape[axis]:
+        return factor.ravel(), others
+    if factor is not None and whole:
+        rows = np.moveaxis(factor, axis, 0).reshape(value.shape[axis], -1)
         labels.tie(rows, rows[:, :1])
         return rows[:, 0], others
-    if found is not None:
-        labels.pin(found, reason)
+    if factor is not None:
+        labels.pin(factor, reason)
     return np.zeros(value.shape[axis], dtype=np.int64), others
 
 

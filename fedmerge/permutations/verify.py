@@ -14,7 +14,7 @@ from fedmerge.permutations.trial import Trial, trial
 from fedmerge.seeding import torch_generator
 from fedmerge.state import State
 
-__all__ = ["verify"]
+__all__ = ["Comparison", "verify"]
 
 _TRIALS = 3
 _ROUNDING = 64.0  # times the outputs move as much where neurons are re-ordered as where weights are off by an ulp
@@ -61,15 +61,15 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
     """
     generator = torch_generator(seed, "verify")
     with undisturbed():
-        comparison = _Comparison(trial(model, example, spec.aliases, generator), generator)
+        comparison = Comparison(trial(model, example, spec.aliases, generator), generator)
 
         def error(perms: list[Tensor]) -> float:
             return comparison.error(spec.apply(comparison.trial.state, perms), tolerance)
 
         # More than once, as one order of a few neurons may be right by chance where others are not.
-        found = max(error([_moving(group.size, generator) for group in spec.groups]) for _ in range(_TRIALS))
-        if found <= tolerance:
-            return found
+        worst = max(error([_moving(group.size, generator) for group in spec.groups]) for _ in range(_TRIALS))
+        if worst <= tolerance:
+            return worst
         culprits = []
         for i, group in enumerate(spec.groups):
             alone = [[*spec.identity()] for _ in range(_TRIALS)]
@@ -78,20 +78,20 @@ def verify(spec: PermutationSpec, model: nn.Module, example: Any, *, tolerance: 
             if any(error(perms) > tolerance for perms in alone):
                 culprits.append(f"{group.name!r} ({', '.join(f'{s.parameter} axis {s.axis}' for s in group.sites)})")
     raise ModelError(
-        f"re-ordering neurons changes the outputs of {type(model).__name__} by {found:.1g} of their size: "
+        f"re-ordering neurons changes the outputs of {type(model).__name__} by {worst:.1g} of their size: "
         f"wrong are {'; '.join(culprits) or 'only several groups together'}. Remove them from the spec"
     )
 
 
-class _Comparison:
+class Comparison:
     """Outputs against those of a trial's state."""
 
-    def __init__(self, found: Trial, generator: torch.Generator) -> None:
-        self.trial, self._generator = found, generator
-        self._wanted = found.outputs(found.state)
+    def __init__(self, tried: Trial, generator: torch.Generator) -> None:
+        self.trial, self._generator = tried, generator
+        self._wanted = tried.outputs(tried.state)
         if not self._wanted:
             raise ModelError(
-                f"the outputs of {type(found.module).__name__} hold no tensor: there is nothing to compare"
+                f"the outputs of {type(tried.module).__name__} hold no tensor: there is nothing to compare"
             )
         self._scales = [_spread(output) or 1.0 for output in self._wanted]
         self._rounding: list[float] | None = None
@@ -99,9 +99,9 @@ class _Comparison:
     def error(self, state: State, tolerance: float) -> float:
         """Largest relative difference; beyond what rounding makes, where it is above the tolerance."""
         apart = self._apart(state)
-        found = max(d / s for d, s in zip(apart, self._scales, strict=True))
-        if found <= tolerance:
-            return found
+        worst = max(d / s for d, s in zip(apart, self._scales, strict=True))
+        if worst <= tolerance:
+            return worst
         if self._rounding is None:
             eps = max((torch.finfo(t.dtype).eps for t in state.values() if t.is_floating_point()), default=0.0)
             often = min(_ROUNDING, eps**-0.5)  # more of a coarse type would be all there is
@@ -137,9 +137,9 @@ def _spread(output: Tensor) -> float:
     return float(deviation.abs().max()) or float(output.abs().max())
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
+def _difference(first: Tensor, other: Tensor) -> float:
     """Largest difference of entries; infinities that are equal do not differ."""
-    if one.shape != other.shape:
+    if first.shape != other.shape:
         return float("inf")
-    apart = torch.where(one == other, 0.0, (one - other).abs())
+    apart = torch.where(first == other, 0.0, (first - other).abs())
     return float(apart.nan_to_num(nan=float("inf"), posinf=float("inf")).max())

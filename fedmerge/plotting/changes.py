@@ -96,17 +96,17 @@ def plot_similarity(before: Similarity, after: Similarity, out: Path, *, pair: t
     file = picture_path(out, "similarity.png")
     if before.groups != after.groups:
         raise InvalidOption(f"before and after are about different groups: {before.groups} and {after.groups}")
-    if not all(0 <= number < len(found.cka[0]) for number in pair for found in (before, after)):
+    if not all(0 <= number < len(similarity.cka[0]) for number in pair for similarity in (before, after)):
         raise InvalidOption(f"pair must name two of the models by number from 0, got {pair}")
-    one, other = pair
+    first, other = pair
     with blank(7.0, 1.2 + ROW * len(before.groups)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
-        draw_changes(left, before.groups, before.cka[:, one, other], after.cka[:, one, other], "linear CKA")
+        draw_changes(left, before.groups, before.cka[:, first, other], after.cka[:, first, other], "linear CKA")
         draw_changes(
             right,
             before.groups,
-            before.correlation[:, one, other],
-            after.correlation[:, one, other],
+            before.correlation[:, first, other],
+            after.correlation[:, first, other],
             "correlation, neuron by neuron",
             legend=False,
         )

@@ -94,8 +94,8 @@ def place(ends: Sequence[float], heights: Sequence[float]) -> list[float]:
     # Equal ends keep the order of importance, from the top down.
     order = sorted(range(len(ends)), key=lambda i: (ends[i], -i))
     middles = spread([ends[i] for i in order], [heights[i] for i in order])
-    found = dict(zip(order, middles, strict=True))
-    return [found[i] for i in range(len(ends))]
+    places = dict(zip(order, middles, strict=True))
+    return [places[i] for i in range(len(ends))]
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

@@ -42,15 +42,15 @@ def outcomes(folders: Sequence[Path]) -> list[Outcome]:
     RecordError
         As `read_runs`, for each folder; a run has no attack in its configuration.
     """
-    found = []
+    results = []
     for folder in folders:
         for run in read_runs([folder]):
             attack, share = _attack(run)
             for measure in MEASURES:
                 value = run.rows[-1].get(measure)
                 if value is not None:
-                    found.append(Outcome(attack, measure, run.method, share, 100 * value))
-    return found
+                    results.append(Outcome(attack, measure, run.method, share, 100 * value))
+    return results
 
 
 def plot_hostile(folders: Sequence[Path], out: Path) -> Path:

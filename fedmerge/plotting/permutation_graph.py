@@ -99,6 +99,6 @@ def cells(perm: NDArray[np.int64]) -> NDArray[np.float64]:
            [1., 0.]])
     """
     side = min(len(perm), CELLS)
-    found = np.zeros((side, side))
-    np.add.at(found, (np.arange(len(perm)) * side // len(perm), perm * side // len(perm)), 1)
-    return found
+    grid = np.zeros((side, side))
+    np.add.at(grid, (np.arange(len(perm)) * side // len(perm), perm * side // len(perm)), 1)
+    return grid

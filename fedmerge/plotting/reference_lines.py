@@ -16,9 +16,9 @@ def references(runs: Sequence[Run]) -> dict[str, list[float]]:
     All methods of a seed start from the same model, so their clients' models of the first round, which
     references speak of, are the same: the first method's record counts.
     """
-    found: dict[str, dict[int, float]] = {}
+    by_name: dict[str, dict[int, float]] = {}
     for run in runs:
         for row in run.rows:
             for name, accuracy in (row.get("references") or {}).items():
-                found.setdefault(one_line(name, 40), {}).setdefault(run.seed, float(accuracy))
-    return {name: list(by_seed.values()) for name, by_seed in found.items()}
+                by_name.setdefault(one_line(name, 40), {}).setdefault(run.seed, float(accuracy))
+    return {name: list(by_seed.values()) for name, by_seed in by_name.items()}

@@ -74,10 +74,10 @@ def read_runs(folders: Sequence[Path], labels: Sequence[str] | None = None) -> l
         raise InvalidOption(f"{len(labels)} labels for {len(folders)} folders: give one each, in their order.")
     runs: dict[tuple[str, int], Run] = {}
     for i, folder in enumerate(folders):
-        found = [_read_run(path) for path in _run_folders(Path(folder))]
+        recorded = [_read_run(path) for path in _run_folders(Path(folder))]
         if labels is not None:
-            found = [replace(run, method=f"{run.method} ({one_line(labels[i], LONGEST_NAME)})") for run in found]
-        for run in sorted(found, key=lambda run: (run.method, run.seed)):
+            recorded = [replace(run, method=f"{run.method} ({one_line(labels[i], LONGEST_NAME)})") for run in recorded]
+        for run in sorted(recorded, key=lambda run: (run.method, run.seed)):
             first = runs.setdefault((run.method, run.seed), run)
             if first.folder.resolve() != run.folder.resolve():
                 raise RecordError(
@@ -187,9 +187,9 @@ def _check(row: Mapping[str, Any], where: str) -> None:
         raise RecordError(f"{where}: lacks {', '.join(missing)}. Was it written by another version? Run it again.")
     bad = [key for key in (*KEYS, STEPS) if key in row and not _valid(key, row[key])]
     if bad:
-        found = ", ".join(f"{key} = {shown(row[key])}" for key in bad)
+        values = ", ".join(f"{key} = {shown(row[key])}" for key in bad)
         raise RecordError(
-            f"{where}: {found}. Counts and seconds are numbers from 0, accuracies lie in [0, 1]. Run it again."
+            f"{where}: {values}. Counts and seconds are numbers from 0, accuracies lie in [0, 1]. Run it again."
         )
 
 

@@ -61,13 +61,13 @@ def styles(methods: Iterable[Name]) -> dict[Name, Style]:
     >>> looks["fednova"].dashes == looks["fednova(server_momentum=0.5)"].dashes
     False
     """
-    found: dict[Name, Style] = {}
+    chosen: dict[Name, Style] = {}
     taken: dict[int, int] = {}
     for method in sorted(set(methods), key=str):
         index = _colour(str(method))
-        found[method] = _style(index, taken.get(index, 0))
+        chosen[method] = _style(index, taken.get(index, 0))
         taken[index] = taken.get(index, 0) + 1
-    return found
+    return chosen
 
 
 def _colour(method: str) -> int:

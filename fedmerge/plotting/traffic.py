@@ -135,8 +135,8 @@ def _marks(axes: Axes, drawn: Sequence[Curve], sent: Mapping[str, Floats], ends:
     axes.set_xlim(left=0)
 
 
-def _lines(axes: Axes, found: Mapping[str, Sequence[float]], unit: int) -> None:
-    for name, accuracies in found.items():
+def _lines(axes: Axes, columns: Mapping[str, Sequence[float]], unit: int) -> None:
+    for name, accuracies in columns.items():
         height = unit * fmean(accuracies)  # or losses
         axes.axhline(height, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
         axes.annotate(

@@ -54,14 +54,14 @@ def epsilon(noise_multiplier: float, answers: int, delta: float) -> float:
         spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise_multiplier, steps=int(answers), orders=orders)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an order at the end of the list is best: still a bound
-            found, order = rdp.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
-        return float(found), float(order)
+            best_epsilon, order = rdp.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
+        return float(best_epsilon), float(order)
 
-    found, order = best(usual)
+    best_epsilon, order = best(usual)
     if order in (min(usual), max(usual)):
-        found = min(found, best(_FURTHER)[0])
+        best_epsilon = min(best_epsilon, best(_FURTHER)[0])
     # An epsilon below 0 keeps 0 as well.
-    return max(0.0, found)
+    return max(0.0, best_epsilon)
 
 
 def _check_positive(noise_multiplier: float) -> None:

@@ -129,16 +129,16 @@ def _sent(
 ) -> Iterator[tuple[int, Masked]]:
     """What arrives at the server, of clients whose answers can be part of one sum; each counts once."""
     arrived: dict[int, Masked] = {}
-    for client, given in answers:
+    for client, client_answers in answers:
         if client not in clients or client in arrived:
             log.warning("client %d: an answer that nobody waits for is not opened", client)
             continue
         try:
-            arrived[client] = mask(questions, given, client, clients, secret, occasion)
+            arrived[client] = mask(questions, client_answers, client, clients, secret, occasion)
         except InvalidOption as error:
             log.warning("client %d: its answer is left out: %s", client, error)
-    usual = Counter(one.layout for one in arrived.values()).most_common(1)
-    return ((client, one) for client, one in arrived.items() if one.layout == usual[0][0])
+    usual = Counter(sent_sums.layout for sent_sums in arrived.values()).most_common(1)
+    return ((client, sent_sums) for client, sent_sums in arrived.items() if sent_sums.layout == usual[0][0])
 
 
 def least_clients(noises: Iterable[NoisySums | None]) -> int:
@@ -234,9 +234,11 @@ def unmask(sent: Sequence[Masked], questions: Sequence[Question]) -> list[Answer
     FedMergeError
         They are not of one occasion, as where one is late: what has other masks is not opened.
     """
-    if len({one.occasion for one in sent}) != 1:
-        raise FedMergeError(f"masked answers of {len({one.occasion for one in sent})} occasions do not add up")
-    total = np.sum([one.values for one in sent], axis=0, dtype=np.uint64)
+    if len({sent_sums.occasion for sent_sums in sent}) != 1:
+        raise FedMergeError(
+            f"masked answers of {len({sent_sums.occasion for sent_sums in sent})} occasions do not add up"
+        )
+    total = np.sum([sent_sums.values for sent_sums in sent], axis=0, dtype=np.uint64)
     sums = torch.from_numpy(total.view(np.int64) / 2.0**BITS)
     answers, at = [], 0
     for question, entries in zip(questions, sent[0].layout, strict=True):

@@ -98,10 +98,10 @@ def _packed(checkpoint: Checkpoint) -> bytes:
 def _digest_place(content: bytes) -> tuple[int, str]:
     """Where in a file its digest stands, and what it is; it was computed with zeros in that place."""
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    found = _DIGEST.search(header)
-    if found is None:
+    match = _DIGEST.search(header)
+    if match is None:
         raise ValueError("it carries no digest")
-    return 8 + found.start(1), found.group(1).decode()
+    return 8 + match.start(1), match.group(1).decode()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -114,9 +114,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         content = path.read_bytes()
-        start, told = _digest_place(content)
-        blank = content[:start] + _NO_DIGEST.encode() + content[start + len(told) :]
-        if hashlib.sha256(blank).hexdigest() != told:
+        start, written_digest = _digest_place(content)
+        blank = content[:start] + _NO_DIGEST.encode() + content[start + len(written_digest) :]
+        if hashlib.sha256(blank).hexdigest() != written_digest:
             raise ValueError("its digest does not match what is in it: it was truncated or edited")
         tensors, metadata = load(content), _metadata(content)
         order, facts = json.loads(metadata["order"]), json.loads(metadata["facts"])
@@ -155,12 +155,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    found = []
+    numbered = []
     for file in folder.glob("round-*.safetensors"):
         number = file.stem.removeprefix("round-")
         if number.isdecimal():
-            found.append((int(number), file))
-    return sorted(found)
+            numbered.append((int(number), file))
+    return sorted(numbered)
 
 
 def newest_checkpoint(

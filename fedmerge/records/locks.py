@@ -59,9 +59,9 @@ class Holder:
     def of(cls, text: bytes) -> Self | None:
         """Whom the text of a lock names, if it names anybody."""
         try:
-            told = json.loads(text)
-            texts = (one_line(str(told[name])) for name in ("host", "machine", "started", "since", "command"))
-            return cls(int(told["pid"]) % 2**31, *texts)
+            facts = json.loads(text)
+            texts = (one_line(str(facts[name])) for name in ("host", "machine", "started", "since", "command"))
+            return cls(int(facts["pid"]) % 2**31, *texts)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             return None
 
@@ -77,8 +77,8 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether the process still runs on this machine: the same one, not another with its number."""
-        found = start_of(self.pid)
-        return found is not None and self.machine == machine() and (not self.started or found in ("", self.started))
+        began = start_of(self.pid)
+        return began is not None and self.machine == machine() and (not self.started or began in ("", self.started))
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} ({self.command}, since {self.since})"
@@ -130,7 +130,7 @@ def held(path: Path, what: str | Path) -> Iterator[None]:
 
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder, and say which ones were made, the innermost first."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 

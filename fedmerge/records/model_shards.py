@@ -33,8 +33,8 @@ def byte_size(text: str, option: str) -> int:
     >>> byte_size("1.5 MB", "--max-shard-size")
     1500000
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    size = 0 if match is None else int(float(match[1]) * _UNITS.get(match[2].upper(), 0))
     if size < 1:
         raise ConfigError(f"{option} wants a size such as 5GB, 500MB or 512MiB, got {text!r}")
     return size

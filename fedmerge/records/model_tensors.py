@@ -71,7 +71,7 @@ def read_tensors(file: Path, kind: type[FedMergeError]) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     shard_of = _index(index)["weight_map"]
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for shard in dict.fromkeys(shard_of.values()):
         held = read_tensors(index.parent / shard, ModelError)
         promised = [name for name, home in shard_of.items() if home == shard]
@@ -80,8 +80,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise ModelError(
                 f"{index.parent / shard} lacks {lacking[0]!r}, which {index.name} says is in it: fetch both files anew"
             )
-        found |= {name: held[name] for name in promised}
-    return found
+        tensors |= {name: held[name] for name in promised}
+    return tensors
 
 
 def _index(file: Path) -> dict[str, Any]:
@@ -116,8 +116,8 @@ def read_metadata(file: Path) -> dict[str, str]:
         The file cannot be read.
     """
     if file.suffix == INDEX:
-        told = _index(file).get("metadata")
-        return {key: text for key, text in told.items() if isinstance(text, str)} if isinstance(told, dict) else {}
+        facts = _index(file).get("metadata")
+        return {key: text for key, text in facts.items() if isinstance(text, str)} if isinstance(facts, dict) else {}
     try:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
@@ -148,14 +148,14 @@ def digest(file: Path) -> str:
     for part in files:
         try:
             with part.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256")
+                hashed = hashlib.file_digest(opened, "sha256")
         except FileNotFoundError as error:
             raise ModelError(f"there is no file {part}") from error
         except OSError as error:
             raise ModelError(f"cannot read {part}: {error.strerror or error}") from error
         if len(files) == 1:
-            return found.hexdigest()
-        whole.update(found.digest())
+            return hashed.hexdigest()
+        whole.update(hashed.digest())
     return whole.hexdigest()
 
 
@@ -187,11 +187,11 @@ def renamed(state: State, prefixes: Mapping[str, str], where: str) -> dict[str, 
     for old in prefixes:
         if not any(name.startswith(old) for name in state):
             raise UnknownName(f"beginning of names in {where}:", old, list(state))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         fitting = sorted((old for old in prefixes if name.startswith(old)), key=len)
         new = prefixes[fitting[-1]] + name.removeprefix(fitting[-1]) if fitting else name
-        if new in found:
+        if new in tensors:
             raise InvalidOption(f"{where}: with prefix = {dict(prefixes)} two tensors are named {new!r}: change fewer")
-        found[new] = tensor
-    return found
+        tensors[new] = tensor
+    return tensors

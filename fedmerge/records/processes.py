@@ -2,93 +2,69 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 __all__ = ["children_of", "end_processes", "ended_children", "machine", "start_of"]
 
-_PROCESSES = Path("/proc")
-_ENDED = "ZX"
-"""States of a process that has ended, and whose parent has not asked yet how."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def machine() -> str:
     """What tells this machine, since it was started, from all others; empty where the system does not say."""
+    # psutil knows when the machine was started, which two machines may share, and which moves with the clock.
     with suppress(OSError):
-        return (_PROCESSES / "sys/kernel/random/boot_id").read_text().strip()
+        return _BOOT.read_text().strip()
     return ""
 
 
 def start_of(pid: int) -> str | None:
-    """When a process began, in the system's own count: None where it is gone, empty where nobody tells.
+    """When a process began, in seconds since the machine was started: None where it is gone, empty where nobody tells.
 
     Examples
     --------
+    >>> import os
     >>> start_of(os.getpid()) is None
     False
     """
-    if not 0 < pid < 2**31:
-        return None
-    if (_PROCESSES / "self/stat").exists():
-        facts = _facts(pid)
-        return None if facts is None or facts[0] in _ENDED else facts[19]
-    if os.name == "nt":  # there, the signal 0 is Ctrl-C
-        return ""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        # Both are told by the clock: their difference stays when somebody sets it.
+        return f"{process.create_time() - psutil.boot_time():.2f}" if _lives(process) else None
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # no process can have that number
         return None
-    except PermissionError:  # another person's
+    except psutil.AccessDenied:  # another person's
         return ""
-    return ""
 
 
-def _facts(pid: int) -> list[str] | None:
-    """State, parent and so on; the name of the program, which stands before them, may hold anything."""
-    try:
-        return (_PROCESSES / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
-    except OSError:
-        return None
+def children_of(pid: int) -> set[psutil.Process]:
+    """Processes that one has started, and theirs, as far as they run: each knows when it began."""
+    return {child for child in psutil.Process(pid).children(recursive=True) if _lives(child)}
 
 
-def children_of(pid: int) -> dict[int, str]:
-    """Processes that one has started, and theirs, with when they began."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    if _PROCESSES.exists():
-        for entry in _PROCESSES.iterdir():
-            facts = _facts(int(entry.name)) if entry.name.isdecimal() else None
-            if facts is not None and facts[0] not in _ENDED:
-                parents.setdefault(int(facts[1]), []).append((int(entry.name), facts[19]))
-    found: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        for child, began in parents.get(waiting.pop(), []):
-            if child not in found:
-                found[child] = began
-                waiting.append(child)
-    return found
+def ended_children(pid: int) -> set[psutil.Process]:
+    """Processes that one has started, which have ended, and of which it has not asked yet how."""
+    return {child for child in psutil.Process(pid).children() if not _lives(child)}
 
 
-def ended_children(pid: int) -> set[tuple[int, str]]:
-    """Processes that one has started, which have ended, and of which it has not asked yet how: number and beginning."""
-    if not _PROCESSES.exists():
-        return set()
-    entries = [entry.name for entry in _PROCESSES.iterdir() if entry.name.isdecimal()]
-    found = ((int(name), _facts(int(name))) for name in entries)
-    return {(one, facts[19]) for one, facts in found if facts and facts[0] in _ENDED and int(facts[1]) == pid}
-
-
-def end_processes(processes: Iterable[tuple[int, str]], patience: float = 2.0) -> None:
-    """Kill processes, each the one that began at that time, and wait until they are gone."""
-    left = dict(processes)
-    for pid, began in left.items():
-        if start_of(pid) == began:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+def end_processes(processes: Collection[psutil.Process], patience: float = 2.0) -> None:
+    """Kill processes, but none that has got the number of one of them since, and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+    # Not psutil.wait_procs: it would learn how they ended, which whoever started them then cannot.
     until = time.monotonic() + patience
-    while any(start_of(pid) == began for pid, began in left.items()) and time.monotonic() < until:
+    while any(_lives(process) for process in processes) and time.monotonic() < until:
         time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended is listed until its parent asks how."""
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False

@@ -71,15 +71,15 @@ def comparable(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys in which two configurations would give different results."""
-    a, b = comparable(one), comparable(other)
+    a, b = comparable(first), comparable(other)
     return sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
 
 
-def differing_federation(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_federation(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys that keep two runs from being compared: everything but method, options, seed and rounds."""
-    return [key for key in differing(one, other) if key.partition(".")[0] not in _RUN]
+    return [key for key in differing(first, other) if key.partition(".")[0] not in _RUN]
 
 
 def continuing(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -148,12 +148,12 @@ class RunRecord:
         checkpoint = newest_checkpoint(record.partial / "checkpoint", record._rows_fault)
         if checkpoint is None:
             return cls(folder, config, keep_checkpoints=keep_checkpoints), None
-        told = checkpoint.facts.get("config")
-        if not isinstance(told, dict):
+        begun = checkpoint.facts.get("config")
+        if not isinstance(begun, dict):
             raise RecordError(
                 f"{record.partial} has a checkpoint that is not of a run: delete the folder to start again"
             )
-        other = continuing(told, config)
+        other = continuing(begun, config)
         if other:
             raise RecordError(
                 f"{record.partial} was saved under another configuration (it differs in {', '.join(other)}): "

@@ -14,6 +14,7 @@ from fedmerge.refine.recalibrate import Recalibrate
 from fedmerge.refine.refinement import Proposal, Refinement, Step
 from fedmerge.refine.ridge_head import RidgeHead
 from fedmerge.refine.sequential_refit import SequentialRefit
+from fedmerge.refine.surgery import Surgery
 
 __all__ = [
     "AnalyticHead",
@@ -29,6 +30,7 @@ __all__ = [
     "RidgeHead",
     "SequentialRefit",
     "Step",
+    "Surgery",
     "Trust",
     "epsilon",
     "refine",

@@ -65,11 +65,11 @@ class AnalyticStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The regression instead of the head, unjudged."""
-        found = sums["head_sums"]
-        if not found:
+        head_sums = sums["head_sums"]
+        if not head_sums:
             raise InvalidOption("the output layer is frozen (requires_grad=False): there is no head to fit")
-        weight = next(iter(found)).rpartition(".")[0]
-        matrix = head_of(state, found, found[f"{weight}.S"])
-        head = self.scale * ridge_weights(found[f"{weight}.S"], found[f"{weight}.C"], self.ridge)
+        weight = next(iter(head_sums)).rpartition(".")[0]
+        matrix = head_of(state, head_sums, head_sums[f"{weight}.S"])
+        head = self.scale * ridge_weights(head_sums[f"{weight}.S"], head_sums[f"{weight}.C"], self.ridge)
         step = {name: tensor - state[name].double() for name, tensor in matrix.scatter(head[None]).items()}
         return Proposal((step,), ((1.0,),), 0), {}

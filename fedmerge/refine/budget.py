@@ -84,7 +84,7 @@ class Budget:
 
         The bytes of `refused` clients cost the others nothing, for those clients are asked no more.
         """
-        sent = {client: sum(map(_sent, given)) for client, given in answers if client not in refused}
+        sent = {client: sum(map(_sent, client_answers)) for client, client_answers in answers if client not in refused}
         for client, size in sent.items():
             self._spent[client] = self._spent.get(client, 0) + size
         if self._most is not None:

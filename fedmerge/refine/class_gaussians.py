@@ -144,9 +144,9 @@ def linear_like(gaussians: ClassGaussians, samples: int, generator: torch.Genera
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    found = head.detach()
-    weight = found[:, :-1] / scale
-    return torch.cat([weight, (found[:, -1] - weight @ middle)[:, None]], 1)
+    new_weight = head.detach()
+    weight = new_weight[:, :-1] / scale
+    return torch.cat([weight, (new_weight[:, -1] - weight @ middle)[:, None]], 1)
 
 
 def shrunk(covariances: Tensor, share: float) -> Tensor:

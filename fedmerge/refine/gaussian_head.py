@@ -99,18 +99,18 @@ class LdaStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The classifier at several scales instead of the head."""
-        found = sums[self.needs()[0].name]
-        if not found:
+        moments = sums[self.needs()[0].name]
+        if not moments:
             raise InvalidOption("the output layer is frozen (requires_grad=False): there is no head to fit")
-        weight = next(iter(found)).rpartition(".")[0]
+        weight = next(iter(moments)).rpartition(".")[0]
         bias = bias_of(weight)
-        if next(iter(found.values())).shape[-1] != state[weight].shape[1] + 1:
+        if next(iter(moments.values())).shape[-1] != state[weight].shape[1] + 1:
             raise InvalidOption(f"{weight!r} has no bias: a Gaussian classifier cannot stand in its place")
-        self.check_classes(found, weight)
+        self.check_classes(moments, weight)
         matrix = WeightMatrix(weight, bias, tuple(state[weight].shape))
         away = {name: -state[name].double() for name in matrix.names}
         points = ((0.0, 0.0), *((1.0, scale) for scale in _SCALES))
-        return Proposal((away, matrix.scatter(self.head(found, weight)[None])), points, 1), {}
+        return Proposal((away, matrix.scatter(self.head(moments, weight)[None])), points, 1), {}
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def check_asked(refinements: Sequence[Refinement], context: MergeContext, state:
     InvalidOption
         They cannot.
     """
-    asking = [type(one).__name__ for one in refinements if one.steps(state) and one.asks(context)]
+    asking = [
+        type(refinement).__name__ for refinement in refinements if refinement.steps(state) and refinement.asks(context)
+    ]
     if asking and context.ask is None:
         kinds = ", ".join(dict.fromkeys(asking))
         raise InvalidOption(f"{kinds} asks clients about the merged model: pass clients=, one loader per model")
@@ -167,7 +169,7 @@ class _Walk:
         proposal, kept = step.propose(state, sums.statistics, memory)
         if proposal is None or not self.frozen:
             return proposal, kept
-        free = [{n: t for n, t in one.items() if n not in self.frozen} for one in proposal.directions]
+        free = [{n: t for n, t in direction.items() if n not in self.frozen} for direction in proposal.directions]
         return replace(proposal, directions=tuple(free)), kept
 
     def start(self, branches: Sequence[State], steps: Sequence[Step]) -> State:
@@ -192,7 +194,9 @@ class _Walk:
         answers = self._asked(questions)
         losses = [answer.loss for answer in answers]
         best = min(range(len(branches)), key=lambda i: float(losses[i].min()))
-        log.info("held-out losses after the first step: %s", [round(float(one.min()), 4) for one in losses])
+        log.info(
+            "held-out losses after the first step: %s", [round(float(point_losses.min()), 4) for point_losses in losses]
+        )
         self.proposed_by = _name(steps[-1]) if steps else "merge"
         self._move(questions[best], answers[best])
         return memories[best]
@@ -200,7 +204,7 @@ class _Walk:
     def search(self, step: SearchStep) -> None:
         """Carry out a search and move to the best model that it has seen."""
         self.judge()
-        sought = step.sought(self.refined.state, self.frozen, step.answering or (lambda one: self._asked([one])[0]))
+        sought = step.sought(self.refined.state, self.frozen, step.answering or (lambda point: self._asked([point])[0]))
         log.info("%s: objective %.4f", step.name, sought.value)
         last = Exchanged("", math.nan, (), (), sought.state, 0) if step.answering else self.refined.exchanges.pop()
         last = replace(last, judged=step.name, loss=sought.value, point=sought.moved, state=sought.state)
@@ -260,9 +264,9 @@ class _Walk:
         if allowed is not None:
             share = allowed / model_bytes(state)
             asked = [replace(question, compression="auto", budget=share) for question in asked]
-        given = self.ask(asked, self.clients)
-        good, refused = sifted(asked, given, self.trust, self.told, self.clients)
-        sent = self.budget.spend(given, refused)
+        replies = self.ask(asked, self.clients)
+        good, refused = sifted(asked, replies, self.trust, self.told, self.clients)
+        sent = self.budget.spend(replies, refused)
         answers = added_up(asked, good, self.trust)
         self.clients = [client for client in self.clients if client not in refused]
         names, left_out = tuple(kind.name for kind in kinds), tuple(sorted(refused.items()))

@@ -82,16 +82,16 @@ class LogisticStep(Step):
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """Several lengths along the quasi-Newton direction."""
         direction, kept, length = self._direction(state, sums["head_gradient"], memory)
-        points = ((0.0,), *((one,) for one in _LENGTHS))
+        points = ((0.0,), *((step_length,) for step_length in _LENGTHS))
         return Proposal((direction,), points, 1 + _LENGTHS.index(length)), kept
 
     def _direction(
-        self, state: State, found: Mapping[str, Tensor], memory: State
+        self, state: State, statistics: Mapping[str, Tensor], memory: State
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """The direction by parameter, the memory, and the length that is likely best."""
         moments = memory["moments"]
-        matrix = head_of(state, found, moments)
-        gradient, outer = found[f"{matrix.weight}.gradient"], found[f"{matrix.weight}.G"]
+        matrix = head_of(state, statistics, moments)
+        gradient, outer = statistics[f"{matrix.weight}.gradient"], statistics[f"{matrix.weight}.G"]
         here = matrix.gather(state)[0].double()
         pairs = memory.get("pairs", gradient.new_zeros(0, 2, *gradient.shape))
         if "head" in memory:

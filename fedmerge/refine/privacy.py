@@ -72,13 +72,13 @@ class Privacy:
         >>> Privacy(masks=True, exact_metrics=True).limits(asked=True, judged=True)
         ['masks are simulated: this server makes them, of answers that reach it in the clear']
         """
-        told = {
+        limits_told = {
             "masks are simulated: this server makes them, of answers that reach it in the clear": self.masks,
             "the method asks clients for nothing beyond their models, which neither masks nor noise protect": not asked,
             "clients keep training losses to themselves, and are not asked to judge the model, for what they find "
             "would be exact; Privacy(exact_metrics=True) has them tell it": judged and not self.exact_metrics,
         }
-        return [words for words, holds in told.items() if holds and self.active]
+        return [words for words, holds in limits_told.items() if holds and self.active]
 
     def check(
         self, aggregator: Aggregator, refinements: Sequence[Refinement], batch_norm: BatchNormPolicy = "mean"
@@ -105,7 +105,7 @@ class Privacy:
                 "cover: merge by fedavg and refine that, as in fedavg+logistic_head+natural_gradient"
             )
         if self.noise is not None:
-            for kind in (kind for one in refinements for kind in one.needs):
+            for kind in (kind for refinement in refinements for kind in refinement.needs):
                 self.noise.applied(kind)
 
     def check_clients(self, number: int) -> None:

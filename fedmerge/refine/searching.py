@@ -145,7 +145,7 @@ class SearchStep(Step):
         if stage.span is None or stage.context is None:
             raise InvalidOption(f"{self.name} searches among models that it has not been told of")
         span, context = stage.span, stage.context
-        directions = tuple({n: t for n, t in one.items() if n not in frozen} for one in span.directions)
+        directions = tuple({n: t for n, t in direction.items() if n not in frozen} for direction in span.directions)
         labelled = self.answering is None or _labelled(next(iter(context.data or ()), None))
         seed = integer_seed(context.seed, self.name, context.round)
         best = Sought(state, (0.0,) * len(span.start), math.inf)
@@ -192,10 +192,10 @@ def _moved(state: State, directions: tuple[State, ...], by: Tensor) -> dict[str,
 def _judged(answer: Answer, trial: Trial) -> Judged:
     if trial.slopes is None:
         return Judged(answer.loss)
-    found = answer.statistics[trial.slopes.name]
+    measured = answer.statistics[trial.slopes.name]
     if trial.state is not None:
-        return Judged(torch.full((1,), math.nan), gradient=found)
-    return Judged(found["value"].double().cpu(), found["slope"].double().cpu())
+        return Judged(torch.full((1,), math.nan), gradient=measured)
+    return Judged(measured["value"].double().cpu(), measured["slope"].double().cpu())
 
 
 def _labelled(batch: Any) -> bool:

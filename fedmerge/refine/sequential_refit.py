@@ -56,8 +56,8 @@ class SequentialRefit(Refinement):
 
     def weights(self, state: State) -> list[str]:
         """Names of the weights that are refitted, in order."""
-        found = [name for name, tensor in state.items() if "weight" in name and tensor.ndim > 1]
-        return found if self.head else found[:-1]
+        names = [name for name, tensor in state.items() if "weight" in name and tensor.ndim > 1]
+        return names if self.head else names[:-1]
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -83,11 +83,11 @@ class RefitStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The refitted layer; of the last one, also the way back to where the first began, which is the memory."""
-        found = sums[self.measured]
+        measured = sums[self.measured]
         before = prefixed("refit", memory)
         step: dict[str, Tensor] = {}
-        if found:  # nothing where the layer is of a kind that no matrix describes
-            moments, products = found[f"{self.weight}.S"], found[f"{self.weight}.Z"]
+        if measured:  # nothing where the layer is of a kind that no matrix describes
+            moments, products = measured[f"{self.weight}.S"], measured[f"{self.weight}.Z"]
             matrix = WeightMatrix.measured_by(self.weight, moments, state)
             present = matrix.gather(state).double()
             step = matrix.scatter(refitted(moments, products, present, self.ridge) - present)

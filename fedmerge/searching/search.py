@@ -40,12 +40,12 @@ class Span:
 
     def state(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The model with these coefficients [m], in float64."""
-        found = {name: tensor.double() for name, tensor in self.origin.items()}
+        state = {name: tensor.double() for name, tensor in self.origin.items()}
         for factor, direction in zip(coefficients.tolist(), self.directions, strict=True):
             for name, step in direction.items():
                 if factor:
-                    found[name] = found[name] + factor * step.double()
-        return found
+                    state[name] = state[name] + factor * step.double()
+        return state
 
 
 @dataclass(frozen=True)

@@ -150,10 +150,10 @@ def _adapted(
     first, second = prefixed("m", memory), prefixed("v", memory)
     start_at = step.tau**2 if step.form == "paper" else 0.0
     state, m, v = {}, {}, {}
-    given, base, merged = base, as_pairs(base), as_pairs(merged)
+    previous, base, merged = base, as_pairs(base), as_pairs(merged)
     for name, start in base.items():
         delta = merged[name].to(accumulator_dtype(start.dtype)) - start
         m[name] = (1 - step.beta1) * delta + step.beta1 * first.get(name, torch.zeros_like(delta))
         v[name] = step.second(second.get(name, torch.full_like(delta, start_at)), delta.square())
         state[name] = start + rate * m[name] / (v[name].sqrt() + step.tau)
-    return from_pairs(state, given), {**with_prefix("m", m), **with_prefix("v", v)}
+    return from_pairs(state, previous), {**with_prefix("m", m), **with_prefix("v", v)}

@@ -22,6 +22,7 @@ from fedmerge.statistics.sending.noise import NoisySums
 from fedmerge.statistics.sending.settings import StatisticsSettings, statistic, tellable
 from fedmerge.statistics.slopes import EntropySlopes, LossSlopes
 from fedmerge.statistics.statistic_type import Batches, Statistic
+from fedmerge.statistics.surgery_sums import SurgerySums
 
 __all__ = [
     "Activations",
@@ -48,6 +49,7 @@ __all__ = [
     "Secants",
     "Statistic",
     "StatisticsSettings",
+    "SurgerySums",
     "statistic",
     "tellable",
 ]

@@ -153,8 +153,8 @@ class BatchNormSums(Statistic):
                 raise InvalidOption(f"statistic {self.name!r}: {norm!r} has a negative variance")
 
 
-def _doubted_norms(told: set[str], norms: Collection[str]) -> str | None:
-    missing, unknown = set(norms) - told, told - set(norms)
+def _doubted_norms(claims: set[str], norms: Collection[str]) -> str | None:
+    missing, unknown = set(norms) - claims, claims - set(norms)
     if missing:
         return f"{min(missing)!r} is missing"
     return f"{min(unknown)!r} is of no batch norm of the model" if unknown else None

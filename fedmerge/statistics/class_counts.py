@@ -41,6 +41,7 @@ class ClassCounts(LayerStatistic):
     name: ClassVar[str] = "class_counts"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int64,)
     among_metrics: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
     of_labels: ClassVar[bool] = True
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
@@ -73,22 +74,22 @@ class ClassCounts(LayerStatistic):
         """How many classes there are."""
         return {"class_counts": shapes["class_counts"]} if "class_counts" in shapes else {}
 
-    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+    def outlying(self, claims: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
         """Clients that count many more labels than go with their examples.
 
         How many labels an example has, the median client tells. Where more than half of the clients have as many, as in
         classification, nobody may have 1.5 times as many; else, as for sequences or pictures of other sizes, 20 times.
         Where all weights are 1 they are no numbers of examples, and nothing is known.
         """
-        labels = {client: float(counts["class_counts"].double().sum()) for client, (counts, _) in told.items()}
-        shares = {client: labels[client] / weight for client, (_, weight) in told.items() if weight > 0}
-        if all(weight == 1 for _, weight in told.values()) or not shares:
+        labels = {client: float(counts["class_counts"].double().sum()) for client, (counts, _) in claims.items()}
+        shares = {client: labels[client] / weight for client, (_, weight) in claims.items() if weight > 0}
+        if all(weight == 1 for _, weight in claims.values()) or not shares:
             return {}
         usual = median_low(shares.values())
         alike = sum(abs(share - usual) <= 0.01 * usual for share in shares.values())
         most = (_ALIKE if 2 * alike > len(shares) else _SPREAD) * usual
         return {
-            client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {told[client][1]:g} examples, "
+            client: f"statistic 'class_counts': it counts {labels[client]:g} labels of {claims[client][1]:g} examples, "
             f"and most clients {usual:.3g} of each"
             for client, share in shares.items()
             if share > most

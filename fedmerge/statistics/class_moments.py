@@ -84,8 +84,8 @@ def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _moments(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     labels = _labels(task, outputs, targets)
-    found = torch.stack([(rows * column[:, None]).T @ rows for column in labels.T.to(rows)])
-    return {"M": (found + found.transpose(-1, -2)) / 2}
+    sums = torch.stack([(rows * column[:, None]).T @ rows for column in labels.T.to(rows)])
+    return {"M": (sums + sums.transpose(-1, -2)) / 2}
 
 
 def _squares(task: Task, rows: Tensor, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

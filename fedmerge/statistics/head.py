@@ -29,7 +29,7 @@ from fedmerge.statistics.statistic_type import Batches, Shapes
 from fedmerge.tasks import Task, reading_of
 from fedmerge.training.report import TrainingReport
 
-__all__ = ["HeadGradient", "HeadStatistic", "HeadSums"]
+__all__ = ["HeadGradient", "HeadStatistic", "HeadSums", "gives"]
 
 _Sums = Callable[[Task, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
@@ -64,8 +64,8 @@ class HeadStatistic(Bounded):
         total: dict[str, Tensor] = {}
         count, weight = 0, ""
         for matrix, task, rows, outputs, targets in self._rows(model, batches):
-            found = sums(task, rows, outputs, targets)
-            total = {part: tensor + total[part] if part in total else tensor for part, tensor in found.items()}
+            means = sums(task, rows, outputs, targets)
+            total = {part: tensor + total[part] if part in total else tensor for part, tensor in means.items()}
             count, weight = count + len(rows), matrix.weight
         # Rounded once there is noise on them: before, a rounded mean of many examples could tell one from another.
         dtype = stored_dtype(model) if self.clip is None else torch.float64
@@ -124,15 +124,15 @@ class HeadStatistic(Bounded):
             with torch.no_grad():
                 outputs, tapped = probed.forward(inputs)
             task = tasks(inputs, outputs, targets)
-            found = next((i for i, taps in enumerate(tapped) if _gives(taps.outputs, outputs)), None)
-            if found is None and _ends_frozen(model, inputs):
+            position = next((i for i, taps in enumerate(tapped) if gives(taps.outputs, outputs)), None)
+            if position is None and _ends_frozen(model, inputs):
                 return
-            if found is None or not isinstance(probed.layers[found].module, nn.Linear):
+            if position is None or not isinstance(probed.layers[position].module, nn.Linear):
                 raise _NoHead(f"statistic {self.name!r}: the model's outputs are not those of a linear layer")
-            layer: MatrixLayer = probed.layers[found]
-            rows = layer.input_rows(tapped[found].inputs[0]).flatten(0, 2).double()
+            layer: MatrixLayer = probed.layers[position]
+            rows = layer.input_rows(tapped[position].inputs[0]).flatten(0, 2).double()
             outputs = (
-                tapped[found].outputs[0].detach().double()
+                tapped[position].outputs[0].detach().double()
             )  # the same numbers, with the axis that the model may have dropped
             if self.clip is not None:
                 if len(rows) != len(targets):
@@ -161,15 +161,15 @@ def _ends_frozen(model: nn.Module, inputs: Tensor) -> bool:
             module.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
     with torch.no_grad():
         outputs = copied(inputs)
-    return any(_gives(calls, outputs) for calls in tapped.values())
+    return any(gives(calls, outputs) for calls in tapped.values())
 
 
-def _gives(calls: list[Tensor], outputs: Tensor) -> bool:
+def gives(calls: list[Tensor], outputs: Tensor) -> bool:
     """Whether a layer called once gave the outputs, up to axes of size 1."""
     if len(calls) != 1 or calls[0].numel() != outputs.numel():
         return False
-    one, other = ([size for size in tensor.shape if size != 1] for tensor in (calls[0], outputs))
-    same = calls[0].reshape(outputs.shape) if one == other else None
+    first, other = ([size for size in tensor.shape if size != 1] for tensor in (calls[0], outputs))
+    same = calls[0].reshape(outputs.shape) if first == other else None
     return same is not None and bool(((same == outputs) | (same.isnan() & outputs.isnan())).all())
 
 
@@ -212,8 +212,8 @@ class HeadSums(HeadStatistic):
     def label_weight(self, value: State) -> float:
         """The mean square of the final 1, where features and labels go together as they do with one."""
         for weight in [name.removesuffix(".S") for name in value if name.endswith(".S")]:
-            found = labelled(value[f"{weight}.S"], value[f"{weight}.C"])
-            return float(value[f"{weight}.S"][-1, -1]) if found.size > 0 and found.error < 1 else 0.0
+            parts = labelled(value[f"{weight}.S"], value[f"{weight}.C"])
+            return float(value[f"{weight}.S"][-1, -1]) if parts.size > 0 and parts.error < 1 else 0.0
         return 0.0
 
     def bounds(self) -> Mapping[str, float]:

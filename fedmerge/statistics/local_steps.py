@@ -50,6 +50,7 @@ class LocalSteps(Statistic):
 
     name: ClassVar[str] = "local_steps"
     among_metrics: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
     agreed: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
@@ -109,7 +110,7 @@ class LocalSteps(Statistic):
         """Nothing: a value always has the same names."""
         return {}
 
-    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+    def outlying(self, claims: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
         """Clients whose steps would scale the move of all: 30 times as many as is usual, by client and by example.
 
         Counted by what momentum makes of them, ``min(tau / (1 - rho), tau (tau + 1) / 2)``, which bounds their norm. Of
@@ -117,21 +118,21 @@ class LocalSteps(Statistic):
         each: nobody honest exceeds both by so much. Where the method divides by it, also those whose learning rate is
         30 times smaller than is usual.
         """
-        reach = {client: _reach(steps) for client, (steps, _) in told.items()}
-        rates = {client: reach[client] / weight for client, (_, weight) in told.items() if weight > 0}
+        reach = {client: _reach(steps) for client, (steps, _) in claims.items()}
+        rates = {client: reach[client] / weight for client, (_, weight) in claims.items() if weight > 0}
         if not rates:
             return {}
         usual, rate = median_low(reach.values()), median_low(rates.values())
-        found = {
+        slow = {
             client: f"statistic 'local_steps': its steps reach {reach[client]:g}, those of most clients {usual:g}"
             for client in rates
             if reach[client] > _SPREAD * usual and rates[client] > _SPREAD * rate
         }
-        return {**self._too_slow(told), **found}
+        return {**self._too_slow(claims), **slow}
 
-    def _too_slow(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+    def _too_slow(self, claims: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
         """Clients whose learning rate would blow up what is divided by it."""
-        speeds = {client: float(steps["learning_rate"]) for client, (steps, _) in told.items()} if self.rated else {}
+        speeds = {client: float(steps["learning_rate"]) for client, (steps, _) in claims.items()} if self.rated else {}
         usual = median_low(speeds.values()) if speeds else 0.0
         return {
             client: f"statistic 'local_steps': its learning rate is {speed:g}, that of most clients {usual:g}"

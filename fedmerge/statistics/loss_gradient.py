@@ -47,6 +47,7 @@ class LossGradient(LayerStatistic):
 
     name: ClassVar[str] = "loss_gradient"
     of_labels: ClassVar[bool] = True
+    looks_inside: ClassVar[bool] = False
 
     def measure(self, model: nn.Module, batches: Batches, report: TrainingReport | None) -> State:
         """Measure in one forward and backward pass, on a copy."""

@@ -58,14 +58,14 @@ class PrefixSums(RefitSums):
     def compare(self, model: nn.Module, own: nn.Module, batches: Batches) -> State:
         """Measure in one forward pass of the merged model, in evaluation mode, on a copy."""
         state = {name: tensor.detach() for name, tensor in own.state_dict().items()}
-        found: dict[str, Tensor] = {}
+        problems: dict[str, Tensor] = {}
         for weight, moments in Gram(self.layers, self.examples).measure(model, batches, None).items():
             shrunk = self._shrunk(moments)
             matrix = WeightMatrix.measured_by(weight, moments, state)
             product = matrix.gather(state).to(shrunk) @ shrunk.reshape(matrix.groups, matrix.columns, matrix.columns)
             shape = (*shrunk.shape[:-2], matrix.rows, matrix.columns)
-            found |= {f"{weight}.S": shrunk, f"{weight}.Z": product.reshape(shape)}
-        return found
+            problems |= {f"{weight}.S": shrunk, f"{weight}.Z": product.reshape(shape)}
+        return problems
 
     def _shrunk(self, moments: Tensor) -> Tensor:
         diagonal = torch.diag_embed(moments.diagonal(dim1=-2, dim2=-1))

@@ -97,8 +97,8 @@ def _pairs(merged: Probe, own: Probe, x: Tensor) -> Iterator[tuple[str, Tensor, 
     theirs = {layer.matrix.weight: (layer, taps) for layer, taps in zip(own.layers, trained, strict=True)}
     for layer, taps in zip(merged.layers, seen, strict=True):
         if layer.matrix.weight in theirs:
-            other, given = theirs[layer.matrix.weight]
-            for h, z in zip(taps.inputs, given.outputs, strict=True):
+            other, theirs_here = theirs[layer.matrix.weight]
+            for h, z in zip(taps.inputs, theirs_here.outputs, strict=True):
                 yield layer.matrix.weight, layer.input_rows(h), other.output_rows(other.without_bias(z.detach()))
 
 

@@ -29,6 +29,7 @@ class _Slopes(LayerStatistic):
     """``value`` [1], the mean of an objective over examples, and ``slope`` [m], ``<gradient, direction_j>``."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float64,)
+    looks_inside: ClassVar[bool] = False
 
     @abstractmethod
     def _sums(self, model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, int]]:
@@ -63,8 +64,8 @@ class _Slopes(LayerStatistic):
         with torch.enable_grad():
             for objective, examples in self._sums(copied, batches):
                 if parameters and objective.requires_grad:
-                    found = torch.autograd.grad(objective, parameters, allow_unused=True)
-                    for name, gradient in zip(moved, found, strict=True):
+                    gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
+                    for name, gradient in zip(moved, gradients, strict=True):
                         if gradient is not None:
                             total[name] += gradient
                 value, count = value + float(objective.detach()), count + examples

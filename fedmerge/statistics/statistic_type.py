@@ -43,6 +43,8 @@ class Statistic(ABC):
     """Whether an update without it is merged all the same; it is then read off models at hand, without their data."""
     of_labels: ClassVar[bool] = False
     """Whether the value depends on targets, and so on the model's task."""
+    looks_inside: ClassVar[bool] = True
+    """Whether it looks at the layers within a model, and not just at its outputs, its loss and their gradients."""
     dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
     """Of which dtypes values are, where not of the model's, at least float32."""
 
@@ -127,7 +129,7 @@ class Statistic(ABC):
         """Whether a tensor of this name holds second moments of what goes into a layer, which no training shrinks."""
         return False
 
-    def outlying(self, told: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
+    def outlying(self, claims: Mapping[int, tuple[State, float]]) -> Mapping[int, str]:
         """Clients whose value no honest one of this round can have, beside the others' and their numbers of examples,
         each with the reason; for values of a few numbers, of which one could take all the say."""
         return {}

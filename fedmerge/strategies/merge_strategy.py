@@ -15,6 +15,7 @@ from fedmerge.errors import InvalidOption, NothingMerged
 from fedmerge.layout import BatchNormPolicy, FrozenMode, check_patterns
 from fedmerge.lookup.keyword_check import check_function
 from fedmerge.merging import Pipeline, build_pipeline, main_part
+from fedmerge.models.tangent import linearised_maker
 from fedmerge.observers import ObserverLike, make_observers
 from fedmerge.questions import Trust
 from fedmerge.refine import Privacy
@@ -192,6 +193,7 @@ weighted_by_key, arrayrecord_key, configrecord_key, train_metrics_aggr_fn, evalu
         self._data, self._example = data, example
         if model_fn is not None:
             check_function("model_fn", model_fn)
+            model_fn = linearised_maker(model_fn, self.pipeline.linearises)
         self.travel = Travel(model_fn, check_patterns(personal), frozen_mode, send_frozen)
         # Who averages metrics otherwise wants to see what each client reports.
         self._wants_messages = train_metrics_aggr_fn is not None or weighted_by_key != "num-examples"

@@ -30,7 +30,7 @@ from fedmerge.strategies.rounds import read_replies
 from fedmerge.strategies.run_outcome import WITHHELD, RunOutcome, too_few
 from fedmerge.update import ClientUpdate, MergeContext
 from fedmerge.wire.flower_records import WITHHOLD_KEY
-from fedmerge.wire.keys import KEEP_KEY
+from fedmerge.wire.keys import KEEP_KEY, LINEARISED_KEY
 from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["MergesReplies"]
@@ -63,6 +63,8 @@ class MergesReplies(OrdersRounds):
         answer = replies if isinstance(replies, Answer) else self._read(server_round, replies)
         failures, layout = RoundFailures(self.policies), self.travel.layout
         told: dict[str, Any] = {"server-round": server_round}
+        if self.pipeline.linearises:
+            told[LINEARISED_KEY] = list(self.pipeline.linearises)
         if self.travel.still:
             nodes = answer.nodes.values()
             self.travel.note(nodes, answer.replies, arrays_key)

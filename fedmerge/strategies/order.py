@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedmerge.errors import BadUpdate
 from fedmerge.merging import MergeResult, Pipeline
-from fedmerge.merging.intake import Partial
+from fedmerge.merging.result import Partial
 from fedmerge.state import State
 from fedmerge.strategies.identity import Identities
 from fedmerge.training import EngineChoice

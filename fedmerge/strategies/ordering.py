@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedmerge.errors import ConfigError, InvalidOption
 from fedmerge.merging import Pipeline
 from fedmerge.merging.judged_model import going_on
+from fedmerge.merging.tangent_check import check_linearised
 from fedmerge.observers import Observer
 from fedmerge.routing import RoutedModel
 from fedmerge.seeding import generator
@@ -33,7 +34,7 @@ from fedmerge.strategies.policies import RoundPolicies
 from fedmerge.strategies.travel import Travel
 from fedmerge.update import MergeContext
 from fedmerge.wire.flower_records import RULE_RECORD, WITHHOLD_KEY
-from fedmerge.wire.keys import KEEP_KEY, MISSED_KEY, ROUTING
+from fedmerge.wire.keys import KEEP_KEY, LINEARISED_KEY, MISSED_KEY, ROUTING
 from fedmerge.wire.record_values import to_arrays, view_arrays
 
 __all__ = ["OrdersRounds", "fill_config", "sample_nodes", "wanted"]
@@ -97,6 +98,8 @@ class OrdersRounds(FlowerFedAvg):
             raise InvalidOption(UNWATCHED)
         if self._order is None:
             check_server(self.pipeline, self.travel, self._data, self._example)
+            if self.pipeline.linearises or self.travel.linearised:
+                check_linearised(self.pipeline)
         goes_on = going_on(self.memory) if self.memory else {}
         if goes_on:  # `arrays` are an average that was judged, and clients train on from the model behind it
             arrays = to_arrays({**view_arrays(arrays), **goes_on})
@@ -156,6 +159,8 @@ class OrdersRounds(FlowerFedAvg):
         config["server-round"] = server_round
         if self.pipeline.batch_norm == "local":
             config["batch-norm"] = "local"
+        if self.pipeline.linearises:
+            config[LINEARISED_KEY] = list(self.pipeline.linearises)
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
         config.update(self.travel.told(view_arrays(arrays)))
@@ -258,6 +263,8 @@ def entries_of(pipeline: Pipeline) -> tuple[Entries, Entries]:
             others["statistics-budget"] = pipeline.sent_as.budget
     if pipeline.batch_norm == "local":
         others["batch-norm"] = "local"
+    if pipeline.linearises:
+        others[LINEARISED_KEY] = list(pipeline.linearises)
     if pipeline.privacy.withholds_metrics:
         others[WITHHOLD_KEY] = True
     if pipeline.aggregator.several_exchanges or pipeline.compares:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedmerge.errors import InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, check_patterns, without_personal
+from fedmerge.models.tangent import is_linearised
 from fedmerge.state import State, frozen_names, module_state, tied_names
 from fedmerge.statistics.measuring.measurable import Measurable
 from fedmerge.strategies.heard import sender_of
@@ -62,6 +63,8 @@ class Travel:
     buffers: frozenset[str] | None = field(default=None, init=False)
     still: frozenset[str] = field(default=frozenset(), init=False)
     """Names of all tensors that do not travel; none where the whole model does."""
+    linearised: bool = field(default=False, init=False)
+    """Whether the model is linearised."""
     knowing: set[int] = field(default_factory=set, init=False)
     _mark: list[float] | None = field(default=None, init=False)
 
@@ -73,6 +76,7 @@ class Travel:
         if self.model_fn is None:
             return
         model, whole = self.model_fn(), self.send_frozen == "always"
+        self.linearised = is_linearised(model)
         self.layout = Layout.of_module(model, self.personal, frozen_mode=self.frozen_mode, send_frozen=whole)
         self.buffers, self.facts = facts_of(model, self.layout)
         self.still = self.layout.still

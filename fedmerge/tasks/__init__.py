@@ -8,6 +8,7 @@ from fedmerge.tasks.language_model import LanguageModel
 from fedmerge.tasks.metric import Decisions, Metric, OwnMetric
 from fedmerge.tasks.metrics import AUROC, F1, MAE, R2, RMSE, IoU, Perplexity
 from fedmerge.tasks.multilabel import Multilabel
+from fedmerge.tasks.one_hot_squares import OneHotSquares
 from fedmerge.tasks.reading import Reading, TaskAt, called_as_told, outputs_like, read_task, reading_of
 from fedmerge.tasks.regression import Regression
 from fedmerge.tasks.task import Estimator, Task, as_batch
@@ -28,6 +29,7 @@ __all__ = [
     "Loss",
     "Metric",
     "Multilabel",
+    "OneHotSquares",
     "OwnMetric",
     "Perplexity",
     "Reading",

@@ -140,8 +140,8 @@ class Binary(Task):
     def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """``sqrt(s p (1 - p))`` at every output in turn."""
         root = self._variance(outputs, targets).sqrt()
-        for one in units(outputs.shape[1:], outputs.device):
-            yield root * one
+        for unit in units(outputs.shape[1:], outputs.device):
+            yield root * unit
 
     def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """``sqrt(s) (p - y)`` at labels drawn for all outputs."""

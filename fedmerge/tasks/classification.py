@@ -230,10 +230,10 @@ class Classification(Task):
         """``sqrt(s p_c) (p - e_c)`` at each position, for every class c."""
         axis = self.axis(outputs, targets)
         p, scale = outputs.softmax(axis), self._scale(outputs, targets)
-        for one in units(p.shape[1:], p.device):
-            position = one.any(axis, keepdim=True)
-            chosen = (p * one).sum(axis, keepdim=True) * scale  # s p_c, and 0 at other positions
-            yield torch.where(position, p - one.to(p.dtype), torch.zeros_like(p)) * chosen.sqrt()
+        for unit in units(p.shape[1:], p.device):
+            position = unit.any(axis, keepdim=True)
+            chosen = (p * unit).sum(axis, keepdim=True) * scale  # s p_c, and 0 at other positions
+            yield torch.where(position, p - unit.to(p.dtype), torch.zeros_like(p)) * chosen.sqrt()
 
     def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """``sqrt(s) (p - y)`` at a label drawn for each position."""

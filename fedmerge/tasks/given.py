@@ -54,7 +54,7 @@ _MODULES_OF_NUMBERS = (
 )
 
 
-def task_of(given: TaskLike | None) -> Task | None:
+def task_of(task_or_loss: TaskLike | None) -> Task | None:
     """The task that is meant; None for None, which leaves it to outputs and targets.
 
     Parameters
@@ -79,16 +79,16 @@ def task_of(given: TaskLike | None) -> Task | None:
     >>> task_of("regression")
     Regression()
     """
-    if given is None or isinstance(given, Task):
-        return given
-    if isinstance(given, str):
-        return make_task(given)
-    if isinstance(given, type) or not callable(given):
+    if task_or_loss is None or isinstance(task_or_loss, Task):
+        return task_or_loss
+    if isinstance(task_or_loss, str):
+        return make_task(task_or_loss)
+    if isinstance(task_or_loss, type) or not callable(task_or_loss):
         raise TaskError(
             f"a task is a name ({', '.join(entries('task'))}), a loss such as nn.MSELoss(), or a fedmerge.tasks.Task, "
-            f"got {given!r}"
+            f"got {task_or_loss!r}"
         )
-    return _of_loss(given)
+    return _of_loss(task_or_loss)
 
 
 def make_task(
@@ -140,10 +140,10 @@ def _task(name: str | None, options: dict[str, Any], loss: str | None) -> Task:
     if name is not None and loss is not None:
         return _judged_as(_task(name, options, None), name, _task(None, {}, loss), loss)
     if loss is not None:
-        given = load_named(loss, "loss", "function", "my_losses:focal", TaskError)
-        if isinstance(given, type) or options:
-            given = _made("loss", loss, given, options)
-        task = task_of(given)
+        loss_function = load_named(loss, "loss", "function", "my_losses:focal", TaskError)
+        if isinstance(loss_function, type) or options:
+            loss_function = _made("loss", loss, loss_function, options)
+        task = task_of(loss_function)
     elif name is not None and ":" in name:
         task = load_named(name, "task", "Task", "my_tasks:Survival", TaskError)
         if not isinstance(task, Task) or options:
@@ -194,9 +194,9 @@ def either(task: TaskLike | None, loss: TaskLike | None) -> Task | None:
     return task_of(loss if task is None else task)
 
 
-def _of_loss(given: Loss) -> Task:
-    function, options = _opened(given)
-    numbers = function in _OF_NUMBERS or isinstance(given, _MODULES_OF_NUMBERS)
+def _of_loss(loss: Loss) -> Task:
+    function, options = _opened(loss)
+    numbers = function in _OF_NUMBERS or isinstance(loss, _MODULES_OF_NUMBERS)
     weight, yes = options.get("weight"), options.get("pos_weight")
     if function in (F.cross_entropy, F.nll_loss):
         # A softmax leaves the logarithms of probabilities that nll_loss takes as they are. Both have classes on axis 1.
@@ -206,22 +206,22 @@ def _of_loss(given: Loss) -> Task:
     if function is F.binary_cross_entropy_with_logits and weight is None and (yes is None or yes.ndim <= 1):
         return Binary(pos_weight=None if yes is None else tuple(yes.flatten().tolist()))
     if not (weight is None and yes is None):  # weights of single examples, or of pictures' channels
-        return AnyLoss(given, partial(function, **{**options, "reduction": "sum"}), numbers)
+        return AnyLoss(loss, partial(function, **{**options, "reduction": "sum"}), numbers)
     if function is F.mse_loss:
         return Regression()
-    if isinstance(given, nn.Module) and isinstance(getattr(given, "reduction", None), str):
-        each = copy.copy(given)
+    if isinstance(loss, nn.Module) and isinstance(getattr(loss, "reduction", None), str):
+        each = copy.copy(loss)
         each.reduction = "sum"  # type: ignore[assignment]
-        return AnyLoss(given, each, numbers)
-    return AnyLoss(given, elementwise=numbers)
+        return AnyLoss(loss, each, numbers)
+    return AnyLoss(loss, elementwise=numbers)
 
 
-def _opened(given: Loss) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _opened(loss: Loss) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function that a loss calls, and its options, where they can be seen."""
-    if isinstance(given, partial) and not given.args:
-        return given.func, dict(given.keywords)
+    if isinstance(loss, partial) and not loss.args:
+        return loss.func, dict(loss.keywords)
     for kind, function in _MODULES.items():
-        if isinstance(given, kind) and type(given).forward is kind.forward:
+        if isinstance(loss, kind) and type(loss).forward is kind.forward:
             names = ("weight", "pos_weight", "ignore_index", "label_smoothing")
-            return function, {name: getattr(given, name) for name in names if hasattr(given, name)}
-    return given, {}
+            return function, {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+    return loss, {}

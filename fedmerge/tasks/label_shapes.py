@@ -214,8 +214,8 @@ def like_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
         return targets
     if outputs.ndim == 0 and targets.numel() == 1:
         return targets.reshape(())
-    one, other = ([size for size in tensor.shape[1:] if size != 1] for tensor in (outputs, targets))
-    same = one == other or (targets[:1].numel() == outputs[:1].numel() and min(len(one), len(other)) == 1)
+    first, other = ([size for size in tensor.shape[1:] if size != 1] for tensor in (outputs, targets))
+    same = first == other or (targets[:1].numel() == outputs[:1].numel() and min(len(first), len(other)) == 1)
     if not (targets.ndim and outputs.ndim and len(targets) == len(outputs) and same):
         raise TaskError(
             f"targets of shape {list(targets.shape)} are not one for each of the outputs of shape "
@@ -245,6 +245,6 @@ def units(shape: torch.Size, device: torch.device) -> Iterator[Tensor]:
     [[[True, False]], [[False, True]]]
     """
     for i in range(shape.numel()):
-        one = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
-        one[i] = True
-        yield one.view(1, *shape)
+        unit = torch.zeros(shape.numel(), dtype=torch.bool, device=device)
+        unit[i] = True
+        yield unit.view(1, *shape)

@@ -76,10 +76,10 @@ class Metric(ABC):
         TaskError
             It has nothing to say.
         """
-        found = getattr(task, self.asks)(outputs, targets)
-        if found is None:
+        values = getattr(task, self.asks)(outputs, targets)
+        if values is None:
             raise self.lacking(task)
-        return found
+        return values
 
     def lacking(self, task: Answers) -> TaskError:
         """What to say of a task that has nothing to say."""
@@ -127,10 +127,10 @@ def check_metrics(task: Answers, metrics: Iterable[Metric]) -> None:
     for metric in metrics:
         if metric.asks and not getattr(task, "reads_outputs", False):
             try:
-                found = getattr(task, metric.asks)(torch.zeros(1, 1), torch.zeros(1))
+                values = getattr(task, metric.asks)(torch.zeros(1, 1), torch.zeros(1))
             except Exception:  # these are no outputs that it knows, so it would look at others
                 continue
-            if found is None:
+            if values is None:
                 raise metric.lacking(task)
 
 
@@ -161,7 +161,7 @@ class OwnMetric(Metric):
     def sums(self, task: Answers, outputs: Tensor, targets: Tensor) -> Tensor:
         """Total and number of examples."""
         try:
-            found = torch.as_tensor(self.function(outputs, targets), dtype=torch.float64)
+            values = torch.as_tensor(self.function(outputs, targets), dtype=torch.float64)
         except FedMergeError:
             raise
         except Exception as error:  # a user's function may raise anything
@@ -170,19 +170,19 @@ class OwnMetric(Metric):
                 f"{list(targets.shape)} ({type(error).__name__}: {error})"
             ) from error
         count = len(outputs)
-        if found.ndim and found.shape != (count,):
+        if values.ndim and values.shape != (count,):
             raise TaskError(
-                f"metric {self.name!r} gives shape {list(found.shape)} for {count} examples: return one number for "
+                f"metric {self.name!r} gives shape {list(values.shape)} for {count} examples: return one number for "
                 "each of them, or their mean"
             )
-        return torch.stack([found.sum() if found.ndim else found * count, found.new_tensor(float(count))])
+        return torch.stack([values.sum() if values.ndim else values * count, values.new_tensor(float(count))])
 
     def value(self, sums: Tensor) -> float:
         """The mean over examples."""
         return float(sums[0] / sums[1])
 
 
-def metrics_of(given: Iterable[Any]) -> tuple[Metric, ...]:
+def metrics_of(wanted: Iterable[Any]) -> tuple[Metric, ...]:
     """The metrics that are meant by names, functions or metrics; ``"accuracy"`` is always there, and left out here.
 
     Raises
@@ -197,23 +197,23 @@ def metrics_of(given: Iterable[Any]) -> tuple[Metric, ...]:
     >>> [metric.name for metric in metrics_of(("f1", "accuracy"))]
     ['f1']
     """
-    found = tuple(metric for one in given for metric in _metric(one))
-    names = [metric.name for metric in found]
+    metrics = tuple(metric for item in wanted for metric in _metric(item))
+    names = [metric.name for metric in metrics]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None or {"loss", "labels", "hits", "weight"} & set(names):
         raise TaskError(f"metrics {', '.join(names)}: each needs a name of its own, other than loss, labels, hits")
-    return found
+    return metrics
 
 
 @lru_cache(maxsize=256)
-def _metric(given: Any) -> tuple[Metric, ...]:
-    if isinstance(given, Metric):
-        return (given,)
-    if isinstance(given, str) and ":" in given:
-        given = load_named(given, "metric", "function", "my_metrics:hit_rate", TaskError)
-        return _metric(given() if isinstance(given, type) and issubclass(given, Metric) else given)
-    if isinstance(given, str):
-        return () if given == "accuracy" else (build("metric", given, {}),)
-    if isinstance(given, type) or not callable(given):
-        raise TaskError(f"a metric is a name, a function of outputs and targets, or a Metric, got {given!r}")
-    return (OwnMetric(getattr(given, "__name__", type(given).__name__).lower(), given),)
+def _metric(wanted: Any) -> tuple[Metric, ...]:
+    if isinstance(wanted, Metric):
+        return (wanted,)
+    if isinstance(wanted, str) and ":" in wanted:
+        wanted = load_named(wanted, "metric", "function", "my_metrics:hit_rate", TaskError)
+        return _metric(wanted() if isinstance(wanted, type) and issubclass(wanted, Metric) else wanted)
+    if isinstance(wanted, str):
+        return () if wanted == "accuracy" else (build("metric", wanted, {}),)
+    if isinstance(wanted, type) or not callable(wanted):
+        raise TaskError(f"a metric is a name, a function of outputs and targets, or a Metric, got {wanted!r}")
+    return (OwnMetric(getattr(wanted, "__name__", type(wanted).__name__).lower(), wanted),)

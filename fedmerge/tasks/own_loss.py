@@ -41,7 +41,7 @@ def derive_likelihood(task: type) -> None:
 
 def _depth(task: type, name: str) -> int:
     """How far up a name is defined."""
-    return next((i for i, one in enumerate(task.__mro__) if name in vars(one)), len(task.__mro__))
+    return next((i for i, cls in enumerate(task.__mro__) if name in vars(cls)), len(task.__mro__))
 
 
 def _is_abstract(task: type, name: str) -> bool:
@@ -59,7 +59,7 @@ def gradient_of_losses(task: Any, outputs: Tensor, targets: Tensor) -> Tensor:
 def _losses(task: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """One example after the other, for a mean over the batch would mix them."""
     each = [(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))]
-    return torch.stack([task.mean_loss(*one).reshape(()) * task.weight(*one) for one in each])
+    return torch.stack([task.mean_loss(*example).reshape(()) * task.weight(*example) for example in each])
 
 
 def _mean_loss(task: Any, outputs: Tensor, targets: Tensor) -> Tensor:

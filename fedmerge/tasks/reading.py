@@ -182,12 +182,12 @@ def outputs_like(model: nn.Module, inputs: Any) -> Tensor:
     model.eval()
     try:
         with torch.no_grad():
-            one: Tensor = model(rows(inputs, slice(1)))
+            batch: Tensor = model(rows(inputs, slice(1)))
     finally:
         for module, mode in modes:
             module.training = mode
-    one = as_batch(one)
-    return one.new_zeros(len(one) * examples_in(inputs), *one.shape[1:])
+    batch = as_batch(batch)
+    return batch.new_zeros(len(batch) * examples_in(inputs), *batch.shape[1:])
 
 
 def _one_each(outputs: Tensor, targets: Tensor) -> bool:

@@ -93,8 +93,8 @@ class Regression(Task):
 
     def exact(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """1 at every output in turn."""
-        for one in units(outputs.shape[1:], outputs.device):
-            yield one.to(outputs.dtype).expand_as(outputs)
+        for unit in units(outputs.shape[1:], outputs.device):
+            yield unit.to(outputs.dtype).expand_as(outputs)
 
     def sampled(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Normal noise."""

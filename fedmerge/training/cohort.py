@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CannotStack, InvalidOption
+from fedmerge.models.tangent import Tangent
 from fedmerge.tasks import Task
 from fedmerge.training.cohort_batches import CohortBatches, Participant, check_participants, count_steps
 from fedmerge.training.cohort_states import CohortStates
@@ -113,28 +114,30 @@ def train_cohort(
     check_participants(participants)
     if settings.why_serial is not None:
         raise CannotStack(settings.why_serial)
-    settings = settings.in_round(round)
+    model, settings = settings.trained_as(model), settings.in_round(round)
     pulled = replace(settings, proximal_mu=settings.proximal_mu + pull) if pull else settings
     plain = is_plain(task, participants)
     task, participants = as_stacked(None if plain else task, participants)
     first = participants[0]
     layers = linear_layers(model, first.x, first.y) if plain else None
     # The longest first, so that those who still work are always in front.
-    steps = [count_steps(len(one.x), settings) for one in participants]
+    steps = [count_steps(len(participant.x), settings) for participant in participants]
     order = sorted(range(len(participants)), key=lambda row: (-steps[row], -len(participants[row].x)))
-    states = CohortStates(model, len(participants), [one.start for one in participants])
+    states = CohortStates(model, len(participants), [participant.start for participant in participants])
     held = bool(pulled.proximal_mu)
-    streams = Streams(seed, "batches", [one.client for one in participants], round)
+    streams = Streams(seed, "batches", [participant.client for participant in participants], round)
     losses = [0.0] * len(participants)
 
     def train(rows: list[int]) -> Tensor:
         """Train some clients into their rows of the states; the sum of each one's losses."""
         chunk = [participants[row] for row in rows]
-        offsets = [one.offset for one in chunk] if any(one.offset for one in chunk) else []
+        offsets = (
+            [participant.offset for participant in chunk] if any(participant.offset for participant in chunk) else []
+        )
         rates = stacked_rates(settings, [steps[row] for row in rows], states.device)
         batches = CohortBatches(chunk, settings, streams.generators(rows), states.device, task)
         if layers is None:
-            dropout = DropoutStreams([one.client for one in chunk], seed, round, states.device)
+            dropout = DropoutStreams([participant.client for participant in chunk], seed, round, states.device)
             stack = states.stack(rows, settings, offsets=offsets, pulled=held)
             total = train_by_autograd(model, stack, batches, states.start, pulled, dropout, rates)
         else:
@@ -158,7 +161,10 @@ def train_cohort(
             for row, loss in zip(rows, total.tolist(), strict=True):
                 losses[row] = loss
             order = order[size:]
-    seen = [_examples_seen(len(one.x), count, settings) for one, count in zip(participants, steps, strict=True)]
+    seen = [
+        _examples_seen(len(participant.x), count, settings)
+        for participant, count in zip(participants, steps, strict=True)
+    ]
     rates = {n: settings.rates(n) for n in set(steps)}
     reports = [settings.report(n, loss / k, rates[n]) for n, loss, k in zip(steps, losses, seen, strict=True)]
     return TrainedCohort(states.named(), reports)
@@ -166,7 +172,9 @@ def train_cohort(
 
 def _check_known(model: nn.Module, longest: Participant, settings: LocalTraining, device: torch.device) -> None:
     """Refuse a model that is not known to train right with stacked weights."""
-    reason = why_not_stacked(model, longest.x[: settings.batch_size].to(device))
+    # Of a linearised model the derivatives are of known operators, and those of derivatives are their own.
+    shown = model.plain if isinstance(model, Tangent) else model
+    reason = why_not_stacked(shown, longest.x[: settings.batch_size].to(device))
     if reason is not None:
         raise CannotStack(reason)
 

@@ -102,24 +102,25 @@ def check_participants(participants: Sequence[Participant]) -> None:
     """
     if not participants:
         raise InvalidOption("there are no participants to train")
-    for one in participants:
-        if not one.together:
-            how = "read batch by batch" if one.x is None else "several tensors"
-            raise CannotStack(f"the examples of client {one.client} are {how}")
+    for participant in participants:
+        if not participant.together:
+            how = "read batch by batch" if participant.x is None else "several tensors"
+            raise CannotStack(f"the examples of client {participant.client} are {how}")
     first = participants[0]
     shapes = first.x.shape[1:], first.y.shape[1:]
-    for one in participants:
-        if one.x.shape[0] == 0:
-            raise InvalidOption(f"client {one.client} has no examples to train on")
-        if one.x.dtype != first.x.dtype or one.y.dtype != first.y.dtype:
+    for participant in participants:
+        if participant.x.shape[0] == 0:
+            raise InvalidOption(f"client {participant.client} has no examples to train on")
+        if participant.x.dtype != first.x.dtype or participant.y.dtype != first.y.dtype:
             raise CannotStack(
-                f"examples of client {one.client} are {one.x.dtype} and {one.y.dtype}, "
+                f"examples of client {participant.client} are {participant.x.dtype} and {participant.y.dtype}, "
                 f"those of client {first.client} {first.x.dtype} and {first.y.dtype}"
             )
-        if (one.x.shape[1:], one.y.shape[1:]) != shapes:
+        if (participant.x.shape[1:], participant.y.shape[1:]) != shapes:
             raise CannotStack(
-                f"examples of client {one.client} have shapes {[*one.x.shape[1:]]} and {[*one.y.shape[1:]]}, "
-                f"those of client {first.client} {[*first.x.shape[1:]]} and {[*first.y.shape[1:]]}"
+                f"examples of client {participant.client} have shapes {[*participant.x.shape[1:]]} and "
+                f"{[*participant.y.shape[1:]]}, those of client {first.client} "
+                f"{[*first.x.shape[1:]]} and {[*first.y.shape[1:]]}"
             )
 
 
@@ -140,8 +141,8 @@ class CohortBatches:
     ) -> None:
         self.task, self.participants = task, participants
         self._device = device
-        self._x = _Rows([one.x for one in participants])
-        self._y = _Rows([one.y for one in participants])
+        self._x = _Rows([participant.x for participant in participants])
+        self._y = _Rows([participant.y for participant in participants])
         self.rows, self.sizes = _draw(participants, settings, draws)
 
     def check_classes(self, classes: int) -> None:
@@ -154,8 +155,8 @@ class CohortBatches:
         """
         if self._y.within(classes):
             return
-        for one in self.participants:
-            check_classes(one.y, classes, f"client {one.client}")
+        for participant in self.participants:
+            check_classes(participant.y, classes, f"client {participant.client}")
 
     @property
     def steps(self) -> int:
@@ -223,11 +224,11 @@ def _draw(
     epochs, steps = settings.length
     batch = settings.batch_size
     most = count_steps(len(participants[0].x), settings)
-    batch = min(batch, max(len(one.x) for one in participants))
+    batch = min(batch, max(len(participant.x) for participant in participants))
     rows = np.zeros((len(participants), most, batch), dtype=np.int64)
     sizes = np.zeros((len(participants), most), dtype=np.int64)
-    for table, size, one, rng in zip(rows, sizes, participants, draws, strict=True):
-        n = len(one.x)
+    for table, size, participant, rng in zip(rows, sizes, participants, draws, strict=True):
+        n = len(participant.x)
         each = -(-n // settings.batch_size)
         last = n - (each - 1) * batch
         end = steps or (epochs or 0) * each

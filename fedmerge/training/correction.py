@@ -22,14 +22,18 @@ class Correction:
         How strongly a client is held at the model theta_0 that it was sent.
     offset
         Tensors by the names of parameters, of their shapes; parameters without one have none.
+    velocity
+        SGD's momentum at the first step, by the names of parameters, zero for those without one; training reports it
+        as it is after the last step. None: it begins at zero and is forgotten.
     """
 
     pull: float = 0.0
     offset: State = field(default_factory=dict)
+    velocity: State | None = None
 
     def __bool__(self) -> bool:
-        """Whether it adds anything."""
-        return self.pull != 0 or bool(self.offset)
+        """Whether it changes anything."""
+        return self.pull != 0 or bool(self.offset) or self.velocity is not None
 
 
 NO_CORRECTION = Correction()

@@ -56,9 +56,9 @@ class Recorder(TorchFunctionMode):
         if torch.equal(before, _state(self._device)):
             self.calls.append(None)
         else:
-            given = dict(zip(("input", "p"), args, strict=False)) | kwargs
+            arguments = dict(zip(("input", "p"), args, strict=False)) | kwargs
             # In place, the input now is the output; only its shape, strides and type matter.
-            self.calls.append(DropoutCall(func, torch.empty_like(given["input"]), given.get("p", 0.5)))
+            self.calls.append(DropoutCall(func, torch.empty_like(arguments["input"]), arguments.get("p", 0.5)))
         return out
 
 
@@ -78,10 +78,10 @@ class Replay(TorchFunctionMode):
         mask = next(self._masks, None)
         if mask is None:
             return func(*args, **kwargs)
-        given = args[0] if args else kwargs["input"]
-        if given.shape != mask.shape:
+        tensor = args[0] if args else kwargs["input"]
+        if tensor.shape != mask.shape:
             raise CannotStack("dropout meets other shapes in this batch than in the one looked at")
-        return given * mask
+        return tensor * mask
 
 
 class DropoutStreams:

@@ -94,7 +94,7 @@ def choose_engine(
     device = next(model.parameters()).device
     measure = measure or (lambda call: _seconds(call, device))
     few = participants[:_CLIENTS]
-    steps = min(_STEPS, max(count_steps(len(one.data), settings) for one in few))
+    steps = min(_STEPS, max(count_steps(len(alone.data), settings) for alone in few))
     trial = replace(settings, epochs=None, steps=steps)
 
     def serial() -> object:
@@ -111,9 +111,9 @@ def choose_engine(
         times = [(measure(serial), measure(stacked)) for _ in range(_REPEATS)]
     except CannotStack as error:
         return EngineChoice("serial", error.reason)
-    one, many = (min(taken) for taken in zip(*times, strict=True))
-    what = f"stacked took {many / max(one, 1e-12):.2f} of the serial time, on {len(few)} clients and {steps} steps"
-    return EngineChoice("stacked" if many < _CLEARLY * one else "serial", what, one, many)
+    alone, many = (min(taken) for taken in zip(*times, strict=True))
+    what = f"stacked took {many / max(alone, 1e-12):.2f} of the serial time, on {len(few)} clients and {steps} steps"
+    return EngineChoice("stacked" if many < _CLEARLY * alone else "serial", what, alone, many)
 
 
 def _difference(

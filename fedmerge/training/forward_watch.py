@@ -137,8 +137,8 @@ class _GlobalStreams:
     def moved(self) -> bool:
         """Whether something has been drawn since."""
         now: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-        one, two = ([*state["state"].values(), state["has_gauss"], state["gauss"]] for state in (self._numpy, now))
-        return random.getstate() != self._own or not all(map(np.array_equal, one, two))
+        before, after = ([*state["state"].values(), state["has_gauss"], state["gauss"]] for state in (self._numpy, now))
+        return random.getstate() != self._own or not all(map(np.array_equal, before, after))
 
     def restore(self) -> None:
         """Put them back."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from fedmerge.data.client_data import examples_of
 from fedmerge.data.example_sets import IGNORED, Examples
@@ -85,6 +86,7 @@ def train(
     if len(data) == 0:
         raise InvalidOption(f"client {client} has no examples to train on")
     device, settings = device_of(model), settings.in_round(round)
+    model = settings.trained_as(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed_global(integer_seed(seed, "dropout", client, round), device)
         if settings.train_fn is not None:
@@ -113,6 +115,7 @@ def _descend(
     parameters, pull = list(trained.values()), settings.proximal_mu + correction.pull
     start = {name: p.detach().clone() for name, p in trained.items()} if pull else {}
     optimizer = settings.make_optimizer(parameters)
+    _set_velocity(optimizer, trained, correction)
     epochs, number = settings.length
     order = data.drawn(settings.examples_per_step, epochs=epochs, steps=number, generator=draws)
     rates, a_pass = settings.rates(settings.steps_of(len(data))), -(-len(data) // settings.examples_per_step)
@@ -153,7 +156,21 @@ def _descend(
         if steps % a_pass:  # a last pass that is not whole
             best.over(done)
         done = best.restored()
-    return settings.report(done.steps, done.total / done.examples, rates)
+    report = settings.report(done.steps, done.total / done.examples, rates)
+    return report if correction.velocity is None else replace(report, velocity=_velocity(optimizer, trained))
+
+
+def _set_velocity(optimizer: Optimizer, trained: Mapping[str, nn.Parameter], correction: Correction) -> None:
+    """Have SGD begin with the momentum of a correction."""
+    for name, velocity in (correction.velocity or {}).items():
+        if name in trained:
+            optimizer.state[trained[name]]["momentum_buffer"] = velocity.to(trained[name], copy=True)
+
+
+def _velocity(optimizer: Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """SGD's momentum, where it has one."""
+    buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in trained.items()}
+    return {name: tensor for name, tensor in buffers.items() if tensor is not None}
 
 
 @dataclass(frozen=True)

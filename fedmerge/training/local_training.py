@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InvalidOption
-from fedmerge.layout import FrozenMode
+from fedmerge.layout import FrozenMode, check_patterns
 from fedmerge.lookup.keyword_check import tell_keywords
 from fedmerge.lookup.method_names import parse_method
+from fedmerge.models.tangent import linearise
 from fedmerge.training.optimizers import (
     check_options,
     default_decay,
@@ -85,6 +86,11 @@ class LocalTraining:
     patience
         Stop once the loss on the client's held-out examples has not fallen for so many passes over its training
         examples, and send the model of the best pass. A client that holds out none trains to the end.
+    linearised
+        Patterns of parameters in which clients train the model's linearisation ``f(x; w0) + J(x; w0) (w - w0)``
+        instead of the model, such as ``["*"]`` or ``["encoder.*"]``, see :class:`~fedmerge.models.tangent.Tangent`
+        (arXiv 2305.12827). In a federation w0 is what ``model_fn`` makes, in every round, and the merged model is
+        judged as linearised; :func:`~fedmerge.training.train` takes the model that it is given for w0.
     train_fn
         A training function of one's own instead, or its name ``"module:function"``, see
         :mod:`fedmerge.training.own_training`.
@@ -115,6 +121,7 @@ class LocalTraining:
     step_schedule: str = "constant"
     autocast: Literal["bfloat16"] | None = None
     patience: int | None = None
+    linearised: Sequence[str] = ()
     train_fn: str | Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +153,7 @@ class LocalTraining:
         demand(self.autocast in (None, "bfloat16"), "autocast", '"bfloat16", or left out')
         named = isinstance(self.train_fn, str) and ":" in self.train_fn
         demand(named or self.train_fn is None or callable(self.train_fn), "train_fn", "a function or module:function")
+        object.__setattr__(self, "linearised", check_patterns(self.linearised, "training.linearised"))
         object.__setattr__(self, "optimizer", self.optimizer.lower())
         object.__setattr__(self, "optimizer_options", options_table(self.optimizer_options))
         check_options(self.optimizer, self.optimizer_options, self.weight_decay)
@@ -223,6 +231,23 @@ class LocalTraining:
             return self
         factor = factor_at(self.schedule, max(round - 1, 0), self.total_rounds)
         return replace(self, learning_rate=self.learning_rate * factor, schedule="constant")
+
+    def trained_as(self, model: nn.Module) -> nn.Module:
+        """What is trained of `model`, with its tensors: itself, or its linearisation around what it is now.
+
+        One that is linearised already stays as it is.
+
+        Raises
+        ------
+        UnknownName, InvalidOption, ModelError
+            As :func:`~fedmerge.models.tangent.linearise`.
+
+        Examples
+        --------
+        >>> LocalTraining(linearised=["*"]).trained_as(nn.Linear(1, 1)).linearised
+        ('weight', 'bias')
+        """
+        return linearise(model, self.linearised) if self.linearised else model
 
     def rates(self, steps: int) -> list[float] | None:
         """The learning rate of each of a client's steps; None where it is always the same."""

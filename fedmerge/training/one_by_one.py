@@ -44,10 +44,10 @@ def train_one_by_one(
     states: dict[str, Tensor] = {}
     reports = []
     with _borrowed(model) as fresh:
-        for index, one in enumerate(participants):
+        for index, participant in enumerate(participants):
             report = train(
-                model, one.data, None, settings, seed=seed, client=one.client, round=round, task=task,
-                correction=Correction(pull, one.offset), held_out=one.held_out,
+                model, participant.data, None, settings, seed=seed, client=participant.client, round=round, task=task,
+                correction=Correction(pull, participant.offset), held_out=participant.held_out,
             )  # fmt: skip
             reports.append(report)
             for name, tensor in model.state_dict().items():

@@ -37,11 +37,11 @@ class PaddedLookups(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.embedding:
             return func(*args, **kwargs)
-        given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
-        padding = given.pop("padding_idx", None)
+        arguments = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+        padding = arguments.pop("padding_idx", None)
         if padding is None:
             return func(*args, **kwargs)
-        looked_up: Tensor = func(**given)
-        rows = given["weight"].shape[0]
-        is_padding = (given["input"] == (padding + rows if padding < 0 else padding)).unsqueeze(-1)
+        looked_up: Tensor = func(**arguments)
+        rows = arguments["weight"].shape[0]
+        is_padding = (arguments["input"] == (padding + rows if padding < 0 else padding)).unsqueeze(-1)
         return torch.where(is_padding, looked_up.detach(), looked_up)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from fedmerge.state import State
 
 __all__ = ["TrainingReport", "norm_of_rates", "norm_of_steps"]
 
@@ -72,6 +74,8 @@ class TrainingReport:
         The constants of local SGD; momentum and proximal_mu are 0 for other optimisers.
     rate_share
         By how much a schedule within the round, or Nesterov's momentum, has changed how far the steps reach.
+    velocity
+        SGD's momentum after the last step, by the names of parameters, where a method has clients keep it.
     """
 
     steps: int
@@ -80,6 +84,7 @@ class TrainingReport:
     momentum: float = 0.0
     proximal_mu: float = 0.0
     rate_share: float = 1.0
+    velocity: State = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def reach(self) -> float:

@@ -72,15 +72,15 @@ def call(model: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
     itself puts it into a module once for each name, and then fails to take it out again.
     """
     first: dict[int, str] = {}
-    given: dict[str, Tensor] = {}
+    swapped: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         for name, own in (*module._parameters.items(), *module._buffers.items()):
             if own is not None:
                 place = f"{path}.{name}" if path else name
                 known = first.setdefault(id(own), place)
                 if known in tensors:
-                    given[place] = tensors[known]
-    out: Tensor = functional_call(model, given, (x,), tie_weights=False)
+                    swapped[place] = tensors[known]
+    out: Tensor = functional_call(model, swapped, (x,), tie_weights=False)
     return out
 
 
@@ -118,9 +118,9 @@ def descend(
         correct(gradients, part.weights, {**start, **part.origins}, settings.proximal_mu, part.offsets)
     if settings.clip_norm is not None:
         _clip(gradients, settings.clip_norm)
-    for name, found in gradients.items():
+    for name, slope in gradients.items():
         # A complex number is a pair of real ones to an optimiser, as in torch.
-        gradient, weight = _real(found), _real(part.weights[name])
+        gradient, weight = _real(slope), _real(part.weights[name])
         if decay and settings.optimizer == "adamw":
             weight.mul_(1 - _like(rate, weight) * decay)
         elif decay:

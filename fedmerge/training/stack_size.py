@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +15,6 @@ __all__ = ["bytes_per_client", "clients_at_once", "free_memory"]
 
 # On a CPU, the weights of a stack should stay in the cache from step to step; fewer clients pay more for Python.
 _CACHED_BYTES = 8 << 20
-# Where the system does not tell.
-_ASSUMED_FREE = 2 << 30
 
 
 def clients_at_once(model: nn.Module, longest: Participant, settings: LocalTraining, *, by_hand: bool) -> int:
@@ -78,11 +75,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may be taken."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return _ASSUMED_FREE
+    return int(psutil.virtual_memory().available)
 
 
 def _bytes(tensor: Tensor) -> int:

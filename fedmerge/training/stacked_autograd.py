@@ -86,9 +86,9 @@ def _groups(sizes: NDArray[np.int64], *, together: bool) -> list[Members]:
         return [slice(0, working)]
     groups: list[Members] = []
     for size in sorted({*sizes[:working].tolist()}, reverse=True):
-        found = np.flatnonzero(sizes == size)
-        whole = found[-1] - found[0] + 1 == len(found)
-        groups.append(slice(int(found[0]), int(found[-1]) + 1) if whole else found)
+        members = np.flatnonzero(sizes == size)
+        whole = members[-1] - members[0] + 1 == len(members)
+        groups.append(slice(int(members[0]), int(members[-1]) + 1) if whole else members)
     return groups
 
 
@@ -132,12 +132,12 @@ def _gradients(
             # Where an operator runs client by client after all, the measurement of `choose_engine` tells.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             losses = vmap(loss, dims, randomness="error")(leaves, part.buffers, x, y, weights, drawn)
-            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+            slopes = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         raise CannotStack(str(error).strip().partition("\n")[0]) from error
-    gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    gradients = {name: g for name, g in zip(leaves, slopes, strict=True) if g is not None}
     return losses.detach(), gradients
 
 
@@ -181,5 +181,5 @@ def _rows_stand_alone(model: nn.Module, batches: CohortBatches) -> bool:
     other[-1] = 1 - 2 * x[-1] if x.is_floating_point() else x[0]
     if len(x) < 2 or torch.equal(x, other) or any(_dropout_calls(model, x)[0]):
         return False
-    (one, moved), (two, _) = _run(model, x), _run(model, other)
-    return not moved and torch.allclose(one[:-1], two[:-1], rtol=1e-5, atol=1e-6)
+    (outputs, moved), (two, _) = _run(model, x), _run(model, other)
+    return not moved and torch.allclose(outputs[:-1], two[:-1], rtol=1e-5, atol=1e-6)

@@ -69,7 +69,7 @@ def is_plain(task: Task | None, participants: Sequence[Participant]) -> bool:
     (True, False)
     """
     # Torch's own has the classes on axis 1, which says nothing where examples have one label each.
-    single = all(one.y is not None and one.y.ndim == 1 for one in participants)
+    single = all(participant.y is not None and participant.y.ndim == 1 for participant in participants)
     return (task == Classification(where_unclear=1) and single) or task in (None, Classification())
 
 
@@ -104,10 +104,13 @@ def as_stacked(task: Task | None, participants: Sequence[Participant]) -> tuple[
         raise CannotStack(f"clients of {task} train one by one")
     ignored = getattr(task, "ignore_index", IGNORED)
     if isinstance(task, LanguageModel):
-        participants = [replace(one, y=task.next_tokens(one.y)) for one in participants]
+        participants = [replace(participant, y=task.next_tokens(participant.y)) for participant in participants]
         task = replace(task, padding=None, shift=False)
     if ignored != IGNORED and isinstance(task, Classification | Binary):
-        participants = [replace(one, y=torch.where(one.y == ignored, IGNORED, one.y)) for one in participants]
+        participants = [
+            replace(participant, y=torch.where(participant.y == ignored, IGNORED, participant.y))
+            for participant in participants
+        ]
         task = replace(task, ignore_index=IGNORED)
     return task, participants
 
@@ -125,9 +128,11 @@ def settled_loss(
     task = Reading(task)(outputs, y, None, model, x)
     if isinstance(task, Classification):
         task = replace(task, class_axis=task.axis(outputs, y))
-        for one in participants:
-            check_classes(one.y, outputs.shape[task.class_axis or 0], f"client {one.client}", task.ignore_index)
+        for participant in participants:
+            check_classes(
+                participant.y, outputs.shape[task.class_axis or 0], f"client {participant.client}", task.ignore_index
+            )
         return StackedLoss(task)
-    for one in participants:
-        task.check(outputs[:1].expand(len(one.y), *outputs.shape[1:]), one.y)
+    for participant in participants:
+        task.check(outputs[:1].expand(len(participant.y), *outputs.shape[1:]), participant.y)
     return StackedLoss(task)

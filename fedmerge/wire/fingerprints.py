@@ -31,10 +31,10 @@ def fingerprint(state: State, names: Sequence[str]) -> list[float]:
     return [number for name in names for number in _of(state[name])]
 
 
-def differing(names: Sequence[str], one: Sequence[float], other: Sequence[float]) -> str | None:
+def differing(names: Sequence[str], first: Sequence[float], other: Sequence[float]) -> str | None:
     """The first of the tensors whose fingerprints are not those of the same numbers."""
     for place, name in enumerate(names):
-        mine, theirs = one[2 * place : 2 * place + 2], other[2 * place : 2 * place + 2]
+        mine, theirs = first[2 * place : 2 * place + 2], other[2 * place : 2 * place + 2]
         allowed = _TOLERANCE * max(1e-12, abs(mine[0]))
         if len(theirs) < 2 or any(not abs(a - b) <= allowed for a, b in zip(mine, theirs, strict=True)):
             return name

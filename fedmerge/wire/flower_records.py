@@ -53,36 +53,36 @@ def statistics_from_reply(content: RecordDict, metrics: MetricRecord | None) -> 
     metrics: each metric name offers the whole record under that name, for the statistic to pick what it knows. Where a
     name is written with ``-``, as is usual in Flower, that goes for it written with ``_`` as well.
     """
-    found: dict[str, State] = {}
+    statistics: dict[str, State] = {}
     if metrics is not None:
         numbers = {k: _numbers(v) for k, v in metrics.items()}
         numbers = {**{k.replace("-", "_"): v for k, v in numbers.items()}, **numbers}
-        found.update(dict.fromkeys(numbers, numbers))
+        statistics.update(dict.fromkeys(numbers, numbers))
     for key, record in content.array_records.items():
         if key.startswith(STATISTIC):
-            found[key[len(STATISTIC) :]] = view_arrays(record)
-    return found
+            statistics[key[len(STATISTIC) :]] = view_arrays(record)
+    return statistics
 
 
 def told_in(content: RecordDict, *, hyphens: bool) -> set[str]:
     """Names of the statistics that a reply holds already, among its metrics with ``-`` for ``_`` too if `hyphens`."""
-    found = {key[len(STATISTIC) :] for key in content.array_records if key.startswith(STATISTIC)}
+    statistics = {key[len(STATISTIC) :] for key in content.array_records if key.startswith(STATISTIC)}
     metrics = list(next(iter(content.metric_records.values()), {}))
     names = [*metrics, *(name.replace("-", "_") for name in metrics if hyphens)]
-    return found | {name for name in names if tellable(name)}
+    return statistics | {name for name in names if tellable(name)}
 
 
 def partition_of(reply: Message) -> int | None:
     """The partition that the sender of a reply names, if it names one that can be."""
-    told = _claim(reply)
-    whole = isinstance(told, int) and not isinstance(told, bool)
-    return told if whole and 0 <= told < MOST_PARTITIONS else None
+    claim = _claim(reply)
+    whole = isinstance(claim, int) and not isinstance(claim, bool)
+    return claim if whole and 0 <= claim < MOST_PARTITIONS else None
 
 
 def claimed_partition(reply: Message) -> str | None:
     """Whatever the sender of a reply gives for its partition, as an error can quote it; None for nothing."""
-    told = _claim(reply)
-    return None if told is None else shown(told, 40)
+    claim = _claim(reply)
+    return None if claim is None else shown(claim, 40)
 
 
 def _claim(reply: Message) -> Any:

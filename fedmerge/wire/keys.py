@@ -50,6 +50,10 @@ COMPLETES_KEY = "completes-models"
 """Entry of a reply: the client makes or keeps what of the model does not travel."""
 
 
+LINEARISED_KEY = "linearised"
+"""Entry of a message's ConfigRecord: patterns of parameters in which the model that it brings is linearised."""
+
+
 ACTION = "questions"
 """Of the query messages."""
 

@@ -77,15 +77,15 @@ def read_question(content: RecordDict, number: int) -> Question:
     LookupError
         A part of it is missing.
     """
-    told = content.config_records[f"{number}.question"]
-    count, points, at, holdout = (_whole(told, key) for key in ("directions", "number-of-points", "at", "holdout"))
-    flat, compression, budget = told["points"], told["compression"], told["budget"]
+    config = content.config_records[f"{number}.question"]
+    count, points, at, holdout = (_whole(config, key) for key in ("directions", "number-of-points", "at", "holdout"))
+    flat, compression, budget = config["points"], config["compression"], config["budget"]
     if not isinstance(flat, list) or len(flat) != count * points or points > _MOST_POINTS or not _BASE <= at < points:
         raise ConfigError(f"question {number} has {points} points around {count} directions, and measures at {at}")
     if compression not in get_args(Compression) or not isinstance(budget, int | float) or holdout < 0:
         raise ConfigError(f"question {number}: compression {compression!r}, budget {budget!r}, holdout {holdout!r}")
     chosen: Compression = compression  # type: ignore[assignment]
-    names, settings = strings(told, "needs"), strings(told, "needs-settings")
+    names, settings = strings(config, "needs"), strings(config, "needs-settings")
     arrays = content.array_records
     return Question(
         base=view_arrays(arrays[f"{number}.base"]),
@@ -96,12 +96,12 @@ def read_question(content: RecordDict, number: int) -> Question:
         holdout=holdout,
         compression=chosen,
         budget=float(budget),
-        noise=_read_noise(told),
+        noise=_read_noise(config),
     )
 
 
-def _whole(told: ConfigRecord, key: str) -> int:
-    value = told[key]
+def _whole(config: ConfigRecord, key: str) -> int:
+    value = config[key]
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"the question's {key!r} must be a whole number, got {value!r}")
     return value
@@ -111,9 +111,9 @@ def _noise_text(noise: NoisySums | None) -> str:
     return "" if noise is None else json.dumps(dataclasses.asdict(noise))
 
 
-def _read_noise(told: ConfigRecord) -> NoisySums | None:
+def _read_noise(config: ConfigRecord) -> NoisySums | None:
     """Whoever does not understand what noise is wanted must not answer without."""
-    text = told.get("noise", "")
+    text = config.get("noise", "")
     try:
         return NoisySums(**json.loads(str(text))) if text else None
     except (TypeError, ValueError) as error:

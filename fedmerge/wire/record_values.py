@@ -105,9 +105,9 @@ def read_array(array: Array) -> NDArray[Any]:
     if start > _LONGEST_HEADER:
         raise ValueError(f"the header of an Array takes {start} bytes")
     shape, column_major, dtype = _header(data[6:8], data[8:start])
-    wanted, told = math.prod(shape) * dtype.itemsize, len(data) - start
-    if wanted != told:
-        raise ValueError(f"an Array claims {dtype} of shape {list(shape)}, {wanted} bytes, and brings {told}")
+    wanted, present = math.prod(shape) * dtype.itemsize, len(data) - start
+    if wanted != present:
+        raise ValueError(f"an Array claims {dtype} of shape {list(shape)}, {wanted} bytes, and brings {present}")
     announced = "uint16" if array.dtype == BFLOAT16 else array.dtype
     if tuple(array.shape) != shape or announced != str(dtype):
         raise ValueError(

@@ -24,6 +24,7 @@ METHODS = [
     ("rebasin", {"ground": "activations"}),
     ("otfusion", {}),
     ("otfusion", {"ground": "activations"}),
+    ("clafusion", {}),
     ("gamf", {}),
     ("c2m3", {}),
     ("pfnm", {}),

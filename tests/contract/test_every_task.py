@@ -17,7 +17,7 @@ from fedmerge.registry import build, entries, entry
 
 # There is no norm to recalibrate, and layers refitted without labels are judged no better here.
 OF_LABELS_LATER = sorted(
-    set(entries("refinement")) - {"recalibrate", "sequential_refit", "prefix_regmean", "gaussian_head"}
+    set(entries("refinement")) - {"recalibrate", "sequential_refit", "prefix_regmean", "surgery", "gaussian_head"}
 )
 OF_CLASSES = ["gaussian_heads", "fedavg+gaussian_head"]
 REFINED = [f"fedavg+{name}" for name in OF_LABELS_LATER]

@@ -211,9 +211,8 @@ class Federation:
             self._without[place], _ = self.merged(honest[:place] + honest[place + 1 :])
         return self._without[place]
 
-    def round(self, kind: Kind, place: int, seed: int) -> Fate:
-        """One round in which the client at `place` lies."""
-        rng = random.Random(seed)
+    def round(self, kind: Kind, place: int, rng: random.Random) -> Fate:
+        """One round in which the client at `place` lies, as `rng` draws."""
         honest = self.known.replies()
         nodes = [message.metadata.src_node_id for message in honest]
         sent = self._sent(kind, rng, honest, place)

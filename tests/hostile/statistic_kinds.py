@@ -19,9 +19,9 @@ from tests.hostile.kind import Kind, table
 __all__ = ["STATISTICS", "spoilt_statistic"]
 
 Change = Callable[[Tensor], Tensor]
-_SIGNED = ("loss_gradient", "entropy_gradient", "head_gradient", "head_sums", "secants", "activations",
-           "refit_sums", "batch_norm", "batch_norm_sums", "class_moments", "prefix_sums", "loss_slopes",
-           "entropy_slopes")  # fmt: skip
+_SIGNED = ("loss_gradient", "head_gradient", "head_sums", "secants", "activations", "refit_sums", "batch_norm",
+           "surgery_sums", "entropy_gradient", "batch_norm_sums", "class_moments", "prefix_sums",
+           "loss_slopes", "entropy_slopes")  # fmt: skip
 """Whose tensors that are no square matrices may well have negative entries."""
 
 
@@ -131,7 +131,7 @@ def _layer_missing(rng: random.Random, value: State, name: str):
 
 def _renamed(how: Callable[[str], str]):
     def make(rng: random.Random, value: State, name: str):
-        if name == "local_steps":
+        if name == "local_steps" or not value:
             return None
         old = rng.choice(sorted(value))
         return {name: {how(n) if n == old else n: t for n, t in value.items()}}

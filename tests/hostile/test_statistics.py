@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from fedmerge import ClientUpdate, MergeContext
+from fedmerge.adapters import lora
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.merging import Pipeline
 from fedmerge.questions import Question, pooled, respond
 from fedmerge.statistics import (
     Activations,
+    AdapterScaling,
     BatchNormMoments,
     BatchNormSums,
     ClassCounts,
@@ -33,12 +35,21 @@ from fedmerge.statistics import (
     RefitSums,
     Secants,
     Statistic,
+    SurgerySums,
 )
 from fedmerge.statistics.sending.compression import decode
 from tests.federation import noisy_states, tiny_data, tiny_model
 from tests.hostile.kinds import STATISTICS
 
-MEASURED = (Activations(), BatchNormMoments(), ClassCounts(), FisherDiag(), FisherKfac(), Gram(), LocalSteps())
+MEASURED = (
+    Activations(),
+    BatchNormMoments(),
+    ClassCounts(),
+    FisherDiag(),
+    FisherKfac(),
+    Gram(),
+    LocalSteps(),
+)
 ANSWERED = (
     BatchNormSums(),
     ClassMoments(),
@@ -50,6 +61,7 @@ ANSWERED = (
     PrefixSums(),
     RefitSums(),
     Secants(),
+    SurgerySums(),
 )
 CLIENTS, PLACES = 4, (0, 1, 3)
 STEPS = {n: torch.tensor(float(x)) for n, x in
@@ -159,4 +171,20 @@ def test_every_registered_statistic_is_tried():
         return {one for below in kind.__subclasses__() for one in {below, *all_of(below)}}
 
     found = {kind for kind in all_of(Statistic) if "name" in vars(kind) and kind.__module__.startswith("fedmerge.")}
-    assert {type(kind) for kind in (*MEASURED, *ANSWERED)} == found
+    # Scalings, of models with low-rank pairs only, are tried by themselves below.
+    assert {type(kind) for kind in (*MEASURED, *ANSWERED, AdapterScaling())} == found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), 0.0, -1.0, 1e9, [1.0, 2.0]],
+    ids=["nan", "inf", "zero", "negative", "huge", "several"],
+)
+def test_a_scaling_that_no_layer_has_is_not_obeyed(value):
+    model = lora(torch.nn.Linear(3, 2), rank=2, alpha=8)
+    honest = AdapterScaling().measure(model, [], None)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    bad = dict.fromkeys(honest, torch.tensor(value, dtype=torch.float64))
+    updates = [ClientUpdate(i, state, 1.0, {"adapter_scaling": bad if i == 1 else honest}) for i in range(3)]
+    result = Pipeline(Listening(AdapterScaling())).merge(updates, MergeContext(base=state))
+    assert result.accepted == (0, 2)

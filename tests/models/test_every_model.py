@@ -54,6 +54,7 @@ CASES = [
     *(Case("vit", shape, VIT) for shape in (DIGITS, MNIST, CIFAR, (1, 4, 12))),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+EXTRA = {"efficientnet_lite0"}  # needs an extra, see test_efficientnet_lite0
 # One input shape a model, for what does not depend on the shape.
 FIRST = list({(case.name, case.label): case for case in reversed(CASES)}.values())
 every_model = pytest.mark.parametrize("case", FIRST, ids=str)
@@ -66,7 +67,7 @@ def loss_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def test_the_table_has_every_model() -> None:
-    assert {case.name for case in CASES} == set(model_names())
+    assert {case.name for case in CASES} == set(model_names()) - EXTRA
 
 
 @every_case
@@ -164,7 +165,7 @@ def test_the_weights_are_shared_by_nobody(case: Case) -> None:
     assert pointers.isdisjoint(p.data_ptr() for p in two.parameters())
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", [name for name in model_names() if name not in EXTRA])
 def test_listed_defaults_are_the_defaults(name: str) -> None:
     shape = (9,) if name == "char_lstm" else CIFAR
     plain = build_model(name, shape, 7, seed=0).state_dict()

@@ -13,6 +13,7 @@ import sys
 import threading
 from dataclasses import asdict, replace
 
+import psutil
 import pytest
 
 from fedmerge.errors import FolderInUse, RecordError, WriteError
@@ -267,9 +268,27 @@ def test_processes_are_told_apart_by_when_they_began():
     assert processes.start_of(2**22 + 1) is None
     assert processes.start_of(0) is processes.start_of(-1) is processes.start_of(2**40) is None
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
-        began = processes.children_of(os.getpid())
-        assert child.pid in began
-        processes.end_processes([(child.pid, "1")], patience=0.1)  # another with its number
+        (process,) = (other for other in processes.children_of(os.getpid()) if other.pid == child.pid)
+        assert processes.start_of(child.pid)
+        processes.end_processes([process])
+        assert processes.start_of(child.pid) is None  # it is listed until somebody asks how it ended
+        assert process in processes.ended_children(os.getpid())
+        assert child.wait() == -signal.SIGKILL  # nobody has asked before
+    assert process not in processes.ended_children(os.getpid())
+
+
+def test_a_process_that_has_got_the_number_of_an_ended_one_is_left_alone(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        process = psutil.Process(gone.pid)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        monkeypatch.setattr(process, "_pid", child.pid)
+        processes.end_processes([process], patience=0.1)
         assert child.poll() is None
-        processes.end_processes([(child.pid, began[child.pid])])
-        assert child.wait() == -signal.SIGKILL
+        child.kill()
+
+
+def test_when_a_process_began_stays_when_somebody_sets_the_clock(monkeypatch):
+    before, booted = processes.start_of(os.getpid()), psutil.boot_time()
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: booted + 3600)
+    assert processes.start_of(os.getpid()) == before

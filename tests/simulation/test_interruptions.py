@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from fedmerge import cli
-from fedmerge.clients import train_group
+from fedmerge.clients import road
 from fedmerge.commands.ending import heeding_signals
 from fedmerge.errors import WriteError
 from fedmerge.records.atomic_files import append_line, write_atomically
@@ -115,7 +117,7 @@ class Messages(MergeStrategy):
     ("kind", "engine"), [(MergeStrategy, "serial"), (MergeStrategy, "stacked"), (Messages, "serial")]
 )
 def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, error, monkeypatch):
-    real = train_group.train_one
+    real = road.train_one
 
     def train_one(*arguments, client, **keywords):
         if client == 1:
@@ -125,8 +127,8 @@ def test_a_client_that_does_not_fit_into_memory_alone_is_left_out(kind, engine, 
     def no_room(*_arguments, **_keywords):
         raise error
 
-    monkeypatch.setattr(train_group, "train_one", train_one)
-    monkeypatch.setattr(train_group, "train_cohort", no_room)
+    monkeypatch.setattr(road, "train_one", train_one)
+    monkeypatch.setattr(road, "train_cohort", no_room)
     app = client_app(tiny_model, tiny_data, training=TRAINING)
     with SimulationGrid(app, CLIENTS, engine=engine) as grid:
         measured, strategy = MeasuredGrid(grid), kind(model_fn=tiny_model, fraction_evaluate=0.0)
@@ -162,12 +164,10 @@ def ray_here():
 def marked(out: Path) -> list[int]:
     """Processes that the command for `out` has started, itself included."""
     found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and f"FEDMERGE_TEST_OUT={out}".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-        except OSError:
-            continue
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FEDMERGE_TEST_OUT") == str(out):
+                found.append(process.pid)
     return found
 
 
@@ -224,7 +224,6 @@ TWICE = [
 ]
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(("number", "workers"), SIGNALS)
 def test_signals_give_up_the_round_say_how_to_go_on_and_leave_no_process(number, workers, tmp_path, heeding_ctrl_c):
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -255,7 +254,6 @@ def test_signals_give_up_the_round_say_how_to_go_on_and_leave_no_process(number,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(("how", "workers"), TWICE)
 def test_a_command_that_is_killed_or_told_twice_is_gone_at_once_and_its_folder_is_free(how, workers, tmp_path):
     out = tmp_path / "out"
@@ -275,7 +273,6 @@ def test_a_command_that_is_killed_or_told_twice_is_gone_at_once_and_its_folder_i
 
 
 @pytest.mark.study
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_sigterm_while_ray_starts_begins_nothing_and_leaves_no_process(tmp_path):
     out = tmp_path / "out"
     process = begun(out, "2")

@@ -16,7 +16,7 @@ from fedmerge.simulation import SimulationGrid, compare, make_config
 from fedmerge.simulation.grids.wrapped_grid import WrappedGrid
 from fedmerge.statistics import NoisySums
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
-from fedmerge.strategies import question_messages as questions
+from fedmerge.strategies import reach as questions
 from fedmerge.wire.keys import ACTION
 from fedmerge.wire.question_records import read_answers
 from tests.federation import CLIENTS, TRAINING, initial, plain_model, tiny_app, tiny_data

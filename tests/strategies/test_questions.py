@@ -30,6 +30,7 @@ METHODS = [
     "fednova+logistic_head+natural_gradient",
     "fedavg+sequential_refit(head=true)",
     "otfusion+sequential_refit(head=true)+ridge_head",
+    "otfusion+surgery(rank=2)",
     "adamerging(evaluations=3)",
     "evolutionary(evaluations=7)",
     "afl",

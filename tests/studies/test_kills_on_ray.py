@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedmerge.simulation import compare, make_config
@@ -54,32 +55,25 @@ def rows(out: Path) -> int:
 
 def below(number: int) -> set[int]:
     """Processes that a process has started, and they in turn."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue  # gone meanwhile
-    found, fresh = set(), {number}
-    while fresh:
-        fresh = {child for child, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
+    try:
+        return {child.pid for child in psutil.Process(number).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def lives(number: int) -> bool:
     """Whether a process is there, and no zombie."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
 def is_agent(number: int) -> bool:
     """Whether it is one of the two agents that Ray starts beside its raylet, which see late that it is gone."""
     try:
-        return b"Agent" in Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:
+        return any("Agent" in word for word in psutil.Process(number).cmdline())
+    except psutil.Error:
         return False
 
 

@@ -34,8 +34,8 @@ def moved(call: Call) -> Outcome:
         pin_all(call.labels, call.tensors[1:], "it tells where entries go")
     results: list[list[Vector]] = [[] for _ in call.shapes]
     for grid in value.factors:
-        for kept, found in zip(results, _moved(call, name, value, grid), strict=True):
-            kept.append(found)
+        for kept, labels in zip(results, _moved(call, name, value, grid), strict=True):
+            kept.append(labels)
     even = _even(call, name, value)
     values = []
     for shape, kept, copies in zip(call.shapes, results, even, strict=True):
@@ -46,16 +46,16 @@ def moved(call: Call) -> Outcome:
 
 def _moved(call: Call, name: str, value: Value, grid: Vector) -> list[Vector]:
     """A grid after the operator, for each output; entries that are exact copies get labels of their own."""
-    found = [_plain(f) for f in _run(call, name, np.broadcast_to(grid, value.shape))]
-    if np.unique(grid).size < grid.size or all(np.unique(f).size == f.size for f in found):
-        return found
+    moved_labels = [_plain(f) for f in _run(call, name, np.broadcast_to(grid, value.shape))]
+    if np.unique(grid).size < grid.size or all(np.unique(f).size == f.size for f in moved_labels):
+        return moved_labels
     if call.operator in _COPY:
-        return [call.labels.copies(f, f.shape) for f in found]
+        return [call.labels.copies(f, f.shape) for f in moved_labels]
     if value.even:  # it was expanded before, and now copies come to stand on an axis of neurons
         shape = tuple(s if grid.shape[a] > 1 or a in value.even else 1 for a, s in enumerate(value.shape))
         copies = call.labels.copies(grid, shape)
         return _run(call, name, np.broadcast_to(copies, value.shape))
-    return found
+    return moved_labels
 
 
 def _even(call: Call, name: str, value: Value) -> list[frozenset[int]]:
@@ -64,11 +64,11 @@ def _even(call: Call, name: str, value: Value) -> list[frozenset[int]]:
         return [frozenset()] * len(call.shapes)
     sizes = tuple(1 if a in value.even else s for a, s in enumerate(value.shape))
     numbers = np.arange(int(np.prod(sizes))).reshape(sizes)
-    found = []
+    pieces = []
     for entries in _run(call, name, np.broadcast_to(numbers, value.shape)):
         plain = _plain(entries)
-        found.append(frozenset(a for a, s in enumerate(entries.shape) if s > 1 and plain.shape[a] == 1))
-    return found
+        pieces.append(frozenset(a for a, s in enumerate(entries.shape) if s > 1 and plain.shape[a] == 1))
+    return pieces
 
 
 def _plain(grid: Vector) -> Vector:
@@ -82,12 +82,12 @@ def _plain(grid: Vector) -> Vector:
 
 def _one_for_each_axis(labels: Labels, grids: list[Vector]) -> list[Vector]:
     """Grids that have come to share an axis, as heads and their dimensions do when they are put into one, in one."""
-    found: list[Vector] = []
+    vectors: list[Vector] = []
     for new in map(_plain, grids):
-        shared = [old for old in found if any(a > 1 and b > 1 for a, b in zip(old.shape, new.shape, strict=True))]
-        found = [old for old in found if all(old is not s for s in shared)]
-        found.append(joined(labels, [*shared, new]) if shared else new)
-    return found
+        shared = [old for old in vectors if any(a > 1 and b > 1 for a, b in zip(old.shape, new.shape, strict=True))]
+        vectors = [old for old in vectors if all(old is not s for s in shared)]
+        vectors.append(joined(labels, [*shared, new]) if shared else new)
+    return vectors
 
 
 def _run(call: Call, name: str, entries: Vector) -> list[Vector]:
@@ -166,7 +166,7 @@ def index(call: Call) -> Outcome:
     """``x[i, :, j]``: axes without neurons are as good as each other, whatever the indices are."""
     value, indices = call["self"], list(call["indices"])
     pin_all(call.labels, [v for v in indices if v is not None], "it chooses entries")
-    indexed = [a for a, found in enumerate(indices) if found is not None]
+    indexed = [a for a, entry in enumerate(indices) if entry is not None]
     where = tuple(slice(None) if v is None else np.zeros(v.shape, dtype=int) for v in indices)
     kept = []
     for grid in value.factors:

@@ -61,13 +61,13 @@ def joined(labels: Labels, grids: Sequence[Vector]) -> Vector:
 
 def _even(values: Sequence[Value], shape: tuple[int, ...]) -> frozenset[int]:
     """Axes along which what comes from these values holds copies."""
-    found = set(range(len(shape)))
+    axes = set(range(len(shape)))
     for value in values:
         more = len(shape) - len(value.shape)
         for a in range(len(value.shape)):
             if value.varies(a) or any(f.shape[a] > 1 for f in value.factors):
-                found.discard(a + more)
-    return frozenset(a for a in found if shape[a] > 1)
+                axes.discard(a + more)
+    return frozenset(a for a in axes if shape[a] > 1)
 
 
 @rule(

@@ -130,7 +130,10 @@ def compare(
         for experiment in experiments:
             experiment.check_model()
             for method in config.methods:
-                experiment.strategy(method)
+                own = experiment.of_method(method)
+                if own != experiment:
+                    own.check_model()
+                own.strategy(method)
     watching = make_observers(observers)
     make_observers(config.observers)
     with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):
@@ -163,7 +166,8 @@ def _run_all(
             if (resume or grow) and is_finished(config, method, experiment.seed, out):
                 outcome.runs.append(run_folder(out, method, experiment.seed))
                 continue
-            grid = SimulationGrid(experiment.client_app(), experiment.num_clients, workers=workers)
+            own = experiment.of_method(method)
+            grid = SimulationGrid(own.client_app(), experiment.num_clients, workers=workers)
             try:
                 run = run_on_grid(experiment, method, grid, out, on_row, observers=observers, resume=resume or grow)
                 outcome.runs.append(run)

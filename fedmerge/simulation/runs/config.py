@@ -19,6 +19,7 @@ from fedmerge.records.run_records import read_toml
 from fedmerge.registry import build, entries, usual_names
 from fedmerge.simulation.runs.config_keys import typed_error
 from fedmerge.simulation.runs.config_model import Config
+from fedmerge.simulation.runs.linearised_checks import check_linearised_methods
 from fedmerge.simulation.runs.personal_checks import check_personal
 from fedmerge.tasks.metric import metrics_of
 
@@ -66,6 +67,7 @@ def make_config(*layers: Mapping[str, Any]) -> Config:
     _ = config.model.adapters
     _check_methods(config)
     check_personal(config)
+    check_linearised_methods(config)
     check_names(config.observers)
     _ = config.data.every_option
     if not any(":" in domain.partition("(")[0] for domain in config.data.domains):  # one's own is imported when it runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from fedmerge.seeding import integer_seed
 from fedmerge.simulation.runs.client_sources import DataFn, DataSource
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.fitting import check_fit
+from fedmerge.simulation.runs.linearised_checks import check_differentiable, linearised_by
 from fedmerge.simulation.runs.model_fns import ModelFn, OwnModelFn
 from fedmerge.simulation.runs.own_strategy import make_strategy
 from fedmerge.simulation.runs.personal_checks import check_personal_parts
@@ -59,6 +60,8 @@ class Experiment:
         The configuration.
     seed
         Root of partition, initialisation, sampling and batches.
+    linearised
+        Patterns of the parameters in which the model is linearised, where a method has it so; see :meth:`of_method`.
 
     Raises
     ------
@@ -68,6 +71,11 @@ class Experiment:
 
     config: Config
     seed: int
+    linearised: tuple[str, ...] = ()
+
+    def of_method(self, method: str) -> Experiment:
+        """The experiment as it is for one method, whose clients may train the model's linearisation."""
+        return replace(self, linearised=linearised_by(self.config, method))
 
     @property
     def _source(self) -> DataSource:
@@ -137,6 +145,7 @@ class Experiment:
             model.frozen,
             model.base,
             model.adapters,
+            self.linearised or tuple(self.config.training.linearised),
         )
 
     def check_model(self) -> None:
@@ -154,18 +163,18 @@ class Experiment:
         data = self.dataset
         where = f"model {self.config.model.name!r} on data set {data.name!r}"
         check_fit(self.model_fn, *data.example, data.outputs, where, self.task)
+        check_differentiable(self.model_fn, data.example[0], self.task)
         check_personal_parts(self.model_fn(), self.config.personal, self.partition.held_out)
 
     def client_app(self) -> ClientApp:
         """The client side, small to pickle: workers make their data from the settings."""
-        model = self.config.model
-        adapters = model.adapters
+        model, adapters = self.config.model, self.config.model.adapters
         data_fn, hostile = DataFn(self._source), self.hostile
         own = OwnModelFn(self.model_fn, tuple(json.dumps(v) for v in model.variants), self.seed)
         return client_app(
             self.model_fn,
             data_fn if hostile is None else HostileDataFn(data_fn, hostile),
-            training=self.config.local_training,
+            training=replace(self.config.local_training, linearised=self.model_fn.linearised),
             device=self.config.device,
             own_model_fn=own if model.apart or model.variants else None,
             tamper=hostile,
@@ -256,10 +265,9 @@ class Experiment:
         domains = make_domains(self.config.data.domains)
         if not domains or self.config.personal:
             return {}
-        whole, model = self._whole.test, served(self._judged(from_arrays(arrays)))
+        whole, model, found = self._whole.test, served(self._judged(from_arrays(arrays))), {}
         which = domains_of_tests(len(whole), len(domains), self.seed)
         which[: self.config.server_examples] = -1  # those that the server holds
-        found = {}
         for number, domain in enumerate(domains):
             mine = whole.subset((which == number).nonzero().flatten())
             found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.task).accuracy
@@ -270,8 +278,7 @@ class Experiment:
         hostile = self.hostile
         if hostile is None or self.config.personal:
             return None
-        found = Judged()
-        model = served(self._judged(from_arrays(arrays)))
+        found, model = Judged(), served(self._judged(from_arrays(arrays)))
         for batch in self.dataset.test.in_order():
             shown = hostile.attack.triggered(*batch)
             if shown is None:
@@ -285,8 +292,7 @@ class Experiment:
         """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
         shape), and their targets."""
         model = self._judged(state).eval()
-        told = self.task or Classification()
-        reading = Reading(told)
+        reading = Reading(told := self.task or Classification())
         found, targets = [], []
         for inputs, labels in batches(self.dataset.test, device=next(model.parameters()).device):
             outputs = outputs_of(model, inputs, task=told)

@@ -65,7 +65,7 @@ def run_on_grid(
     FolderInUse
         Another process writes the record.
     """
-    folder = run_folder(out, method, experiment.seed)
+    folder, experiment = run_folder(out, method, experiment.seed), experiment.of_method(method)
     with held(lock_of(folder), folder):
         watching = [*make_observers(experiment.config.observers), *make_observers(observers)]
         return _run_locked(experiment, method, grid, out, watching, on_row, resume=resume)

@@ -11,6 +11,7 @@ from fedmerge.adapters import Adapters
 from fedmerge.layout import freeze
 from fedmerge.models import build_model
 from fedmerge.models.pretrained import Pretrained
+from fedmerge.models.tangent import linearise
 from fedmerge.seeding import integer_seed
 
 __all__ = ["ModelFn", "OwnModelFn"]
@@ -28,6 +29,7 @@ class ModelFn:
     frozen: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     adapters: Adapters | None = None
+    linearised: tuple[str, ...] = ()
 
     def __call__(self) -> nn.Module:
         """A new one, always the same."""
@@ -37,7 +39,8 @@ class ModelFn:
             self.pretrained.put_into(model, self.input_shape, self.num_classes)
         if self.adapters is not None:
             model = self.adapters.put_into(model, self.seed)
-        return freeze(model, self.frozen)
+        model = freeze(model, self.frozen)
+        return linearise(model, self.linearised) if self.linearised else model
 
 
 @dataclass(frozen=True)

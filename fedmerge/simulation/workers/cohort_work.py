@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from flwr.app import RecordDict
 
-from fedmerge.clients.client import Client
+from fedmerge.clients.client import Client, receive
 from fedmerge.clients.group import Group
-from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, receive, run
+from fedmerge.clients.road import AFTER_TRAINING, TOGETHER, enter, metrics_of, run
 from fedmerge.errors import CannotStack, FedMergeError
 from fedmerge.simulation.workers.flower_task import FAILURES, FIRST_NODE, failure_reason
 from fedmerge.state import State
@@ -100,7 +100,7 @@ def choose(client: Client, order: Order, nodes: Sequence[int], total: int) -> En
     try:
         share = _Share(client, order, total, {})
         if not share.alike:
-            return EngineChoice("serial", "clients start from different models")
+            return EngineChoice("serial", "clients start from tensors of their own")
         groups = list(islice(share.entered(nodes), TRIED))
         if not groups:
             return EngineChoice("serial", "no client has data")
@@ -121,6 +121,7 @@ class _Share:
 
     def __init__(self, client: Client, order: Order, total: int, kept: Mapping[int, RecordDict]) -> None:
         self.result = Answer(kept=dict(kept))
+        client = client.told(order.config)
         self._client, self._order, self._total, self._kept = client, order, total, kept
         self.received = receive(client, order.content, order.context.base or order.context.required_base("a cohort"))
         whole = self.received.completed(self.received.state)

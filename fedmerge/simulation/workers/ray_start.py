@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 
 from fedmerge.errors import WorkersUnavailable
@@ -116,10 +117,10 @@ def start_within(start: Callable[[], Any], over: threading.Event, limit: float =
     try:
         with _silent():
             threading.Thread(target=keep, name="fedmerge-ray", daemon=True).start()
-            until, dead = time.monotonic() + limit, dict[tuple[int, str], float]()
+            until, dead = time.monotonic() + limit, dict[psutil.Process, float]()
             while not (in_time := started.wait(_LOOK)) and time.monotonic() < until:
                 _keep_sigterm()
-                dead = {one: dead.get(one, time.monotonic()) for one in ended_children(os.getpid()) - ended}
+                dead = {child: dead.get(child, time.monotonic()) for child in ended_children(os.getpid()) - ended}
                 if any(time.monotonic() - since > _DEAD for since in dead.values()):
                     raise WorkersUnavailable(
                         f"Ray cannot be started: a process of it ended at once, {_LOGS} may say why: {_REMEDY}"
@@ -146,14 +147,14 @@ def _keep_sigterm() -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _end_what_began(before: dict[int, str], end: float) -> None:
+def _end_what_began(before: set[psutil.Process], end: float) -> None:
     """End processes that were not there before, and be done by `end`, seconds of the monotonic clock."""
     until = min(time.monotonic() + _END, end)
     while time.monotonic() < until:  # one that starts processes may be about to start the next
-        begun = {pid: began for pid, began in children_of(os.getpid()).items() if before.get(pid) != began}
+        begun = children_of(os.getpid()) - before
         if not begun:
             break
-        end_processes(begun.items(), max(0.0, min(2.0, until - time.monotonic())))
+        end_processes(begun, max(0.0, min(2.0, until - time.monotonic())))
     if ray.is_initialized():
         # What it would end is gone, for which it may wait long: then it is left to itself.
         leaving = threading.Thread(target=_shut_down, name="fedmerge-ray-end", daemon=True)

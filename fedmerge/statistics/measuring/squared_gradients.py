@@ -92,9 +92,9 @@ def _together(model: nn.Module, names: list[str], inputs: Any, vectors: Tensor) 
     parameters = dict(model.named_parameters())
     chosen = {own: parameters[own].detach() for own in names}
 
-    def squares(one: Any, its_vectors: Tensor) -> dict[str, Tensor]:
+    def squares(gradient: Any, its_vectors: Tensor) -> dict[str, Tensor]:
         shape = its_vectors.shape[1:]
-        batch = (changed(one, lambda tensor: tensor[None]),)
+        batch = (changed(gradient, lambda tensor: tensor[None]),)
         pull = vjp(lambda parameters: functional_call(model, parameters, batch).reshape(shape), chosen)[1]
         gradients = vmap(lambda vector: pull(vector)[0])(its_vectors)
         return {name: g.square().sum(0) for name, g in gradients.items()}

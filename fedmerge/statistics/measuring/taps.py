@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import InvalidOption
 from fedmerge.inputs import examples_in, rows, split
 from fedmerge.models.resize import copy_of
+from fedmerge.models.tangent import is_linearised
 from fedmerge.state import trained_names
 from fedmerge.statistics.measuring.weight_matrices import MatrixLayer, example_gradients, gram, matrix_layers
 from fedmerge.statistics.measuring.written_out import AffineLayer, affine_layers, split_norms, unroll
@@ -88,7 +90,17 @@ def probe(model: nn.Module, example: Tensor, selects: Callable[[str], bool], *, 
 
     Parameters that are not trained are none to measure. A layer is served where the gradient of its parameters is what
     the taps say: not where a model calls it in a way that hooks do not see, or uses its weight elsewhere too.
+
+    Raises
+    ------
+    InvalidOption
+        The model is linearised.
     """
+    if is_linearised(model):
+        raise InvalidOption(
+            "what layers take in cannot be measured of a linearised model, whose layers are at the fixed point that it "
+            "is expanded around: measure its plain model"
+        )
     copied = copy_of(model).eval()
     trained = trained_names(model)
     every = tuple(name for name, _ in copied.named_parameters() if selects(name) and name in trained)
@@ -129,7 +141,7 @@ def _served(trial: Probe, example: Tensor) -> tuple[MatrixLayer | AffineLayer, .
             if any(len(x) != examples_in(example) for x in taps.inputs) or not taps.inputs:
                 continue
             pairs = zip(_first_gradient(layer, taps, gradients), wanted, strict=True)
-            if all(other is not None and _close(one, other) for one, other in pairs):
+            if all(other is not None and _close(pair_first, other) for pair_first, other in pairs):
                 served.append(layer)
     return tuple(served)
 
@@ -141,8 +153,8 @@ def _first_gradient(layer: MatrixLayer | AffineLayer, taps: Tapped, gradients: S
     return list(layer.matrix.scatter(example_gradients(layer, layer.rows(taps.inputs), gradients)[0]).values())
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= 1e-3 * other.norm())
+def _close(first: Tensor, other: Tensor) -> bool:
+    return bool((first - other).norm() <= 1e-3 * other.norm())
 
 
 _BUDGET = 1 << 24  # numbers in the largest temporary of a pass

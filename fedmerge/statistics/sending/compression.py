@@ -247,10 +247,10 @@ def check_forms(sent: State, compression: Compression, stored: Collection[torch.
             set(form) == set(dtypes) and all(dtypes[part] in (form[part] or stored) for part in form) for form in forms
         )
         if not any(fits):
-            told = ", ".join(
+            listed = ", ".join(
                 f"{part or 'whole'}: {str(dtype).removeprefix('torch.')}" for part, dtype in dtypes.items()
             )
-            raise InvalidOption(f"{name!r} came in a form that nobody asked for ({told})")
+            raise InvalidOption(f"{name!r} came in a form that nobody asked for ({listed})")
 
 
 def bounded_bytes(sent: State) -> int:

@@ -82,7 +82,7 @@ def definite(correlation: Tensor) -> Tensor:
 
 def _shifted(matrix: Tensor, floor: float) -> Tensor:
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    shift = next((one for one in _SHIFTS if is_definite(matrix, one - floor)), 1.0)
+    shift = next((share for share in _SHIFTS if is_definite(matrix, share - floor)), 1.0)
     return (matrix + shift * eye) / (1 + shift)
 
 
@@ -126,8 +126,8 @@ def sound(statistic: str, name: str, tensor: Tensor) -> Tensor:
     peak = max(-low, high)
     if not peak <= LARGEST:  # NaN is not either
         bad = int((~torch.isfinite(wide)).sum())
-        told = f"has {bad} of {wide.numel()} entries NaN or infinite" if bad else f"has entries beyond {LARGEST:g}"
-        raise InvalidOption(f"statistic {statistic!r}: {name!r} {told}")
+        problem = f"has {bad} of {wide.numel()} entries NaN or infinite" if bad else f"has entries beyond {LARGEST:g}"
+        raise InvalidOption(f"statistic {statistic!r}: {name!r} {problem}")
     if 0 < peak < _SMALLEST:
         raise InvalidOption(f"statistic {statistic!r}: {name!r} has no entry beyond {peak:g}, which nothing measures")
     return wide
@@ -141,10 +141,10 @@ def squares(statistic: str, name: str, tensor: Tensor) -> Tensor:
     InvalidOption
         They are not sound, or one is negative.
     """
-    found = sound(statistic, name, tensor)
-    if found.numel() and bool((found < 0).any()):
+    checked = sound(statistic, name, tensor)
+    if checked.numel() and bool((checked < 0).any()):
         raise InvalidOption(f"statistic {statistic!r}: {name!r} has negative entries, and squares have none")
-    return found
+    return checked
 
 
 def semidefinite(statistic: str, name: str, factor: Tensor, rounding: float = 0.0) -> Tensor:
@@ -180,13 +180,13 @@ def semidefinite(statistic: str, name: str, factor: Tensor, rounding: float = 0.
     fedmerge.errors.InvalidOption: statistic 'gram': 'w' is not positive semi-definite: an entry is 2 times what its \
 diagonal allows
     """
-    found = sound(statistic, name, factor)
-    if not found.numel():
-        return found
-    peak = float(found.abs().max())
+    checked = sound(statistic, name, factor)
+    if not checked.numel():
+        return checked
+    peak = float(checked.abs().max())
     if not peak:
-        return found
-    grouped = (found if found.ndim == 3 else found[None]) / peak
+        return checked
+    grouped = (checked if checked.ndim == 3 else checked[None]) / peak
     rounding = max(rounding, _DENORMAL)
     if rounding / peak > _SINGLE:  # less is lost in what float32 rounds anyway
         grouped.diagonal(dim1=-2, dim2=-1).add_(rounding / peak * grouped.shape[-1] ** 0.5)
@@ -208,11 +208,11 @@ diagonal allows
         )
     size = correlation.shape[-1]
     if not whole:
-        found, grouped = (found + found.transpose(-1, -2)) / 2, (grouped + across) / 2
+        checked, grouped = (checked + checked.transpose(-1, -2)) / 2, (grouped + across) / 2
         correlation = (correlation + correlation.transpose(-1, -2)) / 2
     correlation.diagonal(dim1=-2, dim2=-1).add_(2 * _SINGLE * size)
     if bool((torch.linalg.cholesky_ex(correlation).info == 0).all()):
-        return found
+        return checked
     exact = grouped.double() / scale[..., :, None] / scale[..., None, :]
     if not is_definite(exact, INDEFINITE * size**0.5):
         raise InvalidOption(
@@ -223,7 +223,7 @@ diagonal allows
     mended = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.transpose(-1, -2)
     mended = mended * scale[..., :, None] * scale[..., None, :] * (peak / 2)
     mended += mended.transpose(-1, -2).clone()
-    whole_again: Tensor = mended.reshape(found.shape)
+    whole_again: Tensor = mended.reshape(checked.shape)
     return whole_again  # in float64: rounded to float32, zeros would spread about zero again
 
 

@@ -37,6 +37,8 @@ class LocalRule(ABC):
     name: ClassVar[str]
     keeps: ClassVar[bool] = False
     """Whether clients keep tensors from round to round."""
+    starts_apart: ClassVar[bool] = False
+    """Whether clients begin with tensors of their own that no stack of them holds: they train one by one."""
 
     def check(self, settings: LocalTraining) -> None:
         """Refuse settings of local training under which the rule means nothing.
@@ -111,10 +113,10 @@ def rule_of(config: Mapping[str, object]) -> LocalRule | None:
     if name is None:
         return None
     try:
-        given = json.loads(str(settings))
+        options = json.loads(str(settings))
     except ValueError as error:
         raise InvalidOption(f"local rule {name!r}: cannot read its settings {settings!r} ({error})") from error
-    if not isinstance(given, dict):
+    if not isinstance(options, dict):
         raise InvalidOption(f"local rule {name!r}: its settings {settings!r} are no table")
-    rule: LocalRule = build(LocalRule.kind, str(name), given)
+    rule: LocalRule = build(LocalRule.kind, str(name), options)
     return rule
