@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -12,6 +13,7 @@ import fedmerge
 from fedmerge.simulation import SimulationGrid
 from fedmerge.simulation.workers.flower_task import become_server_task, stamp
 from fedmerge.strategies import MergeStrategy, client_app, to_arrays
+from tests.contract.table import ROWS
 from tests.federation import CLIENTS, TRAINING, tiny_data, tiny_model
 
 METHODS = tuple(fedmerge.methods())
@@ -46,7 +48,13 @@ def strategy_of(method: str, model_fn=OddModel, **keywords) -> MergeStrategy:
     inputs = torch.randn(24, 4, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(24) % 3
     known = {"model_fn": model_fn, "example": inputs[:2], "data": [(inputs, labels)], "repair": "none"}
-    return MergeStrategy(method, **{**known, **keywords})
+    return MergeStrategy(method, **{**known, **pairs_of(method), **keywords})
+
+
+def pairs_of(method: str) -> dict[str, Any]:
+    """Which of the model's layers are a low-rank pair, for rules that merge such."""
+    rows = (row.options for row in ROWS if row.method == method)
+    return next(({"pairs": options["pairs"]} for options in rows if "pairs" in options), {})
 
 
 class Asked:

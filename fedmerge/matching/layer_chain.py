@@ -41,6 +41,11 @@ class Layer:
     taken: Tensor
     given: Tensor
 
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is a batch norm, which scales what the layer before says, and so stays right behind it."""
+        return isinstance(self.module, nn.modules.batchnorm._BatchNorm)
+
 
 def layers_of(model: nn.Module, inputs: Any) -> list[Layer]:
     """The layers of a model in the order in which they are called on some inputs.
@@ -105,7 +110,8 @@ def matched_layers(shallow: Sequence[Layer], deep: Sequence[Layer]) -> list[int]
 
     Among those the way of least cost, by dynamic programming: ``F[k, l] = min(F[k, l-1], F[k-1, l-1] + C[k, l])``
     (Nguyen et al. 2021, arXiv:2110.15538, algorithm 1), where C is 1 minus the :func:`similarity` of what two layers
-    say, and infinite where one cannot take the other's place: of another form, or on pictures of another size.
+    say, and infinite where one cannot take the other's place: of another form, or on pictures of another size. A
+    batch norm stays right behind the layer that it scales.
 
     Raises
     ------
@@ -125,20 +131,23 @@ def matched_layers(shallow: Sequence[Layer], deep: Sequence[Layer]) -> list[int]
     cost[0, 1:] = cost[-1, :-1] = np.inf
     best = np.full((len(shallow) + 1, len(deep) + 1), np.inf)
     best[0] = 0.0
+    there = best.copy()  # the same where layer k has this very place
     for k in range(1, len(shallow) + 1):
+        before = there if shallow[k - 1].is_norm else best
         for place in range(k, len(deep) + 1):
-            best[k, place] = min(best[k, place - 1], best[k - 1, place - 1] + cost[k - 1, place - 1])
+            there[k, place] = before[k - 1, place - 1] + cost[k - 1, place - 1]
+            best[k, place] = min(best[k, place - 1], there[k, place])
     if not np.isfinite(best[-1, -1]):
         stuck = next(k for k in range(1, len(shallow) + 1) if not np.isfinite(best[k]).any() or k == len(shallow))
         raise ModelError(
             f"layer {shallow[stuck - 1].name!r} has no place in the deeper model, whose layers are "
             f"{[layer.name for layer in deep]}: only layers of one kind, on inputs of one size, take each other's place"
         )
-    places, place = [], len(deep)
+    places, place, tied = [], len(deep), False
     for k in range(len(shallow), 0, -1):
-        while best[k, place] == best[k, place - 1]:
+        while not tied and best[k, place] == best[k, place - 1]:
             place -= 1
-        place -= 1
+        place, tied = place - 1, shallow[k - 1].is_norm
         places.append(place)
     return places[::-1]
 

@@ -99,6 +99,14 @@ def test_a_layer_goes_where_what_it_says_is_said():
     assert matched_layers(layers_of(shallow, ROWS), layers_of(deep, ROWS)) == [0, 2, 3]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_norm_stays_behind_its_layer(seed):
+    """Whatever they say: with a layer between, what ReLU cuts off would be lost."""
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    places = matched_layers(layers_of(plain(1, 4, norm=True), x), layers_of(plain(3, 6, norm=True), x))
+    assert [norm - layer for layer, norm in zip(places[:4:2], places[1:4:2], strict=True)] == [1, 1]
+
+
 def test_models_of_one_depth_map_place_by_place():
     chain = layers_of(mlp(5, 5, 5), ROWS)
     assert matched_layers(chain, layers_of(mlp(4, 6, 7), ROWS)) == [0, 1, 2, 3]
