@@ -22,6 +22,7 @@ from fedmerge.statistics import (
     BatchNormSums,
     ClassCounts,
     ClassMoments,
+    EntropyGradient,
     EntropySlopes,
     FisherDiag,
     FisherKfac,
@@ -53,6 +54,7 @@ MEASURED = (
 ANSWERED = (
     BatchNormSums(),
     ClassMoments(),
+    EntropyGradient(),
     EntropySlopes(),
     HeadGradient(),
     HeadSums(),
