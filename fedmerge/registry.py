@@ -16,7 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
 from fedmerge.lookup.entry_points import load_entry_points
 from fedmerge.lookup.kinds import KINDS, METHOD_KINDS, Kind
-from fedmerge.lookup.loading import load_named, own_kind
+from fedmerge.lookup.loading import load_named
+from fedmerge.lookup.loading import own_kind as _own_kind
 
 __all__ = [
     "Entry",
@@ -234,6 +235,20 @@ def find(name: str) -> Entry:
         if part is not None:
             return part
     return entry((":" in plain and own_kind(plain)) or "aggregator", plain)
+
+
+def own_kind(name: str) -> str:
+    """The kind of a part of the user's own, ``module:name``, which is imported; empty where it says none.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be imported, or the module's name is a method's, whose options stand elsewhere.
+    """
+    module = name.partition(":")[0]
+    if module in entries("aggregator"):
+        raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
+    return _own_kind(name)
 
 
 def _how_to_write(name: str) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 
 from fedmerge.errors import ConfigError, UnknownName
 from fedmerge.lookup.kinds import METHOD_KINDS
-from fedmerge.lookup.loading import own_kind
 from fedmerge.lookup.method_names import Part, parse_method
-from fedmerge.registry import entries, entry, usual_names
+from fedmerge.registry import entries, entry, own_kind, usual_names
 
 __all__ = ["check_order", "divided", "kinds_behind", "main_part", "method_parts", "options_elsewhere", "with_options"]
 

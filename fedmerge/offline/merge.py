@@ -175,7 +175,8 @@ def merge(
         models = as_linearised(models, hand.base, pipeline)
         hand = replace(hand, models=tuple(models))
         if pipeline.aggregator.server_data != "none" and data is None:
-            raise InvalidOption(f"{method} needs batches on the server: pass data=.")
+            labels = " with labels" if pipeline.aggregator.server_data == "labels" else ""
+            raise InvalidOption(f"{method} needs batches{labels} on the server: pass data=.")
         asked = pipeline.measured or pipeline.refinements or pipeline.aggregator.several_exchanges
         chosen_task = either(task, loss)
         reading = Reading(chosen_task)

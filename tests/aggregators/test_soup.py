@@ -57,7 +57,7 @@ def test_a_model_that_leaves_the_score_as_it_is_enters_only_where_that_is_enough
 
 def test_the_greedy_soup_asks_for_data_with_labels():
     models = [nn.Linear(1, 1), nn.Linear(1, 1)]
-    with pytest.raises(InvalidOption, match="soup judges models on the server: pass data="):
+    with pytest.raises(InvalidOption, match="soup needs batches with labels on the server: pass data="):
         fedmerge.merge(models, "soup", recipe="greedy")
     with pytest.raises(InvalidOption, match=r"recipe = .best. is not valid"):
         fedmerge.merge(models, "soup", recipe="best")

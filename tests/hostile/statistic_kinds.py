@@ -226,7 +226,7 @@ _I8 = torch.int8
 
 STATISTICS = table(
     "statistic",
-    _kind("missing", lambda rng, value, name: {}),
+    _kind("missing", lambda rng, value, name: {} if value else None),
     _kind("empty", lambda rng, value, name: {name: {}}),
     _kind("one tensor missing", _without(lambda n: 1)),
     _kind("half of it missing", _without(lambda n: n // 2)),

@@ -10,9 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.lookup.loading import load_named
-from fedmerge.lookup.method_names import own_parts
 from fedmerge.merging import build_pipeline, divided, method_parts
-from fedmerge.registry import entries
 from fedmerge.strategies import MergeStrategy, RunSettings
 from fedmerge.strategies.run_settings import AdoptsRun
 
@@ -43,10 +41,6 @@ def make_strategy(
         It cannot be imported or made, or cannot honour a setting of the run.
     """
     options = options or {}
-    for part in own_parts(method):
-        module = part.name.partition(":")[0]
-        if module in entries("aggregator"):
-            raise ConfigError(f"method {part.name!r}: options stand in parentheses: {module}(option=value)")
     edits, own, others = divided(method_parts(method, options), method)
     name = own.name
     module = name.partition(":")[0]
