@@ -29,6 +29,7 @@ from fedmerge.merging.repair import Rescale
 from fedmerge.merging.result import Partial
 from fedmerge.merging.statistics_reader import StatisticsReader
 from fedmerge.state import LARGEST, State, as_pairs, as_rows, is_norm_statistic
+from fedmerge.training.rules.local_rule import LocalRule
 from fedmerge.update import ClientUpdate, MergeContext, StackedUpdates
 
 __all__ = ["Intake"]
@@ -45,6 +46,7 @@ class Intake:
         layout: Layout,
         context: MergeContext,
         statistics: StatisticsReader | None,
+        rule: LocalRule | None,
         *,
         on_bad: Callable[[BadUpdate], None],
         rescaled: bool,
@@ -57,7 +59,6 @@ class Intake:
         self._one_width = one_width
         self.reference, self.layout, self.buffers = reference, layout, buffers
         self._expected = layout.travelling(reference)  # names, shapes and types that an update must have
-        rule = aggregator.local_rule
         held = () if rule is None or context.base is None else rule.held(layout.trained, context.round)
         self._held = {name: reference[name] for name in held}
         self.still: dict[str, Tensor] = {n: t for n, t in reference.items() if n in layout.still}
@@ -262,7 +263,8 @@ class Intake:
             tied=self._context.tied,
             signed=self._context.signed,
         )
-        check_held(checked, self._held)
+        if self._held:
+            check_held(checked, self._held)
         if self.still:
             checked = replace(checked, state={**self.still, **checked.state})
         other = [name for name, tensor in checked.state.items() if tensor.shape != self.reference[name].shape]

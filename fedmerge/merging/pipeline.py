@@ -278,7 +278,8 @@ class Pipeline(Chain):
         # A client that sends a wider model must not end the round of a method whose parts cannot take it.
         settings["one_width"] = bool(self.edits or self.trajectories)
         folded = BufferFold(layout, self.batch_norm, context.base)
-        return Intake(self.aggregator, reference, folded, layout, context, statistics, on_bad=on_bad, **settings)
+        rule = self.local_rule
+        return Intake(self.aggregator, reference, folded, layout, context, statistics, rule, on_bad=on_bad, **settings)
 
 
 def _wait(bad: BadUpdate) -> None:
