@@ -20,6 +20,7 @@ from fedmerge.simulation.grids.simulation_grid import SimulationGrid, make_worke
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.runs.method_run import run_on_grid
+from fedmerge.simulation.runs.own_training_checks import check_own_training
 from fedmerge.simulation.runs.recorder import Row
 from fedmerge.simulation.runs.unfinished import begin, end, finished_runs, is_finished, run_folder
 from fedmerge.simulation.workers.workers import Workers
@@ -134,6 +135,8 @@ def compare(
                 if own != experiment:
                     own.check_model()
                 own.strategy(method)
+                if experiment is experiments[0]:
+                    check_own_training(own, method)
     watching = make_observers(observers)
     make_observers(config.observers)
     with nullcontext() if locked else held(out / LOCK, out), _quiet(config.threads):
