@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmerge.data import Dataset, Partition
-from fedmerge.data.domains import domain_name, domains_of_tests, make_domains
 from fedmerge.data.table import is_table
 from fedmerge.errors import ConfigError
 from fedmerge.inputs import changed
 from fedmerge.merging import build_pipeline, main_part
 from fedmerge.models.pretrained import is_base_file
-from fedmerge.models.resize import resize
 from fedmerge.seeding import integer_seed
 from fedmerge.simulation.runs.client_sources import DataFn, DataSource
 from fedmerge.simulation.runs.config_model import Config
@@ -32,22 +28,11 @@ from fedmerge.simulation.runs.own_strategy import make_strategy
 from fedmerge.simulation.runs.personal_checks import check_personal_parts
 from fedmerge.simulation.scenarios.faults import Mishaps
 from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
-from fedmerge.state import State
-from fedmerge.strategies import MergeStrategy, RunSettings, client_app, from_arrays, to_arrays
+from fedmerge.strategies import MergeStrategy, RunSettings, client_app, to_arrays
 from fedmerge.strategies.policies import RoundPolicies
-from fedmerge.tasks import AnyLoss, Classification, Reading, Regression, Task
-from fedmerge.training.device import choose_device
-from fedmerge.training.judged import Judged, judge
-from fedmerge.training.local import batches
-from fedmerge.training.model_on_data import outputs_of
+from fedmerge.tasks import AnyLoss, Regression, Task
 
 __all__ = ["Experiment"]
-
-Served = Callable[[nn.Module], nn.Module]
-
-
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
 
 
 @dataclass(frozen=True)
@@ -103,19 +88,20 @@ class Experiment:
         ConfigError
             The server would hold the whole test set.
         """
-        whole, held = self._whole, self.config.server_examples
+        whole, held = self.whole_dataset, self.config.server_examples
         if held >= len(whole.test):
             raise ConfigError(f"server_examples is {held} of {len(whole.test)} in the test set: leave some to test on")
         return whole.tested_on(whole.test.subset(torch.arange(held, len(whole.test)))) if held else whole
 
     @property
-    def _whole(self) -> Dataset:
+    def whole_dataset(self) -> Dataset:
+        """The data set with all of its test examples, those that the server holds too."""
         return self._source.dataset
 
     @property
     def _server_data(self) -> list[tuple[Any, Tensor]] | None:
         held = self.config.server_examples
-        return list(self._whole.test.subset(torch.arange(held)).in_order(256)) if held else None
+        return list(self.whole_dataset.test.subset(torch.arange(held)).in_order(256)) if held else None
 
     @property
     def partition(self) -> Partition:
@@ -249,62 +235,3 @@ class Experiment:
             frozen_mode=config.training.frozen_mode,
             send_frozen="never",  # all clients are ours
         )
-
-    def test(self, arrays: ArrayRecord, served: Served = _as_it_is) -> Judged:
-        """Loss, accuracy where there is one, and the task's metrics of a global model on the test set.
-
-        `served` makes of the model what it is used as, see :meth:`~fedmerge.strategies.MergeStrategy.served`.
-        """
-        return judge(served(self._judged(from_arrays(arrays))), self.dataset.test, what="the test set", task=self.task)
-
-    def domain_accuracies(self, arrays: ArrayRecord, served: Served = _as_it_is) -> dict[str, float]:
-        """Accuracy of a global model on each domain's share of the test set; nothing without domains.
-
-        Nothing with personal parts either: no model is whole without a client's own.
-        """
-        domains = make_domains(self.config.data.domains)
-        if not domains or self.config.personal:
-            return {}
-        whole, model, found = self._whole.test, served(self._judged(from_arrays(arrays))), {}
-        which = domains_of_tests(len(whole), len(domains), self.seed)
-        which[: self.config.server_examples] = -1  # those that the server holds
-        for number, domain in enumerate(domains):
-            mine = whole.subset((which == number).nonzero().flatten())
-            found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.task).accuracy
-        return found
-
-    def attack_success(self, arrays: ArrayRecord, served: Served = _as_it_is) -> float | None:
-        """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
-        hostile = self.hostile
-        if hostile is None or self.config.personal:
-            return None
-        found, model = Judged(), served(self._judged(from_arrays(arrays)))
-        for batch in self.dataset.test.in_order():
-            shown = hostile.attack.triggered(*batch)
-            if shown is None:
-                return None
-            inputs, target = shown
-            found += judge(model, inputs, torch.full((len(inputs),), target))
-        return found.accuracy
-
-    @torch.no_grad()
-    def predictions(self, state: State) -> tuple[Task, Tensor, Tensor]:
-        """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
-        shape), and their targets."""
-        model = self._judged(state).eval()
-        reading = Reading(told := self.task or Classification())
-        found, targets = [], []
-        for inputs, labels in batches(self.dataset.test, device=next(model.parameters()).device):
-            outputs = outputs_of(model, inputs, task=told)
-            task = reading(outputs, labels, None, model, inputs)
-            found.append(task.expected(outputs, labels).cpu())
-            targets.append(labels.cpu())
-        return task, torch.cat(found), torch.cat(targets)
-
-    def _judged(self, state: State) -> nn.Module:
-        # Frozen tensors may not be there; and a merged model may be wider than those that clients began with.
-        return resize(self._judge, {**self._judge.state_dict(), **state})
-
-    @cached_property
-    def _judge(self) -> nn.Module:
-        return self.model_fn().to(choose_device(self.config.device))

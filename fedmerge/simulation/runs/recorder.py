@@ -17,6 +17,7 @@ from fedmerge.simulation.grids.exchanges import Exchange, MeasuredGrid
 from fedmerge.simulation.grids.faulty_grid import FaultyGrid
 from fedmerge.simulation.grids.policed_grid import PolicedGrid, client_of
 from fedmerge.simulation.runs.experiment import Experiment
+from fedmerge.simulation.runs.global_judge import Judge
 from fedmerge.simulation.runs.references import reference_accuracies
 from fedmerge.strategies import MergeStrategy
 from fedmerge.strategies.merge_report import MergeReport
@@ -63,6 +64,7 @@ class Recorder:
         faulty: FaultyGrid | None = None,
     ) -> None:
         self._method, self._experiment, self._strategy = method, experiment, strategy
+        self._judge = Judge(experiment)
         self._grid, self._policed, self._faulty, self._watch = grid, policed, faulty, watch
         self._merged, self._last_skipped, self._model = False, "", model
         for row in before:  # what was merged before an interruption counts
@@ -79,8 +81,8 @@ class Recorder:
         started = time.perf_counter()
         exchanges = self._grid.take()
         loss, accuracy, figures = self._tested(server_round, arrays, exchanges)
-        by_domain = self._experiment.domain_accuracies(arrays, self._served)
-        success = self._experiment.attack_success(arrays, self._served)
+        by_domain = self._judge.domain_accuracies(arrays, self._served)
+        success = self._judge.attack_success(arrays, self._served)
         evaluating = time.perf_counter() - started
         still = self._strategy.travel.still if isinstance(self._strategy, MergeStrategy) else frozenset[str]()
         unchanged = server_round > 0 and arrays is self._model
@@ -114,7 +116,7 @@ class Recorder:
         """Loss, accuracy and metrics of the global model on the test set; where parts are the clients', loss and
         accuracy of their own models."""
         if not self._experiment.config.personal or round == 0:  # at first all have the same
-            found = self._experiment.test(arrays, self._served)
+            found = self._judge.test(arrays, self._served)
             return found.loss, found.accuracy, found.figures
         told = self._metrics(exchanges, None)[1]
         return _number(told, "eval_loss"), _number(told, "eval_acc"), _figures(told)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmerge.errors import BadUpdate
 from fedmerge.simulation.runs.experiment import Experiment
+from fedmerge.simulation.runs.global_judge import Judge
 from fedmerge.strategies.identity import identify
 from fedmerge.tasks import Classification, Task
 from fedmerge.wire.flower_records import decode_update
@@ -29,12 +30,13 @@ def reference_accuracies(experiment: Experiment, replies: Iterable[Message]) -> 
     without an accuracy it is the loss. Replies without a usable model are left out; without any there are no
     references.
     """
+    judge = Judge(experiment)
     found: list[tuple[int, Tensor]] = []
     judged: list[float] = []
     for client, reply in identify(replies):
         try:
             state = decode_update(client, reply.content, "arrays", "num-examples").state
-            task, expected, targets = experiment.predictions(state)
+            task, expected, targets = judge.predictions(state)
         except (BadUpdate, RuntimeError):
             continue
         found.append((client, expected.double()))

@@ -14,6 +14,7 @@ import torch
 from fedmerge.data import ClientData
 from fedmerge.errors import ConfigError, InvalidOption, UnknownName
 from fedmerge.simulation import Experiment, SimulationGrid, compare, load_config, make_config
+from fedmerge.simulation.runs.global_judge import Judge
 from fedmerge.simulation.scenarios.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate, SignFlip
 from fedmerge.simulation.scenarios.hostile_clients import Hostile, HostileDataFn, chosen_attackers
 from fedmerge.strategies import MergeStrategy, client_app, from_arrays
@@ -139,9 +140,9 @@ def test_attack_success_is_the_share_of_stamped_images_of_other_classes():
     stamped = x[y != 2].clone()
     stamped[:, :, -2:, -2:] = 2.0
     want = (experiment.model_fn()(stamped).argmax(1) == 2).double().mean().item()
-    assert experiment.attack_success(experiment.initial_arrays()) == pytest.approx(want)
+    assert Judge(experiment).attack_success(experiment.initial_arrays()) == pytest.approx(want)
     quiet = Experiment(make_config(CONFIG, {"attack": {"kind": "sign_flip"}}), 0)
-    assert quiet.attack_success(quiet.initial_arrays()) is None
+    assert Judge(quiet).attack_success(quiet.initial_arrays()) is None
 
 
 @pytest.mark.parametrize(
