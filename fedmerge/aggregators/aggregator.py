@@ -42,6 +42,9 @@ class Aggregator(ABC):
     """Whether its refinements may start from the model of the client with most examples instead, or after the first
     round from the model that was sent, where that is better: models that cannot be aligned merge into less than any of
     them, and so do models whose training has diverged."""
+    moves_base: ClassVar[bool] = False
+    """Whether it adds to frozen parameters: factors of all that it has added stand in its memory then, see
+    :mod:`fedmerge.adapters.folded_base`."""
     counts_clients: ClassVar[bool] = False
     """Whether it has to know how many clients the federation has, be they asked in a round or not."""
     may_change_width: ClassVar[bool] = False

@@ -12,6 +12,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor, nn
 
+from fedmerge.adapters.folded_base import with_folded
 from fedmerge.errors import ConfigError, InvalidOption, ModelError
 from fedmerge.layout import FrozenMode, Layout, without_personal
 from fedmerge.models.resize import copy_of
@@ -62,7 +63,7 @@ class OwnParts:
         fixed = layout.known if self.leaves_out else [name for name in layout.known if name not in state]
         mine = self.kept(kept)
         own = {name: mine.get(name, self.usual[name]) for name in layout.personal}
-        return {**state, **{name: self.usual[name] for name in fixed}, **own}
+        return {**with_folded(state, self.usual, fixed), **own}
 
     def sent(self, state: State) -> dict[str, Tensor]:
         """The part of a trained model, or of many stacked, that goes to the server."""

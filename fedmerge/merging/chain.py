@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from fedmerge.adapters.folded_base import moved_weights
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.aligning import Aligning
 from fedmerge.edits.edit import Edit
@@ -78,6 +79,12 @@ class Chain:
         if self.privacy != Privacy() and any(one.asks for one in self.trajectories):
             names = ", ".join(type(one).__name__ for one in self.trajectories if one.asks)
             raise InvalidOption(f"{names} has clients judge models, which privacy does not cover: leave one out")
+        beside = (*self.server_steps, *self.refinements, *self.trajectories)
+        if self.aggregator.moves_base and beside:
+            raise InvalidOption(
+                f"{type(self.aggregator).__name__} adds to frozen parameters, which {type(beside[0]).__name__} does "
+                "not follow: leave it out, or take a method that merges pairs alone, such as flexlora"
+            )
         if self.privacy.masks and self.trust not in (Trust(), Trust("mean", "mean")):
             raise InvalidOption(f"{self.trust} cannot look at single answers under masks: leave out one of the two")
 
@@ -130,6 +137,10 @@ class Chain:
     def sent_with_model(self, memory: State) -> State:
         """Tensors of the local rule that go out beside the model, of what the last merge remembered."""
         return self.aggregator.sent_with_model(prefixed("aggregator", memory))
+
+    def moved_weights(self, memory: State) -> State:
+        """What the method has added to frozen parameters, by what the last merge remembered."""
+        return moved_weights(prefixed("aggregator", memory)) if self.aggregator.moves_base else {}
 
     def bytes_left(self, model: State) -> float | None:
         """Bytes that a client may still send for refinements; None where nothing bounds them."""

@@ -218,6 +218,8 @@ class Pipeline(Chain):
             check_step(merged, before, type(step).__name__)
             next_memory |= with_prefix(f"step{i}", own)
         frozen = {**intake.still, **({} if intake.unmoved is None else intake.unmoved.tensors)}
+        if self.aggregator.moves_base:
+            frozen = {name: tensor for name, tensor in frozen.items() if name not in merged}
         merged = bounded_state(from_pairs(merged, reference), method, reference)
         state = cast_like({**merged, **intake.buffers.finish(context.base), **frozen}, reference)
         _tie(state, context)

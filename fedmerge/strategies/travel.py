@@ -18,6 +18,7 @@ from fedmerge.strategies.heard import sender_of
 from fedmerge.wire.fingerprints import fingerprint, names_mark
 from fedmerge.wire.flower_records import CLIENT_KEY
 from fedmerge.wire.keys import COMPLETES_KEY, FINGERPRINT_KEY, MODE_KEY, NAMES_KEY, PERSONAL_KEY
+from fedmerge.wire.record_values import to_arrays
 
 __all__ = ["SendFrozen", "Travel"]
 
@@ -65,6 +66,8 @@ class Travel:
     """Names of all tensors that do not travel; none where the whole model does."""
     linearised: bool = field(default=False, init=False)
     """Whether the model is linearised."""
+    moved: State = field(default_factory=dict, init=False)
+    """What a method has added to frozen parameters, as factors that go out in their place."""
     knowing: set[int] = field(default_factory=set, init=False)
     _mark: list[float] | None = field(default=None, init=False)
 
@@ -136,7 +139,8 @@ class Travel:
         names = sorted(self.layout.known)
         if names:
             if self._mark is None:  # they do not change
-                self._mark = fingerprint(base, names)
+                started = module_state(self.model_fn())[0] if self.moved and self.model_fn else base
+                self._mark = fingerprint(started, names)
             told |= {FINGERPRINT_KEY: self._mark, NAMES_KEY: names_mark(names)}
         return {**told, MODE_KEY: self.frozen_mode}
 
@@ -144,7 +148,8 @@ class Travel:
         """The part of a model that travels."""
         if not self.still:
             return arrays
-        return ArrayRecord({name: array for name, array in arrays.items() if name not in self.still})
+        sent = {name: array for name, array in arrays.items() if name not in self.still}
+        return ArrayRecord({**sent, **to_arrays(self.moved)} if self.moved else sent)
 
     def completes(self, *nodes: int) -> bool:
         """Whether these nodes make themselves what does not travel; to others a message brings all of the model."""
