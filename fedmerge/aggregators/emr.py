@@ -33,7 +33,8 @@ class Emr(Aggregator):
     client's share of the examples. Clients that sent the same get it back exactly, and so does one alone.
 
     The shared model is ``theta_0 + tau``: the part that clients have in common, which is longer than any of their
-    updates and made to be masked. Each client costs one bit a parameter and one number; they are at
+    updates and made to be masked. It is a poor start for another round: merge by this method once, at the end of a
+    federation. Each client costs one bit a parameter and one number; they are at
     ``MergeResult.personal``.
 
     Examples
