@@ -27,7 +27,8 @@ _SIGNED = ("loss_gradient", "head_gradient", "head_sums", "secants", "activation
 
 def spoilt_statistic(kind: Kind, rng: random.Random, sent: Mapping[str, State]) -> dict[str, State] | None:
     """Statistics of which one is hostile; None where the kind is of none of them."""
-    for name in rng.sample(sorted(sent), len(sent)):
+    told = [name for name in sorted(sent) if decode(sent[name])]  # one without entries cannot be spoilt
+    for name in rng.sample(told, len(told)):
         found = kind(rng, decode(sent[name]), name)
         if found is not None:
             return {**{n: value for n, value in sent.items() if n != name}, **found}
@@ -131,7 +132,7 @@ def _layer_missing(rng: random.Random, value: State, name: str):
 
 def _renamed(how: Callable[[str], str]):
     def make(rng: random.Random, value: State, name: str):
-        if name == "local_steps" or not value:
+        if name == "local_steps":
             return None
         old = rng.choice(sorted(value))
         return {name: {how(n) if n == old else n: t for n, t in value.items()}}
@@ -226,7 +227,7 @@ _I8 = torch.int8
 
 STATISTICS = table(
     "statistic",
-    _kind("missing", lambda rng, value, name: {} if value else None),
+    _kind("missing", lambda rng, value, name: {}),
     _kind("empty", lambda rng, value, name: {name: {}}),
     _kind("one tensor missing", _without(lambda n: 1)),
     _kind("half of it missing", _without(lambda n: n // 2)),
