@@ -24,12 +24,12 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.2, 1.4), (6, 1.5, 1.2,
 # alone. A name that is not listed has the colour of its checksum.
 _FAMILIES: tuple[tuple[str, ...], ...] = (
     ("fedavg",),
-    ("fedfisher", "fedma", "cca", "median"),
+    ("fedfisher", "fedma", "cca", "median", "scaffold"),
     ("fedkfac", "zipit", "maecho"),
     ("fednova", "rebasin", "gradient_matching", "krum"),
     ("pfnm", "regmean", "geometric_median", "fedprox"),
     ("fisher", "c2m3", "median_norm_clipping", "fedadam"),
-    ("fedatt", "otfusion", "mats", "trimmed_mean", "fedyogi"),
+    ("fedatt", "otfusion", "mats", "trimmed_mean", "fedyogi", "feddyn"),
     ("fedlpa", "gamf", "norm_clipping", "fedavgm"),
 )
 _COLOUR_OF = {name: index for index, names in enumerate(_FAMILIES) for name in names}

@@ -74,6 +74,7 @@ def test_a_method_has_one_colour_in_every_figure():
         ["fedavg", "gamf", "rebasin", "c2m3", "otfusion", "fedma", "pfnm"],
         ["fedavg", "median", "trimmed_mean", "geometric_median", "krum", "median_norm_clipping"],
         ["fedavg", "fisher", "fedfisher", "regmean", "fedlpa", "mats", "maecho"],
+        ["fedavg", "fedprox", "scaffold", "feddyn", "fednova", "fedkfac"],
     ],
 )
 def test_methods_of_a_kind_have_colours_of_their_own(drawn):
