@@ -213,8 +213,9 @@ def _in_all(states: Sequence[Mapping[str, Tensor]], name: str) -> bool:
 
 def _replaced(state: Mapping[str, Tensor], source: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
     """The state with tensors of these names as they are in another, and none that are not there."""
-    kept = {name: tensor for name, tensor in state.items() if name not in names}
-    return {**kept, **{name: source[name] for name in source if name in names}}
+    placed = {name: source.get(name, tensor) if name in names else tensor for name, tensor in state.items()}
+    kept = {name: tensor for name, tensor in placed.items() if name not in names or name in source}
+    return {**kept, **{name: tensor for name, tensor in source.items() if name in names}}  # in the model's order
 
 
 def plain_module(model: Any, name: str) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from fedmerge.layout import Layout, check_patterns, matching_names, owners
 from fedmerge.models.resize import resize
 from fedmerge.state import State, module_state, tied_names
 
-__all__ = ["LeftOut", "layout_without", "with_part", "without_names"]
+__all__ = ["LeftOut", "layout_without", "with_part", "with_tensors", "without_names"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,17 @@ def without_names(statistics: State, names: Iterable[str]) -> dict[str, Tensor]:
     gone = tuple(names)
     below = tuple(f"{name}." for name in gone)
     return {key: value for key, value in statistics.items() if key not in gone and not key.startswith(below)}
+
+
+def with_tensors(state: State, own: State, names: Collection[str]) -> dict[str, Tensor]:
+    """A state with another's tensors in the place of those of some names.
+
+    Examples
+    --------
+    >>> with_tensors({"body": 0, "head": 0}, {"outputs": 1}, {"head", "outputs"})
+    {'body': 0, 'outputs': 1}
+    """
+    return {**{name: tensor for name, tensor in state.items() if name not in names}, **own}
 
 
 def layout_without(state: State, buffers: frozenset[str], tied: Mapping[str, str], left: frozenset[str]) -> Layout:

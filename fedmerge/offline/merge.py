@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmerge.checks.raw_errors import named
 from fedmerge.checks.validation import common_form
@@ -22,7 +22,7 @@ from fedmerge.offline.at_hand import AtHand, check_base_widths, plain_modules
 from fedmerge.offline.compute import as_sent, statistics_of
 from fedmerge.offline.equal_depth import equally_deep
 from fedmerge.offline.given_statistics import check_statistics, named_statistics
-from fedmerge.offline.left_out import LeftOut, without_names
+from fedmerge.offline.left_out import LeftOut, with_tensors, without_names
 from fedmerge.offline.loaders import first_inputs
 from fedmerge.offline.merged_parts import check_parts, merged_state
 from fedmerge.offline.rows import RowLabels
@@ -199,7 +199,11 @@ def merge(
             example=beside(models[0], arguments.shown(traced=pipeline.aggregator.requires_model)),
             model_fn=hand.made,
             exchange=None if clients is None else _Clients(shown, clients, arguments.seed, reading),
-            ask=None if clients is None else asked_at_hand(shown[0], clients, arguments.seed, shown, reading),
+            ask=None
+            if clients is None
+            else asked_at_hand(
+                shown[0], clients, arguments.seed, shown, reading, frozenset() if hand.apart is None else hand.left
+            ),
             task=chosen_task,
             frozen=hand.frozen & set(hand.states[0]),
             tied=hand.tied,
@@ -219,20 +223,31 @@ def asked_at_hand(
     seed: int = 0,
     own: Sequence[nn.Module] | None = None,
     task: Task | Reading | None = None,
+    left: Collection[str] = (),
 ) -> Ask:
     """Clients whose loaders are at hand: each answers with what it would send, and nothing else of its data.
 
     `seed` is the root of the noise that clients add, where they are asked to; `own` are the models that they trained,
-    `task` is what for; read from outputs and targets where not given.
+    `task` is what for; read from outputs and targets where not given. `left` are names of tensors that are not merged
+    and differ: each client answers about the merged model with its own in their place, and tells nothing of them.
     """
     generators = [torch_generator(seed, "noise", client) for client in range(len(clients))]
 
     reading = reading_of(task)
 
     def answer(question: Question, i: int) -> Answer:
-        trained = None if own is None else own[i]
-        trained = resize(model, question.own[i]) if i in question.own else trained
-        return respond(question, model, clients[i], generators[i], trained, reading)
+        trained, client_model = None if own is None else own[i], model
+        own_part: dict[str, Tensor] = {}
+        if own is not None and left:
+            client_model = own[i]
+            own_part = {name: tensor for name, tensor in client_model.state_dict().items() if name in left}
+            question = replace(question, base=with_tensors(question.base, own_part, left))
+        if i in question.own:
+            trained = resize(client_model, with_tensors(question.own[i], own_part, left))
+        given = respond(question, client_model, clients[i], generators[i], trained, reading)
+        if not left:
+            return given
+        return replace(given, statistics={kind: without_names(v, left) for kind, v in given.statistics.items()})
 
     def ask(questions: Sequence[Question], asked: Sequence[int]) -> list[tuple[int, list[Answer]]]:
         return [(i, [answer(one_question, i) for one_question in questions]) for i in sorted(asked)]

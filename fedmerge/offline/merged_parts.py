@@ -27,18 +27,27 @@ def check_parts(hand: AtHand, pipeline: Pipeline, method: str, pattern_weights: 
     Raises
     ------
     InvalidOption
-        It looks at whole models, where tensors are to be merged apart; or it asks clients about the merged model, and
-        they have other tensors than that where something is left out.
+        It looks at whole models, where tensors are to be merged apart; or it trains the merged model further, and
+        what is left out is not the same in all; or a refinement fits a head that is left out.
     """
     for what, option in (("pattern_weights=", pattern_weights), ("rows=", rows)):
         if option is not None:
             check_tensor_by_tensor(what, method, pipeline)
     if rows is not None:
         check_rows(method, pipeline)
-    if asks and hand.apart is not None and (pipeline.refinements or pipeline.aggregator.several_exchanges):
+    if not asks or not hand.left:
+        return
+    if hand.apart is not None and pipeline.aggregator.several_exchanges:
         raise InvalidOption(
-            f"{method} asks clients about the merged model, and {hand.apart!r}, which is left out, is not the same in "
-            "all models: only one of them could answer. Take a method that asks once, such as fisher or regmean"
+            f"{method} has clients train the merged model further, and {hand.apart!r}, which is left out, is not the "
+            "same in all models: only one of them could. Take a method that asks once, such as fisher or regmean"
+        )
+    matrices = [name for name, parameter in hand.models[0].named_parameters() if parameter.ndim > 1]
+    fitted = [type(refinement).__name__ for refinement in pipeline.refinements if refinement.fits_head]
+    if fitted and matrices and matrices[-1] in hand.left:
+        raise InvalidOption(
+            f"{method}: {fitted[0]} fits the head, and {matrices[-1]!r} is left out, so that it stays as it is: leave "
+            "out other tensors, or take a refinement of the layers before, such as recalibrate or sequential_refit"
         )
 
 

@@ -37,6 +37,8 @@ class AnalyticHead(Refinement):
     ridge: float = 1e-3
     scale: float = 1.0
 
+    fits_head: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_range(self, "ridge", 1e-12, float("inf"), open_high=True)
         check_range(self, "scale", 1e-12, float("inf"), open_high=True)

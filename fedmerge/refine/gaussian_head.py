@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -55,6 +55,8 @@ class GaussianHead(Refinement):
     samples: int = 200
     seed: int = 0
     examples: int | None = None
+
+    fits_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self, "shrinkage", 0.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class LogisticHead(Refinement):
     exchanges: int = 4
     damping: float = 1e-2
     examples: int | None = None
+
+    fits_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self, "ridge", 1e-12, float("inf"), open_high=True)

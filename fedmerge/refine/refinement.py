@@ -106,6 +106,8 @@ class Refinement(ABC):
     """Whether clients need the model that they trained themselves."""
     measures_norms: ClassVar[bool] = False
     """Whether clients measure the statistics of batch norms anew."""
+    fits_head: ClassVar[bool] = False
+    """Whether all that it changes is the output layer."""
 
     combines: ClassVar[bool] = False
     """Whether it needs the models that were merged, see :meth:`knowing`: then the server keeps them all."""

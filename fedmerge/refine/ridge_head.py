@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class RidgeHead(Refinement):
 
     ridge: float = 1e-3
     examples: int | None = None
+
+    fits_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(self, "ridge", 1e-12, float("inf"), open_high=True)

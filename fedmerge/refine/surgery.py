@@ -47,6 +47,7 @@ class Surgery(Refinement):
     examples: int | None = None
 
     compares: ClassVar[bool] = True
+    fits_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rank is not None:
