@@ -29,7 +29,7 @@ from fedmerge.commands.options import (
 from fedmerge.commands.origin import at_origin, from_elsewhere, note_origin
 from fedmerge.commands.verbosity import tell_error
 from fedmerge.errors import ConfigError
-from fedmerge.lookup.method_names import split_methods
+from fedmerge.lookup.method_names import names_code, split_methods
 from fedmerge.lookup.own_code import named_code
 
 __all__ = ["compare", "resume", "run"]
@@ -155,6 +155,8 @@ def _others(configs: Iterable[Any]) -> dict[str, list[str]]:
     """Parts of the user's own besides models and methods, by kind."""
     attacks = [config.attack.kind for config in configs if config.attack is not None]
     parts = [("observer", [name for config in configs for name in config.observers]), ("attack", attacks)]
+    tables = [table for config in configs for table in config.options.values()]
+    parts += [("method", [value for table in tables for value in table.values() if names_code(value)])]
     parts += [("task", [name for config in configs for name in config.task.code])]
     parts += [("pretrained base", [name for config in configs for name in config.model.own_base])]
     parts += [part for config in configs for part in own_parts(config).items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 
 from fedmerge.data.dataset import Dataset
 from fedmerge.data.extras import need
-from fedmerge.data.table_cells import check_cells
+from fedmerge.data.table_cells import check_cells, not_utf8
 from fedmerge.data.table_features import Features, filled, targets_of
 from fedmerge.errors import DataError, InvalidOption, UnknownName, shown
 from fedmerge.registry import register
@@ -169,6 +170,8 @@ def _read(path: Path, where: str) -> Any:
             frame = pandas.read_csv(path, sep="\t" if path.name.lower().endswith(".tsv") else ",")
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8{not_utf8(path)}") from error
     except Exception as error:  # pandas and pyarrow raise dozens of kinds
         raise DataError(f"{where} cannot be read: {type(error).__name__}: {shown(str(error), 200)}") from error
     if not len(frame):
@@ -201,6 +204,14 @@ def _tested(frame: Any, client: str, test: str, share: float, classes: torch.Ten
         labels = None if classes is None else classes.numpy()
         for owner in np.unique(whose):
             held[_share_of(np.flatnonzero(whose == owner), labels, share, draws)] = True
+    if client and not test and not held.any():
+        largest = int(np.unique(whose, return_counts=True)[1].max())
+        more = "" if largest == 1 else f"raise test_share to {math.ceil(50 / largest) / 100:g} or more, "
+        raise DataError(
+            f"{where}: 0 of {len(held)} rows are for testing, for test_share = {share:g} is taken of each client's "
+            f"rows, and none in column {client!r} has more than {largest}: {more}tell by data.test a column that says which "
+            "rows to test on, or name no client column"
+        )
     if held.all() or not held.any():
         raise DataError(
             f"{where}: {int(held.sum())} of {len(held)} rows are for testing: there have to be some to train on and "

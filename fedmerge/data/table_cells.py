@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import DataError
 
-__all__ = ["check_cells"]
+__all__ = ["check_cells", "not_utf8"]
 
 _WHOLE = r"\s*[+-]?\d+\s*"
 _BITS = 64
@@ -68,3 +70,25 @@ def _is_large(text: str) -> bool:
 
 def _place(where: str, name: str, cells: Any) -> str:
     return f"{where}, column {name!r}, row {cells.index[0] + 1}"
+
+
+def not_utf8(path: Path) -> str:
+    """Where a text file is no UTF-8, and what to do: the end of an error.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "towns.csv"
+    >>> _ = path.write_bytes("town,size\nZürich,4\n".encode("latin-1"))
+    >>> not_utf8(path)
+    ': line 2, byte 2 is 0xfc. Save it as UTF-8, such as by iconv -f latin1 -t utf-8'
+    """
+    place = ""
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                place = f": line {number}, byte {error.start + 1} is {line[error.start]:#04x}"
+                break
+    return f"{place}. Save it as UTF-8, such as by iconv -f latin1 -t utf-8"

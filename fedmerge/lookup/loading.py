@@ -26,6 +26,10 @@ def load_named(name: str, kind: str, part: str, example: str, error: type[FedMer
     error
         The error to raise.
     """
+    if not name.strip():
+        raise error(
+            f"the name of the {kind} is empty and lacks a part: leave it out, or write 'module:{part}', such as '{example}'"
+        )
     module_name, _, own_name = name.partition(":")
     if not module_name or not own_name:
         raise error(f"{kind} {name!r} lacks a part. Write 'module:{part}', such as '{example}'.")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from fedmerge.errors import InvalidOption
 
-__all__ = ["Part", "own_parts", "parse_method", "parse_value", "split_methods"]
+__all__ = ["Part", "names_code", "own_parts", "parse_method", "parse_value", "split_methods"]
 
+_CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*(\(.*\))?")
 _PART = re.compile(r"(?P<name>[^()=,+]+)(?:\((?P<options>.*)\))?")
 
 
@@ -42,8 +43,19 @@ def parse_method(method: str) -> list[Part]:
     return [_part(text, method) for text in _split(method, "+")]
 
 
+def names_code(option: object) -> bool:
+    """Whether the value of an option is a part of one's own, ``module:name``, options behind it or not.
+
+    Examples
+    --------
+    >>> [names_code(value) for value in ("mine:Mean(rate=0.5)", "median", "C:/bases/vit.safetensors", 3)]
+    [True, False, False, False]
+    """
+    return isinstance(option, str) and _CODE.fullmatch(option.strip()) is not None
+
+
 def own_parts(method: str) -> list[Part]:
-    """The parts of a method that go by ``module:name``, with the options behind them.
+    """The parts of a method that go by ``module:name``, with the options behind them, and those that options name.
 
     One of them may be a whole Flower strategy, which nothing stands beside.
 
@@ -51,8 +63,14 @@ def own_parts(method: str) -> list[Part]:
     --------
     >>> own_parts("dare+mine:Mean(rate=0.5)+mine:Step")
     [Part(name='mine:Mean', options={'rate': 0.5}), Part(name='mine:Step', options={})]
+    >>> own_parts("rebasin(combine=mine:Mean)")
+    [Part(name='mine:Mean', options={})]
     """
-    return [part for part in parse_method(method) if ":" in part.name] if ":" in method else []
+    if ":" not in method:
+        return []
+    parts = parse_method(method)
+    named = [value for part in parts for value in part.options.values() if names_code(value)]
+    return [part for part in parts if ":" in part.name] + [part for value in named for part in own_parts(value)]
 
 
 def split_methods(text: str) -> list[str]:

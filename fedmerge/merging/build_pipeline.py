@@ -8,7 +8,7 @@ from typing import Any
 from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.aggregators.searched import Searched
 from fedmerge.errors import ConfigError
-from fedmerge.lookup.method_names import Part, parse_method
+from fedmerge.lookup.method_names import Part, names_code, parse_method
 from fedmerge.merging.method_order import check_order, divided, kinds_behind, method_parts, with_options
 from fedmerge.merging.pipeline import Pipeline
 from fedmerge.refine.searching import Searching
@@ -32,8 +32,8 @@ def build_pipeline(
         Hyper-parameters by part, which those in parentheses override:
         ``{"fednova": {"tau_eff": "mean_steps"}, "server_adam": {"learning_rate": 0.1}}``.
     load
-        Whether to import what goes by ``module:name``; without, such edits and such parts behind the aggregator are
-        left out, to check the others.
+        Whether to import what goes by ``module:name``; without, such edits, such parts behind the aggregator and
+        options of it that name such are left out, to check the others.
     settings
         Further fields of :class:`Pipeline`.
 
@@ -53,7 +53,8 @@ def build_pipeline(
     """
     options = options or {}
     edits, first, others = divided(method_parts(method, options, load=load), method, load=load)
-    aggregator = build("aggregator", first.name, first.options)
+    known = {name: value for name, value in first.options.items() if load or not names_code(value)}
+    aggregator = build("aggregator", first.name, known)
     if not isinstance(aggregator, Aggregator):  # somebody's own
         raise ConfigError(f"{first.name!r} is no fedmerge.aggregators.Aggregator but a {type(aggregator).__name__}")
     if aggregator.refined_by:

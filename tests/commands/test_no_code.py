@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 
 import pytest
 
@@ -16,6 +17,7 @@ from pathlib import Path
 Path("ran").touch()
 from dataclasses import dataclass
 from torch import nn
+from fedmerge.aggregators.aggregator import Aggregator
 from fedmerge.observers import Observer
 from fedmerge.simulation.scenarios.attacks import Attack
 from flwr.serverapp.strategy import FedAvg
@@ -31,6 +33,11 @@ def fit(model, batches, settings):
 
 def falling(position, length):
     return 1 / (1 + position)
+
+@dataclass(frozen=True)
+class Firsts(Aggregator):
+    def merge(self, updates, context, memory):
+        return dict(next(iter(updates)).state), {}
 
 class Noting(Observer):
     def __init__(self, path: str = "notes"):
@@ -123,8 +130,20 @@ OTHERS = {
     "observer theirs:Noting": "observers=['theirs:Noting(path=here)']",
     "attack theirs:Zeros": "attack.kind=theirs:Zeros",
     "training function theirs:fit": "training.train_fn=theirs:fit",
+    "method theirs:Firsts": "methods=['c2m3(combine=theirs:Firsts)']",
     "schedule theirs:falling": "training.schedule=warmup(length=2)+theirs:falling",
 }
+
+
+def test_a_combination_in_a_table_of_options_is_code_too_and_is_recorded(monkeypatch, capsys, tmp_path):
+    written(tmp_path, method='"c2m3"')
+    command = ("run", "c.toml", "--out", "o", "--set", "options.c2m3.combine=theirs:Firsts")
+    code, err = fedmerge(monkeypatch, capsys, *command, "--no-code")
+    assert (code, "runs code: method theirs:Firsts." in err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+    assert fedmerge(monkeypatch, capsys, *command)[0] == 0
+    resolved = tomllib.loads(next((tmp_path / "o").glob("*/config.toml")).read_text())
+    assert resolved["options"]["c2m3"]["combine"] == "theirs:Firsts"
 
 
 @pytest.mark.parametrize("what", OTHERS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,26 @@ def test_files_that_are_no_tables_are_told(table, tmp_path):
         load_dataset(table(one), label="ill")
     names = FRAME.assign(name=[f"p{i}" for i in range(ROWS)])
     assert load_dataset(table(names), label="ill").input_shape[0] > 30
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path, ending):
+    raw = "town,size,ill\nBern,3,0\nGenève,4,1\n".encode("latin-1")
+    path = tmp_path / f"towns{ending}"
+    path.write_bytes(gzip.compress(raw) if ending == ".csv.gz" else raw)
+    with pytest.raises(DataError, match=rf"'towns{ending}' is not UTF-8: line 3, byte 5 is 0xe8\. Save it as UTF-8"):
+        load_dataset(str(path), label="ill")
+
+
+@pytest.mark.parametrize(
+    ("each", "words"), [(1, "more than 1: tell by"), (2, r"more than 2: raise test_share to 0\.25")]
+)
+def test_clients_with_too_few_rows_to_test_on_are_told(table, each, words):
+    frame = FRAME.assign(ward=[f"w{i // each}" for i in range(ROWS)])
+    with pytest.raises(DataError, match=f"0 of 40 rows are for testing, .*'ward' has {words}"):
+        load_dataset(table(frame), label="ill", client="ward")
+    if each == 2:
+        assert len(load_dataset(table(frame), label="ill", client="ward", test_share=0.25).test) == 20
 
 
 def test_a_table_lies_in_the_folder_of_data_too(table, tmp_path):

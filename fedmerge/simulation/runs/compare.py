@@ -20,7 +20,7 @@ from fedmerge.simulation.grids.simulation_grid import SimulationGrid, make_worke
 from fedmerge.simulation.runs.config_model import Config
 from fedmerge.simulation.runs.experiment import Experiment
 from fedmerge.simulation.runs.method_run import run_on_grid
-from fedmerge.simulation.runs.own_training_checks import check_own_training
+from fedmerge.simulation.runs.own_training_checks import check_own_training, check_schedules
 from fedmerge.simulation.runs.recorder import Row
 from fedmerge.simulation.runs.unfinished import begin, end, finished_runs, is_finished, run_folder
 from fedmerge.simulation.workers.workers import Workers
@@ -130,6 +130,8 @@ def compare(
     with _quiet(config.threads):  # strategies of Flower's tell at once what they are made with
         for experiment in experiments:
             experiment.check_model()
+            if experiment is experiments[0]:
+                check_schedules(experiment)
             for method in config.methods:
                 own = experiment.of_method(method)
                 if own != experiment:

@@ -12,7 +12,7 @@ from fedmerge.data.domains import make_domains
 from fedmerge.data.sources import suggested_settings
 from fedmerge.errors import ConfigError, RecordError, UnknownName
 from fedmerge.lookup.kinds import METHOD_KINDS
-from fedmerge.lookup.method_names import parse_value
+from fedmerge.lookup.method_names import names_code, parse_value
 from fedmerge.merging import build_pipeline, divided, method_parts, parts_beside
 from fedmerge.observers.watch import check_names
 from fedmerge.records.run_records import read_toml
@@ -160,4 +160,4 @@ def _check_methods(config: Config) -> None:
         if part not in known:
             raise UnknownName("method in options", part, known)
         kind, name = known[part]
-        build(kind, name, options)
+        build(kind, name, {option: value for option, value in options.items() if not names_code(value)})

@@ -12,6 +12,7 @@ from pydantic import Field
 from fedmerge.data.partition_settings import PartitionSettings
 from fedmerge.layout import BatchNormPolicy
 from fedmerge.lookup.kinds import METHOD_KINDS
+from fedmerge.lookup.method_names import names_code
 from fedmerge.merging import build_pipeline, divided, method_parts, parts_beside
 from fedmerge.models import model_options
 from fedmerge.questions import Trust
@@ -120,6 +121,8 @@ def _resolved_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> 
         name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         for name, part in parts.items()
     }
+    if first.name in values:  # parts of one's own that it names, which were not made
+        values[first.name] |= {option: value for option, value in first.options.items() if names_code(value)}
     given = {name: dict(options[name]) for name in (first.name, *names) if name not in parts and name in options}
     return {name: fields for name, fields in (values | given).items() if fields}
 

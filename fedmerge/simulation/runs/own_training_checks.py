@@ -1,4 +1,4 @@
-"""A training function of one's own, tried on a few examples of one client before anything is written."""
+"""Training of one's own, a function or schedules, tried before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,23 @@ from fedmerge.training.local import train
 from fedmerge.training.report import TrainingReport
 from fedmerge.training.rules.local_rule import LocalRule
 
-__all__ = ["check_own_training"]
+__all__ = ["check_own_training", "check_schedules"]
+
+
+def check_schedules(experiment: Experiment) -> None:
+    """Make sure that the schedules give every round, and every step of the largest client's first, its learning rate.
+
+    Raises
+    ------
+    ConfigError
+        One of one's own cannot be imported.
+    InvalidOption
+        It fails, or gives no positive factor.
+    """
+    settings, largest = experiment.config.local_training, max(map(len, experiment.partition.train))
+    for round in range(1, experiment.config.rounds + 1):
+        settings.in_round(round)
+    settings.rates(settings.steps_of(largest))
 
 
 def check_own_training(experiment: Experiment, method: str) -> None:

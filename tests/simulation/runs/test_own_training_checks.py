@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedmerge.errors import ConfigError
+from fedmerge.errors import ConfigError, FedMergeError
 from fedmerge.simulation import compare, make_config
 
 BASE = {
@@ -74,6 +74,30 @@ def test_what_a_method_asks_of_a_training_function_is_tried_first(tmp_path, meth
     with pytest.raises(ConfigError, match=words):
         compare(settings_of(method, function, **training), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def falling(position, length):
+    return 1 / (1 + position) if position < 1 else -1.0
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"schedule": f"{__name__}:faling"}, "Did you mean 'falling'"),
+        ({"schedule": f"warmup(length=2)+{__name__}:falling"}, r"gives the factor -.* at position 1: want a positive"),
+        ({"step_schedule": "no_such_module:cosine"}, "cannot import module"),
+        ({"step_schedule": f"{__name__}:falling"}, "at position 1"),
+    ],
+)
+def test_schedules_are_read_to_their_end_first(tmp_path, training, words):
+    with pytest.raises(FedMergeError, match=words):
+        compare(make_config(BASE, {"methods": ["fedavg", "fedprox"], "training": training}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_empty_says_to_leave_it_out(tmp_path):
+    with pytest.raises(FedMergeError, match="own loss is empty.*leave it out"):
+        compare(make_config(BASE, {"methods": ["fedavg"], "task": {"loss": ""}}), tmp_path / "out")
 
 
 def test_one_batch_is_enough_to_try_and_what_fits_runs(tmp_path):
