@@ -209,8 +209,8 @@ def _tested(frame: Any, client: str, test: str, share: float, classes: torch.Ten
         more = "" if largest == 1 else f"raise test_share to {math.ceil(50 / largest) / 100:g} or more, "
         raise DataError(
             f"{where}: 0 of {len(held)} rows are for testing, for test_share = {share:g} is taken of each client's "
-            f"rows, and none in column {client!r} has more than {largest}: {more}tell by data.test a column that says which "
-            "rows to test on, or name no client column"
+            f"rows, and none in column {client!r} has more than {largest}: {more}tell by data.test a column that says "
+            "which rows to test on, or name no client column"
         )
     if held.all() or not held.any():
         raise DataError(

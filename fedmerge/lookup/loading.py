@@ -28,7 +28,8 @@ def load_named(name: str, kind: str, part: str, example: str, error: type[FedMer
     """
     if not name.strip():
         raise error(
-            f"the name of the {kind} is empty and lacks a part: leave it out, or write 'module:{part}', such as '{example}'"
+            f"the name of the {kind} is empty and lacks a part: leave it out, or write 'module:{part}', such as "
+            f"'{example}'"
         )
     module_name, _, own_name = name.partition(":")
     if not module_name or not own_name:

@@ -183,7 +183,7 @@ def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path, ending):
     raw = "town,size,ill\nBern,3,0\nGenève,4,1\n".encode("latin-1")
     path = tmp_path / f"towns{ending}"
     path.write_bytes(gzip.compress(raw) if ending == ".csv.gz" else raw)
-    with pytest.raises(DataError, match=rf"'towns{ending}' is not UTF-8: line 3, byte 5 is 0xe8\. Save it as UTF-8"):
+    with pytest.raises(DataError, match=rf"'towns{ending}' is not UTF-8: line 3, byte 4 is 0xe8\. Save it as UTF-8"):
         load_dataset(str(path), label="ill")
 
 

@@ -96,7 +96,7 @@ def test_schedules_are_read_to_their_end_first(tmp_path, training, words):
 
 
 def test_a_loss_that_is_empty_says_to_leave_it_out(tmp_path):
-    with pytest.raises(FedMergeError, match="own loss is empty.*leave it out"):
+    with pytest.raises(FedMergeError, match=r"the loss is empty .*leave it out"):
         compare(make_config(BASE, {"methods": ["fedavg"], "task": {"loss": ""}}), tmp_path / "out")
 
 
