@@ -111,7 +111,7 @@ class OrdersRounds(FlowerFedAvg):
             self.identities = Identities()
             self.travel.begin()
         before = () if self._order is None else self._order.numbers
-        self.travel.moved = self.pipeline.moved_weights(self.memory)
+        self.travel.moved = self.pipeline.moved_weights(self.memory) if self.memory else {}
         self._base, self._grid, self.identities.grid = view_arrays(arrays), grid, grid
         config = ConfigRecord(dict(config))  # the caller's own is the next strategy's too
         if self._entries is None or self._entries[0] is not self.pipeline:
@@ -164,7 +164,7 @@ class OrdersRounds(FlowerFedAvg):
             config[LINEARISED_KEY] = list(self.pipeline.linearises)
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         nodes = self._sampled(grid, share, least, "evaluation sampling", server_round)
-        self.travel.moved = self.pipeline.moved_weights(self.memory)
+        self.travel.moved = self.pipeline.moved_weights(self.memory) if self.memory else {}
         config.update(self.travel.told(view_arrays(arrays)))
         shared, own = self._records(arrays, config), self._own
         brought = None if own is None else own.brought
