@@ -196,8 +196,14 @@ class Experiment:
         Raises
         ------
         ConfigError
-            A ``module:Strategy`` that cannot be imported or made.
+            A ``module:Strategy`` that cannot be imported or made; or a round asks fewer clients than ``min_clients``.
         """
+        asked = max(int(self.num_clients * self.config.fraction_train), 1)
+        if asked < self.config.min_clients:
+            raise ConfigError(
+                f"min_clients = {self.config.min_clients}, and a round asks {asked} of {self.num_clients} clients "
+                f"(fraction_train = {self.config.fraction_train:g}): lower the one or raise the other"
+            )
         held_out = self.config.evaluate_clients and any(len(rows) for rows in self.partition.held_out)
         flower: dict[str, Any] = {
             "fraction_train": self.config.fraction_train,

@@ -43,3 +43,18 @@ def test_methods_that_need_data_on_the_server_say_so_and_name_the_setting(tmp_pa
 def test_nobody_judges_whole_models_on_the_server_where_a_part_is_personal(tmp_path, method):
     settings = {"methods": [method], "server_examples": 20, "personal": ["output.bias"]}
     refused(tmp_path, "personal", HELD, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_clients": 3}, "min_clients = 3, and a round asks 2 of 2 clients"),
+        (
+            {"min_clients": 2, "fraction_train": 0.5, "on_too_few": "skip"},
+            r"a round asks 1 of 2 .*fraction_train = 0\.5",
+        ),
+    ],
+)
+def test_more_clients_than_a_round_asks_are_never_there(tmp_path, settings, words):
+    refused(tmp_path, words, settings)
+    assert Experiment(make_config(BASE, {"min_clients": 2}), 0).strategy("fedavg")
