@@ -213,6 +213,7 @@ class Pipeline(Chain):
         for i, step in enumerate(self.server_steps):
             if inner.base is None:
                 raise InvalidOption(f"{type(step).__name__} steps from the model all clients started from: pass base=.")
+            step.check_widths(merged, inner.base, method)
             before = inner.base, bounded_state(merged, method)
             merged, own = step.step(*before, prefixed(f"step{i}", memory))
             check_step(merged, before, type(step).__name__)

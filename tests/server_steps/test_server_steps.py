@@ -110,3 +110,9 @@ def test_a_step_needs_a_base():
 def test_options_out_of_range(make):
     with pytest.raises(InvalidOption, match=r"must lie in"):
         make()
+
+
+def test_a_step_to_a_wider_model_is_refused_by_name():
+    base = {"w": torch.zeros(2, 3)}
+    with pytest.raises(InvalidOption, match=r"ServerAdam steps .* PFNM gave 'w' the shape \[4, 3\], .* \[2, 3\]"):
+        ServerAdam().check_widths({"w": torch.zeros(4, 3)}, base, "PFNM")
