@@ -25,6 +25,7 @@ METHODS = [
     ("otfusion", {}),
     ("otfusion", {"ground": "activations"}),
     ("clafusion", {}),
+    ("glmc", {}),
     ("gamf", {}),
     ("c2m3", {}),
     ("pfnm", {}),

@@ -50,7 +50,7 @@ def test_a_wrong_option_in_parentheses_is_named():
     ("method", "own"),
     [
         ("fedavg+server_adam", []),
-        ("rebasin(combine=mine:Mean)", []),
+        ("rebasin(combine=mine:Mean)", [Part("mine:Mean", {})]),
         ("mine:Mean", [Part("mine:Mean", {})]),
         ("dare(density=0.5)+mine:Mean(x=1)+mine:Step", [Part("mine:Mean", {"x": 1}), Part("mine:Step", {})]),
     ],
