@@ -79,7 +79,7 @@ def not_utf8(path: Path) -> str:
     --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "towns.csv"
-    >>> _ = path.write_bytes("town,size\nZürich,4\n".encode("latin-1"))
+    >>> _ = path.write_bytes(b"town,size\\nZ\\xfcrich,4\\n")
     >>> not_utf8(path)
     ': line 2, byte 2 is 0xfc. Save it as UTF-8, such as by iconv -f latin1 -t utf-8'
     """
