@@ -16,6 +16,7 @@ from fedmerge.plain_text import CleanLines
 if TYPE_CHECKING:
     from fedmerge.api import MethodInfo, methods, personal_models
     from fedmerge.errors import (
+        AdapterError,
         BadUpdate,
         CannotMatch,
         CannotStack,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterError",
     "BadUpdate",
     "CannotMatch",
     "CannotStack",

@@ -58,7 +58,7 @@ def deepened(model: nn.Module, like: nn.Module, inputs: Any) -> nn.Module:
     Examples
     --------
     >>> from fedmerge.models import build_model
-    >>> shallow, deep = (build_model("mlp", (4,), 3, hidden=h) for h in ([5], [7, 7, 7]))
+    >>> shallow, deep = (build_model("mlp", (4,), 3, hidden=h, seed=0) for h in ([5], [7, 7, 7]))
     >>> x = torch.randn(8, 4)
     >>> found = deepened(shallow, deep, x)
     >>> [tuple(layer.weight.shape) for layer in found.layers], bool(torch.allclose(found(x), shallow(x)))

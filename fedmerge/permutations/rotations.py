@@ -172,8 +172,8 @@ def nearest_rotation(covariance: Tensor, kind: Kind) -> Tensor:
 
     Examples
     --------
-    >>> nearest_rotation(torch.tensor([[0.0, 2.0], [-3.0, 0.0]]), "full").round().tolist()
-    [[-0.0, 1.0], [-1.0, 0.0]]
+    >>> nearest_rotation(torch.tensor([[0.0, 2.0], [-3.0, 0.0]]), "full").round().int().tolist()
+    [[0, 1], [-1, 0]]
     """
     covariance = covariance.double()
     if kind == "full":

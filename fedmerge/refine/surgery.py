@@ -106,9 +106,8 @@ def surgical_map(moments: Tensor, products: Tensor, ridge: float, rank: int | No
 
     Examples
     --------
-    >>> surgical_map(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.5]]), 1e-12, rank=1)
-    tensor([[1., 0.],
-            [0., 0.]], dtype=torch.float64)
+    >>> surgical_map(torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.5]]), 1e-12, rank=1).round().int().tolist()
+    [[1, 0], [0, 0]]
     """
     moments, products = moments.double(), products.double()
     size = len(moments)

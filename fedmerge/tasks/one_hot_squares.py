@@ -33,6 +33,7 @@ class OneHotSquares(Classification):
 
     Examples
     --------
+    >>> import torch
     >>> OneHotSquares(scale=2.0).losses(torch.tensor([[2.0, 1.0]]), torch.tensor([0])).tolist()
     [0.5]
     """
