@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fedmerge.api import MethodInfo, methods, personal_models
     from fedmerge.errors import (
         AdapterError,
+        BadArgument,
+        BadStatistic,
         BadUpdate,
         CannotMatch,
         CannotStack,
@@ -47,6 +49,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "BadArgument",
+    "BadStatistic",
     "BadUpdate",
     "CannotMatch",
     "CannotStack",
