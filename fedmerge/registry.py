@@ -9,15 +9,13 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from fedmerge.errors import ConfigError, FedMergeError, InvalidOption, UnknownName
+from fedmerge.errors import ConfigError, FedMergeError, UnknownName
 from fedmerge.lookup.entry_points import load_entry_points
 from fedmerge.lookup.kinds import KINDS, METHOD_KINDS, Kind
 from fedmerge.lookup.loading import load_named
-from fedmerge.lookup.loading import own_kind as _own_kind
+from fedmerge.lookup.typed_options import typed_options
 
 __all__ = [
     "Entry",
@@ -26,6 +24,7 @@ __all__ = [
     "entries",
     "entry",
     "find",
+    "own_kind",
     "register",
     "registered",
     "usual_names",
@@ -244,11 +243,17 @@ def own_kind(name: str) -> str:
     ------
     ConfigError
         It cannot be imported, or the module's name is a method's, whose options stand elsewhere.
+
+    Examples
+    --------
+    >>> own_kind("fedmerge.edits:Trim")
+    'edit'
     """
     module = name.partition(":")[0]
     if module in entries("aggregator"):
         raise ConfigError(f"method {name!r}: options stand in parentheses: {module}(option=value)")
-    return _own_kind(name)
+    kind = getattr(load_named(name, "method", "part", "my_module:MyPart", ConfigError), "kind", "")
+    return kind if isinstance(kind, str) else ""
 
 
 def _how_to_write(name: str) -> str:
@@ -292,27 +297,4 @@ def checked_options(part: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
     InvalidOption
         One of the wrong type, or one that is needed and not given.
     """
-    known, hints = part.options, _hints(part.cls)
-    checked = {}
-    for key, value in options.items():
-        if key not in known:
-            raise UnknownName(f"option of {part.name}", key, known, "" if known else "It takes none.")
-        try:
-            adapter = TypeAdapter(hints.get(key, Any), config=ConfigDict(arbitrary_types_allowed=True))
-            checked[key] = adapter.validate_python(value)
-        except ValidationError as error:
-            reasons = "; ".join(sorted({detail["msg"] for detail in error.errors()}))
-            raise InvalidOption(f"{part.name}: option {key} = {value!r} is not valid: {reasons}") from error
-    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in options]
-    if missing:
-        raise InvalidOption(f"{part.name} wants its option {missing[0]}: write {part.name}({missing[0]}=VALUE)")
-    return checked
-
-
-def _hints(made: Any) -> dict[str, Any]:
-    """Types of the parameters, where they can be read."""
-    plain_class = isinstance(made, type) and not dataclasses.is_dataclass(made)
-    try:
-        return get_type_hints(made.__init__ if plain_class else made)
-    except Exception:  # of somebody else's code, whose annotations may name anything
-        return {}
+    return typed_options(part.name, part.cls, part.options, options)

@@ -138,7 +138,7 @@ def find_pairs(state: State, patterns: Sequence[str] = (), *, lenient: bool = Fa
     >>> [(pair.a, pair.b) for pair in find_pairs(state, ["down.weight:up.weight"])]
     [('down.weight', 'up.weight')]
     """
-    found = []
+    matched = []
     for name in state:
         side, partner, layer, adapter, embedding = _named(name)
         if side and partner not in state:
@@ -150,19 +150,19 @@ def find_pairs(state: State, patterns: Sequence[str] = (), *, lenient: bool = Fa
                 "take a method that merges one of them alone"
             )
         if side == "A":
-            found.append(Pair(name, partner, layer, "embedding" if embedding else _kind(state[name]), adapter))
+            matched.append(Pair(name, partner, layer, "embedding" if embedding else _kind(state[name]), adapter))
     for first, second in check_pair_patterns(patterns):
         own = [Pair(a, b, layer, _kind(state[a])) for a, b, layer in _matching(state, first, second)]
         if not own and not lenient:
             raise InvalidOption(
                 f'pairs: no two tensors are called as "{first}:{second}" says; there are {_some(state)}'
             )
-        found += own
-    for pair in found if not lenient else ():
+        matched += own
+    for pair in matched if not lenient else ():
         pair.check(state[pair.a], state[pair.b])
-    found = [pair for pair in found if pair.fits(state[pair.a], state[pair.b])]
+    matched = [pair for pair in matched if pair.fits(state[pair.a], state[pair.b])]
     order = {name: place for place, name in enumerate(state)}
-    return tuple(sorted(dict.fromkeys(found), key=lambda pair: order[pair.a]))
+    return tuple(sorted(dict.fromkeys(matched), key=lambda pair: order[pair.a]))
 
 
 def check_pair_patterns(patterns: Sequence[str]) -> list[tuple[str, str]]:

@@ -124,11 +124,11 @@ def masked(origin: State, update: State, logits: State) -> dict[str, Tensor]:
     >>> masked({"w": torch.zeros(2)}, {"w": torch.ones(2)}, {"w": torch.tensor([0.0, -1e3])})["w"]
     tensor([2., 0.], dtype=torch.float64)
     """
-    found = {}
+    moved = {}
     for name, change in update.items():
         mask = logits[name].double().sigmoid()
-        found[name] = origin[name].double() + mask / mask.mean().clamp_min(1e-12) * change.double()
-    return found
+        moved[name] = origin[name].double() + mask / mask.mean().clamp_min(1e-12) * change.double()
+    return moved
 
 
 def _logistic(like: Tensor, draw: torch.Generator) -> Tensor:

@@ -62,14 +62,14 @@ class Glmc(Aligning):
         if len(updates) == 1:
             yield from updates
             return
-        found = self._symmetries(context, updates[0].state)
-        prepared = [found.prepared(_wide(update.state)) for update in updates]
+        turns = self._turns(context, updates[0].state)
+        prepared = [turns.prepared(_wide(update.state)) for update in updates]
         generator = context.torch_generator("glmc")
-        turned = turn_many(found, prepared, [u.weight for u in updates], sweeps=self.sweeps, generator=generator)
+        turned = turn_many(turns, prepared, [u.weight for u in updates], sweeps=self.sweeps, generator=generator)
         for update, state in zip(updates, turned, strict=True):
             yield replace(update, state={name: tensor.to(update.state[name]) for name, tensor in state.items()})
 
-    def _symmetries(self, context: MergeContext, state: State) -> Rotations:
+    def _turns(self, context: MergeContext, state: State) -> Rotations:
         """What may be turned.
 
         Raises
@@ -79,13 +79,13 @@ class Glmc(Aligning):
         """
         module = context.module(state, "Glmc")
         spec = symmetries(context, state, "Glmc")
-        found = rotations(spec, module, context.shown("Glmc"), context.frozen)
-        if self.strict and found.refused:
+        turns = rotations(spec, module, context.shown("Glmc"), context.frozen)
+        if self.strict and turns.refused:
             raise ModelError(
-                f"glmc: {'; '.join(found.refused.values())}. Take rebasin, which re-orders neurons, or "
+                f"glmc: {'; '.join(turns.refused.values())}. Take rebasin, which re-orders neurons, or "
                 "glmc(strict=false), which does so where they may not be turned"
             )
-        return found
+        return turns
 
 
 def _wide(state: State) -> State:

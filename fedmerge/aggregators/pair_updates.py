@@ -118,19 +118,19 @@ class PairUpdates:
         InvalidOption
             Some tell a scaling, and nobody tells that of the server's model or of the other clients.
         """
-        told = [self._told(update, pair) for update in self.updates]
-        if all(one is None for one in told) and self.alpha is None:
-            return [1.0] * len(told)
+        sent = [self._told(update, pair) for update in self.updates]
+        if all(one is None for one in sent) and self.alpha is None:
+            return [1.0] * len(sent)
         server = self._server(pair)
         if server is None:
-            if len(set(told)) > 1:
+            if len(set(sent)) > 1:
                 raise InvalidOption(
-                    f"{self.method}: the clients' scalings of {pair.a!r} are {told}, and nobody tells that of the "
+                    f"{self.method}: the clients' scalings of {pair.a!r} are {sent}, and nobody tells that of the "
                     "server's model: pass model_fn=, or alpha="
                 )
-            return [1.0] * len(told)
+            return [1.0] * len(sent)
         known = [
-            self._by_alpha(update, pair) if one is None else one for one, update in zip(told, self.updates, strict=True)
+            self._by_alpha(update, pair) if one is None else one for one, update in zip(sent, self.updates, strict=True)
         ]
         return [1.0 if one is None else one / server for one in known]
 
@@ -143,9 +143,9 @@ class PairUpdates:
             Nobody tells it.
         """
         server = self._server(pair)
-        told = {self._told(update, pair) for update in self.updates}
-        if server is None and len(told) == 1:
-            server = told.pop()
+        sent = {self._told(update, pair) for update in self.updates}
+        if server is None and len(sent) == 1:
+            server = sent.pop()
         if server is None:
             raise InvalidOption(
                 f"{self.method} adds updates to the weights of {pair.layer!r}, and nobody tells their scaling: pass "

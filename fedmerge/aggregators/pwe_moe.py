@@ -17,6 +17,7 @@ from fedmerge.aggregators.routed import (
     server_batches,
     trained_names,
     widths_seen,
+    within,
 )
 from fedmerge.aggregators.searched import shares
 from fedmerge.lookup.option_checks import check_count, check_range
@@ -93,7 +94,7 @@ class PweMoe(Routed):
         gates = {
             name: Gate.fresh(len(updates), start, None, hidden=self.hidden, generator=generator) for name in called
         }
-        routed = [name for name in trained if any(name.startswith(f"{one}.") for one in gates)]
+        routed = within(trained, gates)
         clients, each = tuple(update.client for update in updates), torch.eye(len(updates))
         own = {client: each[place].clone() for place, client in enumerate(clients)}
         experts = differences(updates, base, routed, shared)

@@ -24,7 +24,17 @@ from fedmerge.tasks import Task, as_batch, reading_of
 from fedmerge.tasks.reading import called_as_told
 from fedmerge.update import ClientUpdate, MergeContext
 
-__all__ = ["Routed", "chosen_modules", "differences", "owners", "server_batches", "trained_names", "widths_seen"]
+__all__ = [
+    "Routed",
+    "chosen_modules",
+    "differences",
+    "has_labels",
+    "owners",
+    "server_batches",
+    "trained_names",
+    "widths_seen",
+    "within",
+]
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,13 @@ def differences(
     updates: Sequence[ClientUpdate], start: State, names: Collection[str], like: State
 ) -> tuple[dict[str, Tensor], ...]:
     """``theta_i - start`` of some parameters, for each client, in the types of `like`."""
-    found = []
+    moves = []
     for update in updates:
         states = ({n: one[n] for n in names} for one in (update.state, start))
         own, begun = (from_pairs(state, like) for state in states)
         types = {name: accumulator_dtype(like[name].dtype) for name in names}
-        found.append({n: (own[n].to(types[n]) - begun[n].to(types[n])).to(like[n].dtype) for n in names})
-    return tuple(found)
+        moves.append({n: (own[n].to(types[n]) - begun[n].to(types[n])).to(like[n].dtype) for n in names})
+    return tuple(moves)
 
 
 def chosen_modules(module: nn.Module, patterns: str, trained: Collection[str]) -> list[str]:
@@ -156,12 +166,29 @@ def chosen_modules(module: nn.Module, patterns: str, trained: Collection[str]) -
         hidden = nn.modules.linear.NonDynamicallyQuantizableLinear
         named = [n for n, part in known.items() if isinstance(part, nn.Linear) and not isinstance(part, hidden)]
     whole = [name for name in named if not any(name.startswith(f"{other}.") for other in named)]
-    found = [name for name in whole if any(one.startswith(f"{name}.") for one in trained)]
-    if not found:
+    chosen = [name for name in whole if any(parameter.startswith(f"{name}.") for parameter in trained)]
+    if not chosen:
         raise InvalidOption(
             f"{type(module).__name__} has no trained linear layer to route: name modules, as in layers=blocks.*.mlp"
         )
-    return found
+    return chosen
+
+
+def within(names: Iterable[str], modules: Collection[str]) -> list[str]:
+    """Names of the parameters of some modules.
+
+    Examples
+    --------
+    >>> within(["0.weight", "1.0.weight", "10.bias"], ["1", "0"])
+    ['0.weight', '1.0.weight']
+    """
+    return [name for name in names if any(name.startswith(f"{module}.") for module in modules)]
+
+
+def has_labels(batches: Iterable[Any] | None) -> bool:
+    """Whether there are batches, all of them ``(inputs, targets)``."""
+    read = list(batches or ())
+    return bool(read) and all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in read)
 
 
 @torch.no_grad()
@@ -201,16 +228,16 @@ def server_batches(context: MergeContext, who: str, *, labelled: bool) -> list[t
     InvalidOption
         There are none, or they lack the labels.
     """
-    pairs = [one for one in context.data or () if isinstance(one, tuple | list) and len(one) == 2]
     batches = list(context.data or ())
-    if labelled and (not batches or len(pairs) < len(batches)):
+    pairs = has_labels(batches)
+    if labelled and not pairs:
         raise InvalidOption(f"{who} learns from labels: pass data= with (inputs, targets) batches")
     if not batches:
         raise InvalidOption(f"{who} learns from inputs on the server: pass data= (server_examples in a configuration)")
-    if len(pairs) == len(batches):
-        return [(one[0], one[1]) for one in pairs]
-    inputs = [one[0] if isinstance(one, tuple | list) else one for one in batches]
-    return [(one, torch.zeros(examples_in(one))) for one in inputs]
+    if pairs:
+        return [(inputs, targets) for inputs, targets in batches]
+    alone = [batch[0] if isinstance(batch, tuple | list) else batch for batch in batches]
+    return [(inputs, torch.zeros(examples_in(inputs))) for inputs in alone]
 
 
 @torch.no_grad()

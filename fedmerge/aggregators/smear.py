@@ -10,9 +10,11 @@ from fedmerge.aggregators.routed import (
     Routed,
     chosen_modules,
     differences,
+    has_labels,
     server_batches,
     trained_names,
     widths_seen,
+    within,
 )
 from fedmerge.aggregators.searched import shares
 from fedmerge.lookup.option_checks import check_count, check_range, check_word
@@ -72,8 +74,9 @@ class Smear(Routed):
     def route(self, shared: State, updates: Sequence[ClientUpdate], context: MergeContext) -> Routing:
         """Routers at the chosen layers, trained on the server's data."""
         batches = server_batches(context, "Smear", labelled=self.objective == "loss")
-        has_labels = all(isinstance(one, tuple | list) and len(one) == 2 for one in context.data or ())
-        what: Literal["entropy", "loss"] = "loss" if has_labels and self.objective != "entropy" else "entropy"
+        what: Literal["entropy", "loss"] = (
+            "loss" if has_labels(context.data) and self.objective != "entropy" else "entropy"
+        )
         module, trained = self.module(shared, context), trained_names(updates, context)
         names = chosen_modules(module, self.layers, trained)
         widths = widths_seen(called_as_told(module, context.task, batches[0][0]), names, batches[0][0])
@@ -82,7 +85,7 @@ class Smear(Routed):
             name: Gate.fresh(width, share, name, softmax=True, normalise=True, generator=generator)
             for name, width in widths.items()
         }
-        routed = [name for name in trained if any(name.startswith(f"{one}.") for one in gates)]
+        routed = within(trained, gates)
         experts = differences(updates, shared, routed, shared)  # weights add up to 1: relative to anything alike
         return fit_gates(
             RoutedModel(module, Routing(gates, experts, tuple(update.client for update in updates))),

@@ -10,7 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedmerge.aggregators.routed import Routed, differences, owners, server_batches, trained_names, widths_seen
+from fedmerge.aggregators.routed import (
+    Routed,
+    differences,
+    has_labels,
+    owners,
+    server_batches,
+    trained_names,
+    widths_seen,
+)
 from fedmerge.aggregators.searched import shares
 from fedmerge.aggregators.task_vectors import is_matrix
 from fedmerge.inputs import arguments_of
@@ -88,8 +96,7 @@ class TwinMerging(Routed):
         experts, clients = tuple(map(self._compressed, whole)), tuple(update.client for update in updates)
         each = torch.eye(len(updates))
         own = {client: each[place].clone() for place, client in enumerate(clients)}
-        data = list(context.data or ())
-        labelled = bool(data) and all(isinstance(one, tuple | list) and len(one) == 2 for one in data)
+        labelled = has_labels(context.data)
         if self.by == "clients" or (self.by == "auto" and not (labelled and context.model_fn)):
             return Routing({"": Gate()}, experts, clients, preference=torch.zeros(len(clients)), own=own)
         return self._with_router(shared, updates, experts, context)

@@ -15,6 +15,7 @@ from fedmerge.aggregators.routed import (
     server_batches,
     trained_names,
     widths_seen,
+    within,
 )
 from fedmerge.aggregators.searched import shares
 from fedmerge.lookup.option_checks import check_count, check_range, check_word
@@ -87,7 +88,7 @@ class WeMoe(Routed):
         widths = widths_seen(called_as_told(module, context.task, batches[0][0]), names, batches[0][0])
         start, generator = self.starts(shares(updates).tolist()), context.torch_generator("wemoe gates")
         gates = {name: self._gate(name, width, start, generator) for name, width in widths.items()}
-        routed = [name for name in trained if any(name.startswith(f"{one}.") for one in gates)]
+        routed = within(trained, gates)
         experts = differences(updates, base, routed, shared)
         origin = cast_like(from_pairs({name: base[name] for name in routed}, shared), shared)
         none = None if self.depth else torch.zeros(0)

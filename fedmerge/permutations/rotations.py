@@ -102,8 +102,8 @@ def rotations(spec: PermutationSpec, model: nn.Module, example: Any, frozen: Col
     --------
     >>> from fedmerge.permutations import trace
     >>> model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    >>> found = rotations(trace(model, torch.zeros(2, 4)), model, torch.zeros(2, 4))
-    >>> {found.spec.groups[i].name: kind for i, kind in found.kinds.items()}
+    >>> turns = rotations(trace(model, torch.zeros(2, 4)), model, torch.zeros(2, 4))
+    >>> {turns.spec.groups[i].name: kind for i, kind in turns.kinds.items()}
     {'0.weight': 'centred'}
     """
     generator = torch_generator(0, "rotations")
@@ -127,8 +127,8 @@ def rotations(spec: PermutationSpec, model: nn.Module, example: Any, frozen: Col
                 reasons[fold.scale] = (
                     f"{lacking[0]!r}, behind it, has no bias to take its shift" if lacking else "it cannot be folded"
                 )
-        found = Rotations(spec, tuple(folds), {})
-        prepared, refused = found.prepared(start), dict[int, str]()
+        bare = Rotations(spec, tuple(folds), {})
+        prepared, refused = bare.prepared(start), dict[int, str]()
         kinds: dict[int, Kind] = {}
         ways: tuple[Kind, ...] = ("full", "centred")
         streams = tuple(
@@ -138,7 +138,7 @@ def rotations(spec: PermutationSpec, model: nn.Module, example: Any, frozen: Col
             if group.inner or group.size < 2 or any(site.groups > 1 for site in group.sites):
                 continue
             for kind in ways:
-                if same(found.turned(prepared, {i: random_rotation(group.size, kind, generator)})):
+                if same(bare.turned(prepared, {i: random_rotation(group.size, kind, generator)})):
                     kinds[i] = kind
                     break
             if i in streams and i not in kinds:

@@ -73,15 +73,15 @@ class SurgeryStep(Step):
 
     def propose(self, state: State, sums: Sums, memory: State) -> tuple[Proposal | None, State]:
         """The head behind the map: all of it, half of the way, or none."""
-        found = sums["surgery_sums"]
-        if not found:
+        measured = sums["surgery_sums"]
+        if not measured:
             raise InvalidOption(
                 "there is no head to fold a map of features into: the output layer is frozen (requires_grad=False), "
                 "personal or not linear"
             )
-        weight = next(iter(found)).rpartition(".")[0]
-        moments, products = found[f"{weight}.S"], found[f"{weight}.F"]
-        matrix = head_of(state, found, moments)
+        weight = next(iter(measured)).rpartition(".")[0]
+        moments, products = measured[f"{weight}.S"], measured[f"{weight}.F"]
+        matrix = head_of(state, measured, moments)
         head = matrix.gather(state).double()[0]
         step = head[:, : len(products)] @ surgical_map(moments, products, self.ridge, self.rank).to(head)
         return Proposal((matrix.scatter(step[None]),), _POINTS, len(_POINTS) - 1), {}

@@ -78,20 +78,20 @@ def fit_gates(
     """
     if not steps:
         return model.routing
-    told = called_as_told(RoutedModel(model.model, model.routing), task, batches[0][0]).eval()
-    assert isinstance(told, RoutedModel)
-    value = mean(list(OnDeviceOf(told, batches)))
-    told.model.requires_grad_(False)
-    gates = list(told.parts.parameters())
+    running = called_as_told(RoutedModel(model.model, model.routing), task, batches[0][0]).eval()
+    assert isinstance(running, RoutedModel)
+    value = mean(list(OnDeviceOf(running, batches)))
+    running.model.requires_grad_(False)
+    gates = list(running.parts.parameters())
     optimizer = torch.optim.Adam(gates, lr=learning_rate)
     with torch.enable_grad():
         for step in range(steps):
-            gradients = torch.autograd.grad(value(told, step), gates, allow_unused=True)
+            gradients = torch.autograd.grad(value(running, step), gates, allow_unused=True)
             if not all(bool(one.isfinite().all()) for one in gradients if one is not None):
                 log.warning("gates are trained for %d of %d steps: the next gradient is not finite", step, steps)
                 break
             for parameter, gradient in zip(gates, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-    routing = told.routing
+    routing = running.routing
     return Routing.from_tensors({name: tensor.detach() for name, tensor in routing.to_tensors().items()})

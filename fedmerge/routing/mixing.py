@@ -109,14 +109,14 @@ def called(
         which, distinct = torch.arange(len(weights), device=weights.device), weights
     else:
         distinct, which = torch.unique(weights, dim=0, return_inverse=True)
-    found, order = [], []
+    outputs, order = [], []
     for group, own in enumerate(distinct):
         index = (which == group).nonzero().flatten()
         tensors = {one[start:]: tensor for one, tensor in routing.point(name, own, shared).items()}
         own_args, own_kwargs = rows((args, kwargs), index)
-        found.append(functional_call(module, tensors, own_args, own_kwargs))
+        outputs.append(functional_call(module, tensors, own_args, own_kwargs))
         order.append(index)
-    if len(found) == 1:
-        return found[0]
+    if len(outputs) == 1:
+        return outputs[0]
     back, total = torch.cat(order).argsort(), len(weights)
-    return with_tensors(joined(found), lambda one: one[back] if one.ndim and len(one) == total else one)
+    return with_tensors(joined(outputs), lambda one: one[back] if one.ndim and len(one) == total else one)

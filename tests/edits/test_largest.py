@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fedmerge.edits import delta
 from fedmerge.edits.largest import kth_largest
 from fedmerge.edits.trim import keep_largest
 
@@ -38,3 +39,9 @@ def test_equal_numbers_stay_in_the_order_of_tensors_and_places():
     kept = keep_largest(delta, 0.5)
     assert kept["a"].tolist() == [[1.0, 0.0], [-1.0, 2.0]]
     assert kept["b"].tolist() == [0.0, 0.0]
+
+
+def test_equal_numbers_are_counted_on_from_piece_to_piece(monkeypatch):
+    monkeypatch.setattr(delta, "PIECE", 2)
+    kept = keep_largest({"a": torch.tensor([1.0, 5.0, -1.0, 1.0, 1.0])}, 0.6)
+    assert kept["a"].tolist() == [1.0, 5.0, -1.0, 0.0, 0.0]

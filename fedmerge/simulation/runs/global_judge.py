@@ -62,41 +62,41 @@ class Judge:
         domains = make_domains(self.experiment.config.data.domains)
         if not domains or self.experiment.config.personal:
             return {}
-        whole, model, found = self.experiment.whole_dataset.test, served(self._judged(from_arrays(arrays))), {}
+        whole, model, by_domain = self.experiment.whole_dataset.test, served(self._judged(from_arrays(arrays))), {}
         which = domains_of_tests(len(whole), len(domains), self.experiment.seed)
         which[: self.experiment.config.server_examples] = -1  # those that the server holds
         for number, domain in enumerate(domains):
             mine = whole.subset((which == number).nonzero().flatten())
-            found[domain_name(domain)] = judge(model, mine, what="the test set", task=self.experiment.task).accuracy
-        return found
+            by_domain[domain_name(domain)] = judge(model, mine, what="the test set", task=self.experiment.task).accuracy
+        return by_domain
 
     def attack_success(self, arrays: ArrayRecord, served: Served = _as_it_is) -> float | None:
         """Share of the test inputs with a trigger that are taken for what the attack wants; None where it has none."""
         hostile = self.experiment.hostile
         if hostile is None or self.experiment.config.personal:
             return None
-        found, model = Judged(), served(self._judged(from_arrays(arrays)))
+        judged, model = Judged(), served(self._judged(from_arrays(arrays)))
         for batch in self.experiment.dataset.test.in_order():
             shown = hostile.attack.triggered(*batch)
             if shown is None:
                 return None
             inputs, target = shown
-            found += judge(model, inputs, torch.full((len(inputs),), target))
-        return found.accuracy
+            judged += judge(model, inputs, torch.full((len(inputs),), target))
+        return judged.accuracy
 
     @torch.no_grad()
     def predictions(self, state: State) -> tuple[Task, Tensor, Tensor]:
         """The task, what a model expects on the test inputs (probabilities of classes, or numbers, in the outputs'
         shape), and their targets."""
         model = self._judged(state).eval()
-        reading = Reading(told := self.experiment.task or Classification())
-        found, targets = [], []
+        reading = Reading(chosen_task := self.experiment.task or Classification())
+        expected, targets = [], []
         for inputs, labels in batches(self.experiment.dataset.test, device=next(model.parameters()).device):
-            outputs = outputs_of(model, inputs, task=told)
+            outputs = outputs_of(model, inputs, task=chosen_task)
             task = reading(outputs, labels, None, model, inputs)
-            found.append(task.expected(outputs, labels).cpu())
+            expected.append(task.expected(outputs, labels).cpu())
             targets.append(labels.cpu())
-        return task, torch.cat(found), torch.cat(targets)
+        return task, torch.cat(expected), torch.cat(targets)
 
     def _judged(self, state: State) -> nn.Module:
         # Frozen tensors may not be there; and a merged model may be wider than those that clients began with.
